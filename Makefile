@@ -1,0 +1,54 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+ROLES := server edge client common deploy
+
+.PHONY: demo test test-slow lint types check clean
+
+demo: $(INSTALLED)
+	@echo "== Running one cloud, two edges and six clients on this machine (about 8 minutes on 2 cores)"
+	$(BIN)/fedphd local
+
+test: $(DEV)
+	@echo "== Running the tests"
+	$(BIN)/pytest -q
+
+test-slow: $(DEV)
+	@echo "== Running the slow tests"
+	$(BIN)/pytest -q -m slow
+
+lint: $(DEV)
+	@echo "== ruff"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	@echo "== mypy, strict"
+	@# The folders are sub-packages of fedphd: mypy needs to see them below one folder.
+	@mkdir -p build/types/fedphd
+	@for role in $(ROLES); do ln -sfn ../../../$$role build/types/fedphd/$$role; done
+	MYPYPATH=build/types $(BIN)/mypy $(addprefix -p fedphd.,$(ROLES))
+
+check: lint types
+
+$(VENV)/bin/python:
+	@echo "== Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "FedPhD needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "== Installing fedphd and the versions in constraints.txt into $(VENV)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(INSTALLED)
+	@echo "== Installing the test tools"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache *.egg-info

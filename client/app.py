@@ -1,0 +1,168 @@
+"""The client's ClientApp: what a client answers, whoever carries the messages.
+
+``client/resident.py`` calls this app in its own process; Flower's stock ``flower-supernode``
+and its simulation call it in theirs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedphd.client.choice import choose_edge
+from fedphd.client.trainer import Trainer
+from fedphd.common.config import ClientConfig
+from fedphd.common.data import LabelledImages
+from fedphd.common.groups import Cut
+from fedphd.common.homogeneity import Offer
+from fedphd.common.messages import (
+    Ack,
+    Choose,
+    ChooseReply,
+    Finish,
+    Hello,
+    HelloReply,
+    Network,
+    TrainReply,
+    TrainTask,
+    check_reply_weights,
+    read_payload,
+    read_weights,
+    to_records,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ClientRuntime:
+    """One client's data, model and optimiser, kept warm between messages.
+
+    Args:
+        config: the client's own world.
+        on_finish: told the run's exit code and message when its end is announced.
+
+    Raises:
+        ConfigError: the data cannot be read, or the device is not there.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        *,
+        on_finish: Callable[[Finish], None] = lambda finish: None,
+    ) -> None:
+        self.config = config
+        self._data = LabelledImages(config.data)
+        self._labels = torch.from_numpy(self._data.labels[self._data.train_indices])
+        self._trainer = Trainer(client_id=config.client_id, device=config.device)
+        self._on_finish = on_finish
+        self._choices: dict[tuple[int, int, int], str] = {}
+        self._training = threading.Lock()
+        self._choosing = threading.Lock()
+
+    def hello(self, asked: Hello) -> HelloReply:
+        """Introduce this client."""
+        return HelloReply(
+            kind="client", name=self.config.client_id, num_samples=len(self._labels)
+        )
+
+    def choose(self, asked: Choose) -> ChooseReply:
+        """Draw this round's edge once; every edge that asks later gets the same answer."""
+        counts = self._label_counts(len(asked.target))
+        key = (asked.seed, asked.interval, asked.edge_round)
+        with self._choosing:
+            if key not in self._choices:
+                self._choices[key] = choose_edge(
+                    [
+                        Offer(offer.edge_id, offer.label_distribution, offer.num_samples)
+                        for offer in asked.offers
+                    ],
+                    label_counts=counts,
+                    target=asked.target,
+                    factor=asked.factor,
+                    offset=asked.offset,
+                    epsilon=asked.epsilon,
+                    run_seed=asked.seed,
+                    client_id=self.config.client_id,
+                    interval=asked.interval,
+                    edge_round=asked.edge_round,
+                )
+            chosen = self._choices[key]
+        mine = chosen == asked.asking
+        return ChooseReply(
+            edge_id=chosen, num_samples=sum(counts), label_counts=counts if mine else ()
+        )
+
+    def train(self, task: TrainTask, message: Message) -> Message:
+        """Train the received weights on this client's data for one edge round."""
+        layout = task.network.tensor_layout()
+        weights = check_reply_weights(read_weights(message), task.network, layout)
+        unet = task.network.unet
+        images, _ = self._data.split(image_size=unet["image_size"], channels=unet["channels"])
+        # Several edges may hand out work at once; the data and the optimiser exist once.
+        with self._training:
+            result = self._trainer.train(
+                images=images.images,
+                weights=weights,
+                unet_config=unet,
+                diffusion=task.diffusion,
+                training=task.training,
+                sparsity_lambda=task.sparsity_lambda,
+                cut=Cut.from_json(task.cut) if task.cut else None,
+                prune_moments=task.optimizer_moments == "prune",
+                run_seed=task.seed,
+                interval=task.interval,
+                edge_round=task.edge_round,
+            )
+        reply = TrainReply(
+            client_id=self.config.client_id,
+            interval=task.interval,
+            edge_round=task.edge_round,
+            network=Network(unet=unet, layout=task.network.layout),
+            num_examples=len(self._labels),
+            loss=result.loss,
+            sparsity_penalty=result.sparsity_penalty,
+            steps=result.steps,
+            seconds=result.seconds,
+        )
+        return Message(to_records(reply, result.weights), reply_to=message)
+
+    def finish(self, asked: Finish) -> Ack:
+        """Take note that the run is over."""
+        self._on_finish(asked)
+        return Ack(name=self.config.client_id)
+
+    def _label_counts(self, num_classes: int) -> tuple[int, ...]:
+        self._data.check_classes(num_classes)
+        return tuple(torch.bincount(self._labels, minlength=num_classes).tolist())
+
+
+def build_app(runtime_of: Callable[[Context], ClientRuntime]) -> ClientApp:
+    """The ClientApp; ``runtime_of`` gives the runtime that a message's context belongs to."""
+    app = ClientApp()
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        reply = runtime_of(context).hello(read_payload(message, Hello))
+        return Message(to_records(reply), reply_to=message)
+
+    @app.query("choose")
+    def choose(message: Message, context: Context) -> Message:
+        reply = runtime_of(context).choose(read_payload(message, Choose))
+        return Message(to_records(reply), reply_to=message)
+
+    @app.query("finish")
+    def finish(message: Message, context: Context) -> Message:
+        reply = runtime_of(context).finish(read_payload(message, Finish))
+        return Message(to_records(reply), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return runtime_of(context).train(read_payload(message, TrainTask), message)
+
+    return app

@@ -1,0 +1,103 @@
+"""The network and the optimiser's moments that a client keeps between rounds.
+
+The U-Net's parameters and gradients are views of one flat vector each, in the order that weights
+travel in. So loading, clipping, the optimiser and its moments are single operations on single
+tensors: on the digits U-Net a step is 10% faster than with a list of some hundred tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fedphd.common.errors import ConfigError, ReplyError
+from fedphd.common.groups import Cut, GroupPenalty
+from fedphd.common.layout import TensorLayout
+from fedphd.common.model import unet_from_config
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for "auto" (CUDA where there is one), "cpu" or "cuda"; raises ConfigError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('device = "cuda", but PyTorch sees no CUDA device; use "auto" or "cpu"')
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f'device = "{name}": unknown; use "auto", "cpu" or "cuda"')
+    return torch.device(name)
+
+
+class Network:
+    """A U-Net whose parameters and gradients are views of ``flat`` and ``flat.grad``.
+
+    Args:
+        unet_config: as ``common.model.unet_config`` gives it.
+        device: where it computes.
+
+    Attributes:
+        flat: all weights, (numel,), float32.
+        layout: names and shapes of the views.
+    """
+
+    def __init__(self, unet_config: Mapping[str, Any], device: torch.device) -> None:
+        self.unet_config = dict(unet_config)
+        self.unet = unet_from_config(unet_config)
+        # diffusers' wrapper around to() has lost its types.
+        self.unet.to(device)  # type: ignore[arg-type]
+        self.layout = TensorLayout.of(self.unet.state_dict())
+        self.flat = torch.nn.Parameter(self.layout.pack(self.unet.state_dict()).to(device))
+        self.gradient = torch.zeros_like(self.flat)
+        self.flat.grad = self.gradient
+        values, gradients = self.layout.unpack(self.flat.data), self.layout.unpack(self.gradient)
+        for name, parameter in self.unet.named_parameters():
+            parameter.data, parameter.grad = values[name], gradients[name]
+
+    @cached_property
+    def penalty(self) -> GroupPenalty:
+        """The group penalty of this architecture; building it traces the network."""
+        return GroupPenalty(self.unet)
+
+    def load(self, weights: torch.Tensor) -> None:
+        """Copy ``weights``, (numel,), float32, into the network; raises ReplyError."""
+        if weights.dtype != torch.float32 or weights.shape != self.flat.shape:
+            raise ReplyError(
+                f"weights are {weights.dtype} of shape {tuple(weights.shape)}; the U-Net takes "
+                f"torch.float32 of shape {tuple(self.flat.shape)}"
+            )
+        with torch.no_grad():
+            self.flat.copy_(weights)
+
+
+@dataclass
+class Moments:
+    """Adam's state of all weights, for weights of ``layout``.
+
+    Attributes:
+        step: optimiser steps that they have seen, scalar, float32.
+        exp_avg: first moments, (numel,), float32.
+        exp_avg_sq: second moments, (numel,), float32.
+    """
+
+    layout: TensorLayout
+    step: torch.Tensor
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+
+    @classmethod
+    def zeros(cls, network: Network) -> Moments:
+        """The state before the first step."""
+        zeros = torch.zeros_like(network.flat.data)
+        step = torch.zeros((), dtype=torch.float32, device=zeros.device)
+        return cls(network.layout, step, zeros, zeros.clone())
+
+    def cut(self, cut: Cut, layout: TensorLayout) -> Moments:
+        """The state of the kept weights; raises ReplyError if they are not of ``layout``."""
+        kept = [cut.apply(self.layout.unpack(flat)) for flat in (self.exp_avg, self.exp_avg_sq)]
+        problem = layout.mismatch(TensorLayout.of(kept[0]))
+        if problem:
+            raise ReplyError(f"the cut does not lead to the new network: {problem}")
+        return Moments(layout, self.step, *(layout.pack(state) for state in kept))

@@ -1,0 +1,165 @@
+"""One client process that serves all its edges, with data, model and optimiser kept warm."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from flwr.app import Context, Message, RecordDict
+
+from fedphd.client.app import ClientRuntime, build_app
+from fedphd.common.config import ClientConfig
+from fedphd.common.errors import ConnectionLostError
+from fedphd.common.events import Verdict
+from fedphd.common.messages import CHOOSE, Choose, EdgeOffer, Finish, read_payload, to_records
+from fedphd.common.node import Node
+
+logger = logging.getLogger(__name__)
+
+LEAVE_S = 1.5
+
+
+class OfferBoard:
+    """The edges' latest offers; an edge knows only its own, the client brings them together.
+
+    Args:
+        num_edges: edges that this client serves.
+    """
+
+    def __init__(self, num_edges: int) -> None:
+        self._num_edges = num_edges
+        self._changed = threading.Condition()
+        self._latest: dict[str, tuple[int, int, EdgeOffer]] = {}
+        self.connected: set[str] = set()
+
+    def merge(self, asked: Choose) -> Choose:
+        """Add the other edges' offers to an edge's question.
+
+        Waits at most ``offer_wait_s`` seconds for the connected edges that have made no offer in
+        this interval yet (``synchronised``: in this very edge round), then goes without them.
+        """
+        own = next((o for o in asked.offers if o.edge_id == asked.asking), None)
+        deadline_s = time.monotonic() + asked.offer_wait_s
+        with self._changed:
+            if own is not None:
+                self._latest[own.edge_id] = (asked.interval, asked.edge_round, own)
+            self._changed.notify_all()
+            while len(offers := self._fitting(asked)) < min(self._num_edges, len(self.connected)):
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0:
+                    logger.info("interval %d round %d: chose among %d edges, others silent",
+                                asked.interval, asked.edge_round, len(offers))
+                    break
+                self._changed.wait(left_s)
+        return asked.model_copy(update={"offers": tuple(offers)})
+
+    def _fitting(self, asked: Choose) -> list[EdgeOffer]:
+        return [
+            offer
+            for interval, edge_round, offer in self._latest.values()
+            if interval == asked.interval
+            and (edge_round == asked.edge_round or not asked.synchronised)
+        ]
+
+    def set_connected(self, address: str, connected: bool) -> None:
+        """Remember which edges are there, so that nobody waits for one that is not."""
+        with self._changed:
+            (self.connected.add if connected else self.connected.discard)(address)
+            self._changed.notify_all()
+
+
+class Resident:
+    """Serves every configured edge from one process until the run ends.
+
+    Args:
+        config: the client's own world.
+        stop: set from outside to end early.
+        say: gets a line for people when something changes.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        *,
+        stop: threading.Event,
+        say: Callable[[str], None] = logger.info,
+    ) -> None:
+        torch.set_num_threads(config.num_threads)
+        self.verdict: Verdict | None = None
+        self._config = config
+        self._say = say
+        self._stop = stop
+        self._board = OfferBoard(len(config.edges))
+        self._runtime = ClientRuntime(config, on_finish=self._finish)
+        self._app = build_app(lambda context: self._runtime)
+        self._contexts: dict[str, Context] = {}
+        self._nodes: list[Node] = []
+        self._lost: dict[str, ConnectionLostError] = {}
+
+    def run(self) -> Verdict:
+        """Serve until the run is over or ``stop`` is set.
+
+        Raises:
+            ConnectionLostError: no edge could be reached any more.
+        """
+        threads = [
+            threading.Thread(target=self._serve, args=(address,), name=address, daemon=True)
+            for address in self._config.edges
+        ]
+        for thread in threads:
+            thread.start()
+        # Short joins, so that signals are handled meanwhile.
+        while any(thread.is_alive() for thread in threads) and not self._stop.is_set():
+            for thread in threads:
+                thread.join(0.1)
+        deadline_s = time.monotonic() + LEAVE_S
+        for thread in threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        for node in self._nodes:
+            node.leave()
+        if self.verdict is None and len(self._lost) == len(threads):
+            raise next(iter(self._lost.values()))
+        return self.verdict or Verdict(message="stopped")
+
+    def _serve(self, address: str) -> None:
+        def on_change(change: str) -> None:
+            self._board.set_connected(address, change == "connected")
+            self._say(f"{address} {change}")
+
+        node = Node(
+            address,
+            self._config.node,
+            lambda message: self._answer(address, message),
+            stop=self._stop,
+            on_change=on_change,
+        )
+        self._nodes.append(node)
+        try:
+            node.run()
+        except ConnectionLostError as error:
+            self._lost[address] = error
+            self._say(str(error))
+
+    def _answer(self, address: str, message: Message) -> Message:
+        if message.metadata.message_type == CHOOSE:
+            message.content = to_records(self._board.merge(read_payload(message, Choose)))
+        return self._app(message, self._context(address, message))
+
+    def _context(self, address: str, message: Message) -> Context:
+        if address not in self._contexts:
+            self._contexts[address] = Context(
+                run_id=message.metadata.run_id,
+                node_id=message.metadata.dst_node_id,
+                node_config={},
+                state=RecordDict(),
+                run_config={},
+            )
+        return self._contexts[address]
+
+    def _finish(self, finish: Finish) -> None:
+        # The first edge to say so decides: the cloud's verdict is the same for all of them.
+        self.verdict = self.verdict or Verdict(finish.exit_code, finish.message)
+        threading.Timer(1.0, self._stop.set).start()

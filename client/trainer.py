@@ -1,0 +1,412 @@
+"""Local training of the U-Net on one client's images."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from fedphd.client.network import Moments, Network, resolve_device
+from fedphd.client.objectives import Batch, EpsilonObjective, Objective
+from fedphd.common.data import to_model_range
+from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.groups import Cut, GroupPenalty
+from fedphd.common.layout import TensorLayout
+from fedphd.common.model import build_scheduler
+from fedphd.common.rng import derive_seed, generator
+from fedphd.common.settings import DiffusionConfig, TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """One edge round of a client.
+
+    Attributes:
+        weights: trained weights, (numel,), float32, on the CPU.
+        loss: mean over the steps of the objective alone, without the sparsity penalty.
+        sparsity_penalty: mean over the steps of the group penalty before its factor lambda;
+            0 where it was off.
+        steps: optimiser steps taken.
+        num_examples: images of the client.
+        seconds: wall time.
+    """
+
+    weights: torch.Tensor
+    loss: float
+    sparsity_penalty: float
+    steps: int
+    num_examples: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Mean epsilon loss over ``num_examples`` images."""
+
+    loss: float
+    num_examples: int
+
+
+class Trainer:
+    """One client's trainer; keeps the network and the optimiser's moments between rounds.
+
+    Args:
+        client_id: stable name of the client; part of every seed.
+        device: "auto", "cpu" or "cuda", resolved here.
+
+    Raises:
+        ConfigError: no such device.
+    """
+
+    def __init__(self, *, client_id: str, device: str = "auto") -> None:
+        self.client_id = client_id
+        self.device = resolve_device(device)
+        self._network: Network | None = None
+        self._moments: Moments | None = None
+        self._steps = 0
+
+    def train(
+        self,
+        *,
+        images: torch.Tensor,
+        weights: torch.Tensor,
+        unet_config: Mapping[str, Any],
+        diffusion: DiffusionConfig,
+        training: TrainingConfig,
+        sparsity_lambda: float,
+        cut: Cut | None,
+        run_seed: int,
+        interval: int,
+        edge_round: int,
+        prune_moments: bool = True,
+        objective: Objective | None = None,
+    ) -> TrainResult:
+        """Train ``weights`` on ``images`` for one edge round.
+
+        All draws follow from (run seed, client, interval, edge round), the caller's global
+        generators stay as they are, and on a CPU the same call from the same ``state_dict``
+        gives the same bits (for one number of threads).
+
+        Args:
+            images: (N, C, H, W), uint8, on the CPU.
+            weights: (numel,), float32, in the order of the U-Net's state dict.
+            unet_config: the U-Net, as ``common.model.unet_config`` gives it.
+            diffusion: the forward process.
+            training: optimiser and amount of work.
+            sparsity_lambda: factor of the group penalty (arXiv:2507.06449); 0 = off.
+            cut: how the network was pruned since this client's last round, if it was.
+            run_seed: the run's seed.
+            interval: number of the interval.
+            edge_round: number of the edge round in the interval.
+            prune_moments: cut the optimiser's moments with ``cut``; else they start afresh.
+            objective: what is minimised; default EpsilonObjective.
+
+        Raises:
+            ConfigError: the images do not fit the U-Net.
+            ReplyError: the weights do not fit the U-Net, or its config is malformed.
+            FedPhDError: the loss or its gradient is not finite; names client, round and step.
+        """
+        start_s = time.perf_counter()
+        network = self._load(unet_config, weights)
+        check_images(images, network)
+        round_ = _Round(
+            network=network,
+            scheduler=build_scheduler(diffusion),
+            optimizer=self._optimizer(network, training, cut if prune_moments else None),
+            objective=objective or EpsilonObjective(),
+            training=training,
+            # Built before the steps, so that a first sparse round draws what a later one would.
+            penalty=network.penalty if sparsity_lambda else None,
+            sparsity_lambda=sparsity_lambda,
+            rng=generator("train", run_seed, self.client_id, interval, edge_round),
+            name=f"client {self.client_id}, interval {interval}, round {edge_round}",
+        )
+        dropout_seed = derive_seed("dropout", run_seed, self.client_id, interval, edge_round)
+        with seeded(self.device, dropout_seed):
+            losses, penalties = self._run(round_, images)
+        if training.optimizer_state == "fresh":
+            self._moments = None
+        return TrainResult(
+            weights=network.flat.detach().to("cpu", copy=True),
+            loss=math.fsum(losses) / len(losses),
+            sparsity_penalty=math.fsum(penalties) / len(penalties),
+            steps=len(losses),
+            num_examples=len(images),
+            seconds=time.perf_counter() - start_s,
+        )
+
+    def _run(self, round_: _Round, images: torch.Tensor) -> tuple[list[float], list[float]]:
+        """All steps of a round; returns the loss and the penalty of each."""
+        losses: list[float] = []
+        penalties: list[float] = []
+        round_.network.unet.train()
+        for indices in batches(len(images), round_.training, round_.rng):
+            loss, penalty = round_.step(images[indices], len(losses) + 1, self._steps)
+            self._steps += 1
+            losses.append(loss)
+            penalties.append(penalty)
+        return losses, penalties
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        *,
+        images: torch.Tensor,
+        weights: torch.Tensor,
+        unet_config: Mapping[str, Any],
+        diffusion: DiffusionConfig,
+        run_seed: int,
+        batch_size: int = 256,
+    ) -> EvaluationResult:
+        """Mean epsilon loss of ``weights`` on ``images``, (N, C, H, W), uint8.
+
+        Noise and timesteps are the same in every round, so losses of rounds compare. The
+        optimiser's moments and step counter stay as they are.
+
+        Raises:
+            ConfigError, ReplyError: as ``train``.
+        """
+        network = self._load(unet_config, weights)
+        check_images(images, network)
+        scheduler, objective = build_scheduler(diffusion), EpsilonObjective()
+        rng = generator("evaluate", run_seed, self.client_id)
+        network.unet.eval()
+        total = 0.0
+        for part in torch.split(images, batch_size):
+            batch = noised(to_model_range(part), scheduler, rng, self.device)
+            with autocast(self.device):
+                total += float(objective.loss(network.unet, batch)) * len(part)
+        return EvaluationResult(loss=total / len(images), num_examples=len(images))
+
+    def state_dict(self) -> dict[str, torch.Tensor | int | str]:
+        """What lasts between rounds, for a process that ends after each.
+
+        Returns:
+            ``steps``; and where moments are kept ``layout`` (JSON text), ``moment_steps``,
+            ``exp_avg`` and ``exp_avg_sq``, each (numel,), float32, on the CPU.
+        """
+        state: dict[str, torch.Tensor | int | str] = {"steps": self._steps}
+        if self._moments is not None:
+            state["layout"] = self._moments.layout.to_json()
+            state["moment_steps"] = int(self._moments.step)
+            state["exp_avg"] = self._moments.exp_avg.to("cpu", copy=True)
+            state["exp_avg_sq"] = self._moments.exp_avg_sq.to("cpu", copy=True)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``; raises FedPhDError if that is malformed."""
+        try:
+            steps = int(state["steps"])
+            moments = self._read_moments(state) if "layout" in state else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise FedPhDError(
+                f"the kept training state of client {self.client_id} is malformed ({error}); "
+                "remove it to start afresh"
+            ) from error
+        self._steps, self._moments = steps, moments
+
+    def _read_moments(self, state: Mapping[str, Any]) -> Moments:
+        layout = TensorLayout.from_json(state["layout"])
+        flats = []
+        for name in ("exp_avg", "exp_avg_sq"):
+            flat = torch.as_tensor(state[name])
+            if flat.dtype != torch.float32 or flat.shape != (layout.numel,):
+                raise ValueError(
+                    f"{name} is {flat.dtype} of shape {tuple(flat.shape)}; expected "
+                    f"torch.float32 of shape ({layout.numel},)"
+                )
+            flats.append(flat.to(self.device, copy=True))
+        step = torch.tensor(float(state["moment_steps"]), device=self.device)
+        return Moments(layout, step, *flats)
+
+    def _load(self, unet_config: Mapping[str, Any], weights: torch.Tensor) -> Network:
+        if self._network is None or self._network.unet_config != dict(unet_config):
+            self._network = Network(unet_config, self.device)
+        self._network.load(weights)
+        return self._network
+
+    def _optimizer(
+        self, network: Network, training: TrainingConfig, cut: Cut | None
+    ) -> torch.optim.Optimizer:
+        if training.optimizer_state == "fresh" or self._moments is None:
+            self._moments = Moments.zeros(network)
+        elif self._moments.layout != network.layout:
+            self._moments = self._fitted(self._moments, network, cut)
+        kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(
+            [network.flat],
+            lr=training.learning_rate,
+            betas=(training.beta1, training.beta2),
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+        optimizer.state[network.flat] = {
+            "step": self._moments.step,
+            "exp_avg": self._moments.exp_avg,
+            "exp_avg_sq": self._moments.exp_avg_sq,
+        }
+        return optimizer
+
+    def _fitted(self, moments: Moments, network: Network, cut: Cut | None) -> Moments:
+        """Moments for another architecture: cut where that can be, else new ones."""
+        reason = "no cut to follow"
+        if cut is not None:
+            try:
+                fitted = moments.cut(cut, network.layout)
+            except (FedPhDError, ValueError) as error:
+                reason = str(error)
+            else:
+                logger.info(
+                    "client %s: the network changed from %d to %d weights; optimiser moments cut",
+                    self.client_id, moments.layout.numel, network.layout.numel,
+                )  # fmt: skip
+                return fitted
+        logger.info(
+            "client %s: the network changed from %d to %d weights; optimiser moments reset (%s)",
+            self.client_id, moments.layout.numel, network.layout.numel, reason,
+        )  # fmt: skip
+        return Moments.zeros(network)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What stays the same over the steps of an edge round."""
+
+    network: Network
+    scheduler: DDPMScheduler
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    training: TrainingConfig
+    penalty: GroupPenalty | None
+    sparsity_lambda: float
+    rng: torch.Generator
+    name: str
+
+    def step(self, images: torch.Tensor, number: int, steps_before: int) -> tuple[float, float]:
+        """One optimiser step on uint8 images.
+
+        Args:
+            images: (B, C, H, W), uint8, on the CPU.
+            number: of this step in its round, from 1.
+            steps_before: steps that this client has taken in all its rounds.
+
+        Returns:
+            The loss, and the penalty before lambda.
+        """
+        batch = self._draw(images)
+        self.network.gradient.zero_()
+        with autocast(batch.noisy.device):
+            loss = self.objective.loss(self.network.unet, batch)
+        total, penalty = loss, 0.0
+        if self.penalty is not None:
+            group_norms = self.penalty()
+            total, penalty = loss + self.sparsity_lambda * group_norms, group_norms.item()
+        # torch leaves backward() untyped.
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_([self.network.flat], self.training.max_grad_norm)
+        self._check_finite(number, loss=loss.item(), gradient=norm.item())
+        self.optimizer.param_groups[0]["lr"] = warmed_up(self.training, steps_before)
+        self.optimizer.step()
+        return loss.item(), penalty
+
+    def _draw(self, images: torch.Tensor) -> Batch:
+        clean = to_model_range(images)
+        if self.training.horizontal_flip:
+            clean = flipped(clean, self.rng)
+        return noised(clean, self.scheduler, self.rng, self.network.flat.device)
+
+    def _check_finite(self, number: int, *, loss: float, gradient: float) -> None:
+        if math.isfinite(loss) and math.isfinite(gradient):
+            return
+        raise FedPhDError(
+            f"{self.name}, step {number}: the loss is {loss:g}, its gradient's norm {gradient:g}; "
+            f"lower training.learning_rate (now {self.training.learning_rate:g}) or raise "
+            f"training.warmup_steps (now {self.training.warmup_steps})"
+        )
+
+
+def warmed_up(training: TrainingConfig, steps_before: int) -> float:
+    """Learning rate after ``steps_before`` steps: linear up to step ``warmup_steps``."""
+    if steps_before + 1 >= training.warmup_steps:
+        return training.learning_rate
+    return training.learning_rate * (steps_before + 1) / training.warmup_steps
+
+
+def batches(
+    num_images: int, training: TrainingConfig, rng: torch.Generator
+) -> Iterator[torch.Tensor]:
+    """Indices of each step's images, (B,), int64: a new permutation per pass over the data.
+
+    The last batch of a pass may be smaller. With ``local_unit = "steps"`` passes go on until
+    ``local_amount`` batches are drawn.
+    """
+
+    def endless() -> Iterator[torch.Tensor]:
+        while True:
+            yield from torch.split(torch.randperm(num_images, generator=rng), training.batch_size)
+
+    per_pass = 1 if training.local_unit == "steps" else -(-num_images // training.batch_size)
+    return itertools.islice(endless(), training.local_amount * per_pass)
+
+
+def flipped(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Mirror each of ``images``, (B, C, H, W), left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=rng) < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
+
+
+def noised(
+    clean: torch.Tensor, scheduler: DDPMScheduler, rng: torch.Generator, device: torch.device
+) -> Batch:
+    """Draw noise and timesteps and apply the forward process.
+
+    Args:
+        clean: (B, C, H, W), float32, in [-1, 1], on the CPU.
+        scheduler: the forward process.
+        rng: a generator on the CPU, so that the draws are the same for every device.
+        device: where the batch goes.
+    """
+    noise = torch.randn(clean.shape, generator=rng).to(device)
+    num_timesteps: int = scheduler.config["num_train_timesteps"]
+    timesteps = torch.randint(num_timesteps, (len(clean),), generator=rng).to(device)
+    # diffusers asks for int32 and means any whole numbers.
+    noisy = scheduler.add_noise(clean.to(device), noise, timesteps)  # type: ignore[arg-type]
+    return Batch(noisy=noisy, timesteps=timesteps, noise=noise)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 on CUDA; on CPUs small U-Nets lose by it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the global generators (dropout knows no other) and give them back as they were."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+def check_images(images: torch.Tensor, network: Network) -> None:
+    """Raise ConfigError unless ``images`` are uint8 and of the U-Net's shape."""
+    size = network.unet_config["image_size"]
+    expected = (network.unet_config["channels"], size, size)
+    if images.dtype != torch.uint8 or images.shape[1:] != expected or len(images) == 0:
+        raise ConfigError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}; the U-Net takes "
+            f"torch.uint8 of shape (N, {', '.join(map(str, expected))}) with N >= 1: make "
+            "model.image_size and model.channels fit the data"
+        )

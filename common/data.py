@@ -1,0 +1,301 @@
+"""Labelled images: the embedded digits or anything that HF ``datasets`` loads.
+
+Every client calls this in its own process, so the split is made on the labels alone and only the
+images of the client's own part are decoded. flwr-datasets takes a second to import and is
+imported only where data is cut into parts.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fedphd.common.errors import ConfigError
+from fedphd.common.rng import generator
+from fedphd.common.settings import DataConfig, PartitionConfig
+from fedphd.common.sources import Indices, open_source
+
+if TYPE_CHECKING:
+    import datasets  # type: ignore[import-untyped]
+    from flwr_datasets.partitioner import Partitioner  # type: ignore[import-untyped]
+
+logger = logging.getLogger(__name__)
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_DEEP_MODES = ("I", "F")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and their labels.
+
+    Attributes:
+        images: (N, C, H, W), uint8, 0 to 255.
+        labels: (N,), int64, from 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def label_counts(self, num_classes: int) -> tuple[int, ...]:
+        """Images per class, shape (num_classes,)."""
+        return tuple(torch.bincount(self.labels, minlength=num_classes).tolist())
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """The images and labels at ``indices``, shape (M,), int64."""
+        return ImageSet(self.images[indices], self.labels[indices])
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """Map uint8 images (0 to 255, any shape) to float32 in [-1, 1], as the U-Net sees them."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+class LabelledImages:
+    """A data set, or this process's part of it: the labels now, the images when asked for.
+
+    A client must know its labels before it knows the network's image size. The sub-folders of an
+    image folder are its classes; names that are all whole numbers are the labels themselves, so
+    clients whose folders hold different classes number them alike.
+
+    Args:
+        config: where the data is, and which part of it is wanted.
+
+    Attributes:
+        labels: of the part, in the data set's order, (N,), int64.
+        train_indices: positions of the training images in ``labels``, ascending, int64.
+        validation_indices: the other positions; empty where ``validation_fraction`` is 0.
+
+    Raises:
+        ConfigError: the data cannot be found or read, has no such column or split, it cannot be
+            cut into the wanted parts, or no image is left to train on.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._source = open_source(config)
+        every = self._source.labels
+        if len(every) == 0 or every.min() < 0:
+            raise ConfigError(
+                f"source = {config.source!r} has {len(every)} images, labels from "
+                f"{every.min(initial=0)}; labels must be 0 to num_classes - 1. Choose a labelled "
+                "split or another label_column"
+            )
+        self._positions = np.arange(len(every))
+        if config.partition is not None:
+            self._positions = partition_indices(every, config.partition)
+        self.labels = every[self._positions]
+        self.train_indices, self.validation_indices = _held_out(len(self.labels), config)
+        self._decoded: dict[tuple[int, int], ImageSet] = {}
+
+    def check_classes(self, num_classes: int) -> None:
+        """Raise ConfigError if the data set, this part or another, has a higher label."""
+        labels = self._source.labels
+        if int(labels.max()) >= num_classes:
+            raise ConfigError(
+                f"num_classes = {num_classes}, but source = {self._config.source!r} has "
+                f"{len(np.unique(labels))} classes with labels up to {labels.max()}; set "
+                f"num_classes to at least {labels.max() + 1}"
+            )
+
+    def decode(self, *, image_size: int, channels: int) -> ImageSet:
+        """All images of the part, decoded once and kept.
+
+        Images of another size are cut to a square around their centre and resized.
+
+        Args:
+            image_size: height and width of the result, in pixels.
+            channels: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
+
+        Raises:
+            ConfigError: an image cannot be decoded, or has more than 8 bits per channel.
+        """
+        if (image_size, channels) not in self._decoded:
+            pictures = self._source.read(self._positions)
+            images = _stack(
+                pictures, len(self.labels), image_size, channels, self._config.source
+            )
+            labels = torch.from_numpy(self.labels)
+            self._decoded = {(image_size, channels): ImageSet(images, labels)}
+        return self._decoded[image_size, channels]
+
+    def split(self, *, image_size: int, channels: int) -> tuple[ImageSet, ImageSet | None]:
+        """``decode``, cut into training and validation images (None if there are none)."""
+        data = self.decode(image_size=image_size, channels=channels)
+        if len(self.validation_indices) == 0:
+            return data, None
+        train, validation = map(torch.from_numpy, (self.train_indices, self.validation_indices))
+        return data.subset(train), data.subset(validation)
+
+
+def _held_out(num: int, config: DataConfig) -> tuple[Indices, Indices]:
+    """Positions of the training and of the validation images, each ascending.
+
+    The cut is drawn from the partition's seed and id (0 and 0 without a partition).
+    """
+    if config.validation_fraction == 0:
+        return np.arange(num), np.arange(0)
+    num_validation = max(1, round(config.validation_fraction * num))
+    if num_validation >= num:
+        raise ConfigError(
+            f"validation_fraction = {config.validation_fraction} leaves none of {num} "
+            "images to train on; use a smaller fraction or more images"
+        )
+    part = config.partition
+    seed, part_id = (part.seed, part.partition_id) if part else (0, 0)
+    order = torch.randperm(num, generator=generator("validation", seed, part_id)).numpy()
+    return np.sort(order[num_validation:]), np.sort(order[:num_validation])
+
+
+def partition_indices(labels: Indices, config: PartitionConfig) -> Indices:
+    """Which images are this process's part, by a flwr-datasets partitioner.
+
+    The order is shuffled by the seed first, so all kinds depend on the seed. Pathological parts
+    take ``classes_per_partition`` classes in turn (0 and 1, 2 and 3, ...), going round; a class
+    that several parts take is shared out evenly.
+
+    Args:
+        labels: of the whole data set, (N,), int64.
+        config: how to cut, and which part to return.
+
+    Returns:
+        Ascending positions in ``labels``, (M,), int64, M >= 1.
+
+    Raises:
+        ConfigError: the parts would lose images, be empty or be too small; names the fix.
+    """
+    import datasets
+
+    table = datasets.Dataset.from_dict({"label": labels, "index": np.arange(len(labels))})
+    per_part = 1
+    if config.kind == "pathological":
+        _check_classes_covered(labels, config)
+        per_part = config.classes_per_partition
+    num_pieces = config.num_partitions * per_part
+    pieces = _cut(table.shuffle(seed=config.seed), num_pieces, config)
+    start = config.partition_id * per_part
+    return np.sort(np.concatenate(pieces[start : start + per_part]))
+
+
+def _partitioner(num_pieces: int, config: PartitionConfig) -> Partitioner:
+    from flwr_datasets import partitioner  # type: ignore[import-untyped]
+
+    if config.kind == "pathological":
+        # One class per piece and several pieces per part: with several classes per piece the
+        # deterministic mode shifts by one class per part and leaves the last classes out.
+        return partitioner.PathologicalPartitioner(
+            num_partitions=num_pieces,
+            partition_by="label",
+            num_classes_per_partition=1,
+            class_assignment_mode="deterministic",
+            seed=config.seed,
+        )
+    if config.kind == "dirichlet":
+        return partitioner.DirichletPartitioner(
+            num_partitions=num_pieces,
+            partition_by="label",
+            alpha=config.alpha,
+            min_partition_size=config.min_partition_size,
+            seed=config.seed,
+        )
+    return partitioner.IidPartitioner(num_partitions=num_pieces)
+
+
+def _cut(table: datasets.Dataset, num_pieces: int, config: PartitionConfig) -> list[Indices]:
+    """All pieces of ``table``; raises ConfigError where flwr-datasets gives up or drops images."""
+    if config.num_partitions > len(table):
+        raise ConfigError(
+            f"partition.num_partitions = {config.num_partitions}, but the data set has only "
+            f"{len(table)} images; use fewer parts"
+        )
+    try:
+        with warnings.catch_warnings():
+            # The advice for each of Dirichlet's ten tries is given once, in the error below.
+            warnings.simplefilter("ignore", UserWarning)
+            cutter = _partitioner(num_pieces, config)
+            cutter.dataset = table
+            pieces = [
+                np.asarray(cutter.load_partition(piece)["index"][:], dtype=np.int64)
+                for piece in range(num_pieces)
+            ]
+    except ValueError as error:
+        raise ConfigError(_why_not_cut(config)) from error
+    if sum(map(len, pieces)) != len(table) or not all(map(len, pieces)):
+        raise ConfigError(
+            f"{_described(config)} would cut {len(table)} images into parts of "
+            f"{[len(piece) for piece in pieces]}; use fewer parts"
+        )
+    return pieces
+
+
+def _described(config: PartitionConfig) -> str:
+    return f"partition.kind = {config.kind!r} with num_partitions = {config.num_partitions}"
+
+
+def _why_not_cut(config: PartitionConfig) -> str:
+    if config.kind == "dirichlet":
+        return (
+            f"{_described(config)} and alpha = {config.alpha} gave no split with "
+            f"min_partition_size = {config.min_partition_size} images in every part in 10 tries; "
+            "raise alpha, or lower min_partition_size or num_partitions"
+        )
+    return (
+        f"{_described(config)}: a class has fewer images than parts that take it "
+        f"(classes_per_partition = {config.classes_per_partition}); use fewer parts"
+    )
+
+
+def _check_classes_covered(labels: Indices, config: PartitionConfig) -> None:
+    num_classes, per_part = len(np.unique(labels)), config.classes_per_partition
+    if per_part > num_classes:
+        raise ConfigError(
+            f"partition.classes_per_partition = {per_part}, but the data set has only "
+            f"{num_classes} classes; use {num_classes} or less"
+        )
+    if config.num_partitions * per_part < num_classes:
+        raise ConfigError(
+            f"{_described(config)} and classes_per_partition = {per_part} leaves out "
+            f"{num_classes - config.num_partitions * per_part} of {num_classes} classes; use at "
+            f"least {-(-num_classes // per_part)} parts or "
+            f"{-(-num_classes // config.num_partitions)} classes per part"
+        )
+
+
+def _stack(
+    pictures: Iterable[Image.Image], num: int, size: int, channels: int, source: str
+) -> Tensor:
+    """Pictures as one tensor, (num, channels, size, size), uint8."""
+    if channels not in _MODES:
+        raise ConfigError(f"channels = {channels}: images have one of {list(_MODES)} channels")
+    images = np.empty((num, channels, size, size), dtype=np.uint8)
+    resized_from: tuple[int, int] | None = None
+    for index, picture in enumerate(pictures):
+        if picture.mode.startswith(_DEEP_MODES):
+            raise ConfigError(
+                f"source = {source!r} has images of mode {picture.mode}, which have more than 8 "
+                "bits per channel; convert them to 8 bits"
+            )
+        if picture.size != (size, size):
+            resized_from = resized_from or picture.size
+            picture = ImageOps.fit(
+                picture.convert(_MODES[channels]), (size, size), Image.Resampling.LANCZOS
+            )
+        pixels = np.asarray(picture.convert(_MODES[channels]))
+        images[index] = pixels.reshape(size, size, channels).transpose(2, 0, 1)
+    if resized_from is not None:
+        logger.info(
+            "source = %r: images such as %d x %d pixels are cut to squares and resized to %d x %d",
+            source, *resized_from, size, size,
+        )
+    return torch.from_numpy(images)

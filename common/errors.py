@@ -1,0 +1,79 @@
+"""One tree of errors, and the exit code that each fatal class ends a process with.
+
+    FedPhDError                 1   a defect, or anything not named below
+    ├── ConfigError             2   a setting is wrong: fix the configuration, then start again
+    ├── StartError              3   could not start: a port in use, a file missing
+    ├── ParticipantsError       4   too few edges or clients within the configured wait
+    ├── ConnectionLostError     5   a peer stayed unreachable for longer than allowed: restart
+    ├── Interrupted           130   SIGINT or SIGTERM
+    └── ReplyError              -   one peer's reply is unusable; that peer is left out of the round
+
+Errors of gRPC, Flower and torch become one of these where they enter (``common/node.py``,
+``common/grid.py``, ``common/messages.py``), with the cause chained.
+"""
+
+from __future__ import annotations
+
+
+class FedPhDError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(FedPhDError):
+    """A setting is unknown, of the wrong type, out of range or impossible with another."""
+
+    exit_code = 2
+
+
+class StartError(FedPhDError):
+    """A process could not start: an address in use, a file or a command missing."""
+
+    exit_code = 3
+
+
+class ParticipantsError(FedPhDError):
+    """Fewer edges or clients than required came, or stayed, within the configured wait."""
+
+    exit_code = 4
+
+
+class ConnectionLostError(FedPhDError):
+    """A peer could not be reached again within the configured time."""
+
+    exit_code = 5
+
+
+class Interrupted(FedPhDError):  # noqa: N818 - a request, nothing went wrong
+    """The process was asked to stop by SIGINT or SIGTERM."""
+
+    exit_code = 130
+
+
+class ReplyError(FedPhDError):
+    """One peer's message is unusable (shape, dtype, NaN, count, late, lost); others go on."""
+
+
+EXIT_OK = 0
+EXIT_CODES = {
+    "success": EXIT_OK,
+    **{
+        cls.__name__: cls.exit_code
+        for cls in (
+            FedPhDError,
+            ConfigError,
+            StartError,
+            ParticipantsError,
+            ConnectionLostError,
+            Interrupted,
+        )
+    },
+}
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the process exit code for ``error``; 1 for anything unforeseen."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted.exit_code
+    return error.exit_code if isinstance(error, FedPhDError) else FedPhDError.exit_code

@@ -1,0 +1,79 @@
+"""What happened, as JSON lines that programs read and a supervisor's verdict file.
+
+Every process appends events to a file of its own; whoever wants to show them to people reads
+that file (``deploy/render.py``). A process ends with a verdict, since Flower's exit codes say
+nothing about a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedphd.common.errors import EXIT_OK, FedPhDError
+
+
+class EventLog:
+    """Appends one JSON object per line, flushed at once.
+
+    Args:
+        path: the file; its folder is made.
+        role: "cloud", "edge" or "client".
+        node: the participant's stable name.
+    """
+
+    def __init__(self, path: Path, *, role: str, node: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        self._common = {"role": role, "node": node}
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append an event; ``values`` must be JSON-able."""
+        line = {"time": round(time.time(), 3), **self._common, "event": event, **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a process ended: its exit code, and why in one line."""
+
+    exit_code: int = EXIT_OK
+    message: str = "finished"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON beside ``path`` and rename it, so that readers see all of it or nothing."""
+    beside = path.with_suffix(path.suffix + ".new")
+    beside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def write_verdict(path: Path, verdict: Verdict) -> None:
+    """Leave a process's verdict for whoever started it."""
+    write_json(path, {"exit_code": verdict.exit_code, "message": verdict.message})
+
+
+def read_verdict(path: Path) -> Verdict | None:
+    """The verdict at ``path``, or None as long as there is none.
+
+    Raises:
+        FedPhDError: the file holds something else.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        content = json.loads(text)
+        return Verdict(int(content["exit_code"]), str(content["message"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FedPhDError(f"{path}: is no verdict: {error}") from error

@@ -1,0 +1,202 @@
+"""A Flower Grid that yields replies one at a time, each bounded, exactly one per message.
+
+Flower's own ``send_and_receive`` looks for replies every 3 s and returns all of them at once, so
+memory grows with the clients and one endless upload holds up the rest. ``Strategy`` takes an
+iterable of replies, so a generator lets it aggregate while others still train.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, Protocol
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.common.typing import Run
+from flwr.serverapp import Grid
+
+from fedphd.common.messages import Traffic
+from fedphd.common.node import Backoff, GrpcReplies, message_bytes
+
+_POLL_FIRST_S: Final = 0.02
+_POLL_LAST_S: Final = 0.25
+_PUSH_BATCH: Final = 32
+
+
+class Replies(Protocol):
+    """Where replies come from: ``GrpcReplies`` for processes, ``PlainReplies`` otherwise."""
+
+    stall_s: float
+
+    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
+        """Look once; each reply found comes whole, or as the reason why it is lost."""
+
+    def forget(self, message_id: str) -> None:
+        """Nobody waits for this reply any more."""
+
+
+class PlainReplies:
+    """Replies of a Grid whose ``pull_messages`` never blocks (simulation, tests)."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.stall_s = float("inf")
+        self._grid = grid
+
+    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
+        """Look once for replies."""
+        found = self._grid.pull_messages(message_ids)
+        return [(reply.metadata.reply_to_message_id, reply) for reply in found]
+
+    def forget(self, message_id: str) -> None:
+        """Nothing is kept here."""
+
+
+@dataclass
+class _Sent:
+    message: Message
+    deadline_s: float
+
+
+class StreamingGrid(Grid):
+    """Wraps a Flower Grid; see the module's docstring.
+
+    Args:
+        grid: Flower's grid of the running ServerApp.
+        replies: how replies are pulled.
+        in_order: yield replies in the order of the messages (reproducible sums).
+        clock, sleep: monotonic seconds, and waiting; for tests.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        replies: Replies,
+        *,
+        in_order: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.traffic = Traffic()
+        self.in_order = in_order
+        self._grid = grid
+        self._replies = replies
+        self._clock = clock
+        self._sleep = sleep
+
+    def configure(self, *, in_order: bool, upload_stall_s: float) -> None:
+        """Set what a run's plan brings."""
+        self.in_order = in_order
+        self._replies.stall_s = upload_stall_s
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Hand on to the wrapped grid."""
+        self._grid.set_run(run)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Hand on to the wrapped grid (deprecated by Flower)."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Ids of the nodes that are connected now."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages and count their bytes."""
+        batch = list(messages)
+        sizes: dict[str, int] = {}
+        sent = sum(message_bytes(message, sizes) for message in batch)
+        self.traffic += Traffic(sent_bytes=sent)
+        return self._grid.push_messages(batch)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that are there now."""
+        found = self._replies.poll(list(message_ids))
+        return [reply for _, reply in found if isinstance(reply, Message)]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send ``messages`` and yield exactly one reply for each, as they come.
+
+        What was lost, refused or not there ``timeout`` seconds after its message was sent is
+        yielded as an error reply that says why; ``metadata.src_node_id`` is always the node
+        that was asked.
+        """
+        pending = self._send_all(messages, float("inf") if timeout is None else timeout)
+        return self._receive_all(pending, timeout)
+
+    def _send_all(self, messages: Iterable[Message], timeout_s: float) -> dict[str, _Sent]:
+        pending: dict[str, _Sent] = {}
+        source = iter(messages)
+        while batch := list(islice(source, _PUSH_BATCH)):
+            message_ids = list(self.push_messages(batch))
+            message_ids += [""] * (len(batch) - len(message_ids))
+            for message, message_id in zip(batch, message_ids, strict=True):
+                sent = _Sent(_envelope(message), self._clock() + timeout_s)
+                # A message that the SuperLink refused has no id: its own is as good as any.
+                key = message_id or f"refused-{len(pending)}"
+                pending[key] = sent
+                if not message_id:
+                    sent.deadline_s = float("-inf")
+        return pending
+
+    def _receive_all(
+        self, pending: dict[str, _Sent], timeout: float | None
+    ) -> Iterator[Message]:
+        backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
+        while pending:
+            asked = list(pending)[:1] if self.in_order else list(pending)
+            asked = [key for key in asked if not key.startswith("refused-")]
+            found = self._replies.poll(asked) if asked else []
+            for message_id, reply in found:
+                yield self._accept(pending.pop(message_id).message, reply)
+            if found:
+                backoff.reset()
+                continue
+            if not (late := self._late(pending)):
+                self._sleep(backoff.next_s())
+            for message_id in late:
+                self._replies.forget(message_id)
+                sent = pending.pop(message_id)
+                refused = sent.deadline_s == float("-inf")
+                reason = "its SuperLink refused the message" if refused else (
+                    f"no reply within {timeout:g} s"
+                )
+                yield _failure(sent.message, reason)
+
+    def _late(self, pending: dict[str, _Sent]) -> list[str]:
+        now_s = self._clock()
+        return [key for key, sent in pending.items() if now_s > sent.deadline_s]
+
+    def _accept(self, sent: Message, reply: Message | str) -> Message:
+        if isinstance(reply, str):
+            return _failure(sent, reply)
+        self.traffic += Traffic(received_bytes=message_bytes(reply, {}))
+        if reply.has_error():
+            # Flower's own error replies name the SuperLink as their source, not the node.
+            return _failure(sent, reply.error.reason or "unknown", reply.error.code)
+        return reply
+
+
+def streaming_grid(grid: Grid, *, upload_stall_s: float, in_order: bool) -> StreamingGrid:
+    """Wrap the grid that Flower hands to a ServerApp, whichever kind it is."""
+    over_grpc = hasattr(grid, "_stub")
+    replies = GrpcReplies(grid, stall_s=upload_stall_s) if over_grpc else PlainReplies(grid)
+    return StreamingGrid(grid, replies, in_order=in_order)
+
+
+def _envelope(message: Message) -> Message:
+    """The message without its content, so that weights need not stay in memory."""
+    return Message(metadata=message.metadata, content=RecordDict())
+
+
+def _failure(sent: Message, reason: str, code: int = ErrorCode.MESSAGE_UNAVAILABLE) -> Message:
+    return Message(Error(code, reason), reply_to=sent)

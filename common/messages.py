@@ -1,0 +1,310 @@
+"""What the processes say to one another: a type per message, and its form on Flower's wire.
+
+A message's scalars travel as one JSON text in a ``ConfigRecord``; model weights travel as ONE
+flat float32 array in an ``ArrayRecord``, beside the manifest of names and shapes that says how
+to cut it up. One array instead of some hundred makes a round trip some ten times cheaper (each
+Flower array is two objects, each object three remote calls), and an average is one addition.
+Nothing that arrives is unpickled or executed; everything is checked here or against a template.
+"""
+
+from __future__ import annotations
+
+import io
+from importlib.metadata import version
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedphd.common.errors import ReplyError
+from fedphd.common.layout import TensorLayout
+from fedphd.common.settings import DiffusionConfig, FederationConfig, TrainingConfig
+
+PROTOCOL: Final = 1
+PACKAGE_VERSION: Final = version("fedphd")
+
+HELLO: Final = "query.hello"
+CHOOSE: Final = "query.choose"
+FINISH: Final = "query.finish"
+TRAIN: Final = "train"
+
+_RECORD: Final = "fedphd"
+_PAYLOAD: Final = "payload"
+_WEIGHTS: Final = "weights"
+
+
+class Payload(BaseModel):
+    """Base of every message's scalars: strict types, no unknown keys, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Hello(Payload):
+    """Server to node: who are you? The first message to every node that appears."""
+
+    asking: str
+    protocol: int = PROTOCOL
+    version: str = PACKAGE_VERSION
+
+
+class HelloReply(Payload):
+    """A node introduces itself; an edge also lists the clients that it sees now."""
+
+    kind: Literal["client", "edge"]
+    name: str
+    protocol: int = PROTOCOL
+    version: str = PACKAGE_VERSION
+    num_samples: int = Field(0, ge=0)
+    clients: dict[str, int] = Field(default_factory=dict)
+
+
+class EdgeOffer(Payload):
+    """What an edge holds in this interval so far: label shares and number of samples."""
+
+    edge_id: str
+    label_distribution: tuple[float, ...]
+    num_samples: float = Field(ge=0)
+
+
+class Choose(Payload):
+    """Edge to client: will you train with one of these edges in this round?"""
+
+    asking: str
+    interval: int = Field(ge=1)
+    edge_round: int = Field(ge=1)
+    offers: tuple[EdgeOffer, ...] = Field(min_length=1)
+    target: tuple[float, ...]
+    factor: float = Field(ge=0)
+    offset: float
+    epsilon: float = Field(gt=0)
+    seed: int = Field(ge=0)
+    offer_wait_s: float = Field(ge=0)
+    synchronised: bool
+
+
+class ChooseReply(Payload):
+    """Client to edge: the chosen edge, and the label counts if it is the asking one."""
+
+    edge_id: str
+    num_samples: int = Field(ge=0)
+    label_counts: tuple[int, ...] = ()
+
+
+class Network(Payload):
+    """The U-Net that a message's flat weights belong to."""
+
+    unet: dict[str, Any]
+    layout: str
+
+    def tensor_layout(self) -> TensorLayout:
+        """The manifest of names and shapes; raises ReplyError if it is malformed."""
+        try:
+            return TensorLayout.from_json(self.layout)
+        except ValueError as error:
+            raise ReplyError(f"layout of the weights is malformed: {error}") from error
+
+
+class TrainTask(Payload):
+    """Edge to client: train these weights on your data for one edge round."""
+
+    edge_id: str
+    interval: int = Field(ge=1)
+    edge_round: int = Field(ge=1)
+    network: Network
+    diffusion: DiffusionConfig
+    training: TrainingConfig
+    sparsity_lambda: float = Field(ge=0)
+    optimizer_moments: Literal["prune", "reset"]
+    cut: str | None = None
+    seed: int = Field(ge=0)
+
+
+class TrainReply(Payload):
+    """Client to edge, with its weights: how the round went."""
+
+    client_id: str
+    interval: int = Field(ge=1)
+    edge_round: int = Field(ge=1)
+    network: Network
+    num_examples: int = Field(ge=0)
+    loss: float
+    sparsity_penalty: float = 0.0
+    steps: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+
+
+class IntervalTask(Payload):
+    """Cloud to edge: run one interval from these weights; the whole plan is in ``plan``."""
+
+    interval: int = Field(ge=1)
+    sparse: bool
+    network: Network
+    cut: str | None = None
+    plan: FederationConfig
+
+
+class Traffic(Payload):
+    """Bytes over one link, as counted by the server side of it."""
+
+    sent_bytes: int = Field(0, ge=0)
+    received_bytes: int = Field(0, ge=0)
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            sent_bytes=self.sent_bytes + other.sent_bytes,
+            received_bytes=self.received_bytes + other.received_bytes,
+        )
+
+    def minus(self, earlier: Traffic) -> Traffic:
+        """What came since ``earlier``."""
+        return Traffic(
+            sent_bytes=self.sent_bytes - earlier.sent_bytes,
+            received_bytes=self.received_bytes - earlier.received_bytes,
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes in both directions."""
+        return self.sent_bytes + self.received_bytes
+
+
+class IntervalReply(Payload):
+    """Edge to cloud, with its weights: how the interval went."""
+
+    edge_id: str
+    interval: int = Field(ge=1)
+    network: Network
+    samples_per_round: float = Field(ge=0)
+    client_rounds: int = Field(ge=0)
+    label_distribution: tuple[float, ...]
+    loss: float
+    mean_steps: float = Field(ge=0)
+    traffic: Traffic
+    seconds: float = Field(ge=0)
+    clients: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+
+class Finish(Payload):
+    """The run is over; said by the cloud to its edges, and by an edge to its clients."""
+
+    exit_code: int
+    message: str
+
+
+class Ack(Payload):
+    """Answer to a message that asks for nothing."""
+
+    name: str
+
+
+PayloadT = TypeVar("PayloadT", bound=Payload)
+
+
+def to_records(payload: Payload, weights: torch.Tensor | None = None) -> RecordDict:
+    """Convert to Flower records; ``weights``: (numel,), float32, contiguous, on the CPU."""
+    records = RecordDict({_RECORD: ConfigRecord({_PAYLOAD: payload.model_dump_json()})})
+    if weights is not None:
+        records[_WEIGHTS] = weights_record(weights)
+    return records
+
+
+def weights_record(weights: torch.Tensor) -> ArrayRecord:
+    """One flat float32 array, shape (numel,), as a Flower record."""
+    return ArrayRecord({_WEIGHTS: Array(weights.numpy())})
+
+
+def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
+    """Read a message's scalars as ``kind``.
+
+    Raises:
+        ReplyError: the message is an error reply, or not a well-formed ``kind``.
+    """
+    if message.has_error():
+        raise ReplyError(f"error {message.error.code}: {message.error.reason}")
+    try:
+        text = message.content.config_records[_RECORD][_PAYLOAD]
+        return kind.model_validate_json(text)  # type: ignore[arg-type]
+    except KeyError as error:
+        raise ReplyError(f"not a FedPhD message: record {error} is missing") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        raise ReplyError(f"malformed {kind.__name__}: {where}: {first['msg']}") from error
+
+
+def read_weights(message: Message) -> torch.Tensor:
+    """The flat weights of a message, shape (numel,), float32; read-only memory, no copy.
+
+    Raises:
+        ReplyError: no such array, or another dtype or number of dimensions.
+    """
+    try:
+        array = message.content.array_records[_WEIGHTS][_WEIGHTS]
+    except KeyError as error:
+        raise ReplyError("carries no weights") from error
+    return read_array(array)
+
+
+def read_array(array: Array) -> torch.Tensor:
+    """View a serialised float32 vector in place (Flower stores NumPy's ``.npy`` format)."""
+    try:
+        head = io.BytesIO(array.data[:512])
+        np.lib.format.read_magic(head)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
+    except ValueError as error:
+        raise ReplyError(f"weights are not a NumPy array: {error}") from error
+    if dtype != np.dtype("<f4") or len(shape) != 1 or fortran:
+        raise ReplyError(f"weights are {dtype} of shape {shape}; expected flat float32")
+    offset = head.tell()
+    if len(array.data) - offset != 4 * shape[0]:
+        raise ReplyError(
+            f"weights hold {len(array.data) - offset} bytes; {4 * shape[0]} expected for {shape}"
+        )
+    return torch.from_numpy(np.asarray(_Lent(np.frombuffer(array.data, "<f4", offset=offset))))
+
+
+class _Lent:
+    """Lends read-only memory to torch, which knows no read-only tensors and would warn.
+
+    Whoever gets the tensor must not write to it; ``owner`` keeps the bytes alive.
+    """
+
+    def __init__(self, owner: np.ndarray[Any, Any]) -> None:
+        self.owner = owner
+        address, _ = owner.__array_interface__["data"]
+        self.__array_interface__ = {**owner.__array_interface__, "data": (address, False)}
+
+
+def check_reply_weights(
+    weights: torch.Tensor, network: Network, expected: TensorLayout
+) -> torch.Tensor:
+    """Check weights that came back against the layout that was sent.
+
+    Args:
+        weights: (numel,), float32.
+        network: what the sender says they are.
+        expected: the layout of the network that was sent out.
+
+    Raises:
+        ReplyError: names the first tensor that differs or is not finite.
+    """
+    problem = expected.mismatch(network.tensor_layout())
+    if problem is None and weights.numel() != expected.numel:
+        problem = f"weights have {weights.numel()} values; expected {expected.numel}"
+    problem = problem or expected.first_non_finite(weights)
+    if problem:
+        raise ReplyError(problem)
+    return weights
+
+
+def check_version(reply: HelloReply) -> None:
+    """Raise ReplyError if a peer speaks another protocol."""
+    if reply.protocol != PROTOCOL:
+        raise ReplyError(
+            f"{reply.kind} {reply.name} speaks protocol {reply.protocol} (fedphd "
+            f"{reply.version}); this is protocol {PROTOCOL} (fedphd {PACKAGE_VERSION}): "
+            "install the same version on every machine"
+        )

@@ -1,0 +1,72 @@
+"""Randomness that can be repeated: every generator is built from what it is for.
+
+The parts of a seed name the use, such as ``("train", run_seed, client_id, interval, round)``, so
+two uses never share a stream and no order of events changes a draw. The seeds are the same in
+every process and on every machine (unlike ``hash()``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**63) from SHA-256 of the parts' JSON text.
+
+    JSON keeps lists apart that a plain join would mix up: ``(1,)`` and ``("1",)``, ``("a", "b")``
+    and ``("ab",)``.
+
+    Raises:
+        TypeError: a part is neither an integer nor a string.
+    """
+    plain = [part if isinstance(part, str) else operator.index(part) for part in parts]
+    digest = hashlib.sha256(json.dumps(plain).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A torch generator on the CPU, seeded by ``derive_seed(*parts)``."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def numpy_generator(*parts: int | str) -> np.random.Generator:
+    """A NumPy generator, seeded by ``derive_seed(*parts)``."""
+    return np.random.default_rng(derive_seed(*parts))
+
+
+def sample_participants(
+    client_ids: Iterable[str], *, fraction: float, seed: int, interval: int, edge_round: int
+) -> list[str]:
+    """The clients that take part in an edge round, in the round's order.
+
+    Every id is ranked by its own seed. So all edges get the same list, and edges that know
+    slightly different sets of clients differ by hardly more than those.
+
+    Args:
+        client_ids: known clients, in any order; repeats count once.
+        fraction: share of them that takes part, in (0, 1].
+        seed: the run's seed.
+        interval: number of the interval.
+        edge_round: number of the edge round in the interval.
+
+    Returns:
+        ``fraction`` of the ids, halves rounded up, at least one; empty if there are none.
+
+    Raises:
+        ValueError: ``fraction`` is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction = {fraction} is not in (0, 1]")
+    ids = set(client_ids)
+    ranked = sorted(
+        ids, key=lambda name: (derive_seed("participants", seed, interval, edge_round, name), name)
+    )
+    # 0.29 * 50 is 14.499999999999998 in floating point; the half is meant.
+    return ranked[: max(1, math.floor(fraction * len(ids) + 0.5 + 1e-9))]

@@ -1,0 +1,238 @@
+"""A whole federation on this machine: one cloud, edges and clients as separate processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from fedphd.common.config import CloudConfig
+from fedphd.common.errors import (
+    ConfigError,
+    FedPhDError,
+    Interrupted,
+    StartError,
+    exit_code_of,
+)
+from fedphd.common.events import Verdict, read_verdict
+from fedphd.deploy.launch import VERDICT, Say
+from fedphd.deploy.superlink import die_with_parent, flower_environment, free_ports
+
+STOP_S = 4.0
+KILL_S = 2.0
+FORWARD_S = 1.0
+POLL_S = 0.1
+
+
+@dataclass
+class Role:
+    """One started process, leader of a process group of its own."""
+
+    name: str
+    process: subprocess.Popen[str]
+    log: Path
+    forward: threading.Thread
+
+
+class LocalCluster:
+    """Starts ``fedphd cloud``, ``fedphd edge`` and ``fedphd client`` and ends them together.
+
+    Args:
+        config: the cloud's configuration; schedule.num_edges and schedule.min_clients say how
+            many edges and clients are started.
+        source: data set of the clients, as in data.source.
+        run_dir: the run's folder; logs go to its folder ``logs``.
+        say: gets the lines for people.
+    """
+
+    def __init__(self, config: CloudConfig, *, source: str, run_dir: Path, say: Say) -> None:
+        self._config = config
+        self._source = source
+        self._run_dir = run_dir
+        self._say = say
+        self._state = run_dir / "state"
+        self.roles: list[Role] = []
+
+    def start(self) -> None:
+        """Start all processes at once: any order works, since each waits for its peers."""
+        schedule = self._config.schedule
+        ports = free_ports(1 + schedule.num_edges)
+        cloud, *edges = [f"127.0.0.1:{port}" for port in ports]
+        self._start("cloud", ["cloud", *self._cloud_arguments(cloud)])
+        for number, address in enumerate(edges):
+            name = f"edge-{number}"
+            values = {"edge_id": name, "cloud": cloud, "state_dir": str(self._state / name)}
+            config = self._write(name, {**values, "superlink": {"address": address}})
+            self._start(name, ["edge", "--config", str(config)])
+        for number in range(schedule.min_clients):
+            name = f"client-{number}"
+            config = self._write(name, self._client_values(name, number, edges))
+            self._start(name, ["client", "--config", str(config)])
+
+    def _cloud_arguments(self, address: str) -> list[str]:
+        values = self._config.model_dump(mode="json")
+        values["superlink"]["address"] = address
+        values["state_dir"] = str(self._state / "cloud")
+        config = self._write("cloud", values)
+        arguments = ["--config", str(config), "--run-dir", str(self._run_dir)]
+        # TOML has no null: what is absent here, but in the preset, would come back.
+        for key in unset_keys(values):
+            arguments += ["--set", f"{key}=null"]
+        return arguments
+
+    def _client_values(self, name: str, number: int, edges: list[str]) -> dict[str, object]:
+        partition = {
+            "kind": "pathological",
+            "num_partitions": self._config.schedule.min_clients,
+            "partition_id": number,
+            "classes_per_partition": 2,
+            "seed": self._config.seed,
+        }
+        data = {"source": self._source, "partition": partition}
+        return {"client_id": name, "edges": edges, "device": self._config.device, "data": data}
+
+    def _write(self, name: str, values: dict[str, object]) -> Path:
+        self._state.mkdir(parents=True, exist_ok=True)
+        path = self._state / f"{name}.toml"
+        path.write_text(to_toml(values), encoding="utf-8")
+        return path
+
+    def _start(self, name: str, arguments: list[str]) -> None:
+        logs = self._run_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        log = logs / f"{name}.log"
+        with log.open("w", encoding="utf-8") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fedphd.deploy.cli", *arguments],
+                env=flower_environment(self._state / name / "flwr"),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        forward = threading.Thread(target=self._forward, args=(process.stdout,), daemon=True)
+        forward.start()
+        self.roles.append(Role(name, process, log, forward))
+
+    def _forward(self, output: IO[str]) -> None:
+        with output:
+            for line in output:
+                self._say(line.rstrip("\n"))
+
+    def wait(self, stop: threading.Event) -> Verdict:
+        """Wait for the cloud's verdict; a process that cannot start ends the whole run."""
+        cloud = self.roles[0]
+        while cloud.process.poll() is None:
+            if stop.is_set():
+                return Verdict(Interrupted.exit_code, "interrupted")
+            for role in self.roles[1:]:
+                code = role.process.poll()
+                if code in (ConfigError.exit_code, StartError.exit_code):
+                    return Verdict(code, f"{role.name} could not start; see {role.log}")
+            time.sleep(POLL_S)
+        verdict = read_verdict(self._run_dir / VERDICT)
+        # Without a verdict nothing is a success; a signal's code is negative.
+        code = max(cloud.process.returncode, FedPhDError.exit_code)
+        return verdict or Verdict(code, f"cloud ended; see {cloud.log}")
+
+    def finish(self, within_s: float) -> None:
+        """Let edges and clients, who heard that the run is over, end by themselves."""
+        deadline_s = time.monotonic() + within_s
+        while time.monotonic() < deadline_s:
+            if all(role.process.poll() is not None for role in self.roles):
+                return
+            time.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """End everything that still runs: clients, then edges, then the cloud."""
+        for kind in ("client", "edge", "cloud"):
+            roles = [role for role in self.roles if role.name.startswith(kind)]
+            _signal(roles, signal.SIGTERM)
+            # Nodes say goodbye before their SuperLink goes, each tier within its share of 10 s.
+            _wait(roles, STOP_S if kind != "client" else KILL_S)
+            _signal(roles, signal.SIGKILL)
+        for role in self.roles:
+            role.process.wait()
+            # What a killed launcher left behind is in its process group.
+            _kill_group(role.process.pid)
+            # The last lines may still be on their way.
+            role.forward.join(FORWARD_S)
+
+
+def _signal(roles: Iterable[Role], number: int) -> None:
+    for role in roles:
+        if role.process.poll() is None:
+            role.process.send_signal(number)
+
+
+def _wait(roles: list[Role], within_s: float) -> None:
+    deadline_s = time.monotonic() + within_s
+    for role in roles:
+        try:
+            role.process.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def run_local(
+    config: CloudConfig, *, source: str, run_dir: Path, stop: threading.Event, say: Say
+) -> Verdict:
+    """Run a whole federation on loopback and return the cloud's verdict."""
+    cluster = LocalCluster(config, source=source, run_dir=run_dir, say=say)
+    try:
+        cluster.start()
+        verdict = cluster.wait(stop)
+        if not stop.is_set():
+            cluster.finish(10.0)
+        return verdict
+    except OSError as error:
+        return Verdict(exit_code_of(StartError()), f"cannot start a process: {error}")
+    finally:
+        cluster.stop()
+
+
+def toml_value(value: object) -> str:
+    """A string, path, number, boolean or list of such as TOML; its strings are JSON's but for DEL.
+
+    Raises:
+        ValueError: the value is, or holds, NaN or an infinity.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+    return text.replace("\x7f", "\\u007f")
+
+
+def to_toml(values: Mapping[str, object], prefix: str = "") -> str:
+    """Plain values as TOML, a section's own values before its sections; None is left out."""
+    own = {k: v for k, v in values.items() if not isinstance(v, Mapping) and v is not None}
+    lines = [f"{key} = {toml_value(value)}" for key, value in own.items()]
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            section = f"{prefix}{key}"
+            lines += ["", f"[{section}]", to_toml(value, f"{section}.")]
+    return "\n".join(lines) + "\n"
+
+
+def unset_keys(values: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of what is None, which ``to_toml`` leaves out."""
+    for key, value in values.items():
+        if value is None:
+            yield f"{prefix}{key}"
+        elif isinstance(value, Mapping):
+            yield from unset_keys(value, f"{prefix}{key}.")

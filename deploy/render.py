@@ -1,0 +1,126 @@
+"""Events as lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Tail:
+    """Reads the JSON lines that are appended to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+
+    def new_events(self) -> Iterator[dict[str, Any]]:
+        """The events that came since the last call; an unfinished last line waits."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._position += len(line)
+                yield json.loads(line)
+
+
+def render(event: dict[str, Any]) -> str | None:
+    """One aligned line for an event, or None for what people need not see."""
+    formatter = _FORMATS.get(event["event"])
+    text = formatter(event) if formatter else None
+    return None if text is None else f"{event['node']:<9} {text}"
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes with a unit, powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(round(count, 1)) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration as ``42 s``, ``3 min 05 s`` or ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 6000:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _peer(event: dict[str, Any]) -> str:
+    detail = f": {event['detail']}" if event["detail"] else ""
+    return f"{event['peer']} {event['change']}{detail}"
+
+
+def _link(event: dict[str, Any]) -> str:
+    return f"cloud {event['server']} {event['change']}"
+
+
+def _round(event: dict[str, Any]) -> str:
+    clients = ",".join(name.removeprefix("client-") for name in event["clients"]) or "none"
+    failed = f" | without {'; '.join(event['failures'])}" if event["failures"] else ""
+    moved = event["sent_bytes"] + event["received_bytes"]
+    return (
+        f"interval {event['interval']:>2} round {event['edge_round']}  "
+        f"loss {event['loss']:.4f} | {len(event['clients'])} clients ({clients}) | "
+        f"{human_bytes(moved)} so far | {event['seconds']:.1f} s | "
+        f"about {human_seconds(event['left_s'])} left{failed}"
+    )
+
+
+def _interval(event: dict[str, Any]) -> str:
+    shares = " ".join(f"{name} {share:.0%}" for name, share in event["edge_weights"].items())
+    distance = event.get("frechet_distance")
+    quality = f" | Frechet distance {distance:.1f}" if distance is not None else ""
+    failed = f" | without {'; '.join(event['failures'])}" if event["failures"] else ""
+    return (
+        f"interval {event['interval']:>2} of {event['intervals']}  loss {event['loss']:.4f} | "
+        f"edges {shares or 'none'} | {event['parameters'] / 1e6:.2f} M parameters | "
+        f"{human_bytes(event['edge_cloud_bytes'])} edge-cloud | "
+        f"about {human_seconds(event['left_s'])} left{quality}{failed}"
+    )
+
+
+def _pruned(event: dict[str, Any]) -> str:
+    before, after = event["before"], event["after"]
+    return (
+        f"pruned to {1 - event['achieved_ratio']:.0%} of the widths: parameters "
+        f"{before['parameters'] / 1e6:.2f} M -> {after['parameters'] / 1e6:.2f} M, MACs "
+        f"{before['macs'] / 1e6:.2f} M -> {after['macs'] / 1e6:.2f} M"
+    )
+
+
+def _evaluated(event: dict[str, Any]) -> str:
+    distance = event["frechet_distance"]
+    value = (
+        "no reference data, no distance"
+        if distance is None
+        else (f"Frechet distance {distance:.1f} in features of {event['features']}")
+    )
+    return (
+        f"evaluated {event['what']}: {value} "
+        f"({event['num_samples']} samples, {event['sampling_steps']} DDIM steps, "
+        f"{event['seconds']:.1f} s)"
+    )
+
+
+def _message(event: dict[str, Any]) -> str:
+    return str(event["text"])
+
+
+_FORMATS = {
+    "peer": _peer,
+    "link": _link,
+    "round": _round,
+    "interval": _interval,
+    "pruned": _pruned,
+    "evaluated": _evaluated,
+    "message": _message,
+}

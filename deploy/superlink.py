@@ -1,0 +1,235 @@
+"""Start, wait for, submit to and stop a stock ``flower-superlink``."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from fedphd.common.config import SuperLinkConfig
+from fedphd.common.errors import StartError
+
+READY_S = 60.0
+SUBMIT_S = 120.0
+STOP_S = 3.0
+BUNDLE = Path(__file__).parent / "bundle"
+_PR_SET_PDEATHSIG = 1
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Environment for Flower's processes: a home of their own, and no calls home."""
+    scripts = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "FLWR_HOME": str(home.resolve()),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        # At INFO a SuperLink logs a line for every look of every node for messages.
+        "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
+        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent dies (also by SIGKILL)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports on loopback that are free now."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def check_free(address: str, name: str) -> None:
+    """Raise StartError if ``address`` (host:port) cannot be listened on."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), int(port)))
+    except OSError as error:
+        raise StartError(
+            f"{name} = {address}: cannot listen there: {error.strerror}; stop what uses "
+            "the port, or choose another"
+        ) from error
+
+
+def make_folder(path: Path, name: str) -> None:
+    """Make ``path`` and its parents unless they exist; raise StartError if that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(
+            f"{name} = {path}: cannot be made: {error.strerror}; choose a folder to write to"
+        ) from error
+
+
+class SuperLink:
+    """A running ``flower-superlink`` of our own.
+
+    Args:
+        config: where nodes connect, certificates.
+        state_dir: Flower's home, and ``superlink.log``.
+
+    Raises:
+        StartError: the port is taken, Flower is not installed, or it ends at once.
+    """
+
+    def __init__(self, config: SuperLinkConfig, state_dir: Path) -> None:
+        check_free(config.address, "superlink.address")
+        make_folder(state_dir, "state_dir")
+        self._config = config
+        self._home = state_dir / "flwr"
+        self.log = state_dir / "superlink.log"
+        self._control, self._serverappio = (f"127.0.0.1:{port}" for port in free_ports(2))
+        self._environment = flower_environment(self._home)
+        with self.log.open("wb") as log:
+            self.process = self._start(log)
+
+    def _start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        command = [
+            _executable("flower-superlink"),
+            "--fleet-api-address", self._config.address,
+            "--control-api-address", self._control,
+            "--serverappio-api-address", self._serverappio,
+            "--isolation", "subprocess",
+        ]  # fmt: skip
+        config = self._config
+        if config.ssl_certfile and config.ssl_keyfile and config.ssl_ca_certfile:
+            command += ["--ssl-certfile", str(config.ssl_certfile)]
+            command += ["--ssl-keyfile", str(config.ssl_keyfile)]
+            command += ["--ssl-ca-certfile", str(config.ssl_ca_certfile)]
+        else:
+            command += ["--insecure"]
+        if config.require_node_auth:
+            command += ["--enable-supernode-auth"]
+        return subprocess.Popen(
+            command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+        )
+
+    def wait_ready(self) -> None:
+        """Wait until both APIs accept connections."""
+        host, _, port = self._config.address.rpartition(":")
+        fleet = f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        deadline_s = time.monotonic() + READY_S
+        for address in (self._control, fleet):
+            while not _accepts(address):
+                self.check_alive()
+                if time.monotonic() > deadline_s:
+                    raise StartError(
+                        f"flower-superlink does not answer on {address} within {READY_S:g} s; "
+                        f"see {self.log}"
+                    )
+                time.sleep(0.05)
+
+    def check_alive(self) -> None:
+        """Raise StartError if the process has ended."""
+        code = self.process.poll()
+        if code is not None:
+            raise StartError(
+                f"flower-superlink ended with code {code}; see {self.log}: {_last_line(self.log)}"
+            )
+
+    def submit(self, role_file: Path) -> None:
+        """Start this role's ServerApp by Flower's own ``flwr run``."""
+        self._write_connection()
+        run_config = f"role-file={json.dumps(str(role_file.resolve()))}"
+        command = [
+            _executable("flwr"), "run", str(BUNDLE), "here",
+            "--run-config", run_config, "--format", "json",
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command,
+                env=self._environment,
+                capture_output=True,
+                text=True,
+                timeout=SUBMIT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise StartError(f"`flwr run` did not answer within {SUBMIT_S:g} s") from error
+        if not _succeeded(done.stdout):
+            raise StartError(f"`flwr run` failed: {(done.stdout + done.stderr).strip()}")
+
+    def _write_connection(self) -> None:
+        """Tell ``flwr`` where this SuperLink is; a file in our own FLWR_HOME."""
+        lines = ["[superlink]", 'default = "here"', "[superlink.here]"]
+        lines.append(f"address = {json.dumps(self._control)}")
+        if self._config.ssl_ca_certfile:
+            path = str(self._config.ssl_ca_certfile.resolve())
+            lines.append(f"root-certificates = {json.dumps(path)}")
+        else:
+            lines.append("insecure = true")
+        self._home.mkdir(parents=True, exist_ok=True)
+        (self._home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def stop(self) -> None:
+        """End the process: politely, then not."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(STOP_S)
+
+
+def _executable(name: str) -> str:
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise StartError(f"{name} is not installed; install fedphd with its dependencies")
+    return found
+
+
+def _accepts(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "(empty)"
+
+
+def _succeeded(output: str) -> bool:
+    """Whether ``flwr run --format json`` says success (its exit code does not).
+
+    Warnings may stand before and after the answer, the last JSON object that has ``success``.
+    """
+    start = output.rfind("{")
+    while start >= 0:
+        try:
+            answer: Any = json.JSONDecoder().raw_decode(output, start)[0]
+        except json.JSONDecodeError:
+            answer = {}
+        if "success" in answer:
+            return answer["success"] is True
+        start = output.rfind("{", 0, start)
+    return False

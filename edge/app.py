@@ -1,0 +1,166 @@
+"""The edge's ServerApp: serves its clients, and is at the same time a node of the cloud."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedphd.common.config import EdgeConfig
+from fedphd.common.events import EventLog, Verdict
+from fedphd.common.grid import StreamingGrid, streaming_grid
+from fedphd.common.messages import (
+    CHOOSE,
+    FINISH,
+    HELLO,
+    TRAIN,
+    Ack,
+    Finish,
+    Hello,
+    HelloReply,
+    IntervalTask,
+    read_payload,
+    read_weights,
+    to_records,
+)
+from fedphd.common.node import Node
+from fedphd.common.roster import Roster
+from fedphd.common.settings import ScheduleConfig, WaitConfig
+from fedphd.edge.interval import run_interval
+from fedphd.edge.strategy import EdgeAverage, RoundStats
+
+logger = logging.getLogger(__name__)
+
+FINISH_S = 5.0
+
+
+@dataclass
+class EdgeService:
+    """Answers the cloud's messages by working with the clients on ``grid``.
+
+    Args:
+        edge_id: this edge's name.
+        grid: reaches the clients.
+        events: what happens is written here.
+        stop: set when the cloud says that the run is over.
+    """
+
+    edge_id: str
+    grid: StreamingGrid
+    events: EventLog
+    stop: threading.Event
+
+    def __post_init__(self) -> None:
+        waits, schedule = WaitConfig(), ScheduleConfig()
+        self.verdict = Verdict()
+        self._rounds_done = 0
+        self._rounds_s = 0.0
+        self.roster = Roster(
+            self.grid,
+            asking=self.edge_id,
+            kind="client",
+            hello_s=waits.query_s,
+            retry_s=waits.retry_s,
+            max_samples=schedule.max_client_samples,
+            on_change=self._on_change,
+        )
+
+    def handle(self, message: Message) -> Message:
+        """Answer one message of the cloud; raises ReplyError for what cannot be read."""
+        kind = message.metadata.message_type
+        if kind == HELLO:
+            return self._hello(message)
+        if kind == TRAIN:
+            return self._interval(message)
+        if kind == FINISH:
+            return self._finish(message)
+        raise ValueError(f"an edge does not answer {kind!r} ({CHOOSE!r} is for clients)")
+
+    def _hello(self, message: Message) -> Message:
+        read_payload(message, Hello)
+        peers = self.roster.refresh()
+        clients = {peer.name: peer.num_samples for peer in peers.values()}
+        reply = HelloReply(kind="edge", name=self.edge_id, clients=clients)
+        return Message(to_records(reply), reply_to=message)
+
+    def _interval(self, message: Message) -> Message:
+        task = read_payload(message, IntervalTask)
+        waits = task.plan.waits
+        self.roster.configure(
+            hello_s=waits.query_s,
+            retry_s=waits.retry_s,
+            max_samples=task.plan.schedule.max_client_samples,
+        )
+        reply, weights = run_interval(
+            task,
+            read_weights(message),
+            edge_id=self.edge_id,
+            grid=self.grid,
+            roster=self.roster,
+            on_round=lambda strategy, stats: self._on_round(task, strategy, stats),
+        )
+        return Message(to_records(reply, weights.contiguous()), reply_to=message)
+
+    def _finish(self, message: Message) -> Message:
+        finish = read_payload(message, Finish)
+        self.verdict = Verdict(finish.exit_code, finish.message)
+        peers = self.roster.everyone.values()
+        messages = [Message(to_records(finish), peer.node_id, FINISH) for peer in peers]
+        for reply in self.grid.send_and_receive(messages, timeout=FINISH_S):
+            if reply.has_error():
+                name = self.roster.name_of(reply.metadata.src_node_id)
+                logger.warning("%s was not told the end: %s", name, reply.error.reason)
+        self.stop.set()
+        return Message(to_records(Ack(name=self.edge_id)), reply_to=message)
+
+    def _on_change(self, name: str, change: str, detail: str) -> None:
+        self.events.write("peer", peer=name, change=change, detail=detail)
+
+    def _on_round(self, task: IntervalTask, strategy: EdgeAverage, stats: RoundStats) -> None:
+        schedule = task.plan.schedule
+        self._rounds_done += 1
+        self._rounds_s += stats.seconds
+        done = (task.interval - 1) * schedule.edge_rounds + stats.edge_round
+        per_round_s = self._rounds_s / self._rounds_done
+        self.events.write(
+            "round",
+            interval=task.interval,
+            edge_round=stats.edge_round,
+            round=done,
+            rounds=schedule.total_edge_rounds,
+            loss=stats.loss,
+            sparsity_penalty=stats.penalty_sum / stats.num_samples if stats.num_samples else 0.0,
+            clients=stats.clients,
+            num_samples=stats.num_samples,
+            label_distribution=[round(float(s), 4) for s in strategy.holdings.label_distribution],
+            failures=stats.failures,
+            sent_bytes=self.grid.traffic.sent_bytes,
+            received_bytes=self.grid.traffic.received_bytes,
+            seconds=stats.seconds,
+            left_s=per_round_s * (schedule.total_edge_rounds - done),
+        )
+
+
+def main(grid: Grid, config: EdgeConfig, events: EventLog) -> Verdict:
+    """Serve until the cloud says that the run is over.
+
+    Raises:
+        ConnectionLostError: the cloud stayed away for longer than ``node.lost_after_s``.
+    """
+    torch.set_num_threads(config.num_threads)
+    stop = threading.Event()
+    clients = streaming_grid(grid, upload_stall_s=WaitConfig().upload_stall_s, in_order=False)
+    service = EdgeService(config.edge_id, clients, events, stop)
+    node = Node(
+        config.cloud,
+        config.node,
+        service.handle,
+        stop=stop,
+        on_change=lambda change: events.write("link", server=config.cloud, change=change),
+    )
+    node.run()
+    return service.verdict

@@ -1,0 +1,302 @@
+"""One interval at an edge: who trains here, and the average of each edge round."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedphd.common.errors import ReplyError
+from fedphd.common.homogeneity import merge
+from fedphd.common.layout import TensorLayout
+from fedphd.common.messages import (
+    CHOOSE,
+    TRAIN,
+    Choose,
+    ChooseReply,
+    EdgeOffer,
+    IntervalTask,
+    TrainReply,
+    TrainTask,
+    check_reply_weights,
+    read_array,
+    read_payload,
+    read_weights,
+    to_records,
+    weights_record,
+)
+from fedphd.common.rng import sample_participants
+from fedphd.common.roster import Peer, Roster
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RoundStats:
+    """What one edge round came to."""
+
+    edge_round: int
+    clients: list[str] = field(default_factory=list)
+    num_samples: int = 0
+    loss_sum: float = 0.0
+    penalty_sum: float = 0.0
+    steps_sum: int = 0
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the round's samples; 0 without clients."""
+        return self.loss_sum / self.num_samples if self.num_samples else 0.0
+
+    @property
+    def mean_steps(self) -> float:
+        """Optimiser steps per client of this round."""
+        return self.steps_sum / len(self.clients) if self.clients else 0.0
+
+
+class Holdings:
+    """Label distribution and sample count of an edge, from (target, 0) at an interval's start."""
+
+    def __init__(self, target: Iterable[float]) -> None:
+        self.label_distribution = np.asarray(list(target), dtype=np.float64)
+        self.num_samples = 0.0
+
+    def add(self, label_counts: Iterable[int]) -> None:
+        """Merge the data of a client that trains here (counts per label)."""
+        counts = np.asarray(list(label_counts), dtype=np.float64)
+        total = float(counts.sum())
+        self.label_distribution = merge(
+            self.label_distribution, self.num_samples, counts / total, total
+        )
+        self.num_samples += total
+
+    def copy(self) -> Holdings:
+        """The same figures, to go back to."""
+        twin = Holdings(self.label_distribution)
+        twin.num_samples = self.num_samples
+        return twin
+
+    def offer(self, edge_id: str) -> EdgeOffer:
+        """What clients are told when they choose."""
+        shares = tuple(float(share) for share in self.label_distribution)
+        return EdgeOffer(
+            edge_id=edge_id, label_distribution=shares, num_samples=self.num_samples
+        )
+
+
+class WeightedSum:
+    """A running weighted mean of flat weights, in the memory of one model."""
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | None = None
+        self._weight = 0.0
+
+    def add(self, weights: torch.Tensor, weight: float) -> None:
+        """Add ``weights``, shape (numel,), float32, ``weight`` times."""
+        if self._sum is None:
+            self._sum = torch.zeros_like(weights)
+        self._sum.add_(weights, alpha=weight)
+        self._weight += weight
+
+    def mean(self) -> torch.Tensor | None:
+        """The weighted mean, shape (numel,); None if nothing was added."""
+        return None if self._sum is None else self._sum.div_(self._weight)
+
+
+class EdgeAverage(Strategy):
+    """Edge rounds of one interval (Alg. 1 of arXiv:2507.06449, the edge's part).
+
+    In each round the sampled clients are asked, in batches, which edge they choose; those that
+    choose this one train, and their weights are averaged by their numbers of samples while
+    others still train. A reply that is late, malformed or not finite leaves its client out of
+    the round.
+
+    Args:
+        edge_id: this edge.
+        task: the cloud's order for the interval.
+        roster: the clients that this edge sees.
+        on_round: told the statistics of each finished round.
+    """
+
+    def __init__(
+        self,
+        edge_id: str,
+        task: IntervalTask,
+        roster: Roster,
+        *,
+        on_round: Callable[[RoundStats], None],
+    ) -> None:
+        self.holdings = Holdings(task.plan.target_distribution)
+        self.rounds: list[RoundStats] = []
+        self._edge_id = edge_id
+        self._task = task
+        self._layout: TensorLayout = task.network.tensor_layout()
+        self._roster = roster
+        self._on_round = on_round
+        self._training: dict[int, tuple[Peer, tuple[int, ...]]] = {}
+        self._held_before = self.holdings.copy()
+        self._started_s = 0.0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Find this round's clients, and make their training messages."""
+        self._started_s = time.monotonic()
+        stats = RoundStats(server_round)
+        self.rounds.append(stats)
+        self._training = {}
+        self._held_before = self.holdings.copy()
+        peers = self._roster.refresh()
+        schedule = self._task.plan.schedule
+        sampled = sample_participants(
+            peers,
+            fraction=schedule.participation,
+            seed=self._task.plan.seed,
+            interval=self._task.interval,
+            edge_round=server_round,
+        )
+        for start in range(0, len(sampled), schedule.query_batch):
+            batch = [peers[name] for name in sampled[start : start + schedule.query_batch]]
+            self._ask(batch, stats, grid)
+        weights = read_array(next(iter(arrays.values())))
+        records = to_records(self._train_task(server_round), weights)
+        return [Message(records, node_id, TRAIN) for node_id in self._training]
+
+    def _ask(self, batch: list[Peer], stats: RoundStats, grid: Grid) -> None:
+        """Ask a batch which edge they choose; those that choose this one count at once."""
+        question = to_records(self._question(stats.edge_round))
+        messages = [Message(question, peer.node_id, CHOOSE) for peer in batch]
+        asked = {peer.node_id: peer for peer in batch}
+        timeout_s = self._task.plan.waits.query_s
+        for reply in grid.send_and_receive(messages, timeout=timeout_s):
+            peer = asked[reply.metadata.src_node_id]
+            try:
+                self._attach(peer, read_payload(reply, ChooseReply))
+            except ReplyError as error:
+                self._fail(peer, stats, str(error))
+
+    def _attach(self, peer: Peer, answer: ChooseReply) -> None:
+        if answer.edge_id != self._edge_id:
+            return
+        counts = answer.label_counts
+        num_classes = self._task.plan.num_classes
+        if len(counts) != num_classes or min(counts) < 0 or sum(counts) != peer.num_samples:
+            raise ReplyError(
+                f"label counts {list(counts)} do not fit {num_classes} classes and the "
+                f"{peer.num_samples} images that it registered with"
+            )
+        self.holdings.add(counts)
+        self._training[peer.node_id] = (peer, counts)
+
+    def _question(self, edge_round: int) -> Choose:
+        plan = self._task.plan
+        # The factors are in mean samples per client, so that one setting serves any data set.
+        known = [peer.num_samples for peer in self._roster.everyone.values()]
+        mean_samples = sum(known) / len(known)
+        return Choose(
+            asking=self._edge_id,
+            interval=self._task.interval,
+            edge_round=edge_round,
+            offers=(self.holdings.offer(self._edge_id),),
+            target=plan.target_distribution,
+            factor=plan.selection.factor * mean_samples,
+            offset=plan.selection.offset * mean_samples,
+            epsilon=plan.selection.epsilon,
+            seed=plan.seed,
+            offer_wait_s=plan.waits.offer_s,
+            synchronised=plan.reproducible,
+        )
+
+    def _train_task(self, edge_round: int) -> TrainTask:
+        task, plan = self._task, self._task.plan
+        return TrainTask(
+            edge_id=self._edge_id,
+            interval=task.interval,
+            edge_round=edge_round,
+            network=task.network,
+            diffusion=plan.diffusion,
+            training=plan.training,
+            sparsity_lambda=plan.pruning.sparsity_lambda if task.sparse else 0.0,
+            optimizer_moments=plan.pruning.optimizer_moments,
+            cut=task.cut,
+            seed=plan.seed,
+        )
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the clients by their registered numbers of samples, one reply at a time."""
+        stats = self.rounds[-1]
+        mean = WeightedSum()
+        trained: dict[str, tuple[int, ...]] = {}
+        for reply in replies:
+            peer, counts = self._training[reply.metadata.src_node_id]
+            try:
+                answer, weights = self._check(peer, server_round, reply)
+            except ReplyError as error:
+                self._fail(peer, stats, str(error))
+                continue
+            mean.add(weights, float(peer.num_samples))
+            trained[peer.name] = counts
+            stats.num_samples += peer.num_samples
+            stats.loss_sum += answer.loss * peer.num_samples
+            stats.penalty_sum += answer.sparsity_penalty * peer.num_samples
+            stats.steps_sum += answer.steps
+        stats.clients = sorted(trained)
+        # Those that chose this edge but did not deliver must not weigh in later offers.
+        self.holdings = self._held_before
+        for name in stats.clients:
+            self.holdings.add(trained[name])
+        stats.seconds = time.monotonic() - self._started_s
+        self._on_round(stats)
+        average = mean.mean()
+        if average is None:
+            return None, None
+        return weights_record(average), MetricRecord({"loss": stats.loss})
+
+    def _check(
+        self, peer: Peer, edge_round: int, reply: Message
+    ) -> tuple[TrainReply, torch.Tensor]:
+        answer = read_payload(reply, TrainReply)
+        if (answer.interval, answer.edge_round) != (self._task.interval, edge_round):
+            raise ReplyError(
+                f"answers interval {answer.interval} round {answer.edge_round}; expected "
+                f"interval {self._task.interval} round {edge_round}"
+            )
+        if answer.num_examples != peer.num_samples:
+            raise ReplyError(
+                f"claims {answer.num_examples} examples, but registered with {peer.num_samples}"
+            )
+        return answer, check_reply_weights(read_weights(reply), answer.network, self._layout)
+
+    def _fail(self, peer: Peer, stats: RoundStats, reason: str) -> None:
+        stats.failures.append(f"{peer.name}: {reason}")
+        logger.warning("round %d goes on without %s: %s", stats.edge_round, peer.name, reason)
+        self._roster.rest(peer.name, reason)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: the cloud evaluates."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nothing: the cloud evaluates."""
+        return None
+
+    def summary(self) -> None:
+        """Nothing to add to the event log."""
+
+    def interval_mean_steps(self) -> float:
+        """Optimiser steps that a client's weights took on the way through the interval."""
+        return sum(stats.mean_steps for stats in self.rounds)

@@ -1,0 +1,225 @@
+"""The cloud's ServerApp: waits for participants, runs the strategy, evaluates, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from fedphd.common.config import CloudConfig
+from fedphd.common.data import LabelledImages
+from fedphd.common.errors import FedPhDError, ParticipantsError, exit_code_of
+from fedphd.common.events import EventLog, Verdict
+from fedphd.common.grid import StreamingGrid, streaming_grid
+from fedphd.common.messages import FINISH, Finish, to_records, weights_record
+from fedphd.common.model import (
+    PrunedUNet,
+    build_scheduler,
+    build_unet,
+    unet_config,
+    unet_from_config,
+)
+from fedphd.common.roster import Roster
+from fedphd.server.checkpoint import save_checkpoint
+from fedphd.server.evaluation import Evaluator
+from fedphd.server.pruning import count_costs
+from fedphd.server.report import Report
+from fedphd.server.strategy import FedPhD, IntervalStats
+
+logger = logging.getLogger(__name__)
+
+GATHER_POLL_S = 0.5
+FINISH_S = 8.0
+
+
+@dataclass
+class Cloud:
+    """One training run at the cloud.
+
+    Args:
+        config: the training run and this machine.
+        grid: reaches the edges.
+        roster: the edges on ``grid``.
+        events: the run's event log.
+        run_dir: the run's folder.
+    """
+
+    config: CloudConfig
+    grid: StreamingGrid
+    roster: Roster
+    events: EventLog
+    run_dir: Path
+
+    def __post_init__(self) -> None:
+        self.device = resolve_device(self.config.device)
+        unet = build_unet(self.config.model, seed=self.config.seed)
+        self.scheduler = build_scheduler(self.config.diffusion)
+        self.report = Report(
+            self.run_dir, self.config.federation(), self.events, count_costs(unet)
+        )
+        self.evaluator = self._evaluator()
+        self.strategy = FedPhD(
+            self.config.federation(),
+            unet,
+            self.roster,
+            on_interval=self._on_interval,
+            on_pruned=self.report.pruned,
+            gather=self._regather,
+        )
+
+    def run(self) -> Verdict:
+        """Run all intervals.
+
+        Raises:
+            ParticipantsError: too few edges or clients, at the start or later.
+        """
+        started_s = time.monotonic()
+        self.gather(self.config.schedule.num_edges, self.config.schedule.min_clients)
+        self.report.spent("waiting_for_participants", time.monotonic() - started_s)
+        self.strategy.start(
+            self.grid,
+            weights_record(self.strategy.weights()),
+            num_rounds=self.config.schedule.intervals,
+            timeout=self.config.waits.interval_s,
+            evaluate_fn=self._evaluate,
+        )
+        summary = self.report.summary(self.grid.traffic, time.monotonic() - started_s)
+        distance = summary["frechet_distance"]
+        quality = "" if distance is None else f", Frechet distance {distance:.1f}"
+        return Verdict(message=f"finished after {self.config.schedule.intervals} intervals{quality}")
+
+    def gather(self, num_edges: int, num_clients: int) -> None:
+        """Wait until enough edges are there which see enough clients.
+
+        Raises:
+            ParticipantsError: they did not come within ``waits.start_s``; says who came.
+        """
+        wait_s = self.config.waits.start_s
+        deadline_s = time.monotonic() + wait_s
+        while True:
+            edges = self.roster.refresh(ask_again=True)
+            clients = {name for edge in edges.values() for name in edge.clients}
+            if len(edges) >= num_edges and len(clients) >= num_clients:
+                return
+            if time.monotonic() > deadline_s:
+                raise ParticipantsError(
+                    f"after {wait_s:g} s (waits.start_s) there are {len(edges)} of {num_edges} "
+                    f"edges ({', '.join(edges) or 'none'}) and {len(clients)} of {num_clients} "
+                    f"clients ({', '.join(sorted(clients)) or 'none'}); start the missing ones, "
+                    "or lower schedule.num_edges and schedule.min_clients"
+                )
+            time.sleep(GATHER_POLL_S)
+
+    def finish(self, verdict: Verdict) -> None:
+        """Tell the edges, and through them the clients, that the run is over."""
+        finish = Finish(exit_code=verdict.exit_code, message=verdict.message)
+        edges = self.roster.everyone.values()
+        messages = [Message(to_records(finish), edge.node_id, FINISH) for edge in edges]
+        for reply in self.grid.send_and_receive(messages, timeout=FINISH_S):
+            if reply.has_error():
+                name = self.roster.name_of(reply.metadata.src_node_id)
+                logger.warning("%s was not told the end: %s", name, reply.error.reason)
+
+    def _regather(self) -> None:
+        """Before an interval: greet latecomers; go on as long as one edge has a client."""
+        self.gather(1, 1)
+
+    def _evaluator(self) -> Evaluator:
+        config, model = self.config, self.config.model
+        reference = None
+        if config.evaluation.reference is not None:
+            data = LabelledImages(config.evaluation.reference)
+            data.check_classes(config.num_classes)
+            reference = data.decode(image_size=model.image_size, channels=model.channels)
+        return Evaluator(
+            config.evaluation,
+            reference,
+            cache_dir=config.out_dir / ".cache",
+            device=self.device,
+        )
+
+    def _on_interval(self, stats: IntervalStats) -> None:
+        self.report.interval(
+            stats, sparse=self.strategy.sparse(stats.interval), edge_cloud=self.grid.traffic
+        )
+
+    def _evaluate(self, interval: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """After an interval: checkpoint, and samples and distance where they are due."""
+        self.roster.refresh()
+        if interval:
+            self._checkpoint(interval)
+        every, last = self.config.evaluation.every_intervals, self.config.schedule.intervals
+        if interval % every and interval != last:
+            return None
+        result = self.evaluator.evaluate(self._ema_unet(), self.scheduler)
+        self.report.evaluated(interval, result)
+        if result.frechet_distance is None:
+            return None
+        return MetricRecord({"frechet_distance": result.frechet_distance})
+
+    def _ema_unet(self) -> PrunedUNet:
+        unet = unet_from_config(unet_config(self.strategy.unet))
+        unet.load_state_dict(self.strategy.ema.state)
+        return unet.eval()
+
+    def _checkpoint(self, interval: int) -> None:
+        save_checkpoint(
+            self.run_dir / "checkpoint",
+            unet=self.strategy.unet,
+            ema_state=self.strategy.ema.state,
+            scheduler=self.scheduler,
+            state={
+                "interval": interval,
+                "intervals": self.config.schedule.intervals,
+                "seed": self.config.seed,
+                "config": self.config.federation().model_dump(mode="json"),
+                "traffic": self.grid.traffic.model_dump(),
+            },
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto, cpu or cuda as a torch device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def main(grid: Grid, config: CloudConfig, events: EventLog, run_dir: Path) -> Verdict:
+    """Run the training run to its end, whatever it is, and tell the others.
+
+    Raises:
+        FedPhDError: the run cannot start or go on.
+    """
+    torch.set_num_threads(config.num_threads)
+    edges = streaming_grid(
+        grid, upload_stall_s=config.waits.upload_stall_s, in_order=config.reproducible
+    )
+    roster = Roster(
+        edges,
+        asking="cloud",
+        kind="edge",
+        hello_s=config.waits.query_s,
+        retry_s=config.waits.retry_s,
+        max_samples=config.schedule.max_client_samples,
+        on_change=lambda name, change, detail: events.write(
+            "peer", peer=name, change=change, detail=detail
+        ),
+    )
+    cloud = Cloud(config, edges, roster, events, run_dir)
+    try:
+        verdict = cloud.run()
+    except FedPhDError as error:
+        cloud.finish(Verdict(exit_code_of(error), str(error)))
+        raise
+    else:
+        cloud.finish(verdict)
+        return verdict
+    finally:
+        # Not told the end on a signal: edges and clients wait for the cloud to come back.
+        cloud.report.close()

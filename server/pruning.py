@@ -1,0 +1,151 @@
+"""Structured pruning of the U-Net's widths: the result is a smaller regular U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning as tp  # type: ignore[import-untyped]
+from torch import Tensor
+
+from fedphd.common.errors import ConfigError
+from fedphd.common.groups import ChannelGroups, Cut, example_inputs
+from fedphd.common.layout import TensorLayout
+from fedphd.common.model import PrunedUNet, unet_config, unet_from_config
+from fedphd.common.settings import prune_width
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What pruning came to.
+
+    Attributes:
+        requested_ratio: share of each width that was to go.
+        achieved_ratio: share of all widths together that went.
+        achieved_ratios: share of each level's width that went.
+        widths_before: channels of each level.
+        widths_after: channels of each level.
+        before: ``count_costs`` of the dense U-Net.
+        after: ``count_costs`` of the pruned U-Net.
+    """
+
+    requested_ratio: float
+    achieved_ratio: float
+    achieved_ratios: tuple[float, ...]
+    widths_before: tuple[int, ...]
+    widths_after: tuple[int, ...]
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned U-Net, and how to cut anything else that has the dense one's tensors."""
+
+    unet: PrunedUNet
+    cut: Cut
+    report: PruneReport
+
+
+def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
+    """Remove the channels of least group 2-norm (DepGraph, arXiv:2301.12900).
+
+    From each normalisation group and each attention head the same number goes, and the number of
+    groups and heads stays. So widths follow ``prune_width``, which rounds to whole groups, and
+    the result is built from a config like any other U-Net, on the CPU. The sinusoidal time
+    features stay.
+
+    Args:
+        unet: the trained U-Net; it is left as it is.
+        ratio: share of each width to remove, in [0, 1).
+
+    Raises:
+        ConfigError: attention heads would not all keep the same whole number of channels.
+    """
+    config, state = unet_config(unet), unet.state_dict()
+    widths = [
+        prune_width(width, ratio, config["norm_num_groups"])
+        for width in config["block_out_channels"]
+    ]
+    head_dim = _pruned_head_dim(config, widths, ratio)
+    pruned = unet_from_config(
+        {**config, "block_out_channels": widths, "attention_head_dim": head_dim}
+    )
+    groups = ChannelGroups.of(unet)
+    norms = torch.split(groups.norms(state).cpu(), list(groups.sizes))
+    quotas = _quotas(groups, config, pruned.state_dict())
+    keep = torch.cat([_strongest(n, *quotas[group]) for group, n in enumerate(norms)])
+    cut = groups.cut(TensorLayout.of(state), keep.tolist())
+    pruned.load_state_dict(cut.apply(state))
+    pruned.train(unet.training)
+    return Pruned(pruned, cut, _report(unet, pruned, ratio))
+
+
+def count_costs(unet: PrunedUNet) -> dict[str, float]:
+    """Cost of ``unet`` by torch-pruning's counter.
+
+    Returns:
+        ``parameters``, and ``macs``: multiply-accumulates of one forward pass of one image.
+    """
+    with torch.device("meta"):
+        twin = unet_from_config(unet_config(unet))
+        macs, parameters = tp.utils.count_ops_and_params(twin, example_inputs(twin))
+    return {"parameters": int(parameters), "macs": int(macs)}
+
+
+def _pruned_head_dim(config: Mapping[str, Any], widths: Sequence[int], ratio: float) -> int:
+    # The middle block has attention too, at the last level's width.
+    levels = sorted({*config["attention_levels"], len(widths) - 1})
+    before = config["block_out_channels"]
+    dims = [config["attention_head_dim"] * widths[level] / before[level] for level in levels]
+    if len(set(dims)) > 1 or not dims[0].is_integer():
+        raise ConfigError(
+            f"pruning.ratio = {ratio} makes widths {list(widths)} and attention heads of "
+            f"{dims} channels at levels {levels}; use a ratio that keeps the same whole number "
+            "everywhere, such as 0.25 or 0.5"
+        )
+    return int(dims[0])
+
+
+def _quotas(
+    groups: ChannelGroups, config: Mapping[str, Any], pruned: Mapping[str, Tensor]
+) -> dict[int, tuple[int, int]]:
+    """For each group: into how many equal blocks it falls, and how many channels each keeps."""
+    quotas = {}
+    for name, dim in groups.channels:
+        # Outputs of a layer are one group each; inputs may come from several.
+        if dim != 0 or pruned[name].ndim == 1:
+            continue
+        group = groups.group_of((name, dim))
+        if name.startswith("time_embedding."):
+            blocks = 1
+        elif name.endswith((".to_q.weight", ".to_k.weight", ".to_v.weight")):
+            blocks = groups.sizes[group] // config["attention_head_dim"]
+        else:
+            blocks = config["norm_num_groups"]
+        quotas[group] = blocks, len(pruned[name]) // blocks
+    return quotas
+
+
+def _strongest(norms: Tensor, blocks: int, kept: int) -> Tensor:
+    """Mark the ``kept`` largest of each block of ``norms``, (C,); bool, (C,)."""
+    rows = norms.view(blocks, -1)
+    # Stable: which of two equal channels stays must not depend on the machine.
+    order = rows.argsort(dim=1, descending=True, stable=True)
+    marked = torch.zeros_like(rows, dtype=torch.bool)
+    return marked.scatter_(1, order[:, :kept], True).view(-1)
+
+
+def _report(unet: PrunedUNet, pruned: PrunedUNet, ratio: float) -> PruneReport:
+    before, after = (tuple(unet_config(u)["block_out_channels"]) for u in (unet, pruned))
+    return PruneReport(
+        requested_ratio=ratio,
+        achieved_ratio=1 - sum(after) / sum(before),
+        achieved_ratios=tuple(1 - a / b for a, b in zip(after, before, strict=True)),
+        widths_before=before,
+        widths_after=after,
+        before=count_costs(unet),
+        after=count_costs(pruned),
+    )

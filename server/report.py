@@ -1,0 +1,145 @@
+"""What a run leaves behind: events, TensorBoard, sample grids, the summary."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from fedphd.common.events import EventLog, write_json
+from fedphd.common.messages import PACKAGE_VERSION, Traffic
+from fedphd.common.settings import FederationConfig
+from fedphd.server.evaluation import Evaluation, save_grid
+from fedphd.server.pruning import PruneReport
+from fedphd.server.strategy import IntervalStats
+
+FLOAT_BYTES = 4
+
+
+class Report:
+    """Writes a run's folder as the run goes on.
+
+    Args:
+        run_dir: the folder.
+        config: the training run.
+        events: the run's event log (``metrics.jsonl``).
+        costs: parameters and MACs of the dense U-Net.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: FederationConfig, events: EventLog, costs: dict[str, float]
+    ) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._events = events
+        self._board = SummaryWriter(str(run_dir / "tensorboard"))
+        self._dense = costs
+        self._costs = costs
+        self._client_edge = Traffic()
+        self._flat_bytes = 0
+        self._evaluations: list[dict[str, Any]] = []
+        self._client_rounds = 0
+        self._pruning: PruneReport | None = None
+        self._phases: dict[str, float] = {}
+        self._intervals_s = 0.0
+        self._intervals = 0
+
+    def message(self, text: str) -> None:
+        """Say something to people."""
+        self._events.write("message", text=text)
+
+    def spent(self, phase: str, seconds: float) -> None:
+        """Add wall time to a phase of the run."""
+        self._phases[phase] = self._phases.get(phase, 0.0) + seconds
+
+    def interval(self, stats: IntervalStats, *, sparse: bool, edge_cloud: Traffic) -> None:
+        """Record a finished interval; ``edge_cloud`` counts from the run's start."""
+        self.spent("sparse_training" if sparse else "training", stats.seconds)
+        self._client_edge += stats.client_edge
+        self._client_rounds += stats.client_rounds
+        self._intervals += 1
+        self._intervals_s += stats.seconds
+        left = self._config.schedule.intervals - stats.interval
+        values = {
+            **asdict(stats),
+            "client_edge": stats.client_edge.model_dump(),
+            "sparse": sparse,
+            "intervals": self._config.schedule.intervals,
+            "parameters": self._costs["parameters"],
+            "macs": self._costs["macs"],
+            "client_edge_bytes": self._client_edge.total_bytes,
+            "edge_cloud_bytes": edge_cloud.total_bytes,
+            "left_s": left * self._intervals_s / self._intervals,
+        }
+        self._events.write("interval", **values)
+        step = stats.interval
+        for name in ("loss", "mean_steps", "num_samples", "seconds"):
+            self._board.add_scalar(f"interval/{name}", getattr(stats, name), step)
+        for edge, share in stats.edge_weights.items():
+            self._board.add_scalar(f"edge_weight/{edge}", share, step)
+        for edge, score in stats.edge_homogeneity.items():
+            self._board.add_scalar(f"edge_homogeneity/{edge}", score, step)
+        self._board.add_scalar("bytes/client_edge", self._client_edge.total_bytes, step)
+        self._board.add_scalar("bytes/edge_cloud", edge_cloud.total_bytes, step)
+        self._board.add_scalar("network/parameters", self._costs["parameters"], step)
+
+    def pruned(self, interval: int, report: PruneReport) -> None:
+        """Record that the U-Net got smaller after ``interval``."""
+        self._pruning = report
+        self._costs = report.after
+        self._events.write("pruned", interval=interval, **asdict(report))
+
+    def evaluated(self, interval: int, result: Evaluation) -> None:
+        """Record an evaluation, and draw its grid of samples."""
+        self.spent("evaluation", result.seconds)
+        values = {
+            "interval": interval,
+            "frechet_distance": result.frechet_distance,
+            "features": result.features,
+            "num_samples": result.num_samples,
+            "sampling_steps": result.sampling_steps,
+            "seconds": result.seconds,
+        }
+        self._evaluations.append(values)
+        what = f"after interval {interval}" if interval else "before training"
+        self._events.write("evaluated", what=what, weights="ema", **values)
+        rows = self._config.evaluation.grid_rows
+        save_grid(result.samples, self._run_dir / "grids" / f"interval-{interval:04d}.png", rows)
+        save_grid(result.samples, self._run_dir / "samples.png", rows)
+        if result.frechet_distance is not None:
+            self._board.add_scalar("quality/frechet_distance", result.frechet_distance, interval)
+
+    def summary(self, edge_cloud: Traffic, seconds: float) -> dict[str, Any]:
+        """Write ``summary.json`` and return it."""
+        last = self._evaluations[-1] if self._evaluations else {}
+        # Flat FedAvg: each client sends and receives the dense model over the cloud's links in
+        # every round in which it trains (the comparison of arXiv:2507.06449, section V).
+        flat_bytes = 2 * self._client_rounds * int(self._dense["parameters"]) * FLOAT_BYTES
+        summary = {
+            "fedphd_version": PACKAGE_VERSION,
+            "frechet_distance": last.get("frechet_distance"),
+            "evaluation": last,
+            "evaluations": self._evaluations,
+            "parameters": {
+                "before": self._dense["parameters"],
+                "after": self._costs["parameters"],
+            },
+            "macs": {"before": self._dense["macs"], "after": self._costs["macs"]},
+            "pruning": asdict(self._pruning) if self._pruning else None,
+            "bytes": {
+                "client_edge": self._client_edge.total_bytes,
+                "edge_cloud": edge_cloud.total_bytes,
+                "flat_fedavg_client_cloud": flat_bytes,
+                "cloud_saving": 1 - edge_cloud.total_bytes / flat_bytes if flat_bytes else None,
+            },
+            "client_rounds": self._client_rounds,
+            "seconds": {**{k: round(v, 2) for k, v in self._phases.items()}, "total": seconds},
+        }
+        write_json(self._run_dir / "summary.json", summary)
+        return summary
+
+    def close(self) -> None:
+        """Flush TensorBoard's file."""
+        self._board.close()

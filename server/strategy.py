@@ -1,0 +1,241 @@
+"""The cloud's strategy: average edges by size and homogeneity, prune once, keep the EMA."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedphd.common.errors import ReplyError
+from fedphd.common.groups import Cut
+from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
+from fedphd.common.layout import TensorLayout
+from fedphd.common.messages import (
+    TRAIN,
+    IntervalReply,
+    IntervalTask,
+    Network,
+    Traffic,
+    check_reply_weights,
+    read_payload,
+    read_weights,
+    to_records,
+    weights_record,
+)
+from fedphd.common.model import PrunedUNet, unet_config
+from fedphd.common.roster import Roster
+from fedphd.common.settings import FederationConfig
+from fedphd.server.ema import Ema
+from fedphd.server.pruning import PruneReport, prune_unet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class IntervalStats:
+    """What one interval came to."""
+
+    interval: int
+    loss: float = 0.0
+    num_samples: float = 0.0
+    mean_steps: float = 0.0
+    edge_weights: dict[str, float] = field(default_factory=dict)
+    edge_homogeneity: dict[str, float] = field(default_factory=dict)
+    clients: list[str] = field(default_factory=list)
+    client_rounds: int = 0
+    failures: list[str] = field(default_factory=list)
+    client_edge: Traffic = field(default_factory=Traffic)
+    seconds: float = 0.0
+
+
+class FedPhD(Strategy):
+    """FedPhD at the cloud (Alg. 1 of arXiv:2507.06449).
+
+    Each Flower round is one interval: every edge gets the model, runs its edge rounds, and its
+    model comes back; edges are weighted by ``aggregation_weights``. After the sparse phase (or
+    before the first interval, "one_shot") the U-Net is pruned, and from then on the smaller one
+    travels. The EMA follows by the number of optimiser steps, so it costs no traffic.
+
+    Args:
+        config: the training run.
+        unet: the initial U-Net; the strategy owns it from then on.
+        roster: the edges.
+        on_interval: told the statistics of each finished interval.
+        on_pruned: told when the U-Net got smaller.
+        gather: called before each interval; returns when there is somebody to train with.
+    """
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        unet: PrunedUNet,
+        roster: Roster,
+        *,
+        on_interval: Callable[[IntervalStats], None],
+        on_pruned: Callable[[int, PruneReport], None],
+        gather: Callable[[], None],
+    ) -> None:
+        self.config = config
+        self.unet = unet
+        self.cut: Cut | None = None
+        self.history: list[IntervalStats] = []
+        self.ema = Ema(unet.state_dict(), decay=config.ema.decay)
+        self._roster = roster
+        self._on_interval = on_interval
+        self._on_pruned = on_pruned
+        self._gather = gather
+        self._asked: dict[int, str] = {}
+        self._started_s = 0.0
+        if config.pruning.mode == "one_shot":
+            self._prune(0)
+
+    @property
+    def layout(self) -> TensorLayout:
+        """Names and shapes of the current U-Net's weights."""
+        return TensorLayout.of(self.unet.state_dict())
+
+    def weights(self) -> torch.Tensor:
+        """The current global weights, shape (numel,), float32."""
+        return self.layout.pack(self.unet.state_dict())
+
+    def sparse(self, interval: int) -> bool:
+        """Whether ``interval`` (from 1) belongs to the sparse phase."""
+        pruning, edge_rounds = self.config.pruning, self.config.schedule.edge_rounds
+        return pruning.mode == "scheduled" and interval * edge_rounds <= pruning.sparse_rounds
+
+    def network(self) -> Network:
+        """The current U-Net as it is described in messages."""
+        return Network(unet=unet_config(self.unet), layout=self.layout.to_json())
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Give every edge the model and its order for the interval."""
+        self._gather()
+        self._started_s = time.monotonic()
+        task = IntervalTask(
+            interval=server_round,
+            sparse=self.sparse(server_round),
+            network=self.network(),
+            cut=self.cut.to_json() if self.cut else None,
+            plan=self.config,
+        )
+        records = to_records(task, self.weights())
+        self._asked = {peer.node_id: name for name, peer in self._roster.peers.items()}
+        return [Message(records, node_id, TRAIN) for node_id in self._asked]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the edges, move the EMA, and prune when the sparse phase ends."""
+        stats = IntervalStats(server_round)
+        trained: list[tuple[IntervalReply, torch.Tensor]] = []
+        for reply in replies:
+            name = self._asked[reply.metadata.src_node_id]
+            try:
+                answer, weights = self._check(name, server_round, reply)
+            except ReplyError as error:
+                stats.failures.append(f"{name}: {error}")
+                self._roster.rest(name, str(error))
+                continue
+            stats.failures += answer.failures
+            stats.client_edge += answer.traffic
+            # An edge without clients kept the model it was given: it has nothing to add.
+            if answer.client_rounds:
+                trained.append((answer, weights))
+            else:
+                stats.edge_weights[name] = 0.0
+        trained.sort(key=lambda pair: pair[0].edge_id)
+        if trained:
+            self._average(trained, stats)
+        stats.seconds = time.monotonic() - self._started_s
+        self.history.append(stats)
+        self._on_interval(stats)
+        if self._prunes_after(server_round):
+            self._prune(server_round)
+        if not trained:
+            return None, None
+        return weights_record(self.weights()), MetricRecord({"loss": stats.loss})
+
+    def _check(
+        self, name: str, interval: int, reply: Message
+    ) -> tuple[IntervalReply, torch.Tensor]:
+        answer = read_payload(reply, IntervalReply)
+        if answer.edge_id != name or answer.interval != interval:
+            raise ReplyError(
+                f"answers as {answer.edge_id} for interval {answer.interval}; expected {name} "
+                f"for interval {interval}"
+            )
+        shares = answer.label_distribution
+        if len(shares) != self.config.num_classes or min(shares) < 0:
+            raise ReplyError(
+                f"label distribution {list(shares)} is none over {self.config.num_classes} classes"
+            )
+        most = self.config.schedule.max_client_samples * max(1, answer.client_rounds)
+        if answer.samples_per_round > most:
+            raise ReplyError(f"claims {answer.samples_per_round:g} samples; at most {most} fit")
+        return answer, check_reply_weights(read_weights(reply), answer.network, self.layout)
+
+    def _average(
+        self, trained: list[tuple[IntervalReply, torch.Tensor]], stats: IntervalStats
+    ) -> None:
+        answers = [answer for answer, _ in trained]
+        target = self.config.target_distribution
+        scores = [homogeneity_score(answer.label_distribution, target) for answer in answers]
+        sizes = [answer.samples_per_round for answer in answers]
+        # The factors are in mean samples per client, so that one setting serves any data set.
+        mean_samples = self._mean_samples_per_client()
+        aggregation = self.config.aggregation
+        shares = aggregation_weights(
+            sizes, scores, a=aggregation.factor * mean_samples, b=aggregation.offset * mean_samples
+        )
+        average = torch.zeros_like(trained[0][1])
+        for share, score, (answer, weights) in zip(shares, scores, trained, strict=True):
+            average.add_(weights, alpha=float(share))
+            stats.edge_weights[answer.edge_id] = float(share)
+            stats.edge_homogeneity[answer.edge_id] = float(score)
+            stats.mean_steps += float(share) * answer.mean_steps
+            stats.client_rounds += answer.client_rounds
+        stats.num_samples = sum(sizes)
+        stats.loss = sum(a.loss * n for a, n in zip(answers, sizes, strict=True)) / sum(sizes)
+        stats.clients = sorted({name for answer in answers for name in answer.clients})
+        stats.edge_weights = dict(sorted(stats.edge_weights.items()))
+        self.unet.load_state_dict(self.layout.unpack(average))
+        self.ema.update(self.unet.state_dict(), mean_steps=stats.mean_steps)
+
+    def _mean_samples_per_client(self) -> float:
+        known: dict[str, int] = {}
+        for peer in self._roster.everyone.values():
+            known.update(peer.clients)
+        return sum(known.values()) / len(known) if known else 0.0
+
+    def _prunes_after(self, interval: int) -> bool:
+        pruning, edge_rounds = self.config.pruning, self.config.schedule.edge_rounds
+        return pruning.mode == "scheduled" and interval * edge_rounds == pruning.sparse_rounds
+
+    def _prune(self, interval: int) -> None:
+        pruned = prune_unet(self.unet, ratio=self.config.pruning.ratio)
+        self.unet, self.cut = pruned.unet, pruned.cut
+        self.ema.cut(pruned.cut)
+        self._on_pruned(interval, pruned.report)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: the cloud samples and compares by itself."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nothing: the cloud samples and compares by itself."""
+        return None
+
+    def summary(self) -> None:
+        """Nothing to add to the event log."""

@@ -1,0 +1,397 @@
+"""A client's local training: hand-worked steps, repeatability, what lasts between rounds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import Any, cast
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from fedphd.client.objectives import Batch, Objective
+from fedphd.client.trainer import (
+    Trainer,
+    TrainResult,
+    batches,
+    flipped,
+    noised,
+    resolve_device,
+    warmed_up,
+)
+from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
+from fedphd.common.groups import Cut, GroupPenalty
+from fedphd.common.layout import TensorLayout
+from fedphd.common.model import (
+    PrunedUNet,
+    build_scheduler,
+    build_unet,
+    unet_config,
+    unet_from_config,
+)
+from fedphd.common.rng import generator
+from fedphd.common.settings import DiffusionConfig, ModelConfig, TrainingConfig
+
+WIDE = ModelConfig(image_size=4, block_out_channels=(16, 16), norm_num_groups=8, dropout=0.1)
+NARROW = ModelConfig(image_size=4, block_out_channels=(8, 8), norm_num_groups=8)
+IMAGES = torch.randint(0, 256, (10, 1, 4, 4), generator=generator("images")).to(torch.uint8)
+TRAINING = TrainingConfig(batch_size=4, learning_rate=0.01)
+
+
+def flat_weights(model: ModelConfig, seed: int = 0) -> torch.Tensor:
+    state = build_unet(model, seed=seed).state_dict()
+    return TensorLayout.of(state).pack(state)
+
+
+def task(model: ModelConfig = WIDE, **changes: Any) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "images": IMAGES,
+        "weights": flat_weights(model),
+        "unet_config": unet_config(build_unet(model, seed=0)),
+        "diffusion": DiffusionConfig(),
+        "training": TRAINING,
+        "sparsity_lambda": 0.0,
+        "cut": None,
+        "run_seed": 7,
+        "interval": 1,
+        "edge_round": 1,
+    }
+    return defaults | changes
+
+
+def train(trainer: Trainer | None = None, **changes: Any) -> TrainResult:
+    return (trainer or Trainer(client_id="client-0", device="cpu")).train(**task(**changes))
+
+
+def named(weights: torch.Tensor, model: ModelConfig = WIDE) -> dict[str, torch.Tensor]:
+    return TensorLayout.of(build_unet(model, seed=0).state_dict()).unpack(weights)
+
+
+class TwoBiases(Objective):
+    """Loss 3 x + 4 y in two biases x and y: the gradient is (3, 4), of norm 5."""
+
+    def loss(self, unet: PrunedUNet, batch: Batch) -> torch.Tensor:
+        parameters = dict(unet.named_parameters())
+        return 3 * parameters["conv_in.bias"][0] + 4 * parameters["conv_out.bias"][0]
+
+
+class Nothing(Objective):
+    """Loss 0 everywhere, with gradient 0."""
+
+    def loss(self, unet: PrunedUNet, batch: Batch) -> torch.Tensor:
+        return 0 * next(unet.parameters()).sum()
+
+
+def shrink(model: ModelConfig) -> Cut:
+    """A cut of WIDE to the shapes of ``model`` that keeps the first channels of everything."""
+    before, after = (
+        TensorLayout.of(build_unet(config, seed=0).state_dict()) for config in (WIDE, model)
+    )
+    kept = tuple(tuple(tuple(range(size)) for size in shape) for shape in after.shapes)
+    return Cut(before, kept)
+
+
+def test_one_step_by_hand() -> None:
+    trainer = Trainer(client_id="client-0", device="cpu")
+    one_step = TRAINING.model_copy(update={"local_unit": "steps", "max_grad_norm": 2.5})
+    result = train(trainer, training=one_step, objective=TwoBiases())
+    before, after = named(flat_weights(WIDE)), named(result.weights)
+    state = trainer.state_dict()
+    first = named(cast(torch.Tensor, state["exp_avg"]))
+    second = named(cast(torch.Tensor, state["exp_avg_sq"]))
+    # Clipped from norm 5 to 2.5: (1.5, 2). Moments are 0.1 and 0.001 of it and its square;
+    # Adam's first step is the learning rate times the gradient's sign.
+    for name, gradient in (("conv_in.bias", 1.5), ("conv_out.bias", 2.0)):
+        assert first[name][0].item() == pytest.approx(0.1 * gradient, rel=1e-5)
+        assert second[name][0].item() == pytest.approx(0.001 * gradient**2, rel=1e-5)
+        assert (after[name] - before[name])[0].item() == pytest.approx(-0.01, rel=1e-4)
+    moved = sum(int((after[name] != before[name]).sum()) for name in after)
+    assert moved == 2
+    expected = 3 * before["conv_in.bias"][0] + 4 * before["conv_out.bias"][0]
+    assert result.loss == pytest.approx(expected.item(), abs=1e-6)
+    assert (result.steps, result.num_examples, result.sparsity_penalty) == (1, 10, 0.0)
+
+
+def test_epsilon_step_equals_a_plain_loop() -> None:
+    model = WIDE.model_copy(update={"dropout": 0.0})
+    training = TRAINING.model_copy(update={"optimizer": "adamw", "weight_decay": 0.1})
+    result = train(model=model, training=training)
+    unet, rng = build_unet(model, seed=0).train(), generator("train", 7, "client-0", 1, 1)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=0.01, weight_decay=0.1)
+    alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), dim=0)
+    losses = []
+    order = torch.randperm(10, generator=rng)
+    for indices in (order[:4], order[4:8], order[8:]):
+        clean = IMAGES[indices].float() / 127.5 - 1
+        noise = torch.randn(clean.shape, generator=rng)
+        timesteps = torch.randint(1000, (len(clean),), generator=rng)
+        kept = alphas[timesteps].view(-1, 1, 1, 1)
+        predicted = unet(kept.sqrt() * clean + (1 - kept).sqrt() * noise, timesteps).sample
+        loss = ((predicted - noise) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert result.loss == pytest.approx(sum(losses) / 3, rel=1e-4)
+    for name, tensor in named(result.weights, model).items():
+        assert torch.allclose(tensor, unet.state_dict()[name], atol=2e-4), name
+
+
+def test_warm_up_runs_over_the_clients_own_steps() -> None:
+    training = TRAINING.model_copy(update={"warmup_steps": 4})
+    assert [warmed_up(training, n) for n in range(6)] == [0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01]
+    assert warmed_up(TRAINING, 0) == 0.01
+    trainer, weights, moves = Trainer(client_id="client-0", device="cpu"), flat_weights(WIDE), []
+    for edge_round in (1, 2):
+        result = train(trainer, training=training, objective=TwoBiases(), edge_round=edge_round)
+        moves.append((named(result.weights)["conv_in.bias"] - named(weights)["conv_in.bias"])[0])
+    # A constant gradient moves a weight by the learning rate: 3 steps in each round.
+    assert moves[0].item() == pytest.approx(-(0.0025 + 0.005 + 0.0075), rel=1e-3)
+    assert moves[1].item() == pytest.approx(-0.03, rel=1e-3)
+
+
+def test_same_call_gives_the_same_bits_and_another_does_not() -> None:
+    flips = TRAINING.model_copy(update={"horizontal_flip": True})
+    first = train(training=flips)
+    torch.manual_seed(99)
+    again = train(training=flips)
+    assert torch.equal(first.weights, again.weights)
+    assert first.loss == again.loss
+    others = [
+        train(training=TRAINING),
+        train(training=flips, edge_round=2),
+        train(training=flips, interval=2),
+        train(training=flips, run_seed=8),
+        Trainer(client_id="client-1", device="cpu").train(**task(training=flips)),
+    ]
+    for other in others:
+        assert not torch.equal(first.weights, other.weights)
+
+
+def test_dropout_is_on_in_training_and_global_generators_stay() -> None:
+    before = torch.get_rng_state()
+    with_dropout = train()
+    train(sparsity_lambda=1e-4)
+    assert torch.equal(before, torch.get_rng_state())
+    without = WIDE.model_copy(update={"dropout": 0.0})
+    assert not torch.equal(with_dropout.weights, train(model=without).weights)
+
+
+def test_first_sparse_round_draws_what_a_later_one_would() -> None:
+    fresh = TRAINING.model_copy(update={"optimizer_state": "fresh"})
+    trainer = Trainer(client_id="client-0", device="cpu")
+    first = train(trainer, training=fresh, sparsity_lambda=1e-4)
+    again = train(trainer, training=fresh, sparsity_lambda=1e-4)
+    assert torch.equal(first.weights, again.weights)
+    assert not torch.equal(first.weights, train(training=fresh).weights)
+
+
+def test_kept_moments_change_the_second_round_and_fresh_ones_do_not() -> None:
+    fresh = TRAINING.model_copy(update={"optimizer_state": "fresh"})
+    keeping, starting = (Trainer(client_id="client-0", device="cpu") for _ in range(2))
+    assert torch.equal(train(keeping).weights, train(starting, training=fresh).weights)
+    assert keeping.state_dict()["moment_steps"] == 3
+    assert starting.state_dict() == {"steps": 3}
+    kept = train(keeping, edge_round=2)
+    restarted = train(starting, edge_round=2, training=fresh)
+    assert not torch.equal(kept.weights, restarted.weights)
+    assert torch.equal(restarted.weights, train(edge_round=2).weights)
+    assert (keeping.state_dict()["moment_steps"], starting.state_dict()["steps"]) == (6, 6)
+
+
+def test_moments_are_cut_with_the_network(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    trainer = Trainer(client_id="client-0", device="cpu")
+    train(trainer)
+    dense = named(cast(torch.Tensor, trainer.state_dict()["exp_avg"]))
+    training = TRAINING.model_copy(update={"beta1": 0.5, "local_unit": "steps"})
+    cut = shrink(NARROW)
+    train(trainer, model=NARROW, cut=cut, objective=Nothing(), training=training)
+    pruned = named(cast(torch.Tensor, trainer.state_dict()["exp_avg"]), NARROW)
+    for name, tensor in shrink(NARROW).apply(dense).items():
+        assert torch.allclose(pruned[name], 0.5 * tensor, rtol=1e-5, atol=0), name
+    assert trainer.state_dict()["moment_steps"] == 4
+    assert "optimiser moments cut" in caplog.text
+    # The cut comes with every task of the interval and must not be applied again.
+    train(trainer, model=NARROW, cut=cut, edge_round=2)
+    assert trainer.state_dict()["moment_steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cut": None}, "no cut to follow"),
+        ({"cut": shrink(NARROW), "prune_moments": False}, "no cut to follow"),
+        ({"cut": shrink(WIDE)}, "the cut does not lead to the new network: tensor conv_in.weight"),
+    ],
+)
+def test_moments_that_do_not_fit_start_afresh(
+    changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    trainer = Trainer(client_id="client-0", device="cpu")
+    train(trainer)
+    result = train(trainer, model=NARROW, **changes)
+    assert torch.equal(result.weights, train(model=NARROW).weights)
+    assert trainer.state_dict()["moment_steps"] == 3
+    assert trainer.state_dict()["steps"] == 6
+    assert f"optimiser moments reset ({reason}" in caplog.text
+
+
+def test_sparse_phase_adds_the_group_penalty() -> None:
+    training = TRAINING.model_copy(update={"local_unit": "steps", "max_grad_norm": 1e9})
+    trainer = Trainer(client_id="client-0", device="cpu")
+    result = train(trainer, training=training, objective=Nothing(), sparsity_lambda=0.5)
+    unet = build_unet(WIDE, seed=0)
+    penalty = GroupPenalty(unet)()
+    penalty.backward()  # type: ignore[no-untyped-call]
+    assert result.loss == 0
+    assert result.sparsity_penalty == pytest.approx(penalty.item(), rel=1e-5)
+    moments = named(cast(torch.Tensor, trainer.state_dict()["exp_avg"]))
+    for name, parameter in unet.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        assert torch.allclose(moments[name], 0.1 * 0.5 * gradient, rtol=1e-4, atol=1e-7), name
+
+
+def test_a_fresh_process_goes_on_from_the_state() -> None:
+    resident = Trainer(client_id="client-0", device="cpu")
+    train(resident)
+    state = resident.state_dict()
+    scalars = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
+    assert json.loads(json.dumps(scalars)) == scalars
+    carried = {**state, "exp_avg": cast(torch.Tensor, state["exp_avg"]).clone()}
+    restarted = Trainer(client_id="client-0", device="cpu")
+    restarted.load_state_dict(carried)
+    expected = train(resident, edge_round=2).weights
+    assert torch.equal(expected, train(restarted, edge_round=2).weights)
+    assert carried["moment_steps"] == 3
+    assert torch.equal(cast(torch.Tensor, carried["exp_avg"]), cast(torch.Tensor, state["exp_avg"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("exp_avg", torch.zeros(3), r"exp_avg is torch.float32 of shape \(3,\)"),
+        ("layout", "[1]", "expected a list"),
+        ("moment_steps", None, "client-0 is malformed"),
+    ],
+)
+def test_malformed_state_is_refused(key: str, value: object, text: str) -> None:
+    trainer = Trainer(client_id="client-0", device="cpu")
+    train(trainer)
+    with pytest.raises(FedPhDError, match=text):
+        trainer.load_state_dict(trainer.state_dict() | {key: value})
+    assert trainer.state_dict()["steps"] == 3
+
+
+def test_each_pass_shows_each_image_once() -> None:
+    training = TRAINING.model_copy(update={"local_amount": 2})
+    drawn = list(batches(10, training, generator("a")))
+    assert [len(indices) for indices in drawn] == [4, 4, 2, 4, 4, 2]
+    first, second = torch.cat(drawn[:3]), torch.cat(drawn[3:])
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(10))
+    assert first.tolist() != second.tolist()
+    steps = training.model_copy(update={"local_unit": "steps", "local_amount": 4})
+    assert [len(indices) for indices in batches(10, steps, generator("a"))] == [4, 4, 2, 4]
+
+
+def test_flip_mirrors_about_half_of_the_images() -> None:
+    images = torch.arange(6.0).view(1, 1, 2, 3).expand(1000, 1, 2, 3)
+    result = flipped(images, generator("a"))
+    mirrored = (result == torch.tensor([[2.0, 1.0, 0.0], [5.0, 4.0, 3.0]])).all(-1).all(-1)
+    assert ((result == images).all(-1).all(-1) ^ mirrored).all()
+    assert 430 < mirrored.sum() < 570
+
+
+def test_forward_process_by_hand() -> None:
+    # Two timesteps with beta 0.19 and 0.5: kept shares 0.81 and 0.405.
+    scheduler = build_scheduler(
+        DiffusionConfig(num_train_timesteps=2, beta_start=0.19, beta_end=0.5)
+    )
+    batch = noised(torch.ones(50, 1, 2, 2), scheduler, generator("a"), torch.device("cpu"))
+    assert set(batch.timesteps.tolist()) == {0, 1}
+    for noisy, timestep, noise in zip(batch.noisy, batch.timesteps, batch.noise, strict=True):
+        kept = (0.81, 0.405)[int(timestep)]
+        assert torch.allclose(noisy, math.sqrt(kept) + math.sqrt(1 - kept) * noise, atol=1e-6)
+
+
+def test_loss_falls_on_digits() -> None:
+    model = ModelConfig(block_out_channels=(16, 32))
+    images = torch.from_numpy(load_digits().images * (255 / 16)).to(torch.uint8)[:, None]
+    trainer = Trainer(client_id="client-0", device="cpu")
+    training = TrainingConfig(learning_rate=3e-3, local_unit="steps", local_amount=60)
+    now = task(model=model, images=images[:256], training=training)
+    measured = {key: now[key] for key in ("unet_config", "diffusion", "run_seed")}
+    before = trainer.evaluate(images=images[256:512], weights=now["weights"], **measured)
+    result = trainer.train(**now)
+    after = trainer.evaluate(images=images[256:512], weights=result.weights, **measured)
+    assert before.loss > 0.9
+    assert after.loss < 0.5 * before.loss
+    assert after.num_examples == 256
+
+
+def test_evaluation_repeats_and_changes_nothing() -> None:
+    trainer = Trainer(client_id="client-0", device="cpu")
+    now = task()
+    measured = {key: now[key] for key in ("images", "weights", "unet_config", "diffusion")}
+    train(trainer)
+    state = trainer.state_dict()
+    losses = [trainer.evaluate(**measured, run_seed=seed, batch_size=4).loss for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(cast(torch.Tensor, state["exp_avg"]),
+                       cast(torch.Tensor, trainer.state_dict()["exp_avg"]))
+    expected = train(Trainer(client_id="client-0", device="cpu"))
+    other = Trainer(client_id="client-0", device="cpu")
+    other.evaluate(**measured, run_seed=0)
+    assert torch.equal(train(other).weights, expected.weights)
+
+
+def test_result_is_a_copy_and_the_task_stays_as_it_was() -> None:
+    trainer = Trainer(client_id="client-0", device="cpu")
+    weights = flat_weights(WIDE)
+    result = train(trainer, weights=weights)
+    kept = result.weights.clone()
+    train(trainer, weights=weights, edge_round=2)
+    assert torch.equal(result.weights, kept)
+    assert torch.equal(weights, flat_weights(WIDE))
+    assert result.weights.dtype == torch.float32
+    assert not result.weights.requires_grad
+    unet = unet_from_config(task()["unet_config"])
+    unet.load_state_dict(named(result.weights), strict=True)
+
+
+def test_divergence_names_client_round_and_step() -> None:
+    weights = flat_weights(WIDE)
+    weights[0] = math.nan
+    text = r"client client-0, interval 2, round 3, step 1: the loss is nan.*learning_rate"
+    trainer = Trainer(client_id="client-0", device="cpu")
+    with pytest.raises(FedPhDError, match=text):
+        train(trainer, weights=weights, interval=2, edge_round=3)
+    assert torch.equal(train(trainer).weights, train().weights)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ReplyError, match=r"torch.float64 of shape \(5,\)"):
+        train(weights=torch.zeros(5, dtype=torch.float64))
+    with pytest.raises(ConfigError, match=r"torch.float32 of shape \(10, 1, 4, 4\).*torch.uint8"):
+        train(images=IMAGES.float())
+    with pytest.raises(ConfigError, match=r"\(0, 1, 4, 4\).*N >= 1"):
+        train(images=IMAGES[:0])
+    with pytest.raises(ConfigError, match=r"\(10, 3, 4, 4\).*\(N, 1, 4, 4\)"):
+        train(images=IMAGES.expand(10, 3, 4, 4))
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ConfigError, match='device = "tpu": unknown'):
+        resolve_device("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_missing_cuda_is_a_wrong_setting() -> None:
+    with pytest.raises(ConfigError, match='use "auto" or "cpu"'):
+        Trainer(client_id="client-0", device="cuda")

@@ -1,0 +1,224 @@
+"""Reading the roles' configurations: presets, files, overrides, and what errors say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedphd.common.config import (
+    PRESETS,
+    ClientConfig,
+    CloudConfig,
+    EdgeConfig,
+    NodeConfig,
+    check_address,
+    check_id,
+    load_config,
+    read_preset,
+    section_class,
+    validate,
+)
+from fedphd.common.errors import ConfigError
+from fedphd.common.settings import DataConfig, FederationConfig, Section
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "some.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(cls: type[Section], path: Path | None = None, **values: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(cls, path, values)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_load_and_prune(name: str) -> None:
+    config = load_config(CloudConfig, overrides={"preset": name})
+    assert config.preset == name
+    assert config.schedule.total_edge_rounds > config.pruning.sparse_rounds
+    assert config.model.image_size == {"digits": 8, "cifar10": 32, "celeba": 64}[name]
+
+
+def test_cifar10_is_the_papers() -> None:
+    config = load_config(CloudConfig, overrides={"preset": "cifar10"})
+    assert config.model.block_out_channels == (128, 256, 256, 256)
+    assert config.model.norm_num_groups == 32
+    assert (config.schedule.num_edges, config.schedule.min_clients) == (2, 20)
+    assert config.schedule.edge_rounds == 5
+    assert (config.selection.factor, config.aggregation.factor) == (4.0, 20.0)
+
+
+def test_digits_is_what_the_fields_default_to() -> None:
+    # `fedphd config cloud` lists the fields' defaults; a run without a file uses this preset.
+    loaded = load_config(CloudConfig).model_dump()
+    assert loaded["evaluation"].pop("reference") == DataConfig(source="digits").model_dump()
+    plain = CloudConfig().model_dump()
+    assert plain["evaluation"].pop("reference") is None
+    assert loaded == plain
+
+
+def test_file_wins_over_preset_and_override_over_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        'preset = "cifar10"\n[schedule]\nintervals = 300\nedge_rounds = 10\n[ema]\ndecay = 0.5\n',
+    )
+    config = load_config(CloudConfig, path, {"schedule.edge_rounds": 2, "device": "cpu"})
+    assert config.schedule.intervals == 300
+    assert config.schedule.edge_rounds == 2
+    assert config.schedule.min_clients == 20
+    assert config.ema.decay == 0.5
+    assert config.training.learning_rate == 2e-4
+    assert config.device == "cpu"
+
+
+def test_override_may_choose_the_preset_and_unset_what_it_gives(tmp_path: Path) -> None:
+    path = write(tmp_path, 'preset = "cifar10"\n')
+    assert load_config(CloudConfig, path, {"preset": "celeba"}).num_classes == 4
+    assert load_config(CloudConfig).evaluation.reference is not None
+    unset = load_config(CloudConfig, overrides={"evaluation.reference": None})
+    assert unset.evaluation.reference is None
+    text = refusal(CloudConfig, seed=None)
+    assert "seed = None: input should be a valid integer" in text
+
+
+def test_lists_of_a_file_replace_those_of_the_preset(tmp_path: Path) -> None:
+    path = write(tmp_path, "[model]\nblock_out_channels = [32, 64, 64]\nattention_levels = []\n")
+    config = load_config(CloudConfig, path)
+    assert config.model.block_out_channels == (32, 64, 64)
+    assert config.model.attention_levels == ()
+
+
+def test_federation_is_the_training_part() -> None:
+    cloud = load_config(CloudConfig, overrides={"preset": "celeba", "seed": 7})
+    part = cloud.federation()
+    assert type(part) is FederationConfig
+    assert part.seed == 7
+    assert part.model == cloud.model
+    assert set(type(cloud).model_fields) - set(type(part).model_fields) == {
+        "preset", "out_dir", "state_dir", "device", "num_threads", "superlink",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", [CloudConfig, EdgeConfig, ClientConfig])
+def test_resolved_configuration_survives_json(cls: type[Section]) -> None:
+    config = load_config(cls)
+    assert validate(cls, config.model_dump(mode="json"), source="copy") == config
+
+
+def test_edge_keeps_its_own_port_when_its_superlink_has_settings() -> None:
+    assert load_config(EdgeConfig).superlink.address == "0.0.0.0:9192"
+    tls = {f"superlink.ssl_{name}": "x.pem" for name in ("certfile", "keyfile", "ca_certfile")}
+    assert load_config(EdgeConfig, overrides=tls).superlink.address == "0.0.0.0:9192"
+    assert load_config(CloudConfig, overrides=tls).superlink.address == "0.0.0.0:9092"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"training": {"batch_size": 0}},
+         "training.batch_size = 0: input should be greater than or equal to 1 (images per step)"),
+        ({"training": {"batch_size": 2.5}}, "training.batch_size = 2.5: input should be a valid"),
+        ({"schedule": {"interval": 3}}, "schedule.interval: unknown key; did you mean 'intervals'"),
+        ({"ema": {"zzz": 3}}, "ema.zzz: unknown key; known keys: decay"),
+        ({"evaluation": {"reference": {"partition": {"alhpa": 1}}}},
+         "evaluation.reference.partition.alhpa: unknown key; did you mean 'alpha'?"),
+        ({"device": "gpu"}, "device = 'gpu': input should be 'auto', 'cpu' or 'cuda'"),
+        ({"target": [0.5, "x"]}, "target.1 = 'x': input should be a valid number (target label"),
+        ({"schedule": 3}, "schedule = 3: input should be an object"),
+        ({"schedule": {"intervals": 3}}, "\n  pruning.sparse_rounds = 20 prunes after the last of"),
+        ({"model": {"image_size": 9}}, "\n  model: image_size = 9 cannot be halved"),
+        ({"superlink": {"address": "here"}}, "superlink.address: 'here' is no address; write host"),
+        ({"preset": "mnist"}, "preset = 'mnist': unknown; choose one of digits, cifar10, celeba"),
+        ({"preset": ["digits"]}, "preset = ['digits']: unknown"),
+    ],
+)  # fmt: skip
+def test_error_names_field_value_and_fix(values: dict[str, Any], text: str) -> None:
+    assert text in refusal(CloudConfig, **values)
+
+
+def test_all_wrong_fields_are_named_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, 'seed = -1\ndevice = "gpu"\nsede = 3\n')
+    text = refusal(CloudConfig, path)
+    assert text.startswith(f"{path}: 3 setting(s) refused\n")
+    assert "seed = -1" in text
+    assert "device = 'gpu'" in text
+    assert "sede: unknown key; did you mean 'seed'?" in text
+    assert refusal(EdgeConfig, edge_id="").startswith("command line: 1 setting(s) refused")
+
+
+def test_names_keep_their_case_in_errors() -> None:
+    text = refusal(ClientConfig, data={"partition": {"kind": "IID"}})
+    assert "data.partition.kind = 'IID': input should be 'pathological', 'dirichlet' or" in text
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    assert f"--config {missing}: cannot be read: No such file" in refusal(CloudConfig, missing)
+    assert "cannot be read: Is a directory" in refusal(CloudConfig, tmp_path)
+    broken = write(tmp_path, "seed = \n")
+    assert "is not valid TOML: Invalid value (at line 1" in refusal(CloudConfig, broken)
+    broken.write_bytes(b'device = "\xff"\n')
+    assert "is not valid TOML: 'utf-8' codec" in refusal(CloudConfig, broken)
+
+
+def test_override_below_a_single_value_is_refused() -> None:
+    assert "seed.x: seed is a single value" in refusal(CloudConfig, **{"seed": 3, "seed.x": 1})
+
+
+def test_cross_field_rules_of_tls() -> None:
+    text = refusal(CloudConfig, superlink={"ssl_certfile": "a.pem"})
+    assert "give all of ssl_certfile, ssl_keyfile and ssl_ca_certfile, or none" in text
+    assert "needs ssl_certfile" in refusal(EdgeConfig, superlink={"require_node_auth": True})
+    text = refusal(ClientConfig, node={"private_key": "a"})
+    assert "private_key needs root_certificates" in text
+    whole = NodeConfig(private_key=Path("a"), root_certificates=Path("b"))
+    assert whole.private_key == Path("a")
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "edge-0.example.org:65535", "[::1]:9092", "my_host:9092"]
+)
+def test_addresses(address: str) -> None:
+    assert check_address(address) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "host", "host:", ":9092", "host:0", "host:65536", "::1:9092", "host:9092\n", "host:٩٠٩٢",
+     "http://host:9092", "a b:1", "host:-1"],
+)  # fmt: skip
+def test_not_addresses(address: str) -> None:
+    with pytest.raises(ValueError, match="is no address; write host:port"):
+        check_address(address)
+
+
+def test_names_of_participants() -> None:
+    for name in ("a", "client-0", "0.b_c", "x" * 64):
+        assert check_id(name) == name
+    for name in ("", "-a", "a b", "x" * 65, "a/b", "a\n", "é"):
+        with pytest.raises(ValueError, match="is no name; use 1 to 64"):
+            check_id(name)
+
+
+def test_client_addresses_are_checked() -> None:
+    assert "names an address twice" in refusal(ClientConfig, edges=["a:1", "a:1"])
+    assert "'b' is no address" in refusal(ClientConfig, edges=["a:1", "b"])
+    assert "edges = []" in refusal(ClientConfig, edges=[])
+    assert load_config(ClientConfig, overrides={"edges": ["a:1", "b:2"]}).edges == ("a:1", "b:2")
+
+
+def test_section_class_sees_through_optional() -> None:
+    assert section_class(DataConfig) is DataConfig
+    assert section_class(DataConfig | None) is DataConfig
+    assert section_class(tuple[int, ...]) is None
+    assert section_class(int | None) is None
+
+
+def test_reading_a_preset_gives_fresh_values() -> None:
+    read_preset("digits")["schedule"]["intervals"] = 999
+    assert read_preset("digits")["schedule"]["intervals"] == 8

@@ -1,0 +1,82 @@
+"""Event logs, verdicts and the exit codes that errors stand for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedphd.common import errors
+from fedphd.common.errors import EXIT_CODES, FedPhDError, StartError, exit_code_of
+from fedphd.common.events import EventLog, Verdict, read_verdict, write_json, write_verdict
+
+
+def test_events_are_lines_of_json_and_there_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "events.jsonl"
+    log = EventLog(path, role="edge", node="edge-0")
+    log.write("peer", peer="client-0", change="joined")
+    first = json.loads(path.read_text("utf-8"))
+    assert first.pop("time") > 1.7e9
+    assert first == {
+        "role": "edge", "node": "edge-0", "event": "peer", "peer": "client-0", "change": "joined",
+    }  # fmt: skip
+    log.write("message", text="two\nlines ü")
+    log.close()
+    lines = path.read_text("utf-8").splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["peer", "message"]
+
+
+def test_events_are_appended_to_what_is_there(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        log = EventLog(tmp_path / "e.jsonl", role="cloud", node="cloud")
+        log.write("message", text=text)
+        log.close()
+    lines = (tmp_path / "e.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["one", "two"]
+
+
+def test_json_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"folder": Path("x/y")})
+    assert json.loads(path.read_text("utf-8")) == {"folder": "x/y"}
+    loop: list[object] = []
+    loop.append(loop)
+    with pytest.raises(ValueError, match="Circular"):
+        write_json(path, loop)
+    assert json.loads(path.read_text("utf-8")) == {"folder": "x/y"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_verdict_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "verdict.json"
+    assert read_verdict(path) is None
+    write_verdict(path, Verdict(4, "too few"))
+    assert read_verdict(path) == Verdict(4, "too few")
+    assert Verdict() == Verdict(0, "finished")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"exit_code": "x", "message": ""}', "3"])
+def test_file_that_is_no_verdict_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "verdict.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(FedPhDError, match=r"verdict\.json: is no verdict: "):
+        read_verdict(path)
+
+
+def test_exit_codes_are_the_documented_ones() -> None:
+    expected = {
+        "success": 0, "FedPhDError": 1, "ConfigError": 2, "StartError": 3,
+        "ParticipantsError": 4, "ConnectionLostError": 5, "Interrupted": 130,
+    }  # fmt: skip
+    assert expected == EXIT_CODES
+    for name, code in expected.items():
+        if name != "success":
+            assert exit_code_of(getattr(errors, name)("x")) == code
+
+
+def test_foreign_errors_have_exit_codes_too() -> None:
+    assert exit_code_of(KeyboardInterrupt()) == 130
+    assert exit_code_of(RuntimeError()) == 1
+    assert exit_code_of(errors.ReplyError("x")) == 1
+    assert issubclass(StartError, FedPhDError)

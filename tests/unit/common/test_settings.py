@@ -1,0 +1,194 @@
+"""What the sections of the cloud's configuration accept, refuse and say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, section_class
+from fedphd.common.settings import (
+    FederationConfig,
+    ModelConfig,
+    PartitionConfig,
+    PruningConfig,
+    ScheduleConfig,
+    Section,
+    SelectionConfig,
+    TrainingConfig,
+    WaitConfig,
+    prune_width,
+)
+
+
+def federation(**values: Any) -> FederationConfig:
+    return FederationConfig.model_validate(values)
+
+
+def sections(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield cls
+    for field in cls.model_fields.values():
+        section = section_class(field.annotation)
+        if section is not None:
+            yield from sections(section)
+
+
+@pytest.mark.parametrize("role", [CloudConfig, EdgeConfig, ClientConfig])
+def test_every_field_says_what_it_means(role: type[BaseModel]) -> None:
+    for section in sections(role):
+        assert section.__doc__
+        for name, field in section.model_fields.items():
+            is_section = section_class(field.annotation) is not None
+            assert field.description or is_section, f"{section.__name__}.{name}"
+            if name.endswith("_s"):
+                assert "seconds" in str(field.description), f"{section.__name__}.{name}"
+
+
+@pytest.mark.parametrize("role", [CloudConfig, EdgeConfig, ClientConfig])
+def test_every_section_is_strict_and_frozen(role: type[BaseModel]) -> None:
+    for section in sections(role):
+        assert issubclass(section, Section)
+    with pytest.raises(ValidationError, match="frozen"):
+        role().num_threads = 3  # type: ignore[attr-defined]
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        role.model_validate({"nope": 1})
+
+
+def test_types_are_not_converted() -> None:
+    for value in ("8", 8.0, True):
+        with pytest.raises(ValidationError, match="valid integer"):
+            ScheduleConfig(intervals=value)  # type: ignore[arg-type]
+    assert TrainingConfig(learning_rate=1).learning_rate == 1.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        SelectionConfig(offset=value)
+    with pytest.raises(ValidationError, match="finite"):
+        federation(num_classes=2, target=(value, 1.0))
+    with pytest.raises(ValidationError, match="round_s"):
+        WaitConfig(round_s=value)
+
+
+def test_bounds_are_where_they_should_be() -> None:
+    assert ScheduleConfig(participation=1.0).participation == 1.0
+    for section, field, value in [
+        (ScheduleConfig, "participation", 0.0),
+        (ScheduleConfig, "participation", 1.01),
+        (PruningConfig, "ratio", 1.0),
+        (PruningConfig, "ratio", 0.0),
+        (TrainingConfig, "learning_rate", 0.0),
+        (WaitConfig, "round_s", 0.0),
+        (TrainingConfig, "optimizer", "sgd"),
+    ]:
+        with pytest.raises(ValidationError, match=field):
+            section.model_validate({field: value})
+
+
+def test_partition_must_exist() -> None:
+    assert PartitionConfig(num_partitions=3, partition_id=2).partition_id == 2
+    with pytest.raises(ValidationError, match=r"partition_id = 3.*num_partitions = 3.*use 0 to 2"):
+        PartitionConfig(num_partitions=3, partition_id=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"block_out_channels": (32, 60)}, r"width 60, which norm_num_groups = 8 does not divide"),
+        ({"block_out_channels": (0, 64)}, r"width 0"),
+        ({"image_size": 9}, r"image_size = 9 cannot be halved 1 times.*multiple of 2"),
+        (
+            {"image_size": 10, "block_out_channels": (8, 8, 8)},
+            r"halved 2 times for 3 levels; use a multiple of 4",
+        ),
+        ({"attention_levels": (2,)}, r"attention_levels has 2, but levels run from 0 to 1"),
+        ({"attention_levels": (-1,)}, r"attention_levels has -1"),
+        # The middle block attends even where no level does.
+        (
+            {"attention_levels": (), "attention_head_dim": 24},
+            r"block_out_channels\[1\] = 64 .*no multiple of attention_head_dim = 24",
+        ),
+    ],
+)
+def test_impossible_networks_are_refused(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
+        ModelConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("width", "ratio", "groups", "kept"),
+    [
+        (128, 0.25, 32, 96),  # 4 a group, 1 goes
+        (256, 0.25, 32, 192),  # 8 a group, 2 go
+        (256, 0.44, 32, 128),  # 3.52 of 8 go: 4
+        (128, 0.44, 32, 64),  # 1.76 of 4 go: 2
+        (128, 0.125, 32, 128),  # half a channel of 4: halves are kept
+        (128, 0.375, 32, 96),  # 1.5 of 4: 1 goes
+        (32, 0.99, 8, 8),  # one of each group stays
+        (8, 0.9, 8, 8),
+    ],
+)
+def test_pruned_widths_are_whole_groups(width: int, ratio: float, groups: int, kept: int) -> None:
+    assert prune_width(width, ratio, groups) == kept
+
+
+def test_target_is_uniform_or_given() -> None:
+    assert federation(num_classes=4).target_distribution == (0.25, 0.25, 0.25, 0.25)
+    assert federation(num_classes=2, target=(0.75, 0.25)).target_distribution == (0.75, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ((0.5, 0.25, 0.25), "target has 3 shares, but num_classes = 2"),
+        ((), "target has 0 shares, but num_classes = 2"),
+        ((1.5, -0.5), "must be shares >= 0 that sum to 1; they sum to 1"),
+        ((0.5, 0.4), "they sum to 0.9"),
+    ],
+)
+def test_target_must_be_a_distribution(target: tuple[float, ...], text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
+        federation(num_classes=2, target=target)
+
+
+def schedule(**values: int) -> dict[str, Any]:
+    return {"edge_rounds": 5, "intervals": 8, **values}
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"pruning": {"ratio": 0.1}}, "ratio = 0.1 removes nothing from a width"),
+        # 24 and 40 in groups of 8 are 3 and 5 a group; 0.3 takes 1 of 3 and 1 (1.5) of 5.
+        (
+            {
+                "model": {"block_out_channels": (24, 40), "attention_levels": (0, 1)},
+                "pruning": {"ratio": 0.3},
+            },
+            r"makes widths \[16, 32\], which break the attention heads",
+        ),
+        (
+            {"pruning": {"sparse_rounds": 7}, "schedule": schedule()},
+            "sparse_rounds = 7 ends inside an interval; use a multiple of .*edge_rounds = 5",
+        ),
+        (
+            {"pruning": {"sparse_rounds": 40}, "schedule": schedule()},
+            "sparse_rounds = 40 prunes after the last of 40 edge rounds",
+        ),
+    ],
+)
+def test_impossible_pruning_is_refused(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
+        federation(**values)
+    switched_off = {**values["pruning"], "mode": "none"}
+    assert federation(**{**values, "pruning": switched_off}).pruning.mode == "none"
+
+
+def test_one_shot_pruning_ignores_the_sparse_phase() -> None:
+    pruning = {"mode": "one_shot", "sparse_rounds": 7}
+    assert federation(pruning=pruning).pruning.mode == "one_shot"
+    assert federation(pruning={"sparse_rounds": 35}, schedule=schedule()).pruning.ratio == 0.25
+    assert federation(schedule=schedule()).schedule.total_edge_rounds == 40

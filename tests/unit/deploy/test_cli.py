@@ -1,0 +1,248 @@
+"""The ``fedphd`` command as a user meets it: output, errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from click import Command, Group
+
+from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
+from fedphd.common.errors import ConfigError
+from fedphd.common.settings import Section
+from fedphd.deploy.cli import app, overrides, parse_settings
+
+ROLES: dict[str, type[Section]] = {
+    "cloud": CloudConfig,
+    "edge": EdgeConfig,
+    "client": ClientConfig,
+    "local": CloudConfig,
+}
+
+
+def fedphd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, on a wide terminal without colours."""
+    return subprocess.run(
+        [sys.executable, "-m", "fedphd.deploy.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"},
+    )
+
+
+@pytest.fixture
+def busy() -> Iterator[str]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_dry_run_prints_the_configuration_and_starts_nothing(role: str, tmp_path: Path) -> None:
+    done = fedphd(role, "--dry-run", "--set", "num_threads=3", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = load_config(ROLES[role], overrides={"num_threads": 3})
+    assert validate(ROLES[role], json.loads(done.stdout), source="output") == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_set_wins_over_flags_and_flags_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "cloud.toml").write_text(
+        'seed = 1\npreset = "celeba"\n[superlink]\naddress = "a:1"\n', encoding="utf-8"
+    )
+    done = fedphd(
+        "cloud", "--dry-run", "--config", "cloud.toml", "--preset", "cifar10", "--address", "b:2",
+        "--set", "superlink.address=c:3", "--set", "schedule.intervals=300",
+        cwd=tmp_path,
+    )  # fmt: skip
+    shown = json.loads(done.stdout)
+    assert (shown["seed"], shown["preset"], shown["num_classes"]) == (1, "cifar10", 10)
+    assert shown["superlink"]["address"] == "c:3"
+    assert shown["schedule"]["intervals"] == 300
+
+
+def test_flags_reach_their_fields() -> None:
+    arguments = ["--edge-id", "7", "--cloud", "c:1", "--address", "d:2"]
+    edge = json.loads(fedphd("edge", *arguments, "--dry-run").stdout)
+    assert (edge["edge_id"], edge["cloud"], edge["superlink"]["address"]) == ("7", "c:1", "d:2")
+    arguments = ["--client-id", "me", "--edge", "a:1", "--edge", "b:2", "--partition", "0"]
+    client = json.loads(fedphd("client", *arguments, "--dry-run").stdout)
+    assert (client["client_id"], client["edges"]) == ("me", ["a:1", "b:2"])
+    assert client["data"]["partition"]["partition_id"] == 0
+    local = json.loads(fedphd("local", "--edges", "3", "--clients", "9", "--dry-run").stdout)
+    assert (local["schedule"]["num_edges"], local["schedule"]["min_clients"]) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["cloud", "--set", "training.batch_size=0"],
+         "training.batch_size = 0: input should be greater than or equal to 1 (images per step)"),
+        (["cloud", "--set", "schedule.interval=3"],
+         "schedule.interval: unknown key; did you mean 'intervals'?"),
+        (["cloud", "--set", "schedule.intervals=3"],
+         "pruning.sparse_rounds = 20 prunes after the last of 15 edge rounds"),
+        (["cloud", "--preset", "mnist"], "preset = 'mnist': unknown; choose one of digits"),
+        (["cloud", "--config", "no.toml"], "--config no.toml: cannot be read: No such file"),
+        (["cloud", "--set", "seed"], "--set seed: write KEY=VALUE"),
+        (["edge", "--cloud", "nowhere"], "cloud: 'nowhere' is no address; write host:port"),
+        (["client", "--partition", "6"],
+         "data.partition: partition_id = 6, but there are num_partitions = 6 parts; use 0 to 5"),
+        (["client", "--edge", "a:1", "--edge", "a:1"], "names an address twice"),
+        (["local", "--clients", "0"], "schedule.min_clients = 0: input should be greater"),
+    ],
+)  # fmt: skip
+def test_bad_configuration_exits_2_and_says_what_to_do(
+    arguments: list[str], text: str, tmp_path: Path
+) -> None:
+    done = fedphd(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("fedphd: ")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["cloud", "--addres", "a:1"], ["nope"], ["config", "server"], ["edge", "extra"]]
+)
+def test_unknown_words_exit_2(arguments: list[str]) -> None:
+    done = fedphd(*arguments)
+    assert done.returncode == 2
+    assert arguments[-1] in done.stderr or arguments[-2] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cloud_names_a_busy_port_and_exits_3(busy: str, tmp_path: Path) -> None:
+    done = fedphd("cloud", "--address", busy, "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 3
+    assert f"fedphd: superlink.address = {busy}: cannot listen there" in done.stderr
+    assert "Traceback" not in done.stderr
+    verdict = json.loads((tmp_path / "run" / "verdict.json").read_text("utf-8"))
+    assert verdict["exit_code"] == 3
+    assert busy in verdict["message"]
+    again = fedphd("cloud", "--address", busy, "--run-dir", "run", cwd=tmp_path)
+    assert "cannot listen there" in again.stderr
+
+
+def test_edge_names_a_busy_port_and_exits_3(busy: str, tmp_path: Path) -> None:
+    done = fedphd("edge", "--address", busy, cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"fedphd: superlink.address = {busy}: cannot listen there")
+
+
+@pytest.mark.parametrize("command", ["cloud", "local"])
+def test_run_folder_that_cannot_be_used_exits_3(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = fedphd(command, "--run-dir", "file", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "fedphd: --run-dir = file: cannot be made: File exists" in done.stderr
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metrics.jsonl").touch()
+    done = fedphd(command, "--run-dir", "old", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "holds a run already" in done.stderr
+    assert "file" in fedphd(command, "--set", "out_dir=file", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize("role", ["cloud", "edge", "client"])
+def test_config_lists_settings_as_toml_with_their_defaults(role: str) -> None:
+    done = fedphd("config", role)
+    assert (done.returncode, done.stderr) == (0, "")
+    cls = ROLES[role]
+    assert validate(cls, tomllib.loads(done.stdout), source="output") == cls()
+    assert "seconds" in done.stdout
+
+
+def test_config_lists_meaning_unit_and_range() -> None:
+    text = fedphd("config", "cloud").stdout
+    for expected in (
+        "# cloud rounds  [>= 1]\nschedule.intervals = 8\n",
+        "# learning rate, the optimiser's step size  [> 0, <= 1]\ntraining.learning_rate = 0.001\n",
+        "# seconds for a client's training reply  [> 0]\nwaits.round_s = 600.0\n",
+        "# where evaluation runs  [auto | cpu | cuda]\ndevice = \"auto\"\n",
+        "# target label distribution; absent: uniform over num_classes\n# target = (absent)\n",
+        "\n# evaluation.reference.source = \"digits\"\n",
+        "  [length >= 1]\nmodel.block_out_channels = [32, 64]\n",
+        "out_dir = \"runs\"\n",
+    ):  # fmt: skip
+        assert expected in text
+    assert 'superlink.address = "0.0.0.0:9192"' in fedphd("config", "edge").stdout
+
+
+def commands() -> dict[str, Command]:
+    group = typer.main.get_command(app)
+    assert isinstance(group, Group)
+    return group.commands
+
+
+@pytest.mark.parametrize("name", [*ROLES, "config"])
+def test_help_explains_every_flag_with_its_default(name: str) -> None:
+    done = fedphd(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    text = " ".join(done.stdout.split())
+    options = [option for option in commands()[name].params if option.param_type_name == "option"]
+    for option in options:
+        assert max(option.opts, key=len) in text
+        assert getattr(option, "help", None), option.name
+    with_default = [option for option in options if option.name not in ("dry_run", "help")]
+    assert text.count("[default: ") == len(with_default)
+
+
+def test_defaults_in_the_help_are_the_real_ones() -> None:
+    edge, client = load_config(EdgeConfig), load_config(ClientConfig)
+    cloud = load_config(CloudConfig)
+    for name, values in {
+        "cloud": [cloud.superlink.address, cloud.preset, str(cloud.out_dir)],
+        "edge": [edge.edge_id, edge.cloud, edge.superlink.address],
+        "client": [client.client_id, client.edges[0]],
+        "local": [str(cloud.schedule.num_edges), str(cloud.schedule.min_clients)],
+    }.items():
+        defaults = " ".join(str(getattr(p, "show_default", "")) for p in commands()[name].params)
+        for value in values:
+            assert value in defaults
+
+
+def test_overview_lists_commands_and_exit_codes() -> None:
+    text = " ".join(fedphd("--help").stdout.split())
+    for word in (*ROLES, "config", "0 success", "2 bad configuration", "130 interrupted"):
+        assert word in text
+    alone = fedphd()
+    assert "Usage: fedphd" in alone.stdout + alone.stderr or "Usage: " in alone.stdout
+
+
+def test_commands_start_without_the_heavy_libraries() -> None:
+    code = (
+        "import sys, fedphd.deploy.cli\n"
+        "print(sorted({'torch', 'diffusers', 'flwr', 'datasets'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
+def test_settings_are_json_or_text() -> None:
+    settings = ["a.b=3", "c=x=y", 'd="3"', "e=[1, 2]", "f=null", "g=", " h =true", "i=1e-05"]
+    assert parse_settings(settings) == {
+        "a.b": 3, "c": "x=y", "d": "3", "e": [1, 2], "f": None, "g": "", "h": True, "i": 1e-05,
+    }  # fmt: skip
+    assert parse_settings(None) == {}
+    for wrong in ("", "a", "=3", " =3"):
+        with pytest.raises(ConfigError, match="write KEY=VALUE, such as "):
+            parse_settings([wrong])
+
+
+def test_flags_that_were_not_given_override_nothing() -> None:
+    assert overrides({"a": None, "b": 0, "c": ""}, None) == {"b": 0, "c": ""}
+    assert overrides({"a": 1, "b": 2}, ["a=null"]) == {"a": None, "b": 2}

@@ -1,0 +1,135 @@
+"""Run folders, signals and the watch over processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from fedphd.common.config import EdgeConfig, load_config
+from fedphd.common.errors import StartError
+from fedphd.common.events import Verdict, write_verdict
+from fedphd.deploy import launch
+from fedphd.deploy.launch import new_run_dir, run_edge, run_folder, stop_on_signal
+
+
+def test_run_folders_are_named_by_time_and_differ(tmp_path: Path) -> None:
+    folders = [new_run_dir(tmp_path / "deep" / "runs") for _ in range(3)]
+    assert len(set(folders)) == 3
+    for folder in folders:
+        assert folder.is_dir()
+        assert re.fullmatch(r"\d{8}-\d{6}(-\d+)?", folder.name)
+
+
+def test_out_dir_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StartError, match=r"out_dir = .*file: cannot be written: Not a directory"):
+        new_run_dir(tmp_path / "file")
+
+
+def test_given_run_folder_is_made(tmp_path: Path) -> None:
+    assert run_folder(tmp_path / "a" / "b", tmp_path / "runs").is_dir()
+    assert not (tmp_path / "runs").exists()
+    assert run_folder(None, tmp_path / "runs").parent == tmp_path / "runs"
+    (tmp_path / "file").touch()
+    with pytest.raises(StartError, match=r"--run-dir = .*file: cannot be made"):
+        run_folder(tmp_path / "file", tmp_path)
+
+
+def test_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    write_verdict(tmp_path / "verdict.json", Verdict())
+    with pytest.raises(StartError, match=r"holds a run already \(metrics.jsonl\); choose another"):
+        run_folder(tmp_path, tmp_path)
+    assert (tmp_path / "verdict.json").exists()
+
+
+def test_verdict_of_a_start_that_failed_does_not_end_the_next(tmp_path: Path) -> None:
+    write_verdict(tmp_path / "verdict.json", Verdict(3, "port in use"))
+    run_folder(tmp_path, tmp_path)
+    assert not (tmp_path / "verdict.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_set_the_event_and_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stop_on_signal() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(number)
+        assert stop.is_set()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    with pytest.raises(RuntimeError), stop_on_signal():
+        raise RuntimeError
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_alive_means_running_and_no_zombie() -> None:
+    assert launch._alive(os.getpid())
+    process = subprocess.Popen(["sleep", "60"])
+    assert launch._alive(process.pid)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not launch._alive(process.pid)
+    process.wait()
+    assert not launch._alive(process.pid)
+
+
+def test_end_asks_and_then_insists(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch._end(None)
+    polite = subprocess.Popen(["sleep", "60"])
+    launch._end(polite.pid)
+    assert polite.wait() == -signal.SIGTERM
+    launch._end(polite.pid)
+
+    monkeypatch.setattr(launch, "GRACE_S", 0.3)
+    script = 'trap "" TERM; echo up; while :; do sleep 0.1; done'
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as stubborn:
+        assert stubborn.stdout is not None
+        stubborn.stdout.readline()
+        launch._end(stubborn.pid)
+        assert stubborn.wait() == -signal.SIGKILL
+
+
+def test_edge_that_cannot_listen_says_so_and_forgets_its_last_run(tmp_path: Path) -> None:
+    for name in ("events.jsonl", "verdict.json"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        values = {"superlink.address": address, "state_dir": str(tmp_path)}
+        config = load_config(EdgeConfig, overrides=values)
+        with pytest.raises(StartError, match=address):
+            run_edge(config, stop=threading.Event(), say=print)
+    assert not list(tmp_path.iterdir())
+
+
+def test_edge_with_a_file_for_a_state_folder_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = load_config(EdgeConfig, overrides={"state_dir": str(tmp_path / "file")})
+    with pytest.raises(StartError, match=r"state_dir = .*file: cannot be made"):
+        run_edge(config, stop=threading.Event(), say=print)
+
+
+def test_interrupted_process_ends_within_its_handler(tmp_path: Path) -> None:
+    code = (
+        "from fedphd.deploy.launch import stop_on_signal\n"
+        "with stop_on_signal() as stop:\n"
+        "    print('up', flush=True)\n"
+        "    print('set' if stop.wait(20) else 'not set')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "set\n"
+        assert process.wait() == 0

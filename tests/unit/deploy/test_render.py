@@ -1,0 +1,123 @@
+"""Events as people read them, and the file they are read from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedphd.deploy.render import Tail, human_bytes, human_seconds, render
+
+ROUND: dict[str, Any] = {
+    "event": "round", "node": "edge-0", "interval": 2, "edge_round": 3, "loss": 0.123456,
+    "clients": ["client-0", "client-11"], "failures": [], "sent_bytes": 1_000_000,
+    "received_bytes": 500_000, "seconds": 2.04, "left_s": 125.0,
+}  # fmt: skip
+INTERVAL: dict[str, Any] = {
+    "event": "interval", "node": "cloud", "interval": 2, "intervals": 8, "loss": 0.5,
+    "edge_weights": {"edge-0": 0.625, "edge-1": 0.375}, "parameters": 701_234,
+    "edge_cloud_bytes": 12_345_678, "left_s": 30.0, "failures": [],
+}  # fmt: skip
+
+
+def test_tail_gives_each_event_once_and_waits_for_the_rest_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    tail = Tail(path)
+    assert list(tail.new_events()) == []
+    path.write_text('{"event": "a"}\n{"event": ', encoding="utf-8")
+    assert list(tail.new_events()) == [{"event": "a"}]
+    assert list(tail.new_events()) == []
+    with path.open("a", encoding="utf-8") as file:
+        file.write('"b ü"}\n{"event": "c"}\n')
+    assert list(tail.new_events()) == [{"event": "b ü"}, {"event": "c"}]
+    assert list(tail.new_events()) == []
+
+
+def test_tail_goes_on_where_a_reader_left_off(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(json.dumps({"n": n}) + "\n" for n in range(3)), encoding="utf-8")
+    tail = Tail(path)
+    assert next(tail.new_events()) == {"n": 0}
+    assert list(tail.new_events()) == [{"n": 1}, {"n": 2}]
+
+
+def test_round_is_one_line() -> None:
+    assert render(ROUND) == (
+        "edge-0    interval  2 round 3  loss 0.1235 | 2 clients (0,11) | 1.5 MB so far | 2.0 s | "
+        "about 2 min 05 s left"
+    )
+    failed = {**ROUND, "clients": [], "failures": ["client-0: late", "client-11: NaN"]}
+    line = str(render(failed))
+    assert "| 0 clients (none) |" in line
+    assert line.endswith("| without client-0: late; client-11: NaN")
+
+
+def test_interval_is_one_line() -> None:
+    assert render(INTERVAL) == (
+        "cloud     interval  2 of 8  loss 0.5000 | edges edge-0 62% edge-1 38% | "
+        "0.70 M parameters | 12.3 MB edge-cloud | about 30 s left"
+    )
+    more = {**INTERVAL, "edge_weights": {}, "frechet_distance": 56.04, "failures": ["edge-1: late"]}
+    line = str(render(more))
+    assert "| edges none |" in line
+    assert line.endswith("left | Frechet distance 56.0 | without edge-1: late")
+
+
+def test_pruning_and_evaluation() -> None:
+    pruned = {
+        "event": "pruned", "node": "cloud", "achieved_ratio": 0.25,
+        "before": {"parameters": 701_234, "macs": 12e6},
+        "after": {"parameters": 395_000, "macs": 6.7e6},
+    }  # fmt: skip
+    assert render(pruned) == (
+        "cloud     pruned to 75% of the widths: parameters 0.70 M -> 0.40 M, MACs 12.00 M -> 6.70 M"
+    )
+    evaluated = {
+        "event": "evaluated", "node": "cloud", "what": "after interval 2", "features": "digits",
+        "frechet_distance": 56.04, "num_samples": 512, "sampling_steps": 50, "seconds": 9.96,
+    }  # fmt: skip
+    assert render(evaluated) == (
+        "cloud     evaluated after interval 2: Frechet distance 56.0 in features of digits "
+        "(512 samples, 50 DDIM steps, 10.0 s)"
+    )
+    assert "2: no reference data, no distance (512" in str(
+        render({**evaluated, "frechet_distance": None})
+    )
+
+
+def test_peers_links_and_messages() -> None:
+    peer = {"event": "peer", "node": "edge-0", "peer": "client-3", "change": "left", "detail": ""}
+    assert render(peer) == "edge-0    client-3 left"
+    assert render({**peer, "detail": "no heartbeat"}) == "edge-0    client-3 left: no heartbeat"
+    link = {"event": "link", "node": "edge-1", "server": "a:9092", "change": "connected"}
+    assert render(link) == "edge-1    cloud a:9092 connected"
+    assert render({"event": "message", "node": "cloud", "text": "hello"}) == "cloud     hello"
+
+
+def test_what_is_for_programs_only_is_not_shown() -> None:
+    assert render({"event": "started", "node": "cloud", "pid": 3}) is None
+    assert render({"event": "ended", "node": "cloud", "exit_code": 0}) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_960, "1.0 MB"),
+        (143_000_000, "143.0 MB"), (2.5e9, "2.5 GB"), (3.04e12, "3.0 TB"), (5e15, "5000.0 TB"),
+    ],
+)  # fmt: skip
+def test_bytes(count: float, text: str) -> None:
+    assert human_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 s"), (99.4, "99 s"), (99.6, "1 min 40 s"), (185, "3 min 05 s"),
+        (5999, "99 min 59 s"), (6000, "1 h 40 min"), (7800, "2 h 10 min"), (90000, "25 h 00 min"),
+    ],
+)  # fmt: skip
+def test_durations(seconds: float, text: str) -> None:
+    assert human_seconds(seconds) == text

@@ -1,0 +1,198 @@
+"""Ports, folders, environment and answers around a SuperLink; none is started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedphd.common.config import SuperLinkConfig
+from fedphd.common.errors import StartError
+from fedphd.deploy import superlink
+from fedphd.deploy.superlink import (
+    SuperLink,
+    check_free,
+    flower_environment,
+    free_ports,
+    make_folder,
+)
+
+
+@pytest.fixture
+def busy() -> Iterator[int]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield int(server.getsockname()[1])
+
+
+def test_free_ports_differ_and_can_be_listened_on() -> None:
+    ports = free_ports(50)
+    assert len(set(ports)) == 50
+    check_free(f"127.0.0.1:{ports[0]}", "x")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", ports[1]))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_busy_port_is_named(busy: int, host: str) -> None:
+    text = rf"superlink.address = {host}:{busy}: cannot listen there: Address already in use"
+    with pytest.raises(StartError, match=f"{text}; stop what uses the port, or choose another"):
+        check_free(f"{host}:{busy}", "superlink.address")
+
+
+def test_port_in_time_wait_is_free() -> None:
+    with socket.socket() as server:
+        # As gRPC does; Linux asks it of both.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            accepted, _ = server.accept()
+            # Who closes first keeps the port in TIME_WAIT.
+            accepted.close()
+            caller.recv(1)
+    check_free(f"127.0.0.1:{port}", "x")
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1", "[2001:db8::1]"])
+def test_foreign_address_is_a_start_error(host: str) -> None:
+    with pytest.raises(StartError, match=r"x = .*:9092: cannot listen there: "):
+        check_free(f"{host}:9092", "x")
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b", "x")
+    make_folder(tmp_path / "a" / "b", "x")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StartError, match=f"state_dir = {path}: cannot be made: "):
+            make_folder(path, "state_dir")
+
+
+def test_environment_has_a_home_and_makes_no_calls_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = flower_environment(Path("state/flwr"))
+    assert environment["FLWR_HOME"] == str(tmp_path / "state" / "flwr")
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    scripts, *others = environment["PATH"].split(os.pathsep)
+    assert scripts == str(Path(sys.executable).parent)
+    assert os.pathsep.join(others) == os.environ["PATH"]
+    assert "FLWR_HOME" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ('{"success": true, "run-id": 3}', True),
+        ('{\n  "success": true,\n  "app": {"name": "{"}\n}\n', True),
+        ('Warning: {odd}\n{"success": true}\nUpdate available {1.32}', True),
+        ('{"success": false, "error-message": "{no}"}', False),
+        ('{"success": "false"}', False),
+        ('{"run-id": 3}', False),
+        ('{"success": true', False),
+        ("", False),
+        ("Error: no such app", False),
+        ("[]", False),
+    ],
+)
+def test_answer_of_flwr_run(output: str, expected: bool) -> None:
+    assert superlink._succeeded(output) is expected
+
+
+def test_busy_port_stops_before_anything_is_written(busy: int, tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=rf"superlink.address = 127.0.0.1:{busy}"):
+        SuperLink(SuperLinkConfig(address=f"127.0.0.1:{busy}"), tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+def test_missing_flower_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StartError, match="flower-superlink is not installed; install fedphd"):
+        SuperLink(SuperLinkConfig(address=f"127.0.0.1:{free_ports(1)[0]}"), tmp_path / "state")
+
+
+def fake_flower(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> SuperLink:
+    """A SuperLink whose executables are a shell script."""
+    for name in ("flower-superlink", "flwr"):
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        path.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    return SuperLink(SuperLinkConfig(address=f"127.0.0.1:{free_ports(1)[0]}"), folder / "state")
+
+
+def test_superlink_that_ends_is_reported_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = fake_flower(tmp_path, monkeypatch, "echo first; echo last words >&2; echo; exit 7")
+    with pytest.raises(StartError, match=r"ended with code 7; see .*superlink.log: last words$"):
+        link.wait_ready()
+    link.stop()
+
+
+def test_refused_submission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        'if [ "$1" = run ]; then echo \'{"success": false}\'; echo oh no >&2; else sleep 30; fi'
+    )
+    link = fake_flower(tmp_path, monkeypatch, script)
+    with pytest.raises(StartError, match=r"`flwr run` failed: .*success.*\n?.*oh no"):
+        link.submit(tmp_path / "role.json")
+    link.stop()
+    assert link.process.returncode is not None
+
+
+def test_superlink_that_ignores_the_request_to_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(superlink, "STOP_S", 0.3)
+    link = fake_flower(tmp_path, monkeypatch, 'trap "" TERM; echo up; while :; do sleep 0.1; done')
+    while "up" not in link.log.read_text("utf-8"):
+        link.check_alive()
+    link.stop()
+    assert link.process.returncode == -9
+    link.stop()
+
+
+def test_child_dies_with_its_parent() -> None:
+    code = (
+        "import subprocess, sys\n"
+        "from fedphd.deploy.superlink import die_with_parent\n"
+        "child = subprocess.Popen(['sleep', '60'], preexec_fn=die_with_parent)\n"
+        "print(child.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    parent.kill()
+    parent.communicate()
+    assert ended(child)
+
+
+def ended(pid: int) -> bool:
+    """Whether a process that nobody here can wait for is gone, or a zombie, within 5 s."""
+    deadline_s = time.monotonic() + 5
+    while time.monotonic() < deadline_s:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.02)
+    return False
