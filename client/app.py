@@ -67,9 +67,7 @@ class ClientRuntime:
 
     def hello(self, asked: Hello) -> HelloReply:
         """Introduce this client."""
-        return HelloReply(
-            kind="client", name=self.config.client_id, num_samples=len(self._labels)
-        )
+        return HelloReply(kind="client", name=self.config.client_id, num_samples=len(self._labels))
 
     def choose(self, asked: Choose) -> ChooseReply:
         """Draw this round's edge once; every edge that asks later gets the same answer."""

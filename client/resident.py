@@ -15,11 +15,13 @@ from fedphd.common.config import ClientConfig
 from fedphd.common.errors import ConnectionLostError
 from fedphd.common.events import Verdict
 from fedphd.common.messages import CHOOSE, Choose, EdgeOffer, Finish, read_payload, to_records
-from fedphd.common.node import Node
+from fedphd.common.node import Node, stop_soon
 
 logger = logging.getLogger(__name__)
 
 LEAVE_S = 1.5
+# Long enough for the other edges to say the same.
+FAREWELL_S = 2.5
 
 
 class OfferBoard:
@@ -50,8 +52,12 @@ class OfferBoard:
             while len(offers := self._fitting(asked)) < min(self._num_edges, len(self.connected)):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
-                    logger.info("interval %d round %d: chose among %d edges, others silent",
-                                asked.interval, asked.edge_round, len(offers))
+                    logger.info(
+                        "interval %d round %d: chose among %d edges, others silent",
+                        asked.interval,
+                        asked.edge_round,
+                        len(offers),
+                    )
                     break
                 self._changed.wait(left_s)
         return asked.model_copy(update={"offers": tuple(offers)})
@@ -162,4 +168,4 @@ class Resident:
     def _finish(self, finish: Finish) -> None:
         # The first edge to say so decides: the cloud's verdict is the same for all of them.
         self.verdict = self.verdict or Verdict(finish.exit_code, finish.message)
-        threading.Timer(1.0, self._stop.set).start()
+        stop_soon(self._stop, FAREWELL_S)

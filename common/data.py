@@ -123,9 +123,7 @@ class LabelledImages:
         """
         if (image_size, channels) not in self._decoded:
             pictures = self._source.read(self._positions)
-            images = _stack(
-                pictures, len(self.labels), image_size, channels, self._config.source
-            )
+            images = _stack(pictures, len(self.labels), image_size, channels, self._config.source)
             labels = torch.from_numpy(self.labels)
             self._decoded = {(image_size, channels): ImageSet(images, labels)}
         return self._decoded[image_size, channels]
@@ -296,6 +294,9 @@ def _stack(
     if resized_from is not None:
         logger.info(
             "source = %r: images such as %d x %d pixels are cut to squares and resized to %d x %d",
-            source, *resized_from, size, size,
+            source,
+            *resized_from,
+            size,
+            size,
         )
     return torch.from_numpy(images)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Protocol
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
 from fedphd.common.messages import Traffic
-from fedphd.common.node import Backoff, GrpcReplies, message_bytes
+from fedphd.common.node import Backoff, GrpcReplies, envelope, message_bytes
 
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.25
@@ -140,7 +140,7 @@ class StreamingGrid(Grid):
             message_ids = list(self.push_messages(batch))
             message_ids += [""] * (len(batch) - len(message_ids))
             for message, message_id in zip(batch, message_ids, strict=True):
-                sent = _Sent(_envelope(message), self._clock() + timeout_s)
+                sent = _Sent(envelope(message), self._clock() + timeout_s)
                 # A message that the SuperLink refused has no id: its own is as good as any.
                 key = message_id or f"refused-{len(pending)}"
                 pending[key] = sent
@@ -148,9 +148,7 @@ class StreamingGrid(Grid):
                     sent.deadline_s = float("-inf")
         return pending
 
-    def _receive_all(
-        self, pending: dict[str, _Sent], timeout: float | None
-    ) -> Iterator[Message]:
+    def _receive_all(self, pending: dict[str, _Sent], timeout: float | None) -> Iterator[Message]:
         backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
         while pending:
             asked = list(pending)[:1] if self.in_order else list(pending)
@@ -167,8 +165,10 @@ class StreamingGrid(Grid):
                 self._replies.forget(message_id)
                 sent = pending.pop(message_id)
                 refused = sent.deadline_s == float("-inf")
-                reason = "its SuperLink refused the message" if refused else (
-                    f"no reply within {timeout:g} s"
+                reason = (
+                    "its SuperLink refused the message"
+                    if refused
+                    else (f"no reply within {timeout:g} s")
                 )
                 yield _failure(sent.message, reason)
 
@@ -191,11 +191,6 @@ def streaming_grid(grid: Grid, *, upload_stall_s: float, in_order: bool) -> Stre
     over_grpc = hasattr(grid, "_stub")
     replies = GrpcReplies(grid, stall_s=upload_stall_s) if over_grpc else PlainReplies(grid)
     return StreamingGrid(grid, replies, in_order=in_order)
-
-
-def _envelope(message: Message) -> Message:
-    """The message without its content, so that weights need not stay in memory."""
-    return Message(metadata=message.metadata, content=RecordDict())
 
 
 def _failure(sent: Message, reason: str, code: int = ErrorCode.MESSAGE_UNAVAILABLE) -> Message:

@@ -23,8 +23,8 @@ from typing import Any, Final
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.app import Error, Message
-from flwr.app.message import remove_content_from_message
+from flwr.app import Error, Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.common.constant import ErrorCode
 from flwr.common.grpc import create_channel
@@ -46,10 +46,11 @@ from fedphd.common.errors import ConfigError, ConnectionLostError, exit_code_of
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S: Final = 30.0
+# The shortest that Flower allows: it gives a node up after two of them, 20 s.
+HEARTBEAT_S: Final = 10.0
 CALL_S: Final = 60.0
 _POLL_FIRST_S: Final = 0.02
-_POLL_LAST_S: Final = 0.25
+_POLL_LAST_S: Final = 0.15
 _FORGOTTEN: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
 
 Handler = Callable[[Message], Message]
@@ -365,6 +366,13 @@ class _Partial:
     contents: dict[str, bytes] = field(default_factory=dict)
 
 
+def stop_soon(stop: threading.Event, after_s: float) -> None:
+    """Set ``stop`` in a while: a reply counts only as long as its node is registered."""
+    timer = threading.Timer(after_s, stop.set)
+    timer.daemon = True
+    timer.start()
+
+
 class GrpcReplies:
     """Replies to a ServerApp's messages, pulled with bounds (Flower's own may wait two hours).
 
@@ -412,9 +420,7 @@ class GrpcReplies:
         for proto, tree in pairs:
             missing = [item.object_id for item in iterate_object_tree(tree)]
             reply_to = proto.metadata.reply_to_message_id
-            self._partial[reply_to] = _Partial(
-                tree, reply_to, missing, progress_s=time.monotonic()
-            )
+            self._partial[reply_to] = _Partial(tree, reply_to, missing, progress_s=time.monotonic())
 
     def _advance(self, partial: _Partial) -> Message | str | None:
         """Pull what is there; the message if whole, why not if given up, else None."""
@@ -461,6 +467,11 @@ def message_bytes(message: Message, sizes: dict[str, int]) -> int:
             if object_id not in sizes:
                 sizes[object_id] = len(item.deflate())
     return sum(sizes[object_id] for object_id in objects)
+
+
+def envelope(message: Message) -> Message:
+    """The message without its content, to reply to when its weights are long gone."""
+    return make_message(metadata=message.metadata, content=RecordDict())
 
 
 def _two_at_a_time(work: Callable[[str], None], object_ids: Iterable[str]) -> None:

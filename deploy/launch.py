@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -12,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 
 from fedphd.common.config import CloudConfig, EdgeConfig
-from fedphd.common.errors import FedPhDError, Interrupted, StartError
+from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json
-from fedphd.deploy.render import Tail, render
+from fedphd.deploy.render import Tail, render, render_summary
 from fedphd.deploy.roles import RoleFile
 from fedphd.deploy.superlink import SuperLink, make_folder
 
@@ -88,7 +89,12 @@ def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say:
     )
     with _superlink(config, say) as link:
         say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")
-        return _serve(link, file, run_dir / "role.json", stop, say)
+        verdict = _serve(link, file, run_dir / "role.json", stop, say)
+    summary = run_dir / "summary.json"
+    if verdict.exit_code == EXIT_OK and summary.exists():
+        say(f"\nfinished; everything is in {run_dir}")
+        say(render_summary(json.loads(summary.read_text("utf-8"))))
+    return verdict
 
 
 def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:

@@ -54,6 +54,47 @@ def human_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def render_summary(summary: dict[str, Any]) -> str:
+    """The end of a run, from its ``summary.json``."""
+    sizes, macs, moved = summary["parameters"], summary["macs"], summary["bytes"]
+    rows = [
+        ("Frechet distance", _quality(summary)),
+        ("parameters", f"{sizes['before'] / 1e6:.2f} M -> {sizes['after'] / 1e6:.2f} M"),
+        ("MACs per image", f"{macs['before'] / 1e6:.2f} M -> {macs['after'] / 1e6:.2f} M"),
+        ("bytes client-edge", human_bytes(moved["client_edge"])),
+        ("bytes edge-cloud", _saving(moved)),
+        (
+            "time",
+            ", ".join(
+                f"{k.replace('_', ' ')} {human_seconds(v)}" for k, v in summary["seconds"].items()
+            ),
+        ),
+    ]
+    return "\n".join(f"  {name:<18} {value}" for name, value in rows)
+
+
+def _quality(summary: dict[str, Any]) -> str:
+    measured = [e for e in summary["evaluations"] if e["frechet_distance"] is not None]
+    if not measured:
+        return "none: the configuration names no reference data (evaluation.reference)"
+    path = " -> ".join(f"{e['frechet_distance']:.1f}" for e in measured)
+    last = measured[-1]
+    return (
+        f"{path} (features of {last['features']}, {last['num_samples']} samples, "
+        f"{last['sampling_steps']} DDIM steps, EMA weights)"
+    )
+
+
+def _saving(moved: dict[str, Any]) -> str:
+    flat = moved["flat_fedavg_client_cloud"]
+    if not flat:
+        return human_bytes(moved["edge_cloud"])
+    return (
+        f"{human_bytes(moved['edge_cloud'])}; flat FedAvg would have moved {human_bytes(flat)} "
+        f"over the cloud's links ({-moved['cloud_saving']:+.0%})"
+    )
+
+
 def _peer(event: dict[str, Any]) -> str:
     detail = f": {event['detail']}" if event["detail"] else ""
     return f"{event['peer']} {event['change']}{detail}"
@@ -64,27 +105,26 @@ def _link(event: dict[str, Any]) -> str:
 
 
 def _round(event: dict[str, Any]) -> str:
-    clients = ",".join(name.removeprefix("client-") for name in event["clients"]) or "none"
+    clients = ",".join(name.removeprefix("client-") for name in event["clients"])
+    work = f"loss {event['loss']:.4f} | {len(event['clients'])} clients ({clients})"
+    idle = "no client here, the model stays as it is"
     failed = f" | without {'; '.join(event['failures'])}" if event["failures"] else ""
     moved = event["sent_bytes"] + event["received_bytes"]
     return (
         f"interval {event['interval']:>2} round {event['edge_round']}  "
-        f"loss {event['loss']:.4f} | {len(event['clients'])} clients ({clients}) | "
-        f"{human_bytes(moved)} so far | {event['seconds']:.1f} s | "
-        f"about {human_seconds(event['left_s'])} left{failed}"
+        f"{work if event['clients'] else idle} | {human_bytes(moved)} so far | "
+        f"{event['seconds']:.1f} s | about {human_seconds(event['left_s'])} left{failed}"
     )
 
 
 def _interval(event: dict[str, Any]) -> str:
     shares = " ".join(f"{name} {share:.0%}" for name, share in event["edge_weights"].items())
-    distance = event.get("frechet_distance")
-    quality = f" | Frechet distance {distance:.1f}" if distance is not None else ""
     failed = f" | without {'; '.join(event['failures'])}" if event["failures"] else ""
     return (
         f"interval {event['interval']:>2} of {event['intervals']}  loss {event['loss']:.4f} | "
         f"edges {shares or 'none'} | {event['parameters'] / 1e6:.2f} M parameters | "
         f"{human_bytes(event['edge_cloud_bytes'])} edge-cloud | "
-        f"about {human_seconds(event['left_s'])} left{quality}{failed}"
+        f"about {human_seconds(event['left_s'])} left{failed}"
     )
 
 

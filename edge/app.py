@@ -27,7 +27,7 @@ from fedphd.common.messages import (
     read_weights,
     to_records,
 )
-from fedphd.common.node import Node
+from fedphd.common.node import Node, stop_soon
 from fedphd.common.roster import Roster
 from fedphd.common.settings import ScheduleConfig, WaitConfig
 from fedphd.edge.interval import run_interval
@@ -36,6 +36,7 @@ from fedphd.edge.strategy import EdgeAverage, RoundStats
 logger = logging.getLogger(__name__)
 
 FINISH_S = 5.0
+FAREWELL_S = 1.0
 
 
 @dataclass
@@ -114,7 +115,7 @@ class EdgeService:
             if reply.has_error():
                 name = self.roster.name_of(reply.metadata.src_node_id)
                 logger.warning("%s was not told the end: %s", name, reply.error.reason)
-        self.stop.set()
+        stop_soon(self.stop, FAREWELL_S)
         return Message(to_records(Ack(name=self.edge_id)), reply_to=message)
 
     def _on_change(self, name: str, change: str, detail: str) -> None:

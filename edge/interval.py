@@ -48,12 +48,8 @@ def run_interval(
     started_s = time.monotonic()
     check_reply_weights(weights, task.network, task.network.tensor_layout())
     traffic_before = grid.traffic
-    grid.configure(
-        in_order=task.plan.reproducible, upload_stall_s=task.plan.waits.upload_stall_s
-    )
-    strategy = EdgeAverage(
-        edge_id, task, roster, on_round=lambda stats: on_round(strategy, stats)
-    )
+    grid.configure(in_order=task.plan.reproducible, upload_stall_s=task.plan.waits.upload_stall_s)
+    strategy = EdgeAverage(edge_id, task, roster, on_round=lambda stats: on_round(strategy, stats))
     result = strategy.start(
         grid,
         weights_record(weights),

@@ -87,9 +87,7 @@ class Holdings:
     def offer(self, edge_id: str) -> EdgeOffer:
         """What clients are told when they choose."""
         shares = tuple(float(share) for share in self.label_distribution)
-        return EdgeOffer(
-            edge_id=edge_id, label_distribution=shares, num_samples=self.num_samples
-        )
+        return EdgeOffer(edge_id=edge_id, label_distribution=shares, num_samples=self.num_samples)
 
 
 class WeightedSum:

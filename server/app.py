@@ -59,9 +59,7 @@ class Cloud:
         self.device = resolve_device(self.config.device)
         unet = build_unet(self.config.model, seed=self.config.seed)
         self.scheduler = build_scheduler(self.config.diffusion)
-        self.report = Report(
-            self.run_dir, self.config.federation(), self.events, count_costs(unet)
-        )
+        self.report = Report(self.run_dir, self.config.federation(), self.events, count_costs(unet))
         self.evaluator = self._evaluator()
         self.strategy = FedPhD(
             self.config.federation(),
@@ -91,7 +89,9 @@ class Cloud:
         summary = self.report.summary(self.grid.traffic, time.monotonic() - started_s)
         distance = summary["frechet_distance"]
         quality = "" if distance is None else f", Frechet distance {distance:.1f}"
-        return Verdict(message=f"finished after {self.config.schedule.intervals} intervals{quality}")
+        return Verdict(
+            message=f"finished after {self.config.schedule.intervals} intervals{quality}"
+        )
 
     def gather(self, num_edges: int, num_clients: int) -> None:
         """Wait until enough edges are there which see enough clients.

@@ -130,7 +130,10 @@ def load_feature_classifier(
         _store(model, path)
         logger.info(
             "feature classifier: %.1f%% of %d held-out images right after %d epochs, kept as %s",
-            100 * accuracy, _num_held_out(reference, settings), settings.epochs, path,
+            100 * accuracy,
+            _num_held_out(reference, settings),
+            settings.epochs,
+            path,
         )
     return model.to(device).eval().requires_grad_(False)
 

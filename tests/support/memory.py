@@ -69,7 +69,9 @@ class MemoryGrid(Grid):
         try:
             reply = handler(message) if handler else None
         except Exception as error:
-            failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")
+            failure = Error(
+                ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"
+            )
             reply = Message(failure, reply_to=message)
         if reply is not None:
             with self._lock:

@@ -341,8 +341,9 @@ def test_evaluation_repeats_and_changes_nothing() -> None:
     state = trainer.state_dict()
     losses = [trainer.evaluate(**measured, run_seed=seed, batch_size=4).loss for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
-    assert torch.equal(cast(torch.Tensor, state["exp_avg"]),
-                       cast(torch.Tensor, trainer.state_dict()["exp_avg"]))
+    assert torch.equal(
+        cast(torch.Tensor, state["exp_avg"]), cast(torch.Tensor, trainer.state_dict()["exp_avg"])
+    )
     expected = train(Trainer(client_id="client-0", device="cpu"))
     other = Trainer(client_id="client-0", device="cpu")
     other.evaluate(**measured, run_seed=0)

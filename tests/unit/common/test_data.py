@@ -110,9 +110,7 @@ def test_pathological_parts_refuse_to_leave_classes_out() -> None:
 
 def test_dirichlet_parts_that_cannot_be_drawn_name_alpha_and_minimum() -> None:
     labels = np.arange(60) % 2
-    config = PartitionConfig(
-        kind="dirichlet", num_partitions=6, alpha=0.01, min_partition_size=10
-    )
+    config = PartitionConfig(kind="dirichlet", num_partitions=6, alpha=0.01, min_partition_size=10)
     with pytest.raises(ConfigError, match=r"alpha = 0\.01 .* min_partition_size = 10 images"):
         partition_indices(labels, config)
 
@@ -221,7 +219,7 @@ def test_images_become_the_wanted_mode_and_size_and_the_log_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     red = Image.new("RGB", (16, 32), (200, 0, 0))
-    red.paste((0, 0, 255), (0, 0, 16, 8))  # outside the central square
+    red.paste((0, 0, 255), (0, 0, 16, 4))  # outside the central square
     table([0, 1], [red, red.copy()]).save_to_disk(tmp_path / "saved")
     config = DataConfig(source=str(tmp_path / "saved"))
     with caplog.at_level(logging.INFO, logger="fedphd.common.data"):
