@@ -14,21 +14,10 @@ from typing import Any
 
 import torch
 
-from fedphd.common.errors import ConfigError, ReplyError
+from fedphd.common.errors import ReplyError
 from fedphd.common.groups import Cut, GroupPenalty
 from fedphd.common.layout import TensorLayout
 from fedphd.common.model import unet_from_config
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device for "auto" (CUDA where there is one), "cpu" or "cuda"; raises ConfigError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError('device = "cuda", but PyTorch sees no CUDA device; use "auto" or "cpu"')
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f'device = "{name}": unknown; use "auto", "cpu" or "cuda"')
-    return torch.device(name)
 
 
 class Network:

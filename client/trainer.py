@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from fedphd.client.network import Moments, Network, resolve_device
+from fedphd.client.network import Moments, Network
 from fedphd.client.objectives import Batch, EpsilonObjective, Objective
 from fedphd.common.data import to_model_range
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.groups import Cut, GroupPenalty
 from fedphd.common.layout import TensorLayout
-from fedphd.common.model import build_scheduler
+from fedphd.common.model import build_scheduler, resolve_device
 from fedphd.common.rng import derive_seed, generator
 from fedphd.common.settings import DiffusionConfig, TrainingConfig
 

@@ -109,6 +109,16 @@ class LabelledImages:
                 f"num_classes to at least {labels.max() + 1}"
             )
 
+    def check_covers(self, num_classes: int) -> None:
+        """Raise ConfigError unless the data set has all of ``num_classes`` classes, and no more."""
+        self.check_classes(num_classes)
+        found = len(np.unique(self._source.labels))
+        if found < num_classes:
+            raise ConfigError(
+                f"num_classes = {num_classes}, but source = {self._config.source!r} has only "
+                f"{found} classes; set num_classes to {found}, or name data that has them all"
+            )
+
     def decode(self, *, image_size: int, channels: int) -> ImageSet:
         """All images of the part, decoded once and kept.
 

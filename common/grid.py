@@ -159,7 +159,8 @@ class StreamingGrid(Grid):
             if found:
                 backoff.reset()
                 continue
-            if not (late := self._late(pending)):
+            # In order, only the first was looked for: the others may be there already.
+            if not (late := self._late(pending, 1 if self.in_order else len(pending))):
                 self._sleep(backoff.next_s())
             for message_id in late:
                 self._replies.forget(message_id)
@@ -172,9 +173,9 @@ class StreamingGrid(Grid):
                 )
                 yield _failure(sent.message, reason)
 
-    def _late(self, pending: dict[str, _Sent]) -> list[str]:
+    def _late(self, pending: dict[str, _Sent], first: int) -> list[str]:
         now_s = self._clock()
-        return [key for key, sent in pending.items() if now_s > sent.deadline_s]
+        return [key for key, sent in islice(pending.items(), first) if now_s > sent.deadline_s]
 
     def _accept(self, sent: Message, reply: Message | str) -> Message:
         if isinstance(reply, str):
@@ -183,6 +184,10 @@ class StreamingGrid(Grid):
         if reply.has_error():
             # Flower's own error replies name the SuperLink as their source, not the node.
             return _failure(sent, reply.error.reason or "unknown", reply.error.code)
+        if reply.metadata.src_node_id != sent.metadata.dst_node_id:
+            return _failure(
+                sent, f"its reply names node {reply.metadata.src_node_id} as its source"
+            )
         return reply
 
 

@@ -287,6 +287,8 @@ def _read_kept(entry: Any, lists: Any) -> tuple[tuple[int, ...] | None, ...]:
         if number is None:
             kept.append(None)
             continue
+        if type(number) is not int or number < 0:
+            raise ValueError(f"tensor {name}: {number!r} is no list of indices")
         indices = lists[number]
         if not isinstance(indices, list) or not all(type(i) is int for i in indices):
             raise ValueError(f"tensor {name}: the kept indices are no integers")

@@ -9,7 +9,7 @@ Nothing that arrives is unpickled or executed; everything is checked here or aga
 
 from __future__ import annotations
 
-import io
+import re
 from importlib.metadata import version
 from typing import Any, Final, Literal, TypeVar
 
@@ -30,9 +30,19 @@ CHOOSE: Final = "query.choose"
 FINISH: Final = "query.finish"
 TRAIN: Final = "train"
 
+# Beyond any honest figure, and small enough that no sum or product of a run overflows a float.
+MOST: Final = 10**30
+
 _RECORD: Final = "fedphd"
 _PAYLOAD: Final = "payload"
 _WEIGHTS: Final = "weights"
+
+# Matched as bytes: NumPy's own reader evaluates the header, and fails in many ways on a bad one.
+_NPY_HEAD: Final = re.compile(
+    rb"\x93NUMPY\x01\x00(?s:..)"
+    rb"\{'descr': '<f4', 'fortran_order': False, 'shape': \((?P<numel>[0-9]{1,15}),\), \} *\n"
+)
+_NPY_SHOWN_BYTES: Final = 96
 
 
 class Payload(BaseModel):
@@ -129,9 +139,9 @@ class TrainReply(Payload):
     edge_round: int = Field(ge=1)
     network: Network
     num_examples: int = Field(ge=0)
-    loss: float
-    sparsity_penalty: float = 0.0
-    steps: int = Field(ge=0)
+    loss: float = Field(ge=-MOST, le=MOST)
+    sparsity_penalty: float = Field(0.0, ge=-MOST, le=MOST)
+    steps: int = Field(ge=0, le=MOST)
     seconds: float = Field(ge=0)
 
 
@@ -148,8 +158,8 @@ class IntervalTask(Payload):
 class Traffic(Payload):
     """Bytes over one link, as counted by the server side of it."""
 
-    sent_bytes: int = Field(0, ge=0)
-    received_bytes: int = Field(0, ge=0)
+    sent_bytes: int = Field(0, ge=0, le=MOST)
+    received_bytes: int = Field(0, ge=0, le=MOST)
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(
@@ -179,8 +189,8 @@ class IntervalReply(Payload):
     samples_per_round: float = Field(ge=0)
     client_rounds: int = Field(ge=0)
     label_distribution: tuple[float, ...]
-    loss: float
-    mean_steps: float = Field(ge=0)
+    loss: float = Field(ge=-MOST, le=MOST)
+    mean_steps: float = Field(ge=0, le=MOST)
     traffic: Traffic
     seconds: float = Field(ge=0)
     clients: tuple[str, ...] = ()
@@ -224,6 +234,8 @@ def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
     """
     if message.has_error():
         raise ReplyError(f"error {message.error.code}: {message.error.reason}")
+    if not message.has_content():
+        raise ReplyError("not a FedPhD message: it has no content")
     try:
         text = message.content.config_records[_RECORD][_PAYLOAD]
         return kind.model_validate_json(text)  # type: ignore[arg-type]
@@ -239,7 +251,7 @@ def read_weights(message: Message) -> torch.Tensor:
     """The flat weights of a message, shape (numel,), float32; read-only memory, no copy.
 
     Raises:
-        ReplyError: no such array, or another dtype or number of dimensions.
+        ReplyError: no such array, or another dtype, number of dimensions or length.
     """
     try:
         array = message.content.array_records[_WEIGHTS][_WEIGHTS]
@@ -250,19 +262,14 @@ def read_weights(message: Message) -> torch.Tensor:
 
 def read_array(array: Array) -> torch.Tensor:
     """View a serialised float32 vector in place (Flower stores NumPy's ``.npy`` format)."""
-    try:
-        head = io.BytesIO(array.data[:512])
-        np.lib.format.read_magic(head)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
-    except ValueError as error:
-        raise ReplyError(f"weights are not a NumPy array: {error}") from error
-    if dtype != np.dtype("<f4") or len(shape) != 1 or fortran:
-        raise ReplyError(f"weights are {dtype} of shape {shape}; expected flat float32")
-    offset = head.tell()
-    if len(array.data) - offset != 4 * shape[0]:
-        raise ReplyError(
-            f"weights hold {len(array.data) - offset} bytes; {4 * shape[0]} expected for {shape}"
-        )
+    head = _NPY_HEAD.match(array.data)
+    if head is None:
+        got = array.data[:_NPY_SHOWN_BYTES]
+        raise ReplyError(f"weights are no flat float32 array in NumPy's format; got {got!r}")
+    numel, offset = int(head["numel"]), head.end()
+    if len(array.data) - offset != 4 * numel:
+        got_bytes = len(array.data) - offset
+        raise ReplyError(f"{numel} weights take {4 * numel} bytes; got {got_bytes}")
     return torch.from_numpy(np.asarray(_Lent(np.frombuffer(array.data, "<f4", offset=offset))))
 
 

@@ -8,12 +8,22 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from pydantic import Field, ValidationError, model_validator
 
-from fedphd.common.errors import ReplyError
+from fedphd.common.errors import ConfigError, ReplyError
 from fedphd.common.settings import DiffusionConfig, ModelConfig
+
+__all__ = [
+    "ModelMixin",  # A diffusers pipeline looks for it beside the class that it is to load.
+    "PrunedUNet",
+    "build_scheduler",
+    "build_unet",
+    "unet_config",
+    "unet_from_config",
+]
 
 _MAX_WIDTH = 8192
 _MAX_LEVELS = 8
@@ -69,6 +79,17 @@ class _UNetDescription(ModelConfig):
         return self
 
 
+def resolve_device(name: str) -> torch.device:
+    """The device for "auto" (CUDA where there is one), "cpu" or "cuda"; raises ConfigError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('device = "cuda", but PyTorch sees no CUDA device; use "auto" or "cpu"')
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f'device = "{name}": unknown; use "auto", "cpu" or "cuda"')
+    return torch.device(name)
+
+
 def build_unet(config: ModelConfig, *, seed: int) -> PrunedUNet:
     """The dense U-Net with random weights that follow from ``seed`` alone.
 
@@ -116,12 +137,13 @@ def unet_from_config(config: Mapping[str, Any]) -> PrunedUNet:
 
 def build_scheduler(config: DiffusionConfig) -> DDPMScheduler:
     """The forward process (DDPM, arXiv:2006.11239), predicting the noise."""
-    return DDPMScheduler(  # type: ignore[no-untyped-call]
+    scheduler: DDPMScheduler = DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_schedule=config.beta_schedule,
         beta_start=config.beta_start,
         beta_end=config.beta_end,
     )
+    return scheduler
 
 
 _PLAIN = ("DownBlock2D", "UpBlock2D")

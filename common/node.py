@@ -345,7 +345,7 @@ class Node:
         connection.channel.close()
 
 
-class _Unavailable(grpc.RpcError):  # type: ignore[misc]
+class _Unavailable(grpc.RpcError):
     """An object that a message announces does not come."""
 
     def code(self) -> grpc.StatusCode:
@@ -418,7 +418,9 @@ class GrpcReplies:
         )
         pairs = zip(response.messages_list, response.message_object_trees, strict=True)
         for proto, tree in pairs:
-            missing = [item.object_id for item in iterate_object_tree(tree)]
+            # Pulled from the end, in the order in which a node pushes them: the message itself
+            # comes last, so waiting for it first would take a slow upload for a stalled one.
+            missing = [item.object_id for item in iterate_object_tree(tree)][::-1]
             reply_to = proto.metadata.reply_to_message_id
             self._partial[reply_to] = _Partial(tree, reply_to, missing, progress_s=time.monotonic())
 
@@ -448,7 +450,11 @@ class GrpcReplies:
                 node=self._grid.node, run_id=run_id, message_object_id=message_id
             )
         )
-        message = inflate_object_from_contents(message_id, partial.contents)
+        try:
+            message = inflate_object_from_contents(message_id, partial.contents)
+        except Exception as error:
+            # Flower's reader raises whatever the sender's bytes lead it to.
+            return f"its reply cannot be read: {type(error).__name__}: {error}"
         if not isinstance(message, Message):
             return f"its reply is a {type(message).__name__}, not a message"
         message.metadata.__dict__["_message_id"] = message_id

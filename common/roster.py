@@ -11,6 +11,7 @@ from typing import Literal
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedphd.common.config import check_id
 from fedphd.common.errors import ReplyError
 from fedphd.common.messages import HELLO, Hello, HelloReply, check_version, read_payload, to_records
 
@@ -128,6 +129,10 @@ class Roster:
 
     def _check(self, reply: HelloReply) -> HelloReply:
         check_version(reply)
+        try:
+            check_id(reply.name)
+        except ValueError as error:
+            raise ReplyError(str(error)) from error
         if reply.kind != self._kind:
             raise ReplyError(f"is a {reply.kind} ({reply.name}); only a {self._kind} may join here")
         if self._kind == "client" and not 0 < reply.num_samples <= self._max_samples:
@@ -135,6 +140,12 @@ class Roster:
                 f"{reply.name} claims {reply.num_samples} images; 1 to {self._max_samples} "
                 "(schedule.max_client_samples) are allowed"
             )
+        for name, num_samples in reply.clients.items():
+            if not 0 < num_samples <= self._max_samples:
+                raise ReplyError(
+                    f"{reply.name} lists {name} with {num_samples} images; 1 to "
+                    f"{self._max_samples} (schedule.max_client_samples) are allowed"
+                )
         return reply
 
     def _welcome(self, node_id: int, reply: HelloReply) -> None:

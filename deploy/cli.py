@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -24,7 +24,15 @@ from fedphd.common.config import (
 )
 from fedphd.common.errors import ConfigError, FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
-from fedphd.deploy.launch import VERDICT, run_cloud, run_edge, run_folder, stop_on_signal
+from fedphd.deploy.launch import (
+    VERDICT,
+    check_data,
+    open_client_data,
+    run_cloud,
+    run_edge,
+    run_folder,
+    stop_on_signal,
+)
 from fedphd.deploy.local import run_local, toml_value
 
 EXIT_HELP = (
@@ -119,10 +127,16 @@ def overrides(flags: dict[str, Any], settings: list[str] | None) -> dict[str, An
 
 
 def load_and_show(
-    cls: type[ConfigT], path: Path | None, values: dict[str, Any], *, dry_run: bool
+    cls: type[ConfigT],
+    path: Path | None,
+    values: dict[str, Any],
+    *,
+    dry_run: bool,
+    check: Callable[[ConfigT], None] = lambda config: None,
 ) -> ConfigT:
-    """Load a role's configuration; on a dry run print it and end with success."""
+    """Load a role's configuration and ``check`` it; on a dry run print it and end with success."""
     config = load_config(cls, path, values)
+    check(config)
     if dry_run:
         say(config.model_dump_json(indent=2))
         raise typer.Exit(0)
@@ -150,7 +164,7 @@ def cloud(
 ) -> None:
     """Run the cloud: it owns the training run, averages the edges, prunes and evaluates."""
     values = overrides({"preset": preset, "superlink.address": address}, settings)
-    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run)
+    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check_data)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
         try:
@@ -219,7 +233,10 @@ def client(
         "edges": edges or None,
         "data.partition.partition_id": partition,
     }
-    resolved = load_and_show(ClientConfig, config, overrides(flags, settings), dry_run=dry_run)
+    # A client that starts opens its data anyway, so only a dry run does it here.
+    check = open_client_data if dry_run else lambda config: None
+    values = overrides(flags, settings)
+    resolved = load_and_show(ClientConfig, config, values, dry_run=dry_run, check=check)
     # torch and diffusers take seconds to import; the other commands do without.
     from fedphd.client.resident import Resident
 

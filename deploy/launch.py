@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from fedphd.common.config import CloudConfig, EdgeConfig
+from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig
 from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json
 from fedphd.deploy.render import Tail, render, render_summary
@@ -74,6 +74,24 @@ def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
     # A start that failed leaves a verdict, which must not pass for this run's.
     (run_dir / VERDICT).unlink(missing_ok=True)
     return run_dir
+
+
+def check_data(config: CloudConfig) -> None:
+    """Raise ConfigError if the reference data cannot be read or has other classes."""
+    reference = config.evaluation.reference
+    if reference is None:
+        return
+    # Imported here: it takes seconds, and an edge does without.
+    from fedphd.common.data import LabelledImages
+
+    LabelledImages(reference).check_covers(config.num_classes)
+
+
+def open_client_data(config: ClientConfig) -> None:
+    """Raise ConfigError if a client's data cannot be opened or cut into the wanted parts."""
+    from fedphd.common.data import LabelledImages
+
+    LabelledImages(config.data)
 
 
 def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say: Say) -> Verdict:

@@ -21,6 +21,7 @@ from fedphd.common.model import (
     PrunedUNet,
     build_scheduler,
     build_unet,
+    resolve_device,
     unet_config,
     unet_from_config,
 )
@@ -134,7 +135,7 @@ class Cloud:
         reference = None
         if config.evaluation.reference is not None:
             data = LabelledImages(config.evaluation.reference)
-            data.check_classes(config.num_classes)
+            data.check_covers(config.num_classes)
             reference = data.decode(image_size=model.image_size, channels=model.channels)
         return Evaluator(
             config.evaluation,
@@ -181,13 +182,6 @@ class Cloud:
                 "traffic": self.grid.traffic.model_dump(),
             },
         )
-
-
-def resolve_device(name: str) -> torch.device:
-    """auto, cpu or cuda as a torch device."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def main(grid: Grid, config: CloudConfig, events: EventLog, run_dir: Path) -> Verdict:

@@ -23,7 +23,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -79,7 +79,7 @@ def save_checkpoint(
         new.mkdir(parents=True)
         unet.save_pretrained(new / _UNET)
         averaged.save_pretrained(new / _UNET_EMA)
-        scheduler.save_pretrained(new / _SCHEDULER)  # type: ignore[attr-defined]
+        scheduler.save_pretrained(new / _SCHEDULER)
         for name, text in texts.items():
             (new / name).write_text(text + "\n", "utf-8")
         _flush(new)
@@ -114,7 +114,7 @@ def load_checkpoint(
     whole = _whole(folder)
     unet, averaged = _load_unet(whole / _UNET), _load_unet(whole / _UNET_EMA)
     config = _read_json(whole / _SCHEDULER / "scheduler_config.json")
-    scheduler: DDPMScheduler = DDPMScheduler.from_config(config)  # type: ignore[no-untyped-call]
+    scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
     return unet, averaged, scheduler, _read_json(whole / _STATE)
 
 

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -196,7 +199,7 @@ def sample_images(
     """
     # Any: the base classes of diffusers' models and pipelines carry no types.
     network: Any = unet
-    forward_process: Any = scheduler.config  # type: ignore[attr-defined]
+    forward_process: Any = scheduler.config
     num_timesteps = forward_process["num_train_timesteps"]
     if steps > num_timesteps:
         raise ConfigError(
@@ -207,10 +210,8 @@ def sample_images(
     local = network if network.device == device else copy.deepcopy(network).to(device)
     # diffusers clips the predicted image but goes on with the unclipped noise, which costs
     # quality on images with many black or white pixels; the published sampler does not clip.
-    sampler = DDIMScheduler.from_config(  # type: ignore[no-untyped-call]
-        forward_process, clip_sample=False
-    )
-    pipeline: Any = DDIMPipeline(local.eval(), sampler)  # type: ignore[no-untyped-call]
+    sampler = DDIMScheduler.from_config(forward_process, clip_sample=False)
+    pipeline: Any = DDIMPipeline(local.eval(), sampler)
     pipeline.set_progress_bar_config(disable=True)
     try:
         batches = [

@@ -36,6 +36,8 @@ from fedphd.server.pruning import PruneReport, prune_unet
 
 logger = logging.getLogger(__name__)
 
+SHARES_TOLERANCE = 1e-6
+
 
 @dataclass
 class IntervalStats:
@@ -173,14 +175,26 @@ class FedPhD(Strategy):
                 f"for interval {interval}"
             )
         shares = answer.label_distribution
-        if len(shares) != self.config.num_classes or min(shares) < 0:
+        fits = len(shares) == self.config.num_classes and min(shares) >= 0
+        if not fits or abs(sum(shares) - 1) > SHARES_TOLERANCE:
             raise ReplyError(
                 f"label distribution {list(shares)} is none over {self.config.num_classes} classes"
             )
-        most = self.config.schedule.max_client_samples * max(1, answer.client_rounds)
+        self._check_counts(answer)
+        return answer, check_reply_weights(read_weights(reply), answer.network, self.layout)
+
+    def _check_counts(self, answer: IntervalReply) -> None:
+        schedule, names = self.config.schedule, len(set(answer.clients))
+        if answer.client_rounds > names * schedule.edge_rounds:
+            raise ReplyError(
+                f"claims {answer.client_rounds} client rounds; at most {schedule.edge_rounds} "
+                f"fit for each of its {names} clients"
+            )
+        most = schedule.max_client_samples * names
         if answer.samples_per_round > most:
             raise ReplyError(f"claims {answer.samples_per_round:g} samples; at most {most} fit")
-        return answer, check_reply_weights(read_weights(reply), answer.network, self.layout)
+        if answer.client_rounds and not answer.samples_per_round:
+            raise ReplyError(f"claims {answer.client_rounds} client rounds without a sample")
 
     def _average(
         self, trained: list[tuple[IntervalReply, torch.Tensor]], stats: IntervalStats

@@ -18,7 +18,6 @@ from fedphd.client.trainer import (
     batches,
     flipped,
     noised,
-    resolve_device,
     warmed_up,
 )
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
@@ -28,6 +27,7 @@ from fedphd.common.model import (
     PrunedUNet,
     build_scheduler,
     build_unet,
+    resolve_device,
     unet_config,
     unet_from_config,
 )

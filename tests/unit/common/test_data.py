@@ -226,7 +226,7 @@ def test_images_become_the_wanted_mode_and_size_and_the_log_says_so_once(
         colour = load(config, channels=3)
     assert colour.images.shape == (2, 3, 8, 8)
     assert colour.images[0, :, 4, 4].tolist() == [200, 0, 0]
-    assert colour.images[0, 2].max() == 0
+    assert colour.images[0, 2].max() <= 1
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
         "images such as 16 x 32 pixels are cut to squares and resized to 8 x 8"
     ]

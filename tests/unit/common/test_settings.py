@@ -170,6 +170,14 @@ def schedule(**values: int) -> dict[str, Any]:
             },
             r"makes widths \[16, 32\], which break the attention heads",
         ),
+        # 32 channels do not go into 5 heads; the middle block attends at the last level.
+        (
+            {
+                "model": {"block_out_channels": (40, 40), "attention_levels": ()},
+                "pruning": {"ratio": 0.3},
+            },
+            r"makes widths \[32, 32\], which break the attention heads",
+        ),
         (
             {"pruning": {"sparse_rounds": 7}, "schedule": schedule()},
             "sparse_rounds = 7 ends inside an interval; use a multiple of .*edge_rounds = 5",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedphd.deploy.render import Tail, human_bytes, human_seconds, render
+from fedphd.deploy.render import Tail, human_bytes, human_seconds, render, render_summary
 
 ROUND: dict[str, Any] = {
     "event": "round", "node": "edge-0", "interval": 2, "edge_round": 3, "loss": 0.123456,
@@ -49,9 +49,10 @@ def test_round_is_one_line() -> None:
         "about 2 min 05 s left"
     )
     failed = {**ROUND, "clients": [], "failures": ["client-0: late", "client-11: NaN"]}
-    line = str(render(failed))
-    assert "| 0 clients (none) |" in line
-    assert line.endswith("| without client-0: late; client-11: NaN")
+    assert render(failed) == (
+        "edge-0    interval  2 round 3  no client here, the model stays as it is | "
+        "1.5 MB so far | 2.0 s | about 2 min 05 s left | without client-0: late; client-11: NaN"
+    )
 
 
 def test_interval_is_one_line() -> None:
@@ -59,10 +60,41 @@ def test_interval_is_one_line() -> None:
         "cloud     interval  2 of 8  loss 0.5000 | edges edge-0 62% edge-1 38% | "
         "0.70 M parameters | 12.3 MB edge-cloud | about 30 s left"
     )
-    more = {**INTERVAL, "edge_weights": {}, "frechet_distance": 56.04, "failures": ["edge-1: late"]}
+    more = {**INTERVAL, "edge_weights": {}, "failures": ["edge-1: late"]}
     line = str(render(more))
     assert "| edges none |" in line
-    assert line.endswith("left | Frechet distance 56.0 | without edge-1: late")
+    assert line.endswith("about 30 s left | without edge-1: late")
+
+
+def test_summary_is_a_table() -> None:
+    evaluation = {"features": "digits", "num_samples": 512, "sampling_steps": 50}
+    summary: dict[str, Any] = {
+        "parameters": {"before": 701_234, "after": 395_000},
+        "macs": {"before": 12e6, "after": 6.7e6},
+        "bytes": {
+            "client_edge": 90_000_000, "edge_cloud": 12_000_000,
+            "flat_fedavg_client_cloud": 100_000_000, "cloud_saving": 0.88,
+        },
+        "seconds": {"sparse_training": 185.0, "evaluation": 20.0},
+        "evaluations": [
+            {**evaluation, "frechet_distance": distance} for distance in (482.04, None, 56.04)
+        ],
+    }  # fmt: skip
+    quality = "482.0 -> 56.0 (features of digits, 512 samples, 50 DDIM steps, EMA weights)"
+    saving = "12.0 MB; flat FedAvg would have moved 100.0 MB over the cloud's links (-88%)"
+    assert render_summary(summary).split("\n") == [
+        f"  Frechet distance   {quality}",
+        "  parameters         0.70 M -> 0.40 M",
+        "  MACs per image     12.00 M -> 6.70 M",
+        "  bytes client-edge  90.0 MB",
+        f"  bytes edge-cloud   {saving}",
+        "  time               sparse training 3 min 05 s, evaluation 20 s",
+    ]
+    summary["evaluations"] = []
+    summary["bytes"].update(flat_fedavg_client_cloud=0, cloud_saving=None)
+    lines = render_summary(summary).split("\n")
+    assert "none: the configuration names no reference data" in lines[0]
+    assert lines[4] == "  bytes edge-cloud   12.0 MB"
 
 
 def test_pruning_and_evaluation() -> None:

@@ -174,14 +174,13 @@ def test_child_dies_with_its_parent() -> None:
         "print(child.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
-    parent = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert Path(f"/proc/{child}").exists()
-    parent.kill()
-    parent.communicate()
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert Path(f"/proc/{child}").exists()
+        parent.kill()
     assert ended(child)
 
 

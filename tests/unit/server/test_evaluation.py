@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +37,20 @@ FEW = DIGITS.subset(torch.arange(60))
 QUICK = ClassifierSettings(epochs=1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread_and_the_global_generator_untouched() -> object:
-    """Sums in one order, and nothing may draw from PyTorch's global generator."""
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order, and no waiting for cores that others use."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def global_generator_stays_untouched() -> Iterator[None]:
     before = torch.get_rng_state()
     yield
     assert torch.equal(torch.get_rng_state(), before)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +103,10 @@ def test_an_image_depends_on_its_index_only(unet: PrunedUNet) -> None:
     assert not torch.equal(sample(unet, seed=8), at_once)
 
 
-class PerfectNoise(nn.Module):
+class PerfectNoise:
     """Predicts the noise of a data set that holds one grey image of value ``level``."""
 
-    def __init__(self, level: float, clip: float = 1.0) -> None:
-        super().__init__()
+    def __init__(self, level: float) -> None:
         self.level = level
         self.alphas = build_scheduler(DiffusionConfig()).alphas_cumprod
 
@@ -125,6 +129,22 @@ def test_sampling_finds_the_image_that_the_network_knows(
     assert torch.all(sample(unet, steps=10) == pixel)
 
 
+def test_sampling_is_ddim_without_noise_and_without_clipping(unet: PrunedUNet) -> None:
+    """Eq. 12 of arXiv:2010.02502 with sigma = 0, from step 750 over 500 and 250 to 0."""
+    alphas = build_scheduler(DiffusionConfig()).alphas_cumprod
+    image = torch.randn(1, 1, 8, 8, generator=generator("sample", 7, 0))
+    with torch.no_grad():
+        for step, following in ((750, 500), (500, 250), (250, 0), (0, None)):
+            now = alphas[step]
+            then = torch.tensor(1.0) if following is None else alphas[following]
+            noise = unet.eval()(image, step).sample
+            clean = (image - (1 - now).sqrt() * noise) / now.sqrt()
+            assert clean.abs().max() > 1  # so clipping would be seen
+            image = then.sqrt() * clean + (1 - then).sqrt() * noise
+    expected = ((image / 2 + 0.5).clamp(0, 1) * 255).round()
+    assert (sample(unet, num=1, steps=4).float() - expected).abs().max() <= 1
+
+
 def test_the_network_is_left_in_its_mode_and_with_its_weights(unet: PrunedUNet) -> None:
     weights = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     for training in (True, False):
@@ -140,7 +160,7 @@ def test_dropout_is_off_while_sampling() -> None:
 
 
 def test_too_many_steps_and_diverged_networks_are_refused(unet: PrunedUNet) -> None:
-    with pytest.raises(ConfigError, match=r"sampling_steps = 1001 .* num_train_timesteps = 1000"):
+    with pytest.raises(ConfigError, match=r"sampling_steps = 1001 .*num_train_timesteps = 1000"):
         sample(unet, steps=1001)
     with torch.no_grad():
         unet.conv_out.bias.fill_(math.nan)
