@@ -21,6 +21,7 @@ from fedphd.common.data import LabelledImages
 from fedphd.common.groups import Cut
 from fedphd.common.homogeneity import Offer
 from fedphd.common.messages import (
+    EVERY_EDGE,
     Ack,
     Choose,
     ChooseReply,
@@ -91,7 +92,7 @@ class ClientRuntime:
                     edge_round=asked.edge_round,
                 )
             chosen = self._choices[key]
-        mine = chosen == asked.asking
+        mine = asked.asking in (chosen, EVERY_EDGE)
         return ChooseReply(
             edge_id=chosen, num_samples=sum(counts), label_counts=counts if mine else ()
         )

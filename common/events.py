@@ -7,9 +7,12 @@ nothing about a run.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +21,42 @@ from fedphd.common.errors import EXIT_OK, FedPhDError
 
 
 class EventLog:
-    """Appends one JSON object per line, flushed at once.
+    """Appends one JSON object per line, flushed at once; several threads may write.
 
     Args:
         path: the file; its folder is made.
         role: "cloud", "edge" or "client".
         node: the participant's stable name.
+        on_event: also told every event, such as to print it.
     """
 
-    def __init__(self, path: Path, *, role: str, node: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        role: str,
+        node: str,
+        on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
+        self._lock = threading.Lock()
         self._common = {"role": role, "node": node}
+        self._on_event = on_event
+
+    def sibling(self, *, role: str, node: str) -> EventLog:
+        """A log of another participant in the same file, which the first one closes."""
+        other = copy.copy(self)
+        other._common = {"role": role, "node": node}
+        return other
 
     def write(self, event: str, **values: Any) -> None:
         """Append an event; ``values`` must be JSON-able."""
         line = {"time": round(time.time(), 3), **self._common, "event": event, **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with self._lock:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        self._on_event(line)
 
     def close(self) -> None:
         """Close the file."""

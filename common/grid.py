@@ -109,12 +109,18 @@ class StreamingGrid(Grid):
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and count their bytes."""
+        """Send messages and count the bytes of those that the SuperLink took."""
         batch = list(messages)
+        message_ids = list(self._grid.push_messages(batch))
         sizes: dict[str, int] = {}
-        sent = sum(message_bytes(message, sizes) for message in batch)
+        # Counted after the push, which fills in the addresses.
+        sent = sum(
+            message_bytes(message, sizes)
+            for message, message_id in zip(batch, message_ids, strict=False)
+            if message_id
+        )
         self.traffic += Traffic(sent_bytes=sent)
-        return self._grid.push_messages(batch)
+        return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are there now."""

@@ -30,8 +30,13 @@ CHOOSE: Final = "query.choose"
 FINISH: Final = "query.finish"
 TRAIN: Final = "train"
 
-# Beyond any honest figure, and small enough that no sum or product of a run overflows a float.
+# Beyond any honest figure, and small enough that an edge's sums of them pass at the cloud and
+# the cloud's sums do not overflow.
+MOST_OF_CLIENT: Final = 10**12
 MOST: Final = 10**30
+
+# Who asks when edges share one question: the answer is for whichever edge is chosen.
+EVERY_EDGE: Final = "*"
 
 _RECORD: Final = "fedphd"
 _PAYLOAD: Final = "payload"
@@ -139,9 +144,9 @@ class TrainReply(Payload):
     edge_round: int = Field(ge=1)
     network: Network
     num_examples: int = Field(ge=0)
-    loss: float = Field(ge=-MOST, le=MOST)
-    sparsity_penalty: float = Field(0.0, ge=-MOST, le=MOST)
-    steps: int = Field(ge=0, le=MOST)
+    loss: float = Field(ge=-MOST_OF_CLIENT, le=MOST_OF_CLIENT)
+    sparsity_penalty: float = Field(0.0, ge=0, le=MOST_OF_CLIENT)
+    steps: int = Field(ge=0, le=MOST_OF_CLIENT)
     seconds: float = Field(ge=0)
 
 

@@ -142,6 +142,9 @@ def build_scheduler(config: DiffusionConfig) -> DDPMScheduler:
         beta_schedule=config.beta_schedule,
         beta_start=config.beta_start,
         beta_end=config.beta_end,
+        # diffusers clips the predicted image but goes on with the unclipped noise, which costs
+        # quality; a sampler that is made from this one inherits the choice.
+        clip_sample=False,
     )
     return scheduler
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Error, Message, RecordDict
@@ -499,7 +500,12 @@ def _read_keys(path: Path) -> Keys:
     content = _read(path, "node.private_key") or b""
     try:
         key = load_ssh_private_key(content, password=None)
-    except ValueError as error:
+    except TypeError as error:
+        raise ConfigError(
+            f"node.private_key = {path}: is encrypted with a password, which a process that runs "
+            "by itself cannot ask for; remove it with `ssh-keygen -p`"
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"node.private_key = {path}: is no OpenSSH private key") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(

@@ -245,6 +245,10 @@ class WaitConfig(Section):
 class FederationConfig(Section):
     """Everything that defines a training run; the cloud is its single source of truth."""
 
+    topology: Literal["hierarchical", "flat"] = Field(
+        "hierarchical",
+        description="hierarchical: clients, edges, cloud; flat: the cloud averages its clients",
+    )
     num_classes: int = Field(10, ge=1, description="classes that clients' labels run over")
     target: tuple[float, ...] | None = Field(
         None, description="target label distribution; absent: uniform over num_classes"

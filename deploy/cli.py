@@ -272,6 +272,10 @@ def local(
         str,
         typer.Option(help="data set of the clients: digits, a Hugging Face name or a local path"),
     ] = "digits",
+    classes_per_client: Annotated[
+        int,
+        typer.Option(min=1, help="classes of images that each client holds"),
+    ] = 2,
     run_dir: RunDir = None,
     settings: Set = None,
     dry_run: DryRun = False,
@@ -285,7 +289,14 @@ def local(
     resolved = load_and_show(CloudConfig, config, overrides(flags, settings), dry_run=dry_run)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
-        verdict = run_local(resolved, source=data, run_dir=folder, stop=stop, say=say)
+        verdict = run_local(
+            resolved,
+            source=data,
+            classes_per_client=classes_per_client,
+            run_dir=folder,
+            stop=stop,
+            say=say,
+        )
     end(verdict)
 
 

@@ -24,6 +24,7 @@ SERVERAPP_S = 60.0
 GRACE_S = 2.5
 EVENTS = "metrics.jsonl"
 VERDICT = "verdict.json"
+FLOWER_TRAFFIC = "flower_traffic.json"
 
 Say = Callable[[str], None]
 
@@ -108,6 +109,7 @@ def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say:
     with _superlink(config, say) as link:
         say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")
         verdict = _serve(link, file, run_dir / "role.json", stop, say)
+        _keep_traffic(link, verdict, run_dir / FLOWER_TRAFFIC)
     summary = run_dir / "summary.json"
     if verdict.exit_code == EXIT_OK and summary.exists():
         say(f"\nfinished; everything is in {run_dir}")
@@ -127,11 +129,19 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
         verdict=str((state / VERDICT).resolve()),
         log=str((state / "edge.log").resolve()),
     )
-    for old in (Path(file.events), Path(file.verdict)):
+    for old in (Path(file.events), Path(file.verdict), state / FLOWER_TRAFFIC):
         old.unlink(missing_ok=True)
     with _superlink(config, say) as link:
         say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
-        return _serve(link, file, state / "role.json", stop, say)
+        verdict = _serve(link, file, state / "role.json", stop, say)
+        _keep_traffic(link, verdict, state / FLOWER_TRAFFIC)
+        return verdict
+
+
+def _keep_traffic(link: SuperLink, verdict: Verdict, path: Path) -> None:
+    """Store Flower's own count of the run's bytes, which goes with the SuperLink."""
+    if verdict.exit_code == EXIT_OK and (count := link.traffic()) is not None:
+        write_json(path, count)
 
 
 @contextmanager

@@ -49,13 +49,23 @@ class LocalCluster:
         config: the cloud's configuration; schedule.num_edges and schedule.min_clients say how
             many edges and clients are started.
         source: data set of the clients, as in data.source.
+        classes_per_client: classes of a client, as in data.partition.classes_per_partition.
         run_dir: the run's folder; logs go to its folder ``logs``.
         say: gets the lines for people.
     """
 
-    def __init__(self, config: CloudConfig, *, source: str, run_dir: Path, say: Say) -> None:
+    def __init__(
+        self,
+        config: CloudConfig,
+        *,
+        source: str,
+        classes_per_client: int = 2,
+        run_dir: Path,
+        say: Say,
+    ) -> None:
         self._config = config
         self._source = source
+        self._classes_per_client = classes_per_client
         self._run_dir = run_dir
         self._say = say
         self._state = run_dir / "state"
@@ -93,7 +103,7 @@ class LocalCluster:
             "kind": "pathological",
             "num_partitions": self._config.schedule.min_clients,
             "partition_id": number,
-            "classes_per_partition": 2,
+            "classes_per_partition": self._classes_per_client,
             "seed": self._config.seed,
         }
         data = {"source": self._source, "partition": partition}
@@ -192,10 +202,18 @@ def _kill_group(group: int) -> None:
 
 
 def run_local(
-    config: CloudConfig, *, source: str, run_dir: Path, stop: threading.Event, say: Say
+    config: CloudConfig,
+    *,
+    source: str,
+    classes_per_client: int = 2,
+    run_dir: Path,
+    stop: threading.Event,
+    say: Say,
 ) -> Verdict:
     """Run a whole federation on loopback and return the cloud's verdict."""
-    cluster = LocalCluster(config, source=source, run_dir=run_dir, say=say)
+    cluster = LocalCluster(
+        config, source=source, classes_per_client=classes_per_client, run_dir=run_dir, say=say
+    )
     try:
         cluster.start()
         verdict = cluster.wait(stop)

@@ -20,6 +20,7 @@ from fedphd.common.errors import StartError
 
 READY_S = 60.0
 SUBMIT_S = 120.0
+TRAFFIC_S = 20.0
 STOP_S = 3.0
 BUNDLE = Path(__file__).parent / "bundle"
 _PR_SET_PDEATHSIG = 1
@@ -155,23 +156,34 @@ class SuperLink:
         """Start this role's ServerApp by Flower's own ``flwr run``."""
         self._write_connection()
         run_config = f"role-file={json.dumps(str(role_file.resolve()))}"
-        command = [
-            _executable("flwr"), "run", str(BUNDLE), "here",
-            "--run-config", run_config, "--format", "json",
-        ]  # fmt: skip
         try:
-            done = subprocess.run(
-                command,
-                env=self._environment,
-                capture_output=True,
-                text=True,
-                timeout=SUBMIT_S,
-                check=False,
-            )
+            done = self._flwr(["run", str(BUNDLE), "here", "--run-config", run_config], SUBMIT_S)
         except subprocess.TimeoutExpired as error:
             raise StartError(f"`flwr run` did not answer within {SUBMIT_S:g} s") from error
         if not _succeeded(done.stdout):
             raise StartError(f"`flwr run` failed: {(done.stdout + done.stderr).strip()}")
+
+    def traffic(self) -> dict[str, int] | None:
+        """Flower's own count of the bytes to and from the nodes; None if it does not say."""
+        try:
+            done = self._flwr(["ls", "here"], TRAFFIC_S)
+            runs = _answer(done.stdout)["runs"]
+            counts = [run["network-traffic"] for run in runs]
+            received = sum(int(count["inbound-bytes"]) for count in counts)
+            sent = sum(int(count["outbound-bytes"]) for count in counts)
+        except (subprocess.TimeoutExpired, LookupError, TypeError, ValueError):
+            return None
+        return {"sent_bytes": sent, "received_bytes": received}
+
+    def _flwr(self, arguments: list[str], within_s: float) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [_executable("flwr"), *arguments, "--format", "json"],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=within_s,
+            check=False,
+        )
 
     def _write_connection(self) -> None:
         """Tell ``flwr`` where this SuperLink is; a file in our own FLWR_HOME."""
@@ -219,9 +231,14 @@ def _last_line(path: Path) -> str:
 
 
 def _succeeded(output: str) -> bool:
-    """Whether ``flwr run --format json`` says success (its exit code does not).
+    """Whether ``flwr ... --format json`` says success (its exit code does not)."""
+    return _answer(output).get("success") is True
 
-    Warnings may stand before and after the answer, the last JSON object that has ``success``.
+
+def _answer(output: str) -> dict[str, Any]:
+    """The answer in ``flwr``'s output: the last JSON object with ``success``, else empty.
+
+    Warnings may stand before and after it.
     """
     start = output.rfind("{")
     while start >= 0:
@@ -230,6 +247,6 @@ def _succeeded(output: str) -> bool:
         except json.JSONDecodeError:
             answer = {}
         if "success" in answer:
-            return answer["success"] is True
+            return dict(answer)
         start = output.rfind("{", 0, start)
-    return False
+    return {}

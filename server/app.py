@@ -30,6 +30,7 @@ from fedphd.server.checkpoint import save_checkpoint
 from fedphd.server.evaluation import Evaluator
 from fedphd.server.pruning import count_costs
 from fedphd.server.report import Report
+from fedphd.server.simulation import VirtualEdges
 from fedphd.server.strategy import FedPhD, IntervalStats
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class Cloud:
             ParticipantsError: too few edges or clients, at the start or later.
         """
         started_s = time.monotonic()
-        self.gather(self.config.schedule.num_edges, self.config.schedule.min_clients)
+        num_edges = self.config.schedule.num_edges if self.config.topology == "hierarchical" else 1
+        self.gather(num_edges, self.config.schedule.min_clients)
         self.report.spent("waiting_for_participants", time.monotonic() - started_s)
         self.strategy.start(
             self.grid,
@@ -87,7 +89,7 @@ class Cloud:
             timeout=self.config.waits.interval_s,
             evaluate_fn=self._evaluate,
         )
-        summary = self.report.summary(self.grid.traffic, time.monotonic() - started_s)
+        summary = self.report.summary(time.monotonic() - started_s)
         distance = summary["frechet_distance"]
         quality = "" if distance is None else f", Frechet distance {distance:.1f}"
         return Verdict(
@@ -178,19 +180,34 @@ class Cloud:
                 "interval": interval,
                 "intervals": self.config.schedule.intervals,
                 "seed": self.config.seed,
+                "ema_steps": self.strategy.ema.steps,
                 "config": self.config.federation().model_dump(mode="json"),
                 "traffic": self.grid.traffic.model_dump(),
             },
         )
 
 
-def main(grid: Grid, config: CloudConfig, events: EventLog, run_dir: Path) -> Verdict:
+def main(
+    grid: Grid, config: CloudConfig, events: EventLog, run_dir: Path, *, simulated: bool = False
+) -> Verdict:
     """Run the training run to its end, whatever it is, and tell the others.
+
+    Args:
+        grid: Flower's grid: of edges, or of clients where there is no edge process.
+        config: the training run and this machine.
+        events: the run's event log.
+        run_dir: the run's folder.
+        simulated: the nodes are simulated clients, so the edges run in this process.
 
     Raises:
         FedPhDError: the run cannot start or go on.
     """
     torch.set_num_threads(config.num_threads)
+    if config.topology == "flat":
+        grid = VirtualEdges(grid, ["cloud"], events)
+    elif simulated:
+        names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
+        grid = VirtualEdges(grid, names, events)
     edges = streaming_grid(
         grid, upload_stall_s=config.waits.upload_stall_s, in_order=config.reproducible
     )

@@ -38,7 +38,7 @@ class Report:
         self._dense = costs
         self._costs = costs
         self._client_edge = Traffic()
-        self._flat_bytes = 0
+        self._cloud = Traffic()
         self._evaluations: list[dict[str, Any]] = []
         self._client_rounds = 0
         self._pruning: PruneReport | None = None
@@ -56,8 +56,8 @@ class Report:
 
     def interval(self, stats: IntervalStats, *, sparse: bool, edge_cloud: Traffic) -> None:
         """Record a finished interval; ``edge_cloud`` counts from the run's start."""
+        edge_cloud = self._over_cloud_links(stats.client_edge, edge_cloud)
         self.spent("sparse_training" if sparse else "training", stats.seconds)
-        self._client_edge += stats.client_edge
         self._client_rounds += stats.client_rounds
         self._intervals += 1
         self._intervals_s += stats.seconds
@@ -85,6 +85,15 @@ class Report:
         self._board.add_scalar("bytes/edge_cloud", edge_cloud.total_bytes, step)
         self._board.add_scalar("network/parameters", self._costs["parameters"], step)
 
+    def _over_cloud_links(self, from_clients: Traffic, edge_cloud: Traffic) -> Traffic:
+        """Add what the clients moved to the link it went over; return the cloud's total."""
+        if self._config.topology == "flat":
+            self._cloud += from_clients
+        else:
+            self._client_edge += from_clients
+            self._cloud = edge_cloud
+        return self._cloud
+
     def pruned(self, interval: int, report: PruneReport) -> None:
         """Record that the U-Net got smaller after ``interval``."""
         self._pruning = report
@@ -111,7 +120,7 @@ class Report:
         if result.frechet_distance is not None:
             self._board.add_scalar("quality/frechet_distance", result.frechet_distance, interval)
 
-    def summary(self, edge_cloud: Traffic, seconds: float) -> dict[str, Any]:
+    def summary(self, seconds: float) -> dict[str, Any]:
         """Write ``summary.json`` and return it."""
         last = self._evaluations[-1] if self._evaluations else {}
         # Flat FedAvg: each client sends and receives the dense model over the cloud's links in
@@ -130,9 +139,9 @@ class Report:
             "pruning": asdict(self._pruning) if self._pruning else None,
             "bytes": {
                 "client_edge": self._client_edge.total_bytes,
-                "edge_cloud": edge_cloud.total_bytes,
+                "edge_cloud": self._cloud.total_bytes,
                 "flat_fedavg_client_cloud": flat_bytes,
-                "cloud_saving": 1 - edge_cloud.total_bytes / flat_bytes if flat_bytes else None,
+                "cloud_saving": 1 - self._cloud.total_bytes / flat_bytes if flat_bytes else None,
             },
             "client_rounds": self._client_rounds,
             "seconds": {**{k: round(v, 2) for k, v in self._phases.items()}, "total": seconds},

@@ -12,9 +12,36 @@ from flwr.common.constant import ErrorCode
 from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
+from fedphd.common.grid import PlainReplies, StreamingGrid
+
 Handler = Callable[[Message], Message | None]
 SERVER_NODE = 1
 RUN_ID = 7
+
+
+class FakeTime:
+    """Monotonic seconds that pass only in ``sleep``.
+
+    Args:
+        at: what happens when, as {seconds: function}; a function runs once the time has come.
+    """
+
+    def __init__(self, at: dict[float, Callable[[], None]] | None = None) -> None:
+        self.now_s = 0.0
+        self.slept_s: list[float] = []
+        self._at = dict(at or {})
+
+    def clock(self) -> float:
+        """The present, in seconds."""
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        """Let ``seconds`` pass."""
+        self.slept_s.append(seconds)
+        self.now_s += seconds
+        for due_s in sorted(self._at):
+            if due_s <= self.now_s:
+                self._at.pop(due_s)()
 
 
 class MemoryGrid(Grid):
@@ -23,10 +50,16 @@ class MemoryGrid(Grid):
     Args:
         nodes: handler by node id; may be changed while the grid is in use.
         threaded: answer in threads (like processes) or at once, in ``push_messages``.
+
+    Attributes:
+        pushed: every message that was handed in, in order.
+        refused: ids of nodes whose messages the SuperLink refuses: they get None for an id.
     """
 
     def __init__(self, nodes: dict[int, Handler], *, threaded: bool = False) -> None:
         self.nodes = nodes
+        self.pushed: list[Message] = []
+        self.refused: set[int] = set()
         self._threaded = threaded
         self._replies: dict[str, Message] = {}
         self._lock = threading.Lock()
@@ -49,12 +82,16 @@ class MemoryGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand each message to its node."""
-        ids = []
+        ids: list[Any] = []
         for message in messages:
             message_id = uuid4().hex
             message.metadata.__dict__.update(
                 _run_id=RUN_ID, _src_node_id=SERVER_NODE, _message_id=message_id
             )
+            self.pushed.append(message)
+            if message.metadata.dst_node_id in self.refused:
+                ids.append(None)
+                continue
             ids.append(message_id)
             # A node gets a message of its own, as if it had crossed a wire.
             copy = Message(metadata=message.metadata, content=message.content)
@@ -74,8 +111,12 @@ class MemoryGrid(Grid):
             )
             reply = Message(failure, reply_to=message)
         if reply is not None:
-            with self._lock:
-                self._replies[message.metadata.message_id] = reply
+            self.deliver(message, reply)
+
+    def deliver(self, message: Message, reply: Message) -> None:
+        """Put a reply to ``message`` where ``pull_messages`` finds it."""
+        with self._lock:
+            self._replies[message.metadata.message_id] = reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are there."""
@@ -88,3 +129,14 @@ class MemoryGrid(Grid):
     ) -> Iterable[Message]:
         """Only StreamingGrid sends."""
         raise AssertionError("wrap this grid in a StreamingGrid")
+
+
+def streaming(
+    grid: MemoryGrid, *, time: FakeTime | None = None, in_order: bool = True
+) -> StreamingGrid:
+    """``grid`` as the code under test sees it; with ``time`` nothing really waits."""
+    if time is None:
+        return StreamingGrid(grid, PlainReplies(grid), in_order=in_order)
+    return StreamingGrid(
+        grid, PlainReplies(grid), in_order=in_order, clock=time.clock, sleep=time.sleep
+    )

@@ -286,7 +286,8 @@ def wrong_shape(path: Path) -> None:
 
 
 def not_finite(path: Path) -> None:
-    save_file(load_file(path) | {"head.bias": torch.full((10,), math.nan)}, path)
+    bias = torch.tensor([math.nan] + [0.0] * 9)
+    save_file(load_file(path) | {"head.bias": bias}, path)
 
 
 @pytest.mark.parametrize("damage", [truncated, garbage, wrong_shape, not_finite])

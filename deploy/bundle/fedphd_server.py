@@ -1,11 +1,7 @@
-"""What Flower runs: apps that import the installed package, so no code travels."""
+"""What Flower runs as ServerApp: it imports the installed package, so no code travels."""
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-
-from fedphd.deploy.stock import client_app
-
-__all__ = ["client_app", "server_app"]
 
 server_app = ServerApp()
 

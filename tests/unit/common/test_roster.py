@@ -1,0 +1,186 @@
+"""The roster: who joins, who is left alone, who is refused, and why."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+from flwr.app import Message
+from support.memory import FakeTime, Handler, MemoryGrid, streaming
+
+from fedphd.common.messages import HELLO, Hello, HelloReply, read_payload, to_records
+from fedphd.common.roster import Peer, Roster
+
+
+def introduces(name: str, num_samples: int = 10, **changes: Any) -> Handler:
+    """A node that says who it is."""
+
+    def handle(message: Message) -> Message:
+        assert message.metadata.message_type == HELLO
+        assert read_payload(message, Hello).asking == "edge-0"
+        values: dict[str, Any] = {"kind": "client", "num_samples": num_samples}
+        reply = HelloReply(name=name, **(values | changes))
+        return Message(to_records(reply), reply_to=message)
+
+    return handle
+
+
+def silent(message: Message) -> None:
+    return None
+
+
+class Fixture:
+    """A roster over ``nodes``, and what it told."""
+
+    def __init__(
+        self, nodes: dict[int, Handler], *, kind: Literal["client", "edge"] = "client"
+    ) -> None:
+        self.time = FakeTime()
+        self.memory = MemoryGrid(nodes)
+        self.changes: list[tuple[str, str, str]] = []
+        self.roster = Roster(
+            streaming(self.memory, time=self.time),
+            asking="edge-0",
+            kind=kind,
+            hello_s=2.0,
+            retry_s=60.0,
+            max_samples=100,
+            on_change=lambda *change: self.changes.append(change),
+            clock=self.time.clock,
+        )
+
+    def asked(self) -> list[int]:
+        """Nodes that were greeted since the last look."""
+        nodes = [message.metadata.dst_node_id for message in self.memory.pushed]
+        self.memory.pushed.clear()
+        return nodes
+
+
+def test_joining_and_leaving() -> None:
+    world = Fixture({5: introduces("b", 3), 9: introduces("a", 4)})
+    assert list(world.roster.refresh().items()) == [("a", Peer("a", 9, 4)), ("b", Peer("b", 5, 3))]
+    assert world.changes == [("b", "joined", ""), ("a", "joined", "")]
+    assert (world.roster.name_of(5), world.roster.name_of(6)) == ("b", "6")
+    del world.memory.nodes[5]
+    assert list(world.roster.refresh()) == ["a"]
+    assert world.changes[2:] == [("b", "left", "")]
+
+
+def test_known_peers_are_greeted_once() -> None:
+    world = Fixture({5: introduces("a")})
+    world.roster.refresh()
+    world.memory.nodes[6] = introduces("b")
+    world.roster.refresh()
+    world.roster.refresh()
+    assert world.asked() == [5, 6]
+
+
+def test_asking_again_updates_what_an_edge_sees() -> None:
+    world = Fixture({5: introduces("edge-1", 0, kind="edge", clients={"a": 1})}, kind="edge")
+    assert world.roster.refresh()["edge-1"].clients == {"a": 1}
+    world.memory.nodes[5] = introduces("edge-1", 0, kind="edge", clients={"a": 1, "b": 2})
+    assert world.roster.refresh()["edge-1"].clients == {"a": 1}
+    assert world.roster.refresh(ask_again=True)["edge-1"].clients == {"a": 1, "b": 2}
+    assert [change for _, change, _ in world.changes] == ["joined"]
+
+
+def test_same_name_under_a_new_node_id_replaces_the_old_one_for_good() -> None:
+    world = Fixture({5: introduces("a")})
+    world.roster.refresh()
+    world.memory.nodes[8] = introduces("a")
+    assert world.roster.refresh() == {"a": Peer("a", 8, 10)}
+    assert world.changes == [("a", "joined", ""), ("a", "joined", "again")]
+    world.asked()
+    world.time.now_s += 1e9
+    world.roster.refresh(ask_again=True)
+    assert world.asked() == [8]
+
+
+def test_peer_that_comes_back_is_not_left_alone_any_more() -> None:
+    world = Fixture({5: introduces("a")})
+    world.roster.refresh()
+    world.roster.rest("a", "no reply within 3 s")
+    world.memory.nodes[8] = introduces("a")
+    assert list(world.roster.refresh()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("node", "text"),
+    [
+        (introduces("cloud-7", 0, kind="edge"),
+         "is a edge (cloud-7); only a client may join here"),
+        (introduces("a", protocol=9, version="7.0"), "client a speaks protocol 9 (fedphd 7.0)"),
+        (introduces("a", 0), "a claims 0 images; 1 to 100 (schedule.max_client_samples)"),
+        (introduces("a", 101), "a claims 101 images; 1 to 100"),
+        (introduces("a", 10**30), f"a claims {10**30} images; 1 to 100"),
+        (introduces("a\nb"), r"'a\nb' is no name; use 1 to 64 letters"),
+        (introduces("a" * 65), "is no name"),
+        (silent, "error 3: no reply within 2 s"),
+        (lambda message: Message(to_records(Hello(asking="x")), reply_to=message),
+         "malformed HelloReply"),
+    ],
+)  # fmt: skip
+def test_refused_nodes_and_why(node: Handler, text: str) -> None:
+    world = Fixture({5: node, 6: introduces("good")})
+    assert list(world.roster.refresh()) == ["good"]
+    [(name, change, reason)] = [c for c in world.changes if c[0] != "good"]
+    assert (name, change) == ("5", "refused")
+    assert text in reason
+
+
+@pytest.mark.parametrize("count", [0, -5, 101, 10**400])
+def test_edge_that_lists_absurd_counts_is_refused(count: int) -> None:
+    node = introduces("edge-1", 0, kind="edge", clients={"a": 10, "b": count})
+    world = Fixture({5: node}, kind="edge")
+    assert world.roster.refresh() == {}
+    [(_, change, reason)] = world.changes
+    assert change == "refused"
+    assert reason.startswith(f"edge-1 lists b with {count} images; 1 to 100")
+
+
+def test_refused_node_is_asked_again_after_a_while() -> None:
+    world = Fixture({5: silent})
+    world.roster.refresh()
+    world.memory.nodes[5] = introduces("a")
+    assert world.roster.refresh() == {}
+    world.time.now_s += 59.0
+    assert world.roster.refresh() == {}
+    assert world.asked() == [5]
+    world.time.now_s += 2.0
+    assert list(world.roster.refresh()) == ["a"]
+
+
+def test_peer_that_failed_rests() -> None:
+    world = Fixture({5: introduces("a"), 6: introduces("b")})
+    world.roster.refresh()
+    world.roster.rest("a", "tensor x holds nan")
+    assert world.changes[-1] == ("a", "failed", "tensor x holds nan")
+    assert list(world.roster.peers) == ["b"]
+    assert list(world.roster.everyone) == ["a", "b"]
+    world.asked()
+    world.roster.refresh(ask_again=True)
+    assert world.asked() == [6]
+    world.time.now_s += 61.0
+    assert list(world.roster.refresh()) == ["a", "b"]
+
+
+def test_configure_drops_those_who_claim_too_much() -> None:
+    world = Fixture({5: introduces("a", 50), 6: introduces("b", 51)})
+    world.roster.refresh()
+    world.roster.configure(hello_s=1.0, retry_s=1.0, max_samples=50)
+    assert list(world.roster.everyone) == ["a"]
+    assert world.changes[-1] == ("b", "refused", "claims 51 images; at most 50 are allowed")
+    world.time.now_s += 1e9
+    assert list(world.roster.refresh()) == ["a"]
+
+
+def test_configure_sets_the_waits() -> None:
+    world = Fixture({5: silent})
+    world.roster.configure(hello_s=0.5, retry_s=4.0, max_samples=100)
+    world.roster.refresh()
+    assert 0.5 <= world.time.now_s <= 0.75
+    world.roster.refresh()
+    assert world.asked() == [5]
+    world.time.now_s += 4.0
+    world.roster.refresh()
+    assert world.asked() == [5]

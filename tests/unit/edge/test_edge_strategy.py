@@ -1,0 +1,350 @@
+"""An edge round: who counts when, and an average that bad replies cannot touch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+from support.memory import FakeTime, MemoryGrid, streaming
+from support.peers import FakeClient, interval_task, plan
+
+from fedphd.common.layout import TensorLayout
+from fedphd.common.messages import (
+    CHOOSE,
+    TRAIN,
+    Network,
+    read_array,
+    weights_record,
+)
+from fedphd.common.rng import sample_participants
+from fedphd.common.roster import Roster
+from fedphd.common.settings import FederationConfig
+from fedphd.edge.strategy import EdgeAverage, Holdings, RoundStats, WeightedSum
+
+START = torch.tensor([10.0, 20.0, 30.0])
+
+
+class Fixture:
+    """An edge with scripted clients."""
+
+    def __init__(
+        self, clients: Iterable[FakeClient], config: FederationConfig | None = None, **task: Any
+    ) -> None:
+        self.config = config or plan()
+        self.clients = {client.name: client for client in clients}
+        self.memory = MemoryGrid({n: c for n, c in enumerate(self.clients.values(), start=2)})
+        self.time = FakeTime()
+        self.grid = streaming(self.memory, time=self.time)
+        self.failed: list[tuple[str, str]] = []
+        self.roster = Roster(
+            self.grid,
+            asking="edge-0",
+            kind="client",
+            hello_s=1.0,
+            retry_s=60.0,
+            max_samples=1000,
+            on_change=self._on_change,
+            clock=self.time.clock,
+        )
+        self.told: list[RoundStats] = []
+        self.strategy = EdgeAverage(
+            "edge-0", interval_task(self.config, **task), self.roster, on_round=self.told.append
+        )
+
+    def _on_change(self, name: str, change: str, detail: str) -> None:
+        if change == "failed":
+            self.failed.append((name, detail))
+
+    def run(self) -> torch.Tensor | None:
+        """All rounds of the interval; the edge's weights if anybody trained."""
+        result = self.strategy.start(
+            self.grid,
+            weights_record(START.clone()),
+            num_rounds=self.config.schedule.edge_rounds,
+            timeout=3.0,
+        )
+        return read_array(next(iter(result.arrays.values()))) if result.arrays else None
+
+    def sent(self, kind: str) -> list[Message]:
+        """Messages of a type, in the order in which they were sent."""
+        return [m for m in self.memory.pushed if m.metadata.message_type == kind]
+
+
+def test_weighted_sum_by_hand() -> None:
+    total = WeightedSum()
+    assert total.mean() is None
+    total.add(torch.tensor([1.0, 10.0]), 1.0)
+    total.add(torch.tensor([5.0, 30.0]), 3.0)
+    # (1 * 1 + 3 * 5) / 4 and (1 * 10 + 3 * 30) / 4
+    mean = total.mean()
+    assert mean is not None
+    assert mean.tolist() == [4.0, 25.0]
+
+
+def test_holdings_by_hand() -> None:
+    holdings = Holdings((0.5, 0.5))
+    assert holdings.offer("e").label_distribution == (0.5, 0.5)
+    assert holdings.offer("e").num_samples == 0.0
+    holdings.add((3, 1))
+    # Nothing held yet, so the client's own shares.
+    assert holdings.label_distribution.tolist() == [0.75, 0.25]
+    before = holdings.copy()
+    holdings.add((0, 4))
+    # (4 * 0.75 + 4 * 0) / 8
+    assert holdings.label_distribution.tolist() == [0.375, 0.625]
+    assert holdings.num_samples == 8.0
+    assert (before.num_samples, before.label_distribution.tolist()) == (4.0, [0.75, 0.25])
+
+
+def test_average_of_two_clients_by_their_samples() -> None:
+    small = FakeClient("small", (10, 0), step=1.0, loss=0.2)
+    large = FakeClient("large", (0, 30), step=5.0, loss=0.6)
+    world = Fixture([small, large])
+    # (10 * 1 + 30 * 5) / 40 = 4 more than before.
+    average = world.run()
+    assert average is not None
+    assert average.tolist() == [14.0, 24.0, 34.0]
+    [stats] = world.told
+    assert stats.clients == ["large", "small"]
+    assert stats.num_samples == 40
+    assert stats.loss == pytest.approx((10 * 0.2 + 30 * 0.6) / 40)
+    assert stats.mean_steps == 3.0
+    assert stats.failures == []
+
+
+def test_rounds_build_on_one_another() -> None:
+    world = Fixture([FakeClient("a", (4, 4))], plan(schedule={"edge_rounds": 3}))
+    average = world.run()
+    assert average is not None
+    assert average.tolist() == [13.0, 23.0, 33.0]
+    assert [task.edge_round for task in world.clients["a"].tasks] == [1, 2, 3]
+    assert world.strategy.interval_mean_steps() == 9.0
+    assert world.strategy.holdings.num_samples == 24.0
+
+
+def test_clients_that_choose_another_edge_do_not_train_here() -> None:
+    world = Fixture([FakeClient("a", step=1.0), FakeClient("b", step=9.0, edge="edge-1")])
+    average = world.run()
+    assert average is not None
+    assert average.tolist() == [11.0, 21.0, 31.0]
+    assert world.told[0].clients == ["a"]
+    assert world.told[0].failures == []
+    assert world.clients["b"].tasks == []
+    assert world.strategy.holdings.num_samples == 10.0
+
+
+def order(world: Fixture) -> list[FakeClient]:
+    """The clients in the first round's seeded order."""
+    names = sample_participants(world.clients, fraction=1.0, seed=0, interval=1, edge_round=1)
+    return [world.clients[name] for name in names]
+
+
+def test_asked_one_by_one_the_second_sees_what_the_first_brought() -> None:
+    world = Fixture(
+        [FakeClient("a", (6, 2)), FakeClient("b", (6, 2)), FakeClient("c", (6, 2))],
+        plan(schedule={"query_batch": 1}),
+    )
+    world.run()
+    offers = [client.asked[0].offers[0] for client in order(world)]
+    assert [offer.num_samples for offer in offers] == [0.0, 8.0, 16.0]
+    assert offers[0].label_distribution == (0.5, 0.5)
+    assert offers[1].label_distribution == (0.75, 0.25)
+    asked = [m.metadata.dst_node_id for m in world.sent(CHOOSE)]
+    assert [world.memory.nodes[node] for node in asked] == order(world)
+
+
+def test_asked_together_all_see_the_same() -> None:
+    world = Fixture(
+        [FakeClient(name, (6, 2)) for name in "abc"],
+        plan(schedule={"query_batch": 100, "edge_rounds": 2}),
+    )
+    world.run()
+    for client in world.clients.values():
+        assert [asked.offers[0].num_samples for asked in client.asked] == [0.0, 24.0]
+
+
+def test_batches_of_two() -> None:
+    world = Fixture(
+        [FakeClient(name, (6, 2)) for name in "abcde"], plan(schedule={"query_batch": 2})
+    )
+    world.run()
+    counts = [client.asked[0].offers[0].num_samples for client in order(world)]
+    assert counts == [0.0, 0.0, 16.0, 16.0, 32.0]
+
+
+def test_only_sampled_clients_are_asked() -> None:
+    config = plan(schedule={"participation": 0.5})
+    world = Fixture([FakeClient(name) for name in "abcd"], config)
+    world.run()
+    names = sample_participants("abcd", fraction=0.5, seed=0, interval=1, edge_round=1)
+    assert [c.name for c in world.clients.values() if c.asked] == sorted(names)
+    assert world.told[0].clients == sorted(names)
+
+
+def test_question_is_in_samples_and_says_how_to_choose() -> None:
+    config = plan(
+        selection={"factor": 4.0, "offset": -0.5, "epsilon": 1e-6}, seed=5, reproducible=True,
+        waits={"offer_s": 2.5},
+    )  # fmt: skip
+    world = Fixture([FakeClient("a", (10, 0)), FakeClient("b", (0, 30))], config, interval=3)
+    world.run()
+    asked = world.clients["a"].asked[0]
+    # Mean samples per client: 20.
+    assert (asked.factor, asked.offset, asked.epsilon) == (80.0, -10.0, 1e-6)
+    assert (asked.asking, asked.interval, asked.edge_round) == ("edge-0", 3, 1)
+    assert (asked.target, asked.seed) == ((0.5, 0.5), 5)
+    assert (asked.offer_wait_s, asked.synchronised) == (2.5, True)
+
+
+@pytest.mark.parametrize(("sparse", "expected"), [(True, 0.25), (False, 0.0)])
+def test_task_of_a_client_follows_the_plan(sparse: bool, expected: float) -> None:
+    config = plan(
+        pruning={"mode": "one_shot", "ratio": 0.25, "sparsity_lambda": 0.25,
+                 "optimizer_moments": "reset"},
+        training={"batch_size": 7}, seed=5,
+    )  # fmt: skip
+    world = Fixture([FakeClient("a")], config, sparse=sparse, cut='{"x": 1}', interval=4)
+    world.run()
+    [task] = world.clients["a"].tasks
+    assert task.sparsity_lambda == expected
+    assert (task.cut, task.optimizer_moments, task.seed) == ('{"x": 1}', "reset", 5)
+    assert (task.interval, task.edge_round, task.training.batch_size) == (4, 1, 7)
+
+
+OTHER = TensorLayout(("a", "b"), ((3,), ()))
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"weights": torch.tensor([1.0, math.nan, 2.0])}, "tensor a holds nan"),
+    ({"weights": torch.tensor([1.0, 2.0, math.inf])}, "tensor b holds inf"),
+    ({"weights": torch.zeros(4)}, "weights have 4 values; expected 3"),
+    ({"weights": torch.zeros(1)}, "weights have 1 values; expected 3"),
+    ({"weights": torch.zeros(3, 1)}, "weights are no flat float32 array"),
+    ({"weights": torch.zeros(3, dtype=torch.float64)}, "weights are no flat float32 array"),
+    ({"reply": {"network": Network(unet={}, layout=OTHER.to_json())}},
+     "tensor a has shape (3,); expected (2,)"),
+    ({"reply": {"network": Network(unet={}, layout="[")}}, "layout of the weights is malformed"),
+    ({"reply": {"num_examples": 10**18}}, f"claims {10**18} examples, but registered with 10"),
+    ({"reply": {"num_examples": 0}}, "claims 0 examples, but registered with 10"),
+    ({"reply": {"edge_round": 2}},
+     "answers interval 1 round 2; expected interval 1 round 1"),
+    ({"reply": {"interval": 9}}, "answers interval 9 round 1; expected interval 1 round 1"),
+    ({"reply": {"steps": 10**13}}, "malformed TrainReply: steps"),
+    ({"reply": {"loss": 1e300}}, "malformed TrainReply: loss"),
+    ({"silent": {TRAIN}}, "no reply within 3 s"),
+    ({"choice": {"label_counts": (5, 6)}}, "label counts [5, 6] do not fit 2 classes and the 10"),
+    ({"choice": {"label_counts": (15, -5)}}, "label counts [15, -5] do not fit"),
+    ({"choice": {"label_counts": (10,)}}, "label counts [10] do not fit 2 classes"),
+    ({"choice": {"label_counts": ()}}, "label counts [] do not fit 2 classes"),
+    ({"silent": {CHOOSE}}, "no reply within 20 s"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("badly", "reason"), BAD, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("query_batch", [1, 10])
+def test_bad_reply_leaves_out_its_client_only(
+    badly: dict[str, Any], reason: str, query_batch: int
+) -> None:
+    bad = FakeClient("bad", (10, 0), **badly)
+    small = FakeClient("small", (10, 0), step=1.0)
+    large = FakeClient("large", (0, 30), step=5.0)
+    config = plan(schedule={"edge_rounds": 2, "query_batch": query_batch})
+    world = Fixture([bad, small, large], config)
+    average = world.run()
+    assert average is not None
+    # Two rounds of (10 * 1 + 30 * 5) / 40 = 4.
+    assert average.tolist() == [18.0, 28.0, 38.0]
+    assert [stats.clients for stats in world.told] == [["large", "small"]] * 2
+    [[failure], later] = [stats.failures for stats in world.told]
+    assert failure.startswith(f"bad: {reason}") or f"bad: error 3: {reason}" == failure
+    assert later == [], "a client that failed is left alone for a while"
+    assert world.failed == [("bad", failure.removeprefix("bad: "))]
+    # 2 rounds of 10 + 30; nothing of the bad client.
+    assert world.strategy.holdings.num_samples == 80.0
+    assert world.strategy.holdings.label_distribution.tolist() == pytest.approx([0.25, 0.75])
+
+
+def test_client_whose_training_fails_says_why() -> None:
+    class Broken(FakeClient):
+        def _train(self, message: Message) -> Any:
+            raise RuntimeError("the disk is full")
+
+    world = Fixture([Broken("bad"), FakeClient("good")])
+    average = world.run()
+    assert average is not None
+    assert average.tolist() == [11.0, 21.0, 31.0]
+    [failure] = world.told[0].failures
+    assert failure.startswith("bad: error ")
+    assert failure.endswith("RuntimeError: the disk is full")
+
+
+def test_later_offers_do_not_hold_a_failed_client() -> None:
+    bad = FakeClient("bad", (10, 0), weights=torch.full((3,), math.nan))
+    good = FakeClient("good", (0, 10))
+    world = Fixture([bad, good], plan(schedule={"edge_rounds": 2, "query_batch": 1}))
+    world.run()
+    [_, second] = good.asked
+    assert second.offers[0].num_samples == 10.0
+    assert second.offers[0].label_distribution == (0.0, 1.0)
+
+
+def test_client_that_dies_between_the_rounds() -> None:
+    good = FakeClient("good", step=1.0)
+
+    class Mortal(FakeClient):
+        def _train(self, message: Message) -> Any:
+            if len(self.tasks) == 1:
+                world.memory.nodes = {n: c for n, c in world.memory.nodes.items() if c is not self}
+                raise ConnectionError("node unavailable")
+            return super()._train(message)
+
+    world = Fixture([Mortal("mortal", step=3.0), good], plan(schedule={"edge_rounds": 3}))
+    average = world.run()
+    assert average is not None
+    # (1 + 3) / 2, then 1 and 1.
+    assert average.tolist() == [14.0, 24.0, 34.0]
+    assert [stats.clients for stats in world.told] == [["good", "mortal"], ["good"], ["good"]]
+    assert list(world.roster.everyone) == ["good"]
+
+
+def test_nobody_trains() -> None:
+    world = Fixture([FakeClient("a", edge="edge-1")], plan(schedule={"edge_rounds": 2}))
+    assert world.run() is None
+    assert [(stats.clients, stats.loss, stats.mean_steps) for stats in world.told] == [
+        ([], 0.0, 0.0)
+    ] * 2
+    assert world.strategy.holdings.num_samples == 0.0
+
+
+def test_no_clients_at_all() -> None:
+    world = Fixture([])
+    assert world.run() is None
+    assert len(world.told) == 1
+
+
+def test_replies_are_used_one_by_one() -> None:
+    world = Fixture([FakeClient("a"), FakeClient("b", step=3.0)])
+    arrays = weights_record(START.clone())
+    messages = world.strategy.configure_train(1, arrays, None, world.grid)  # type: ignore[arg-type]
+    pending = world.grid.send_and_receive(messages, timeout=3.0)
+
+    def replies() -> Iterable[Message]:
+        first = next(iter(pending))
+        yield first
+        assert world.told == []
+        # The first one is in the sum already: what happens to its memory changes nothing.
+        first.content.array_records.clear()
+        yield from pending
+
+    average, _ = world.strategy.aggregate_train(1, replies())
+    assert average is not None
+    assert read_array(next(iter(average.values()))).tolist() == [12.0, 22.0, 32.0]
+
+
+def test_average_does_not_overwrite_what_came() -> None:
+    world = Fixture([FakeClient("a"), FakeClient("b")])
+    given = weights_record(START)
+    world.strategy.start(world.grid, given, num_rounds=1, timeout=3.0)
+    assert START.tolist() == [10.0, 20.0, 30.0]

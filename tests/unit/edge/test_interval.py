@@ -1,0 +1,204 @@
+"""An interval: what an edge tells the cloud about its rounds."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+from support.memory import MemoryGrid, streaming
+from support.peers import NETWORK, FakeClient, interval_task, plan
+
+from fedphd.common.errors import ReplyError
+from fedphd.common.events import EventLog
+from fedphd.common.messages import (
+    FINISH,
+    HELLO,
+    TRAIN,
+    Ack,
+    Finish,
+    Hello,
+    HelloReply,
+    IntervalReply,
+    Payload,
+    read_payload,
+    read_weights,
+    to_records,
+)
+from fedphd.common.roster import Roster
+from fedphd.common.settings import FederationConfig
+from fedphd.edge import app as edge_app
+from fedphd.edge.app import EdgeService
+from fedphd.edge.interval import run_interval
+
+START = torch.tensor([10.0, 20.0, 30.0])
+
+
+def interval(
+    clients: Iterable[FakeClient], config: FederationConfig, weights: torch.Tensor = START
+) -> tuple[IntervalReply, torch.Tensor]:
+    """Run an interval over scripted clients."""
+    grid = streaming(MemoryGrid(dict(enumerate(clients, start=2))))
+    roster = Roster(
+        grid, asking="edge-0", kind="client", hello_s=1.0, retry_s=60.0, max_samples=1000
+    )
+    return run_interval(
+        interval_task(config),
+        weights,
+        edge_id="edge-0",
+        grid=grid,
+        roster=roster,
+        on_round=lambda strategy, stats: None,
+    )
+
+
+def test_reply_sums_up_the_rounds() -> None:
+    first = FakeClient("first", (10, 0), step=1.0, loss=0.2)
+    second = FakeClient("second", (0, 30), step=5.0, loss=0.6)
+    reply, weights = interval([second, first], plan(schedule={"edge_rounds": 2}))
+    assert weights.tolist() == [18.0, 28.0, 38.0]
+    assert (reply.edge_id, reply.interval) == ("edge-0", 1)
+    assert reply.samples_per_round == 40.0
+    assert reply.client_rounds == 4
+    assert reply.label_distribution == (0.25, 0.75)
+    assert reply.loss == pytest.approx(0.5)
+    assert reply.mean_steps == 6.0
+    assert reply.clients == ("first", "second")
+    assert reply.failures == ()
+    assert reply.network == NETWORK
+
+
+def test_rounds_without_clients_count_in_the_mean_samples() -> None:
+    class Once(FakeClient):
+        def _choose(self, message: Message) -> Any:
+            records = super()._choose(message)
+            self.edge = "edge-1"
+            return records
+
+    reply, weights = interval([Once("a", (5, 5))], plan(schedule={"edge_rounds": 4}))
+    assert weights.tolist() == [11.0, 21.0, 31.0]
+    assert reply.samples_per_round == 2.5
+    assert (reply.client_rounds, reply.mean_steps, reply.loss) == (1, 3.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "clients", [[], [FakeClient("a", edge="edge-1")], [FakeClient("a", weights=START * math.nan)]]
+)
+def test_edge_without_clients_keeps_the_model(clients: list[FakeClient]) -> None:
+    reply, weights = interval(clients, plan())
+    assert weights.tolist() == START.tolist()
+    assert (reply.client_rounds, reply.samples_per_round, reply.loss) == (0, 0.0, 0.0)
+    assert reply.label_distribution == (0.5, 0.5)
+    assert reply.clients == ()
+
+
+def test_failures_of_all_rounds_are_reported() -> None:
+    bad = FakeClient("bad", reply={"num_examples": 1})
+    reply, _ = interval([bad, FakeClient("good")], plan(waits={"retry_s": 1e-9}))
+    assert reply.failures == ("bad: claims 1 examples, but registered with 10",)
+    assert reply.clients == ("good",)
+
+
+def test_traffic_is_that_of_the_interval_only() -> None:
+    grid = streaming(MemoryGrid({2: FakeClient("a")}))
+    roster = Roster(
+        grid, asking="edge-0", kind="client", hello_s=1.0, retry_s=60.0, max_samples=1000
+    )
+    roster.refresh()
+    before = grid.traffic
+    replies = [
+        run_interval(
+            interval_task(plan()), START, edge_id="edge-0", grid=grid, roster=roster,
+            on_round=lambda strategy, stats: None,
+        )[0]
+        for _ in range(2)
+    ]  # fmt: skip
+    assert before.sent_bytes > 0
+    assert replies[0].traffic + replies[1].traffic == grid.traffic.minus(before)
+    assert replies[0].traffic.sent_bytes > 0
+    assert replies[0].traffic.received_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        (torch.zeros(4), "weights have 4 values; expected 3"),
+        (torch.tensor([0.0, math.nan, 0.0]), "tensor a holds nan"),
+    ],
+)
+def test_weights_of_the_cloud_are_checked(weights: torch.Tensor, text: str) -> None:
+    with pytest.raises(ReplyError, match=text):
+        interval([], plan(), weights)
+
+
+class Service:
+    """An edge's service with scripted clients, spoken to as the cloud does."""
+
+    def __init__(self, path: Path, *clients: FakeClient) -> None:
+        self.stop = threading.Event()
+        self.clients = clients
+        self.memory = MemoryGrid(dict(enumerate(clients, start=2)))
+        self.events = EventLog(path / "events.jsonl", role="edge", node="edge-0")
+        self.service = EdgeService("edge-0", streaming(self.memory), self.events, self.stop)
+
+    def ask(self, kind: str, payload: Payload, weights: torch.Tensor | None = None) -> Message:
+        """Hand over a message of the cloud."""
+        return self.service.handle(Message(to_records(payload, weights), 9, kind))
+
+
+def test_service_introduces_its_clients(tmp_path: Path) -> None:
+    world = Service(tmp_path, FakeClient("b", (1, 2)), FakeClient("a", (4, 4)))
+    reply = read_payload(world.ask(HELLO, Hello(asking="cloud")), HelloReply)
+    assert (reply.kind, reply.name, reply.clients) == ("edge", "edge-0", {"a": 8, "b": 3})
+
+
+def test_service_answers_an_interval_and_logs_its_rounds(tmp_path: Path) -> None:
+    world = Service(tmp_path, FakeClient("a"), FakeClient("b", edge="edge-1"))
+    task = interval_task(plan(schedule={"edge_rounds": 2, "intervals": 3}), interval=2)
+    message = world.ask(TRAIN, task, START)
+    assert read_payload(message, IntervalReply).client_rounds == 2
+    assert read_weights(message).tolist() == [12.0, 22.0, 32.0]
+    world.events.close()
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    rounds = [event for event in map(json.loads, lines) if event["event"] == "round"]
+    assert [(e["round"], e["rounds"], e["clients"]) for e in rounds] == [
+        (3, 6, ["a"]),
+        (4, 6, ["a"]),
+    ]
+    assert rounds[0]["label_distribution"] == [0.5, 0.5]
+
+
+def test_service_drops_clients_that_the_plan_does_not_allow(tmp_path: Path) -> None:
+    world = Service(tmp_path, FakeClient("a", (50, 50)), FakeClient("b", (5, 5)))
+    world.ask(HELLO, Hello(asking="cloud"))
+    task = interval_task(plan(schedule={"max_client_samples": 50}))
+    assert read_payload(world.ask(TRAIN, task, START), IntervalReply).clients == ("b",)
+
+
+def test_service_tells_its_clients_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge_app, "FINISH_S", 0.2)
+    monkeypatch.setattr(edge_app, "FAREWELL_S", 0.05)
+    world = Service(tmp_path, FakeClient("a", silent={FINISH}), FakeClient("b"))
+    world.ask(HELLO, Hello(asking="cloud"))
+    reply = world.ask(FINISH, Finish(exit_code=4, message="too few"))
+    assert read_payload(reply, Ack).name == "edge-0"
+    told = [m for m in world.memory.pushed if m.metadata.message_type == FINISH]
+    assert [read_payload(m, Finish).message for m in told] == ["too few"] * 2
+    assert (world.service.verdict.exit_code, world.service.verdict.message) == (4, "too few")
+    assert world.stop.wait(2.0)
+
+
+def test_service_refuses_other_messages(tmp_path: Path) -> None:
+    world = Service(tmp_path)
+    with pytest.raises(ValueError, match=r"an edge does not answer 'evaluate'"):
+        world.ask("evaluate", Hello(asking="cloud"))
+    with pytest.raises(ReplyError, match="malformed IntervalTask"):
+        world.ask(TRAIN, Hello(asking="cloud"), START)
+    with pytest.raises(ReplyError, match="carries no weights"):
+        world.ask(TRAIN, interval_task(plan()))
