@@ -11,10 +11,11 @@ import threading
 from collections.abc import Callable
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedphd.client.choice import choose_edge
+from fedphd.client.state import restore, store
 from fedphd.client.trainer import Trainer
 from fedphd.common.config import ClientConfig
 from fedphd.common.data import LabelledImages
@@ -97,14 +98,22 @@ class ClientRuntime:
             edge_id=chosen, num_samples=sum(counts), label_counts=counts if mine else ()
         )
 
-    def train(self, task: TrainTask, message: Message) -> Message:
-        """Train the received weights on this client's data for one edge round."""
+    def train(self, task: TrainTask, message: Message, state: RecordDict | None = None) -> Message:
+        """Train the received weights on this client's data for one edge round.
+
+        Args:
+            task: what to do.
+            message: carries the weights; is answered.
+            state: where the trainer's state is kept between messages; None: in this process.
+        """
         layout = task.network.tensor_layout()
         weights = check_reply_weights(read_weights(message), task.network, layout)
         unet = task.network.unet
         images, _ = self._data.split(image_size=unet["image_size"], channels=unet["channels"])
         # Several edges may hand out work at once; the data and the optimiser exist once.
         with self._training:
+            if state is not None:
+                restore(self._trainer, state)
             result = self._trainer.train(
                 images=images.images,
                 weights=weights,
@@ -118,6 +127,8 @@ class ClientRuntime:
                 interval=task.interval,
                 edge_round=task.edge_round,
             )
+            if state is not None:
+                store(self._trainer, state)
         reply = TrainReply(
             client_id=self.config.client_id,
             interval=task.interval,
@@ -141,8 +152,16 @@ class ClientRuntime:
         return tuple(torch.bincount(self._labels, minlength=num_classes).tolist())
 
 
-def build_app(runtime_of: Callable[[Context], ClientRuntime]) -> ClientApp:
-    """The ClientApp; ``runtime_of`` gives the runtime that a message's context belongs to."""
+def build_app(
+    runtime_of: Callable[[Context], ClientRuntime], *, state_in_context: bool = False
+) -> ClientApp:
+    """The ClientApp.
+
+    Args:
+        runtime_of: gives the runtime that a message's context belongs to.
+        state_in_context: the process may end after each message, so what the trainer must
+            remember is kept in ``context.state``.
+    """
     app = ClientApp()
 
     @app.query("hello")
@@ -162,6 +181,7 @@ def build_app(runtime_of: Callable[[Context], ClientRuntime]) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return runtime_of(context).train(read_payload(message, TrainTask), message)
+        state = context.state if state_in_context else None
+        return runtime_of(context).train(read_payload(message, TrainTask), message, state)
 
     return app

@@ -98,7 +98,7 @@ class Resident:
         self._config = config
         self._say = say
         self._stop = stop
-        self._board = OfferBoard(len(config.edges))
+        self.board = OfferBoard(len(config.edges))
         self._runtime = ClientRuntime(config, on_finish=self._finish)
         self._app = build_app(lambda context: self._runtime)
         self._contexts: dict[str, Context] = {}
@@ -132,13 +132,13 @@ class Resident:
 
     def _serve(self, address: str) -> None:
         def on_change(change: str) -> None:
-            self._board.set_connected(address, change == "connected")
+            self.board.set_connected(address, change == "connected")
             self._say(f"{address} {change}")
 
         node = Node(
             address,
             self._config.node,
-            lambda message: self._answer(address, message),
+            lambda message: self.answer(address, message),
             stop=self._stop,
             on_change=on_change,
         )
@@ -149,9 +149,10 @@ class Resident:
             self._lost[address] = error
             self._say(str(error))
 
-    def _answer(self, address: str, message: Message) -> Message:
+    def answer(self, address: str, message: Message) -> Message:
+        """Answer a message of the edge at ``address``; what a node does with each that comes."""
         if message.metadata.message_type == CHOOSE:
-            message.content = to_records(self._board.merge(read_payload(message, Choose)))
+            message.content = to_records(self.board.merge(read_payload(message, Choose)))
         return self._app(message, self._context(address, message))
 
     def _context(self, address: str, message: Message) -> Context:

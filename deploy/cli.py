@@ -24,16 +24,10 @@ from fedphd.common.config import (
 )
 from fedphd.common.errors import ConfigError, FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
-from fedphd.deploy.launch import (
-    VERDICT,
-    check_data,
-    open_client_data,
-    run_cloud,
-    run_edge,
-    run_folder,
-    stop_on_signal,
-)
-from fedphd.deploy.local import run_local, toml_value
+from fedphd.deploy.launch import run_cloud, run_edge, run_simulation, stop_on_signal
+from fedphd.deploy.local import part_of_data, run_local, toml_value
+from fedphd.deploy.runs import VERDICT, check_data, open_client_data, run_folder
+from fedphd.deploy.simulate import CLASSES, SOURCE
 
 EXIT_HELP = (
     "Exit codes: 0 success, 1 internal error, 2 bad configuration, 3 could not start (for "
@@ -86,6 +80,26 @@ Set = Annotated[
 ]
 
 
+NumEdges = Annotated[
+    int | None,
+    typer.Option("--edges", help="number of edges", show_default="schedule.num_edges, 2"),
+]
+NumClients = Annotated[
+    int | None,
+    typer.Option(
+        "--clients",
+        help="number of clients",
+        show_default="schedule.min_clients, 6; other presets 20",
+    ),
+]
+Data = Annotated[
+    str, typer.Option(help="data set of the clients: digits, a Hugging Face name or a local path")
+]
+ClassesPerClient = Annotated[
+    int, typer.Option(min=1, help="classes of images that each client holds")
+]
+
+
 class RoleName(StrEnum):
     """The roles that have a configuration."""
 
@@ -102,8 +116,8 @@ ROLE_CONFIGS: dict[str, type[CloudConfig] | type[EdgeConfig] | type[ClientConfig
 
 
 def say(line: str) -> None:
-    """Print a line for people, at once."""
-    print(line, flush=True)
+    """Print a line for people, at once and in one piece, since several threads do."""
+    print(f"{line}\n", end="", flush=True)
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
@@ -256,26 +270,10 @@ def client(
 def local(
     config: ConfigFile = None,
     preset: Preset = None,
-    num_edges: Annotated[
-        int | None,
-        typer.Option("--edges", help="number of edges", show_default="schedule.num_edges, 2"),
-    ] = None,
-    num_clients: Annotated[
-        int | None,
-        typer.Option(
-            "--clients",
-            help="number of clients",
-            show_default="schedule.min_clients, 6; other presets 20",
-        ),
-    ] = None,
-    data: Annotated[
-        str,
-        typer.Option(help="data set of the clients: digits, a Hugging Face name or a local path"),
-    ] = "digits",
-    classes_per_client: Annotated[
-        int,
-        typer.Option(min=1, help="classes of images that each client holds"),
-    ] = 2,
+    num_edges: NumEdges = None,
+    num_clients: NumClients = None,
+    data: Data = "digits",
+    classes_per_client: ClassesPerClient = 2,
     run_dir: RunDir = None,
     settings: Set = None,
     dry_run: DryRun = False,
@@ -286,7 +284,16 @@ def local(
         "schedule.num_edges": num_edges,
         "schedule.min_clients": num_clients,
     }
-    resolved = load_and_show(CloudConfig, config, overrides(flags, settings), dry_run=dry_run)
+
+    def check(cloud: CloudConfig) -> None:
+        check_data(cloud)
+        part = part_of_data(cloud, 0, source=data, classes_per_client=classes_per_client)
+        open_client_data(ClientConfig(data=part))
+
+    # The processes look at their data themselves, so only a dry run does it here.
+    checked = check if dry_run else lambda config: None
+    values = overrides(flags, settings)
+    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=checked)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
         verdict = run_local(
@@ -296,6 +303,46 @@ def local(
             run_dir=folder,
             stop=stop,
             say=say,
+        )
+    end(verdict)
+
+
+@app.command()
+def simulate(
+    config: ConfigFile = None,
+    preset: Preset = None,
+    num_edges: NumEdges = None,
+    num_clients: NumClients = None,
+    data: Data = "digits",
+    classes_per_client: ClassesPerClient = 2,
+    cpus: Annotated[
+        int, typer.Option(min=1, help="CPU cores per client; fewer cores, fewer at a time")
+    ] = 1,
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs per client, parts allowed")] = 0.0,
+    run_dir: RunDir = None,
+    settings: Set = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Simulate a whole federation by Flower's simulation engine (Ray), with the same code."""
+    flags = {
+        "preset": preset,
+        "schedule.num_edges": num_edges,
+        "schedule.min_clients": num_clients,
+    }
+    values = overrides(flags, settings)
+    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check_data)
+    clients = {SOURCE: data, CLASSES: classes_per_client, "seed": resolved.seed}
+    federation = {
+        "num-supernodes": resolved.schedule.min_clients,
+        "client-resources-num-cpus": cpus,
+        "client-resources-num-gpus": gpus,
+    }
+    with stop_on_signal() as stop:
+        folder = run_folder(run_dir, resolved.out_dir)
+        # Flower's home goes into the run's folder, so that simulations can run side by side.
+        resolved = resolved.model_copy(update={"state_dir": folder / "state"})
+        verdict = run_simulation(
+            resolved, clients=clients, federation=federation, run_dir=folder, stop=stop, say=say
         )
     end(verdict)
 

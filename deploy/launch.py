@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 
-from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig
+from fedphd.common.config import CloudConfig, EdgeConfig
 from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json
-from fedphd.deploy.render import Tail, render, render_summary
-from fedphd.deploy.roles import RoleFile
+from fedphd.deploy.render import Tail, render
+from fedphd.deploy.runs import ROLE, VERDICT, RoleFile, Say, prepare, show_summary
+from fedphd.deploy.simulate import ROLE_FILE
 from fedphd.deploy.superlink import SuperLink, make_folder
 
 POLL_S = 0.1
 SERVERAPP_S = 60.0
 GRACE_S = 2.5
-EVENTS = "metrics.jsonl"
-VERDICT = "verdict.json"
 FLOWER_TRAFFIC = "flower_traffic.json"
-
-Say = Callable[[str], None]
 
 
 @contextmanager
@@ -42,78 +37,45 @@ def stop_on_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def new_run_dir(out_dir: Path) -> Path:
-    """Make a folder named by the time, unlike all others in ``out_dir``.
-
-    Raises:
-        StartError: it cannot be made or written to.
-    """
-    name = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{n}" for n in range(2, 100))):
-        path = out_dir / f"{name}{suffix}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise StartError(f"out_dir = {out_dir}: cannot be written: {error.strerror}") from error
-        return path
-    raise StartError(f"out_dir = {out_dir}: no free name for a run")
-
-
-def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
-    """Make the folder of this run: ``run_dir``, or else a new one in ``out_dir``.
-
-    Raises:
-        StartError: it cannot be made or written to, or it holds a run already.
-    """
-    if run_dir is None:
-        return new_run_dir(out_dir)
-    make_folder(run_dir, "--run-dir")
-    if (run_dir / EVENTS).exists():
-        raise StartError(f"--run-dir = {run_dir}: holds a run already ({EVENTS}); choose another")
-    # A start that failed leaves a verdict, which must not pass for this run's.
-    (run_dir / VERDICT).unlink(missing_ok=True)
-    return run_dir
-
-
-def check_data(config: CloudConfig) -> None:
-    """Raise ConfigError if the reference data cannot be read or has other classes."""
-    reference = config.evaluation.reference
-    if reference is None:
-        return
-    # Imported here: it takes seconds, and an edge does without.
-    from fedphd.common.data import LabelledImages
-
-    LabelledImages(reference).check_covers(config.num_classes)
-
-
-def open_client_data(config: ClientConfig) -> None:
-    """Raise ConfigError if a client's data cannot be opened or cut into the wanted parts."""
-    from fedphd.common.data import LabelledImages
-
-    LabelledImages(config.data)
-
-
 def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say: Say) -> Verdict:
     """Run the cloud to its end; the run's files go to ``run_dir``, which ``run_folder`` made."""
-    write_json(run_dir / "config.json", config.model_dump(mode="json"))
-    file = RoleFile(
-        role="cloud",
-        config=config.model_dump(mode="json"),
-        run_dir=str(run_dir.resolve()),
-        events=str((run_dir / EVENTS).resolve()),
-        verdict=str((run_dir / VERDICT).resolve()),
-        log=str((run_dir / "cloud.log").resolve()),
-    )
-    with _superlink(config, say) as link:
+    path = prepare("cloud", config, run_dir)
+    with _superlink(SuperLink(config.superlink, config.state_dir)) as link:
         say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")
-        verdict = _serve(link, file, run_dir / "role.json", stop, say)
+        link.submit({ROLE_FILE: str(path.resolve())})
+        verdict = _serve(link, RoleFile.read(path), stop, say)
         _keep_traffic(link, verdict, run_dir / FLOWER_TRAFFIC)
-    summary = run_dir / "summary.json"
-    if verdict.exit_code == EXIT_OK and summary.exists():
-        say(f"\nfinished; everything is in {run_dir}")
-        say(render_summary(json.loads(summary.read_text("utf-8"))))
+    if verdict.exit_code == EXIT_OK:
+        show_summary(run_dir, say)
+    return verdict
+
+
+def run_simulation(
+    config: CloudConfig,
+    *,
+    clients: Mapping[str, object],
+    federation: Mapping[str, object],
+    run_dir: Path,
+    stop: threading.Event,
+    say: Say,
+) -> Verdict:
+    """Simulate cloud, edges and clients by ``flwr run`` on a SuperLink of our own.
+
+    Args:
+        config: the training run.
+        clients: the run configuration's keys about the clients' data.
+        federation: Flower's own settings of the simulation, such as ``num-supernodes``.
+        run_dir: the run's folder.
+        stop: set from outside to end early.
+        say: gets the lines for people.
+    """
+    path = prepare("simulation", config, run_dir)
+    with _superlink(SuperLink(config.superlink, config.state_dir, simulation=True)) as link:
+        run_config = {**clients, ROLE_FILE: str(path.resolve())}
+        say(f"running   {link.submit(run_config, federation)}")
+        verdict = _serve(link, RoleFile.read(path), stop, say)
+    if verdict.exit_code == EXIT_OK:
+        show_summary(run_dir, say)
     return verdict
 
 
@@ -131,9 +93,12 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     )
     for old in (Path(file.events), Path(file.verdict), state / FLOWER_TRAFFIC):
         old.unlink(missing_ok=True)
-    with _superlink(config, say) as link:
+    path = state / ROLE
+    file.write(path)
+    with _superlink(SuperLink(config.superlink, config.state_dir)) as link:
         say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
-        verdict = _serve(link, file, state / "role.json", stop, say)
+        link.submit({ROLE_FILE: str(path.resolve())})
+        verdict = _serve(link, file, stop, say)
         _keep_traffic(link, verdict, state / FLOWER_TRAFFIC)
         return verdict
 
@@ -145,8 +110,7 @@ def _keep_traffic(link: SuperLink, verdict: Verdict, path: Path) -> None:
 
 
 @contextmanager
-def _superlink(config: CloudConfig | EdgeConfig, say: Say) -> Iterator[SuperLink]:
-    link = SuperLink(config.superlink, config.state_dir)
+def _superlink(link: SuperLink) -> Iterator[SuperLink]:
     try:
         link.wait_ready()
         yield link
@@ -154,12 +118,8 @@ def _superlink(config: CloudConfig | EdgeConfig, say: Say) -> Iterator[SuperLink
         link.stop()
 
 
-def _serve(
-    link: SuperLink, file: RoleFile, role_path: Path, stop: threading.Event, say: Say
-) -> Verdict:
-    """Submit the ServerApp, show its events, return its verdict."""
-    file.write(role_path)
-    link.submit(role_path)
+def _serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> Verdict:
+    """Show the submitted ServerApp's events, return its verdict."""
     tail = Tail(Path(file.events))
     pid: int | None = None
     submitted_s = time.monotonic()

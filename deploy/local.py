@@ -23,7 +23,8 @@ from fedphd.common.errors import (
     exit_code_of,
 )
 from fedphd.common.events import Verdict, read_verdict
-from fedphd.deploy.launch import VERDICT, Say
+from fedphd.common.settings import DataConfig, PartitionConfig
+from fedphd.deploy.runs import VERDICT, Say
 from fedphd.deploy.superlink import die_with_parent, flower_environment, free_ports
 
 STOP_S = 4.0
@@ -99,15 +100,18 @@ class LocalCluster:
         return arguments
 
     def _client_values(self, name: str, number: int, edges: list[str]) -> dict[str, object]:
-        partition = {
-            "kind": "pathological",
-            "num_partitions": self._config.schedule.min_clients,
-            "partition_id": number,
-            "classes_per_partition": self._classes_per_client,
-            "seed": self._config.seed,
+        data = part_of_data(
+            self._config,
+            number,
+            source=self._source,
+            classes_per_client=self._classes_per_client,
+        )
+        return {
+            "client_id": name,
+            "edges": edges,
+            "device": self._config.device,
+            "data": data.model_dump(mode="json"),
         }
-        data = {"source": self._source, "partition": partition}
-        return {"client_id": name, "edges": edges, "device": self._config.device, "data": data}
 
     def _write(self, name: str, values: dict[str, object]) -> Path:
         self._state.mkdir(parents=True, exist_ok=True)
@@ -148,7 +152,7 @@ class LocalCluster:
             for role in self.roles[1:]:
                 code = role.process.poll()
                 if code in (ConfigError.exit_code, StartError.exit_code):
-                    return Verdict(code, f"{role.name} could not start; see {role.log}")
+                    return Verdict(code, f"{role.name} could not start; see {role.log}{_why(role)}")
             time.sleep(POLL_S)
         verdict = read_verdict(self._run_dir / VERDICT)
         # Without a verdict nothing is a success; a signal's code is negative.
@@ -177,6 +181,26 @@ class LocalCluster:
             _kill_group(role.process.pid)
             # The last lines may still be on their way.
             role.forward.join(FORWARD_S)
+
+
+def part_of_data(
+    config: CloudConfig, number: int, *, source: str, classes_per_client: int
+) -> DataConfig:
+    """The data of client ``number``, from 0, of ``schedule.min_clients`` clients."""
+    partition = PartitionConfig(
+        kind="pathological",
+        num_partitions=config.schedule.min_clients,
+        partition_id=number,
+        classes_per_partition=classes_per_client,
+        seed=config.seed,
+    )
+    return DataConfig(source=source, partition=partition)
+
+
+def _why(role: Role) -> str:
+    """What a process that ended says at the end of its log, if anything."""
+    text = role.log.read_text("utf-8", "replace").rpartition("fedphd: ")[2].strip()
+    return f": {text}" if text else ""
 
 
 def _signal(roles: Iterable[Role], number: int) -> None:

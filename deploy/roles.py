@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import traceback
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from fedphd.common.config import CloudConfig, EdgeConfig, validate
 from fedphd.common.errors import Interrupted, exit_code_of
-from fedphd.common.events import EventLog, Verdict, write_json, write_verdict
+from fedphd.common.events import EventLog, Verdict, write_verdict
+from fedphd.deploy.render import render
+from fedphd.deploy.runs import RoleFile, Say, check_data, prepare, run_folder, show_summary
+from fedphd.deploy.simulate import cloud_config
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -20,30 +22,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RoleFile:
-    """Hand-over from the launcher to the ServerApp: what to run, and where to write."""
+def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
+    """Run to the end; leave a verdict whatever happens.
 
-    role: Literal["cloud", "edge"]
-    config: dict[str, object]
-    run_dir: str
-    events: str
-    verdict: str
-    log: str
+    Args:
+        grid: Flower's grid of the running ServerApp.
+        path: the role file.
+        say: gets a line for people per event; None where a launcher shows them.
 
-    def write(self, path: Path) -> None:
-        """Store as JSON."""
-        write_json(path, asdict(self))
-
-    @classmethod
-    def read(cls, path: Path) -> RoleFile:
-        """Load what ``write`` stored."""
-        return cls(**json.loads(path.read_text("utf-8")))
-
-
-def run_role(grid: Grid, role_file: str) -> None:
-    """Run to the end; leave a verdict whatever happens."""
-    file = RoleFile.read(Path(role_file))
+    Raises:
+        FedPhDError: the role failed; the verdict says so too.
+    """
+    file = RoleFile.read(path)
     # Flower keeps a ServerApp's standard output to itself, so it logs to a file of its own.
     logging.basicConfig(
         filename=file.log,
@@ -52,8 +42,9 @@ def run_role(grid: Grid, role_file: str) -> None:
     )
     # Flower logs every connection attempt and prints a page about each strategy that starts.
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    role = "edge" if file.role == "edge" else "cloud"
     node = str(file.config.get("edge_id", "cloud"))
-    events = EventLog(Path(file.events), role=file.role, node=node)
+    events = EventLog(Path(file.events), role=role, node=node, on_event=_shown(say))
     events.write("started", pid=os.getpid())
     verdict = Verdict(Interrupted.exit_code, "stopped")
     try:
@@ -61,11 +52,36 @@ def run_role(grid: Grid, role_file: str) -> None:
     except Exception as error:
         verdict = Verdict(exit_code_of(error), f"{error}" or type(error).__name__)
         logger.error("%s", traceback.format_exc())
+        raise
     finally:
         # SystemExit, by which Flower ends a process on a signal, passes through here too.
         events.write("ended", exit_code=verdict.exit_code, message=verdict.message)
         events.close()
         write_verdict(Path(file.verdict), verdict)
+
+
+def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
+    """A run that ``flwr run`` submitted itself: make its folder, run it, show its events.
+
+    Raises:
+        ConfigError: a setting of the run configuration is wrong.
+    """
+    config = cloud_config(run_config)
+    check_data(config)
+    run_dir = run_folder(None, config.out_dir.absolute())
+    print(f"run folder {run_dir}", flush=True)
+    path = prepare("simulation", config, run_dir)
+    run_role(grid, path, say=lambda line: print(line, flush=True))
+    show_summary(run_dir, say=lambda line: print(line, flush=True))
+
+
+def _shown(say: Say | None) -> Callable[[dict[str, Any]], None]:
+    def on_event(event: dict[str, Any]) -> None:
+        line = render(event) if say else None
+        if say and line:
+            say(line)
+
+    return on_event
 
 
 def _run(grid: Grid, file: RoleFile, events: EventLog) -> Verdict:
@@ -78,4 +94,5 @@ def _run(grid: Grid, file: RoleFile, events: EventLog) -> Verdict:
     from fedphd.server import app as cloud_app
 
     cloud = validate(CloudConfig, file.config, source="role file")
-    return cloud_app.main(grid, cloud, events, Path(file.run_dir))
+    simulated = file.role == "simulation"
+    return cloud_app.main(grid, cloud, events, Path(file.run_dir), simulated=simulated)

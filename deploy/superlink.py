@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -87,15 +89,20 @@ class SuperLink:
     Args:
         config: where nodes connect, certificates.
         state_dir: Flower's home, and ``superlink.log``.
+        simulation: nodes are simulated, so none connects.
 
     Raises:
         StartError: the port is taken, Flower is not installed, or it ends at once.
     """
 
-    def __init__(self, config: SuperLinkConfig, state_dir: Path) -> None:
-        check_free(config.address, "superlink.address")
+    def __init__(
+        self, config: SuperLinkConfig, state_dir: Path, *, simulation: bool = False
+    ) -> None:
+        if not simulation:
+            check_free(config.address, "superlink.address")
         make_folder(state_dir, "state_dir")
         self._config = config
+        self._simulation = simulation
         self._home = state_dir / "flwr"
         self.log = state_dir / "superlink.log"
         self._control, self._serverappio = (f"127.0.0.1:{port}" for port in free_ports(2))
@@ -103,15 +110,17 @@ class SuperLink:
         with self.log.open("wb") as log:
             self.process = self._start(log)
 
-    def _start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _command(self) -> list[str]:
         command = [
             _executable("flower-superlink"),
-            "--fleet-api-address", self._config.address,
             "--control-api-address", self._control,
             "--serverappio-api-address", self._serverappio,
             "--isolation", "subprocess",
         ]  # fmt: skip
+        if self._simulation:
+            return [*command, "--insecure", "--simulation"]
         config = self._config
+        command += ["--fleet-api-address", config.address]
         if config.ssl_certfile and config.ssl_keyfile and config.ssl_ca_certfile:
             command += ["--ssl-certfile", str(config.ssl_certfile)]
             command += ["--ssl-keyfile", str(config.ssl_keyfile)]
@@ -120,8 +129,11 @@ class SuperLink:
             command += ["--insecure"]
         if config.require_node_auth:
             command += ["--enable-supernode-auth"]
+        return command
+
+    def _start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            command,
+            self._command(),
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -134,7 +146,7 @@ class SuperLink:
         host, _, port = self._config.address.rpartition(":")
         fleet = f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         deadline_s = time.monotonic() + READY_S
-        for address in (self._control, fleet):
+        for address in (self._control,) if self._simulation else (self._control, fleet):
             while not _accepts(address):
                 self.check_alive()
                 if time.monotonic() > deadline_s:
@@ -152,16 +164,29 @@ class SuperLink:
                 f"flower-superlink ended with code {code}; see {self.log}: {_last_line(self.log)}"
             )
 
-    def submit(self, role_file: Path) -> None:
-        """Start this role's ServerApp by Flower's own ``flwr run``."""
+    def submit(
+        self, run_config: Mapping[str, object], federation: Mapping[str, object] | None = None
+    ) -> str:
+        """Start a ServerApp by Flower's own ``flwr run``; return that command.
+
+        Args:
+            run_config: overrides of ``[tool.flwr.app.config]``.
+            federation: Flower's settings of a simulation.
+
+        Raises:
+            StartError: ``flwr run`` failed.
+        """
         self._write_connection()
-        run_config = f"role-file={json.dumps(str(role_file.resolve()))}"
+        arguments = ["run", str(BUNDLE), "here", "--run-config", _pairs(run_config)]
+        if federation:
+            arguments += ["--federation-config", _pairs(federation)]
         try:
-            done = self._flwr(["run", str(BUNDLE), "here", "--run-config", run_config], SUBMIT_S)
+            done = self._flwr(arguments, SUBMIT_S)
         except subprocess.TimeoutExpired as error:
             raise StartError(f"`flwr run` did not answer within {SUBMIT_S:g} s") from error
         if not _succeeded(done.stdout):
             raise StartError(f"`flwr run` failed: {(done.stdout + done.stderr).strip()}")
+        return shlex.join(["flwr", *arguments])
 
     def traffic(self) -> dict[str, int] | None:
         """Flower's own count of the bytes to and from the nodes; None if it does not say."""
@@ -206,6 +231,11 @@ class SuperLink:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(STOP_S)
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    """Keys and values as ``flwr`` takes them: TOML, separated by spaces."""
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
 
 
 def _executable(name: str) -> str:

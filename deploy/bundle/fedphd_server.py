@@ -1,5 +1,7 @@
 """What Flower runs as ServerApp: it imports the installed package, so no code travels."""
 
+from pathlib import Path
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -8,7 +10,11 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Serve the role that the run's role file names."""
-    from fedphd.deploy.roles import run_role
+    """Run what a launcher's role file says, and else simulate what the run configuration says."""
+    from fedphd.deploy.roles import run_role, run_simulated
 
-    run_role(grid, str(context.run_config["role-file"]))
+    role_file = str(context.run_config["role-file"])
+    if role_file:
+        run_role(grid, Path(role_file))
+    else:
+        run_simulated(grid, context.run_config)

@@ -17,7 +17,8 @@ from fedphd.common.config import EdgeConfig, load_config
 from fedphd.common.errors import StartError
 from fedphd.common.events import Verdict, write_verdict
 from fedphd.deploy import launch
-from fedphd.deploy.launch import new_run_dir, run_edge, run_folder, stop_on_signal
+from fedphd.deploy.launch import run_edge, stop_on_signal
+from fedphd.deploy.runs import new_run_dir, run_folder
 
 
 def test_run_folders_are_named_by_time_and_differ(tmp_path: Path) -> None:

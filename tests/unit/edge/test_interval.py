@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,19 +152,35 @@ class Service:
         return self.service.handle(Message(to_records(payload, weights), 9, kind))
 
 
-def test_service_introduces_its_clients(tmp_path: Path) -> None:
-    world = Service(tmp_path, FakeClient("b", (1, 2)), FakeClient("a", (4, 4)))
+Make = Callable[..., Service]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Make]:
+    """Makes services, and closes their event logs."""
+    made: list[Service] = []
+
+    def make(*clients: FakeClient) -> Service:
+        made.append(Service(tmp_path, *clients))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.events.close()
+
+
+def test_service_introduces_its_clients(service: Make) -> None:
+    world = service(FakeClient("b", (1, 2)), FakeClient("a", (4, 4)))
     reply = read_payload(world.ask(HELLO, Hello(asking="cloud")), HelloReply)
     assert (reply.kind, reply.name, reply.clients) == ("edge", "edge-0", {"a": 8, "b": 3})
 
 
-def test_service_answers_an_interval_and_logs_its_rounds(tmp_path: Path) -> None:
-    world = Service(tmp_path, FakeClient("a"), FakeClient("b", edge="edge-1"))
+def test_service_answers_an_interval_and_logs_its_rounds(service: Make, tmp_path: Path) -> None:
+    world = service(FakeClient("a"), FakeClient("b", edge="edge-1"))
     task = interval_task(plan(schedule={"edge_rounds": 2, "intervals": 3}), interval=2)
     message = world.ask(TRAIN, task, START)
     assert read_payload(message, IntervalReply).client_rounds == 2
     assert read_weights(message).tolist() == [12.0, 22.0, 32.0]
-    world.events.close()
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     rounds = [event for event in map(json.loads, lines) if event["event"] == "round"]
     assert [(e["round"], e["rounds"], e["clients"]) for e in rounds] == [
@@ -174,17 +190,17 @@ def test_service_answers_an_interval_and_logs_its_rounds(tmp_path: Path) -> None
     assert rounds[0]["label_distribution"] == [0.5, 0.5]
 
 
-def test_service_drops_clients_that_the_plan_does_not_allow(tmp_path: Path) -> None:
-    world = Service(tmp_path, FakeClient("a", (50, 50)), FakeClient("b", (5, 5)))
+def test_service_drops_clients_that_the_plan_does_not_allow(service: Make) -> None:
+    world = service(FakeClient("a", (50, 50)), FakeClient("b", (5, 5)))
     world.ask(HELLO, Hello(asking="cloud"))
     task = interval_task(plan(schedule={"max_client_samples": 50}))
     assert read_payload(world.ask(TRAIN, task, START), IntervalReply).clients == ("b",)
 
 
-def test_service_tells_its_clients_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_tells_its_clients_the_end(service: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge_app, "FINISH_S", 0.2)
     monkeypatch.setattr(edge_app, "FAREWELL_S", 0.05)
-    world = Service(tmp_path, FakeClient("a", silent={FINISH}), FakeClient("b"))
+    world = service(FakeClient("a", silent={FINISH}), FakeClient("b"))
     world.ask(HELLO, Hello(asking="cloud"))
     reply = world.ask(FINISH, Finish(exit_code=4, message="too few"))
     assert read_payload(reply, Ack).name == "edge-0"
@@ -194,8 +210,8 @@ def test_service_tells_its_clients_the_end(tmp_path: Path, monkeypatch: pytest.M
     assert world.stop.wait(2.0)
 
 
-def test_service_refuses_other_messages(tmp_path: Path) -> None:
-    world = Service(tmp_path)
+def test_service_refuses_other_messages(service: Make) -> None:
+    world = service()
     with pytest.raises(ValueError, match=r"an edge does not answer 'evaluate'"):
         world.ask("evaluate", Hello(asking="cloud"))
     with pytest.raises(ReplyError, match="malformed IntervalTask"):

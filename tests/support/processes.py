@@ -1,0 +1,219 @@
+"""Real processes of a test, seen from the outside: by their ids, /proc and what they print.
+
+Everything that a test starts carries a mark in its environment, which its children inherit. So
+the test finds all of them and no others, whoever their parent is by then.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+MARK = "FEDPHD_TEST"
+# Bounds of what takes seconds on a machine with nothing else to do.
+SLOW_S = 150.0
+END_S = 45.0
+_POLL_S = 0.05
+_ESTABLISHED = "01"
+
+
+class Program:
+    """A started ``fedphd`` command, leader of a process group, and the lines that it prints."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
+        self.arguments = arguments
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fedphd.deploy.cli", *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as output:
+            for line in output:
+                with self._changed:
+                    self.lines.append(line.rstrip("\n"))
+                    self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also the id of its process group."""
+        return self.process.pid
+
+    @property
+    def text(self) -> str:
+        """Everything printed so far."""
+        return "\n".join(self.lines)
+
+    def wait_line(self, pattern: str, *, within_s: float = SLOW_S) -> re.Match[str]:
+        """The first line in which ``pattern`` is found; fails if the program ends without it."""
+        deadline_s = time.monotonic() + within_s
+        seen = 0
+        with self._changed:
+            while True:
+                while seen < len(self.lines):
+                    match = re.search(pattern, self.lines[seen])
+                    if match:
+                        return match
+                    seen += 1
+                left_s = deadline_s - time.monotonic()
+                assert left_s > 0, f"no {pattern!r} within {within_s:g} s in:\n{self.text}"
+                assert self._reader.is_alive(), f"ended without {pattern!r}:\n{self.text}"
+                self._changed.wait(min(left_s, 1.0))
+
+    def wait_exit(self, *, within_s: float = SLOW_S) -> int:
+        """The exit code; fails if the program does not end."""
+        try:
+            code = self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs after {within_s:g} s:\n{self.text}") from None
+        self._reader.join(5)
+        return code
+
+
+class Processes:
+    """Starts programs and, at the latest at its end, kills all that came of them.
+
+    Args:
+        folder: working directory of the programs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = uuid4().hex
+        self.programs: list[Program] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        deadline_s = time.monotonic() + END_S
+        # Again and again, since a process may start another one while this looks.
+        while (pids := self.running()) and time.monotonic() < deadline_s:
+            for pid in pids:
+                kill(pid, signal.SIGKILL)
+            time.sleep(_POLL_S)
+        for program in self.programs:
+            program.wait_exit(within_s=END_S)
+
+    def start(self, *arguments: str) -> Program:
+        """Start ``fedphd`` with ``arguments``."""
+        environment = {**os.environ, MARK: self.mark, "PYTHONUNBUFFERED": "1"}
+        program = Program(list(arguments), environment, self.folder)
+        self.programs.append(program)
+        return program
+
+    def running(self) -> set[int]:
+        """Ids of all processes that came of the programs and still run."""
+        entry = f"{MARK}={self.mark}".encode()
+        found = set()
+        for pid in all_pids():
+            try:
+                marked = entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            # A zombie has an empty environment, and has ended.
+            if marked:
+                found.add(pid)
+        return found
+
+    def groups(self) -> dict[int, set[int]]:
+        """The running processes by process group."""
+        groups: dict[int, set[int]] = defaultdict(set)
+        for pid in self.running():
+            try:
+                groups[os.getpgid(pid)].add(pid)
+            except ProcessLookupError:
+                continue
+        return dict(groups)
+
+    def wait_gone(self, *, within_s: float = END_S) -> None:
+        """Wait until nothing runs any more; fails and says what does."""
+        wait_until(lambda: not self.running(), within_s=within_s, what=self._left)
+
+    def _left(self) -> str:
+        return f"left: {[(pid, command_of(pid)) for pid in sorted(self.running())]}"
+
+
+def wait_until(
+    true: Callable[[], bool], *, within_s: float, what: Callable[[], str] = lambda: "it"
+) -> None:
+    """Wait until ``true()``; fails with ``what()``."""
+    deadline_s = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline_s, f"not within {within_s:g} s: {what()}"
+        time.sleep(_POLL_S)
+
+
+def all_pids() -> Iterator[int]:
+    """Ids of all processes of this machine."""
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def kill(pid: int, number: int) -> None:
+    """Send a signal to one process, which may have ended by itself."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def command_of(pid: int) -> list[str]:
+    """A process's command line; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def connections(pid: int) -> set[int]:
+    """Ports on loopback to which a process holds established TCP connections."""
+    held = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            held.add(os.readlink(entry))
+        except OSError:
+            continue
+    ports = set()
+    for line in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]:
+        fields = line.split()
+        remote, state, inode = fields[2], fields[3], fields[9]
+        if state == _ESTABLISHED and f"socket:[{inode}]" in held:
+            ports.add(int(remote.partition(":")[2], 16))
+    return ports
+
+
+def free_port() -> int:
+    """A TCP port on loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

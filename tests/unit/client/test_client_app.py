@@ -1,0 +1,226 @@
+"""A client's answers: who it is, one choice per round, and training on its own images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+
+from fedphd.client.app import ClientRuntime, build_app
+from fedphd.common.config import ClientConfig
+from fedphd.common.errors import ConfigError, ReplyError
+from fedphd.common.layout import TensorLayout
+from fedphd.common.messages import (
+    CHOOSE,
+    FINISH,
+    HELLO,
+    TRAIN,
+    Ack,
+    Choose,
+    ChooseReply,
+    EdgeOffer,
+    Finish,
+    Hello,
+    HelloReply,
+    Network,
+    Payload,
+    TrainReply,
+    TrainTask,
+    read_payload,
+    read_weights,
+    to_records,
+)
+from fedphd.common.model import build_unet, unet_config
+from fedphd.common.settings import DiffusionConfig, ModelConfig, TrainingConfig
+
+TARGET = (0.1,) * 10
+MODEL = ModelConfig(
+    block_out_channels=(8, 16), attention_levels=(1,), attention_head_dim=4, norm_num_groups=4
+)
+
+
+def config(partition_id: int = 0, **partition: Any) -> ClientConfig:
+    """A client with two classes of the digits, in a sixtieth of them."""
+    part = {"num_partitions": 60, "partition_id": partition_id} | partition
+    return ClientConfig.model_validate(
+        {"client_id": f"client-{partition_id}", "data": {"partition": part}, "device": "cpu"}
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runtime() -> ClientRuntime:
+    return ClientRuntime(config())
+
+
+def offer(edge_id: str, num_samples: float = 0.0, label: int | None = None) -> EdgeOffer:
+    """An edge that holds nothing, or only images of one class."""
+    shares = TARGET if label is None else tuple(float(n == label) for n in range(10))
+    return EdgeOffer(edge_id=edge_id, label_distribution=shares, num_samples=num_samples)
+
+
+def question(*offers: EdgeOffer, asking: str = "edge-0", **changes: Any) -> Choose:
+    values: dict[str, Any] = {
+        "interval": 1, "edge_round": 1, "target": TARGET, "factor": 100.0, "offset": 0.0,
+        "epsilon": 1e-8, "seed": 0, "offer_wait_s": 0.0, "synchronised": False,
+    }  # fmt: skip
+    return Choose(asking=asking, offers=offers, **(values | changes))
+
+
+def test_hello_gives_the_number_of_images(runtime: ClientRuntime) -> None:
+    reply = runtime.hello(Hello(asking="edge-0"))
+    assert (reply.kind, reply.name) == ("client", "client-0")
+    # 1,797 digits in 60 parts.
+    assert 20 <= reply.num_samples <= 40
+
+
+def test_parts_of_all_clients_make_up_the_data() -> None:
+    sizes = [
+        ClientRuntime(config(n, num_partitions=5)).hello(Hello(asking="e")).num_samples
+        for n in range(5)
+    ]
+    assert sum(sizes) == 1797
+
+
+def test_label_counts_go_to_the_chosen_edge_only(runtime: ClientRuntime) -> None:
+    offers = offer("edge-0"), offer("edge-1")
+    mine = runtime.choose(question(*offers, asking="edge-0", edge_round=7))
+    other = runtime.choose(question(*offers, asking="edge-1", edge_round=7))
+    assert mine.edge_id == other.edge_id
+    chosen, not_chosen = (mine, other) if mine.edge_id == "edge-0" else (other, mine)
+    num_samples = runtime.hello(Hello(asking="e")).num_samples
+    assert sum(chosen.label_counts) == num_samples == chosen.num_samples
+    assert sum(count > 0 for count in chosen.label_counts) == 2, "two classes per client"
+    assert not_chosen.label_counts == ()
+
+
+def test_choice_of_a_round_is_made_once() -> None:
+    client = ClientRuntime(config())
+    # Full of what others brought, an edge is chosen with a chance of nearly 0.
+    first = client.choose(question(offer("edge-0"), offer("edge-1", 1e6)))
+    later = client.choose(question(offer("edge-0", 1e6), offer("edge-1"), asking="edge-1"))
+    assert (first.edge_id, later.edge_id) == ("edge-0", "edge-0")
+    for change in ({"edge_round": 2}, {"interval": 2}, {"seed": 1}):
+        new = client.choose(question(offer("edge-0", 1e6), offer("edge-1"), **change))
+        assert new.edge_id == "edge-1"
+
+
+def test_choice_does_not_depend_on_the_process() -> None:
+    offers = offer("edge-0"), offer("edge-1")
+    answers = [
+        [ClientRuntime(config()).choose(question(*offers, edge_round=r)).edge_id for r in (1, 2, 3)]
+        for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_client_completes_the_edge_that_lacks_its_classes() -> None:
+    client = ClientRuntime(config())
+    counts = client.choose(question(offer("edge-0"))).label_counts
+    own = counts.index(max(counts))
+    other = counts.index(0)
+    draws = [
+        client.choose(
+            question(
+                offer("full", 30, own), offer("lacks", 30, other), edge_round=r, factor=100.0,
+                offset=-105.0,
+            )
+        ).edge_id
+        for r in range(2, 30)
+    ]  # fmt: skip
+    # Merged about (3/4, 1/4), score 1.28, or (1/2, 1/4, 1/4), score 1.48: after 30 samples and
+    # the offset only the second is above 0.
+    assert set(draws) == {"lacks"}
+
+
+def test_run_over_fewer_classes_than_the_data(runtime: ClientRuntime) -> None:
+    half = question(
+        EdgeOffer(edge_id="edge-0", label_distribution=(1.0,), num_samples=0.0), target=(1.0,)
+    )
+    with pytest.raises(ConfigError, match="num_classes"):
+        runtime.choose(half)
+
+
+class App:
+    """The ClientApp of one runtime, spoken to with messages."""
+
+    def __init__(self, runtime: ClientRuntime) -> None:
+        self.app = build_app(lambda context: runtime)
+        self.context = Context(
+            run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={}
+        )
+
+    def ask(self, kind: str, payload: Payload, weights: torch.Tensor | None = None) -> Message:
+        """One message there and back."""
+        return self.app(Message(to_records(payload, weights), 2, kind), self.context)
+
+
+def task(**changes: Any) -> tuple[TrainTask, torch.Tensor]:
+    """One edge round of a tiny U-Net, and its weights, (numel,)."""
+    unet = build_unet(MODEL, seed=0)
+    layout = TensorLayout.of(unet.state_dict())
+    values: dict[str, Any] = {
+        "edge_id": "edge-0", "interval": 1, "edge_round": 1, "seed": 0,
+        "network": Network(unet=unet_config(unet), layout=layout.to_json()),
+        "diffusion": DiffusionConfig(), "training": TrainingConfig(batch_size=8),
+        "sparsity_lambda": 0.0, "optimizer_moments": "prune",
+    }  # fmt: skip
+    return TrainTask(**(values | changes)), layout.pack(unet.state_dict())
+
+
+def test_training_answers_with_changed_weights(runtime: ClientRuntime) -> None:
+    order, weights = task(interval=3, edge_round=2)
+    before = weights.clone()
+    message = App(runtime).ask(TRAIN, order, weights)
+    reply = read_payload(message, TrainReply)
+    num_samples = runtime.hello(Hello(asking="e")).num_samples
+    assert (reply.client_id, reply.interval, reply.edge_round) == ("client-0", 3, 2)
+    assert (reply.num_examples, reply.steps) == (num_samples, -(-num_samples // 8))
+    assert reply.network == order.network
+    assert 0.5 < reply.loss < 2.0, "about 1 for noise of variance 1"
+    trained = read_weights(message)
+    assert trained.shape == weights.shape
+    assert 1e-4 < (trained - weights).abs().max() < 0.1
+    assert torch.equal(weights, before), "the received weights are read-only"
+
+
+def test_training_is_the_same_in_another_process() -> None:
+    results = [read_weights(App(ClientRuntime(config())).ask(TRAIN, *task())) for _ in range(2)]
+    assert torch.equal(*results)
+
+
+def test_sparse_training_reports_its_penalty(runtime: ClientRuntime) -> None:
+    reply = read_payload(App(runtime).ask(TRAIN, *task(sparsity_lambda=1e-4)), TrainReply)
+    assert reply.sparsity_penalty > 0
+
+
+def test_training_refuses_weights_that_do_not_fit(runtime: ClientRuntime) -> None:
+    order, weights = task()
+    with pytest.raises(ReplyError, match=r"weights have 3 values; expected \d+"):
+        App(runtime).ask(TRAIN, order, weights[:3])
+    weights[0] = torch.nan
+    with pytest.raises(ReplyError, match=r"tensor conv_in\.weight holds nan"):
+        App(runtime).ask(TRAIN, order, weights)
+    with pytest.raises(ReplyError, match="carries no weights"):
+        App(runtime).ask(TRAIN, order)
+
+
+def test_every_kind_of_message_is_answered() -> None:
+    told: list[Finish] = []
+    app = App(ClientRuntime(config(), on_finish=told.append))
+    assert read_payload(app.ask(HELLO, Hello(asking="e")), HelloReply).name == "client-0"
+    asked = question(offer("edge-0"))
+    assert read_payload(app.ask(CHOOSE, asked), ChooseReply).edge_id == "edge-0"
+    end = Finish(exit_code=4, message="too few")
+    assert read_payload(app.ask(FINISH, end), Ack).name == "client-0"
+    assert told == [end]

@@ -1,0 +1,175 @@
+"""One client of several edges: their offers are brought together, with bounded waits."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from fedphd.client.resident import OfferBoard, Resident
+from fedphd.common.config import ClientConfig
+from fedphd.common.errors import ConnectionLostError
+from fedphd.common.messages import (
+    CHOOSE,
+    Choose,
+    ChooseReply,
+    EdgeOffer,
+    read_payload,
+    to_records,
+)
+
+TARGET = (0.1,) * 10
+
+
+def offer(edge_id: str, num_samples: float = 0.0) -> EdgeOffer:
+    return EdgeOffer(edge_id=edge_id, label_distribution=TARGET, num_samples=num_samples)
+
+
+def question(edge_id: str, num_samples: float = 0.0, **changes: Any) -> Choose:
+    """What an edge asks: it knows its own offer only."""
+    values: dict[str, Any] = {
+        "offers": (offer(edge_id, num_samples),), "interval": 1, "edge_round": 1, "target": TARGET,
+        "factor": 100.0, "offset": 0.0, "epsilon": 1e-8, "seed": 0, "offer_wait_s": 30.0,
+        "synchronised": False,
+    }  # fmt: skip
+    return Choose(asking=edge_id, **(values | changes))
+
+
+def board(num_edges: int = 2, connected: int | None = None) -> OfferBoard:
+    made = OfferBoard(num_edges)
+    for number in range(num_edges if connected is None else connected):
+        made.set_connected(f"127.0.0.1:{number + 1}", True)
+    return made
+
+
+def figures(merged: Choose) -> dict[str, float]:
+    return {offer.edge_id: offer.num_samples for offer in merged.offers}
+
+
+def waits(future: Future[Choose]) -> bool:
+    """Whether it is still waiting after a while."""
+    time.sleep(0.1)
+    return not future.done()
+
+
+@pytest.fixture
+def pool() -> Any:
+    with ThreadPoolExecutor(max_workers=4) as made:
+        yield made
+
+
+def test_one_edge_never_waits() -> None:
+    assert figures(board(1).merge(question("edge-0", 3))) == {"edge-0": 3}
+
+
+def test_first_question_of_an_interval_waits_for_the_other_edge(pool: ThreadPoolExecutor) -> None:
+    made = board()
+    first = pool.submit(made.merge, question("edge-0", 3))
+    assert waits(first)
+    assert figures(made.merge(question("edge-1", 5))) == {"edge-0": 3, "edge-1": 5}
+    assert figures(first.result(2.0)) == {"edge-0": 3, "edge-1": 5}
+
+
+def test_later_questions_use_the_latest_known_offer(pool: ThreadPoolExecutor) -> None:
+    made = board()
+    first = pool.submit(made.merge, question("edge-0", 3))
+    made.merge(question("edge-1", 5))
+    first.result(2.0)
+    started_s = time.monotonic()
+    assert figures(made.merge(question("edge-0", 40, edge_round=2))) == {"edge-0": 40, "edge-1": 5}
+    assert time.monotonic() - started_s < 1.0
+
+
+def test_offers_of_an_earlier_interval_do_not_count(pool: ThreadPoolExecutor) -> None:
+    made = board()
+    first = pool.submit(made.merge, question("edge-0", 3))
+    made.merge(question("edge-1", 5))
+    first.result(2.0)
+    second = pool.submit(made.merge, question("edge-0", 0, interval=2))
+    assert waits(second)
+    made.merge(question("edge-1", 1, interval=2))
+    assert figures(second.result(2.0)) == {"edge-0": 0, "edge-1": 1}
+
+
+def test_synchronised_waits_for_the_same_round(pool: ThreadPoolExecutor) -> None:
+    made = board()
+    for number in (1, 2):
+        asked = {"edge_round": number, "synchronised": True}
+        first = pool.submit(made.merge, question("edge-0", number, **asked))
+        assert waits(first)
+        made.merge(question("edge-1", 10 * number, **asked))
+        assert figures(first.result(2.0)) == {"edge-0": number, "edge-1": 10 * number}
+
+
+def test_wait_is_bounded() -> None:
+    started_s = time.monotonic()
+    merged = board().merge(question("edge-0", 3, offer_wait_s=0.2))
+    assert 0.2 <= time.monotonic() - started_s < 1.0
+    assert figures(merged) == {"edge-0": 3}
+
+
+def test_edge_that_is_not_connected_is_not_waited_for() -> None:
+    started_s = time.monotonic()
+    assert figures(board(connected=1).merge(question("edge-0", 3))) == {"edge-0": 3}
+    assert time.monotonic() - started_s < 1.0
+
+
+def test_edge_that_is_lost_meanwhile_ends_the_wait(pool: ThreadPoolExecutor) -> None:
+    made = board()
+    first = pool.submit(made.merge, question("edge-0", 3))
+    assert waits(first)
+    made.set_connected("127.0.0.1:2", False)
+    assert figures(first.result(2.0)) == {"edge-0": 3}
+
+
+def test_rest_of_the_question_stays() -> None:
+    asked = question("edge-0", 3, offer_wait_s=0.0, interval=4)
+    assert board(1).merge(asked) == asked
+
+
+def client(**changes: Any) -> ClientConfig:
+    values: dict[str, Any] = {
+        "edges": ("127.0.0.1:1", "127.0.0.1:2"),
+        "data": {"partition": {"num_partitions": 60}},
+        "device": "cpu",
+    }
+    return ClientConfig.model_validate(values | changes)
+
+
+def test_both_edges_get_the_same_answer_from_the_offers_of_both(pool: ThreadPoolExecutor) -> None:
+    resident = Resident(client(), stop=threading.Event())
+    for address in ("127.0.0.1:1", "127.0.0.1:2"):
+        resident.board.set_connected(address, True)
+
+    def answer(number: int, asked: Choose) -> ChooseReply:
+        message = Message(to_records(asked), 5, CHOOSE)
+        return read_payload(resident.answer(f"127.0.0.1:{number}", message), ChooseReply)
+
+    # Alone each edge would be chosen; together, the one that is full has no chance.
+    full = pool.submit(answer, 1, question("edge-0", 1e6))
+    empty = pool.submit(answer, 2, question("edge-1", 0.0))
+    assert full.result(5.0).edge_id == empty.result(5.0).edge_id == "edge-1"
+    assert full.result().label_counts == ()
+    assert sum(empty.result().label_counts) == empty.result().num_samples > 0
+
+
+def test_no_edge_can_be_reached() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    said: list[str] = []
+    config = client(edges=(address,), node={"lost_after_s": 0.3})
+    with pytest.raises(ConnectionLostError, match=rf"no SuperLink at {address} for 0.3 s"):
+        Resident(config, stop=threading.Event(), say=said.append).run()
+    assert len(said) == 1
+
+
+def test_stop_ends_a_client_early() -> None:
+    stop = threading.Event()
+    stop.set()
+    assert Resident(client(), stop=stop).run().message == "stopped"

@@ -1,0 +1,324 @@
+"""The cloud's part: shares of edges, the EMA, when pruning happens, replies that are left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+from support.memory import FakeTime, MemoryGrid, streaming
+
+from fedphd.common.layout import TensorLayout
+from fedphd.common.messages import (
+    HELLO,
+    HelloReply,
+    IntervalReply,
+    IntervalTask,
+    Network,
+    Traffic,
+    read_payload,
+    read_weights,
+    to_records,
+    weights_record,
+)
+from fedphd.common.model import build_unet
+from fedphd.common.roster import Roster
+from fedphd.common.settings import FederationConfig
+from fedphd.server.pruning import PruneReport
+from fedphd.server.strategy import FedPhD, IntervalStats
+
+
+def run_config(**sections: Any) -> FederationConfig:
+    """A run over two classes with a U-Net that trains in no time."""
+    values: dict[str, Any] = {
+        "num_classes": 2,
+        "model": {
+            "block_out_channels": (8, 16), "attention_levels": (1,), "attention_head_dim": 4,
+            "norm_num_groups": 4,
+        },
+        "schedule": {"intervals": 1, "edge_rounds": 2, "num_edges": 1, "min_clients": 1},
+        "pruning": {"mode": "none"},
+        "aggregation": {"factor": 2.0},
+    }  # fmt: skip
+    for name, section in sections.items():
+        nested = isinstance(section, dict) and name in values
+        values[name] = {**values[name], **section} if nested else section
+    return FederationConfig.model_validate(values)
+
+
+@dataclass
+class FakeEdge:
+    """An edge whose interval adds ``step`` to every weight."""
+
+    name: str
+    step: float = 1.0
+    clients: dict[str, int] = field(default_factory=lambda: {"a": 10})
+    shares: tuple[float, ...] = (0.5, 0.5)
+    samples: float = 10.0
+    client_rounds: int = 2
+    reply: dict[str, Any] = field(default_factory=dict)
+    weights: Callable[[torch.Tensor], torch.Tensor] | None = None
+    silent: bool = False
+    tasks: list[IntervalTask] = field(default_factory=list)
+    given: list[torch.Tensor] = field(default_factory=list)
+
+    def __call__(self, message: Message) -> Message | None:
+        """Answer as a node."""
+        if message.metadata.message_type == HELLO:
+            hello = HelloReply(kind="edge", name=self.name, clients=self.clients)
+            return Message(to_records(hello), reply_to=message)
+        if self.silent:
+            return None
+        task = read_payload(message, IntervalTask)
+        given = read_weights(message)
+        self.tasks.append(task)
+        self.given.append(given.clone())
+        values: dict[str, Any] = {
+            "edge_id": self.name, "interval": task.interval, "network": task.network,
+            "samples_per_round": self.samples, "client_rounds": self.client_rounds,
+            "label_distribution": self.shares, "loss": 0.5, "mean_steps": 4.0,
+            "traffic": Traffic(sent_bytes=3, received_bytes=4), "seconds": 0.1,
+            "clients": tuple(self.clients), "failures": (),
+        }  # fmt: skip
+        # Unchecked, so that a test can send what no honest edge could.
+        reply = IntervalReply.model_construct(**(values | self.reply))
+        weights = self.weights(given) if self.weights else given + self.step
+        return Message(to_records(reply, weights), reply_to=message)
+
+
+class Fixture:
+    """The cloud's strategy with scripted edges."""
+
+    def __init__(self, *edges: FakeEdge, config: FederationConfig | None = None) -> None:
+        self.config = config or run_config()
+        self.edges = {edge.name: edge for edge in edges}
+        self.time = FakeTime()
+        self.grid = streaming(MemoryGrid(dict(enumerate(edges, start=2))), time=self.time)
+        self.roster = Roster(
+            self.grid, asking="cloud", kind="edge", hello_s=1.0, retry_s=1e6, max_samples=1000,
+            clock=self.time.clock,
+        )  # fmt: skip
+        self.pruned: list[tuple[int, PruneReport]] = []
+        self.told: list[IntervalStats] = []
+        unet = build_unet(self.config.model, seed=0)
+        self.dense = TensorLayout.of(unet.state_dict()).pack(unet.state_dict())
+        self.strategy = FedPhD(
+            self.config,
+            unet,
+            self.roster,
+            on_interval=self.told.append,
+            on_pruned=lambda interval, report: self.pruned.append((interval, report)),
+            gather=lambda: self.roster.refresh() and None,
+        )
+
+    def run(self) -> torch.Tensor:
+        """All intervals; returns by how much the weights changed, (numel,)."""
+        before = self.strategy.weights()
+        self.strategy.start(
+            self.grid,
+            weights_record(before),
+            num_rounds=self.config.schedule.intervals,
+            timeout=5.0,
+        )
+        after = self.strategy.weights()
+        return after - before if len(after) == len(before) else after
+
+
+def test_average_by_size_and_homogeneity() -> None:
+    even = FakeEdge("even", step=1.0, samples=10.0, clients={"a": 10, "b": 20})
+    skewed = FakeEdge("skewed", step=3.0, samples=30.0, shares=(1.0, 0.0), clients={"b": 20})
+    world = Fixture(skewed, even)
+    change = world.run()
+    # Mean samples per client (10 + 20) / 2 = 15, so a = 2 * 15 = 30; scores 2 and 2 - sqrt(1/2).
+    w_even, w_skewed = 10 + 30 * 2, 30 + 30 * (2 - math.sqrt(0.5))
+    share = w_even / (w_even + w_skewed)
+    torch.testing.assert_close(
+        change, torch.full_like(change, share * 1 + (1 - share) * 3), rtol=0, atol=2e-6
+    )
+    [stats] = world.told
+    assert stats.edge_weights == pytest.approx({"even": share, "skewed": 1 - share})
+    assert stats.edge_homogeneity == pytest.approx({"even": 2.0, "skewed": 2 - math.sqrt(0.5)})
+    assert list(stats.edge_weights) == ["even", "skewed"]
+    assert stats.num_samples == 40.0
+    assert stats.client_edge == Traffic(sent_bytes=6, received_bytes=8)
+    assert stats.clients == ["a", "b"]
+    assert stats.client_rounds == 4
+
+
+def test_loss_is_by_samples_and_steps_by_shares() -> None:
+    one = FakeEdge("one", samples=10.0, reply={"loss": 0.2, "mean_steps": 4.0})
+    other = FakeEdge("two", samples=30.0, reply={"loss": 0.6, "mean_steps": 8.0})
+    world = Fixture(one, other, config=run_config(aggregation={"factor": 0.0}))
+    world.run()
+    assert world.told[0].loss == pytest.approx(0.5)
+    assert world.told[0].mean_steps == pytest.approx(0.25 * 4 + 0.75 * 8)
+
+
+def test_edge_without_clients_has_no_weight() -> None:
+    idle = FakeEdge("idle", step=100.0, samples=0.0, client_rounds=0, clients={})
+    world = Fixture(idle, FakeEdge("busy", step=1.0))
+    change = world.run()
+    torch.testing.assert_close(change, torch.ones_like(change), rtol=0, atol=1e-6)
+    assert world.told[0].edge_weights == {"busy": 1.0, "idle": 0.0}
+    assert world.told[0].failures == []
+
+
+def test_all_edges_without_clients_keep_the_model() -> None:
+    idle = FakeEdge("idle", step=100.0, samples=0.0, client_rounds=0)
+    world = Fixture(idle, config=run_config(schedule={"intervals": 2}))
+    assert world.run().abs().max() == 0
+    assert world.strategy.ema.steps == 0
+    assert [stats.clients for stats in world.told] == [[], []]
+    assert len(idle.tasks) == 2
+
+
+def test_ema_moves_by_the_mean_steps_of_the_interval() -> None:
+    world = Fixture(FakeEdge("e", reply={"mean_steps": 4.0}), config=run_config(
+        schedule={"intervals": 2}, ema={"decay": 0.5},
+    ))  # fmt: skip
+    world.run()
+    # Four steps at decay 0.5 after the first interval drop the initial weights (warm-up), the
+    # second interval keeps 0.5 ** 4 at most: step n keeps min(0.5, n / (9 + n)).
+    kept = math.prod(min(0.5, n / (9 + n)) for n in range(4, 8))
+    ema = world.strategy.layout.pack(world.strategy.ema.state)
+    expected = world.dense + kept * 1.0 + (1 - kept) * 2.0
+    torch.testing.assert_close(ema, expected, rtol=0, atol=1e-5)
+    assert world.strategy.ema.steps == 8.0
+
+
+def scheduled(sparse_rounds: int = 4, intervals: int = 3) -> FederationConfig:
+    return run_config(
+        pruning={"mode": "scheduled", "ratio": 0.5, "sparse_rounds": sparse_rounds},
+        schedule={"intervals": intervals},
+    )
+
+
+def test_pruning_comes_exactly_after_the_sparse_rounds() -> None:
+    edge = FakeEdge("e")
+    world = Fixture(edge, config=scheduled())
+    world.run()
+    [(interval, report)] = world.pruned
+    # 4 sparse rounds at 2 per interval.
+    assert interval == 2
+    assert (report.widths_before, report.widths_after) == ((8, 16), (4, 8))
+    assert [task.sparse for task in edge.tasks] == [True, True, False]
+    assert [task.cut is not None for task in edge.tasks] == [False, False, True]
+    assert [len(weights) for weights in edge.given] == [
+        task.network.tensor_layout().numel for task in edge.tasks
+    ]
+    assert len(edge.given[2]) < len(edge.given[1]) == len(edge.given[0])
+    assert edge.tasks[2].network.unet["block_out_channels"] == [4, 8]
+    assert {name: t.shape for name, t in world.strategy.ema.state.items()} == {
+        name: t.shape for name, t in world.strategy.unet.state_dict().items()
+    }
+
+
+def test_pruned_weights_are_cut_from_the_averaged_ones() -> None:
+    edge = FakeEdge("e", step=1.0)
+    world = Fixture(edge, config=scheduled(sparse_rounds=2, intervals=2))
+    world.run()
+    layout = edge.tasks[0].network.tensor_layout()
+    averaged = layout.unpack(world.dense + 1.0)
+    cut = world.strategy.cut
+    assert cut is not None
+    assert edge.tasks[1].cut == cut.to_json()
+    kept = edge.tasks[1].network.tensor_layout().unpack(edge.given[1])
+    for name, tensor in cut.apply(averaged).items():
+        assert torch.equal(kept[name], tensor), name
+
+
+def test_pruning_happens_also_when_nobody_trained() -> None:
+    idle = FakeEdge("idle", samples=0.0, client_rounds=0)
+    world = Fixture(idle, config=scheduled(sparse_rounds=2, intervals=2))
+    world.run()
+    assert [interval for interval, _ in world.pruned] == [1]
+    assert len(idle.given[1]) < len(idle.given[0])
+
+
+def test_one_shot_prunes_before_the_first_interval() -> None:
+    edge = FakeEdge("e")
+    config = run_config(
+        pruning={"mode": "one_shot", "ratio": 0.5, "sparse_rounds": 2}, schedule={"intervals": 2}
+    )
+    world = Fixture(edge, config=config)
+    assert [interval for interval, _ in world.pruned] == [0]
+    world.run()
+    assert len(world.pruned) == 1
+    assert [task.sparse for task in edge.tasks] == [False, False]
+    assert [task.network.unet["block_out_channels"] for task in edge.tasks] == [[4, 8]] * 2
+    assert edge.tasks[0].cut is not None
+
+
+def test_without_pruning_nothing_is_sparse_or_cut() -> None:
+    edge = FakeEdge("e")
+    world = Fixture(edge, config=run_config(schedule={"intervals": 3}))
+    world.run()
+    assert world.pruned == []
+    assert [(task.sparse, task.cut) for task in edge.tasks] == [(False, None)] * 3
+
+
+def test_task_carries_the_whole_plan() -> None:
+    edge = FakeEdge("e")
+    world = Fixture(edge, config=run_config(seed=5, training={"batch_size": 3}))
+    world.run()
+    [task] = edge.tasks
+    assert task.plan == world.config
+    assert task.interval == 1
+    assert torch.equal(edge.given[0], world.dense)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"silent": True}, "no reply within 5 s"),
+    ({"weights": lambda given: given * math.nan}, "tensor conv_in.weight holds nan"),
+    ({"weights": lambda given: given[:-1]}, "values; expected"),
+    ({"weights": lambda given: given.double()}, "no flat float32 array"),
+    ({"reply": {"network": Network(unet={}, layout="[]")}}, "tensor conv_in.weight is missing"),
+    ({"reply": {"edge_id": "good"}}, "answers as good for interval 1; expected bad for interval 1"),
+    ({"reply": {"interval": 2}}, "answers as bad for interval 2; expected bad for interval 1"),
+    ({"reply": {"label_distribution": (1.0,)}}, "is none over 2 classes"),
+    ({"reply": {"label_distribution": (1.5, -0.5)}}, "is none over 2 classes"),
+    ({"reply": {"label_distribution": (50.0, 50.0)}}, "is none over 2 classes"),
+    ({"samples": 1e18}, "claims 1e+18 samples; at most 10000000 fit"),
+    ({"samples": math.nan}, "malformed IntervalReply: samples_per_round"),
+    ({"samples": 0.0}, "claims 2 client rounds without a sample"),
+    ({"client_rounds": 10**300}, "client rounds; at most 2 fit for each of its 1 clients"),
+    ({"reply": {"mean_steps": 1e300}}, "malformed IntervalReply: mean_steps"),
+    ({"reply": {"loss": 1e300}}, "malformed IntervalReply: loss"),
+]
+
+
+@pytest.mark.parametrize(("badly", "reason"), BAD, ids=[reason[:40] for _, reason in BAD])
+def test_bad_edge_is_left_out(badly: dict[str, Any], reason: str) -> None:
+    world = Fixture(
+        FakeEdge("bad", **badly), FakeEdge("good", step=1.0),
+        config=run_config(schedule={"intervals": 2}),
+    )  # fmt: skip
+    change = world.run()
+    torch.testing.assert_close(change, torch.full_like(change, 2.0), rtol=0, atol=1e-6)
+    first, second = world.told
+    [failure] = first.failures
+    assert failure.startswith("bad: ")
+    assert reason in failure
+    assert first.edge_weights == {"good": 1.0}
+    assert second.failures == [], "an edge that failed is left alone for a while"
+    assert list(world.roster.everyone) == ["bad", "good"]
+
+
+def test_failures_of_clients_are_passed_on() -> None:
+    world = Fixture(FakeEdge("e", reply={"failures": ("client-1: error 5: gone",)}))
+    world.run()
+    assert world.told[0].failures == ["client-1: error 5: gone"]
+
+
+def test_order_of_replies_does_not_change_the_sum() -> None:
+    edges = [FakeEdge(f"edge-{n}", step=0.1 * 3**n, samples=7.0 + n) for n in range(3)]
+    results = []
+    for order in (edges, edges[::-1]):
+        world = Fixture(*order)
+        world.run()
+        results.append(world.strategy.weights())
+    assert torch.equal(*results)
