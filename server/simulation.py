@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.common.typing import Run
 from flwr.serverapp import Grid
@@ -29,6 +29,7 @@ from fedphd.common.messages import (
     read_payload,
     to_records,
 )
+from fedphd.common.node import envelope
 from fedphd.edge.app import EdgeService
 
 _SHARED = (HELLO, CHOOSE, FINISH)
@@ -39,6 +40,7 @@ class _Question:
     """One real message to a client, and the edges that wait for its answer."""
 
     askers: list[Message] = field(default_factory=list)
+    choices: list[Choose] = field(default_factory=list)
     sent_as: str | None = None
 
 
@@ -79,25 +81,20 @@ class SharedClients:
         key: tuple[Any, ...] = (kind, node_id)
         if kind not in _SHARED:
             key = (message.metadata.message_id,)
-        elif kind == CHOOSE:
-            asked = read_payload(message, Choose)
+        asked = read_payload(message, Choose) if kind == CHOOSE else None
+        if asked is not None:
             key = (kind, node_id, asked.interval, asked.edge_round)
         question = self._open.setdefault(key, _Question())
-        question.askers.append(message)
+        question.askers.append(envelope(message))
+        if asked is not None:
+            question.choices.append(asked)
         self._question_of[message.metadata.message_id] = question
         if len(question.askers) == (self._num_edges if kind in _SHARED else 1):
             del self._open[key]
-            self._send(question)
-
-    def _send(self, question: _Question) -> None:
-        first = question.askers[0]
-        content = first.content
-        if first.metadata.message_type == CHOOSE:
-            content = to_records(_merged([read_payload(m, Choose) for m in question.askers]))
-        kind, node_id = first.metadata.message_type, first.metadata.dst_node_id
-        (question.sent_as,) = self.grid.push_messages([Message(content, node_id, kind)]) or ("",)
-        for asker in question.askers:
-            asker.content = RecordDict()
+            choices = question.choices
+            content = to_records(_merged(choices)) if choices else message.content
+            sent = self.grid.push_messages([Message(content, node_id, kind)])
+            question.sent_as = next(iter(sent), "")
 
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers that are there; each edge gets its own copy."""

@@ -169,7 +169,7 @@ def test_edge_that_stops_answering_is_left_out_of_its_interval(tmp_path: Path) -
             "schedule.intervals": 3,
             "waits.interval_s": 5.0,
             "waits.offer_s": 0.1,
-            "waits.retry_s": 0.1,
+            "waits.retry_s": 1e-3,
         },
     )
     Forgetful(federation.cloud_grid, FIRST_EDGE + 1)
