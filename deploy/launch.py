@@ -14,7 +14,7 @@ from fedphd.common.config import CloudConfig, EdgeConfig
 from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json
 from fedphd.deploy.render import Tail, render
-from fedphd.deploy.runs import ROLE, VERDICT, RoleFile, Say, prepare, show_summary
+from fedphd.deploy.runs import EDGE_EVENTS, ROLE, VERDICT, RoleFile, Say, prepare, show_summary
 from fedphd.deploy.simulate import ROLE_FILE
 from fedphd.deploy.superlink import SuperLink, make_folder
 
@@ -87,7 +87,7 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
         role="edge",
         config=config.model_dump(mode="json"),
         run_dir=str(state.resolve()),
-        events=str((state / "events.jsonl").resolve()),
+        events=str((state / EDGE_EVENTS).resolve()),
         verdict=str((state / VERDICT).resolve()),
         log=str((state / "edge.log").resolve()),
     )

@@ -24,7 +24,8 @@ from fedphd.common.errors import (
 )
 from fedphd.common.events import Verdict, read_verdict
 from fedphd.common.settings import DataConfig, PartitionConfig
-from fedphd.deploy.runs import VERDICT, Say
+from fedphd.deploy.render import Tail
+from fedphd.deploy.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
 from fedphd.deploy.superlink import die_with_parent, flower_environment, free_ports
 
 STOP_S = 4.0
@@ -248,6 +249,18 @@ def run_local(
         return Verdict(exit_code_of(StartError()), f"cannot start a process: {error}")
     finally:
         cluster.stop()
+        merge_events(run_dir / EVENTS, sorted(run_dir.glob(f"state/edge-*/{EDGE_EVENTS}")))
+
+
+def merge_events(path: Path, others: Iterable[Path]) -> None:
+    """Put the events of other logs among those at ``path``, by time, as a simulation has them."""
+    if not path.exists():
+        return
+    found = [event for log in (path, *others) if log.exists() for event in Tail(log).new_events()]
+    text = "".join(f"{json.dumps(event)}\n" for event in sorted(found, key=lambda e: e["time"]))
+    beside = path.with_suffix(".new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
 
 
 def toml_value(value: object) -> str:

@@ -16,6 +16,7 @@ from fedphd.deploy.render import render_summary
 from fedphd.deploy.superlink import make_folder
 
 EVENTS = "metrics.jsonl"
+EDGE_EVENTS = "events.jsonl"
 VERDICT = "verdict.json"
 ROLE = "role.json"
 

@@ -204,11 +204,13 @@ def connections(pid: int) -> set[int]:
         except OSError:
             continue
     ports = set()
-    for line in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]:
-        fields = line.split()
-        remote, state, inode = fields[2], fields[3], fields[9]
-        if state == _ESTABLISHED and f"socket:[{inode}]" in held:
-            ports.add(int(remote.partition(":")[2], 16))
+    # gRPC reaches IPv4 addresses through IPv6 sockets where it can.
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text("ascii").splitlines()[1:]:
+            fields = line.split()
+            remote, state, inode = fields[2], fields[3], fields[9]
+            if state == _ESTABLISHED and f"socket:[{inode}]" in held:
+                ports.add(int(remote.partition(":")[2], 16))
     return ports
 
 

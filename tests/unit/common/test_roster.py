@@ -170,8 +170,10 @@ def test_configure_drops_those_who_claim_too_much() -> None:
     world.roster.configure(hello_s=1.0, retry_s=1.0, max_samples=50)
     assert list(world.roster.everyone) == ["a"]
     assert world.changes[-1] == ("b", "refused", "claims 51 images; at most 50 are allowed")
+    world.asked()
     world.time.now_s += 1e9
     assert list(world.roster.refresh()) == ["a"]
+    assert world.asked() == []
 
 
 def test_configure_sets_the_waits() -> None:

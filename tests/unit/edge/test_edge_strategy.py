@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 from support.memory import FakeTime, MemoryGrid, streaming
 from support.peers import FakeClient, interval_task, plan
 
@@ -327,7 +327,7 @@ def test_no_clients_at_all() -> None:
 def test_replies_are_used_one_by_one() -> None:
     world = Fixture([FakeClient("a"), FakeClient("b", step=3.0)])
     arrays = weights_record(START.clone())
-    messages = world.strategy.configure_train(1, arrays, None, world.grid)  # type: ignore[arg-type]
+    messages = world.strategy.configure_train(1, arrays, ConfigRecord(), world.grid)
     pending = world.grid.send_and_receive(messages, timeout=3.0)
 
     def replies() -> Iterable[Message]:

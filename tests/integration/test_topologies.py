@@ -1,0 +1,151 @@
+"""Edges inside the cloud's process, and the identity that ties the method to flat FedAvg."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+from support.federation import FIRST_CLIENT, TINY, one_at_a_time
+from support.memory import Handler, MemoryGrid
+
+from fedphd.client.app import ClientRuntime, build_app
+from fedphd.client.trainer import Trainer
+from fedphd.common.config import ClientConfig, CloudConfig, load_config
+from fedphd.common.data import LabelledImages
+from fedphd.common.events import EventLog
+from fedphd.common.layout import TensorLayout
+from fedphd.common.messages import CHOOSE, TRAIN, Choose, read_payload
+from fedphd.common.model import build_unet, unet_config
+from fedphd.common.rng import sample_participants
+from fedphd.server.app import main
+from fedphd.server.checkpoint import load_checkpoint
+
+NUM_CLIENTS, PARTS = 3, 40
+IDENTITY: dict[str, Any] = {
+    "reproducible": True,
+    "schedule.edge_rounds": 1,
+    "schedule.intervals": 2,
+    "schedule.min_clients": NUM_CLIENTS,
+    "selection.factor": 0.0,
+    "aggregation.factor": 0.0,
+    "pruning.mode": "none",
+}
+
+
+def runtime(number: int) -> ClientRuntime:
+    partition = {"num_partitions": PARTS, "partition_id": number}
+    values = {"client_id": f"client-{number}", "device": "cpu", "data": {"partition": partition}}
+    return ClientRuntime(ClientConfig.model_validate(values))
+
+
+def node(number: int, state_in_context: bool) -> Handler:
+    """A client as a function from message to answer, with a context of its own."""
+    made = runtime(number)
+    app = build_app(lambda context: made, state_in_context=state_in_context)
+    context = Context(1, number, {}, RecordDict(), {})
+    return one_at_a_time(lambda message: app(message, context))
+
+
+def clients(*, state_in_context: bool = False) -> MemoryGrid:
+    """Clients that all virtual edges share."""
+    nodes = {FIRST_CLIENT + n: node(n, state_in_context) for n in range(NUM_CLIENTS)}
+    return MemoryGrid(nodes, threaded=True)
+
+
+def run(grid: MemoryGrid, folder: Path, overrides: dict[str, Any]) -> CloudConfig:
+    config = load_config(CloudConfig, None, {**TINY, "out_dir": str(folder), **overrides})
+    log = EventLog(folder / "metrics.jsonl", role="cloud", node="cloud")
+    threads = torch.get_num_threads()
+    try:
+        assert main(grid, config, log, folder, simulated=True).exit_code == 0
+    finally:
+        torch.set_num_threads(threads)
+        log.close()
+    return config
+
+
+def final_weights(folder: Path) -> torch.Tensor:
+    state = load_checkpoint(folder / "checkpoint")[0].state_dict()
+    return TensorLayout.of(state).pack(state)
+
+
+def federated_averaging(config: CloudConfig) -> torch.Tensor:
+    """FedAvg (arXiv:1602.05629) written out: train everybody, average by numbers of images."""
+    runtimes = {f"client-{number}": runtime(number) for number in range(NUM_CLIENTS)}
+    trainers = {name: Trainer(client_id=name, device="cpu") for name in runtimes}
+    unet = build_unet(config.model, seed=config.seed)
+    weights = TensorLayout.of(unet.state_dict()).pack(unet.state_dict())
+    for interval in range(1, config.schedule.intervals + 1):
+        order = sample_participants(
+            runtimes, fraction=1.0, seed=config.seed, interval=interval, edge_round=1
+        )
+        total, count = torch.zeros_like(weights), 0
+        for name in order:
+            data = LabelledImages(runtimes[name].config.data)
+            images = data.split(image_size=8, channels=1)[0].images
+            result = trainers[name].train(
+                images=images,
+                weights=weights,
+                unet_config=unet_config(unet),
+                diffusion=config.diffusion,
+                training=config.training,
+                sparsity_lambda=0.0,
+                cut=None,
+                run_seed=config.seed,
+                interval=interval,
+                edge_round=1,
+            )
+            total.add_(result.weights, alpha=float(len(images)))
+            count += len(images)
+        weights = total / count
+    return weights
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_one_edge_with_one_round_is_flat_fedavg_to_the_bit(tmp_path: Path) -> None:
+    hierarchical = {**IDENTITY, "schedule.num_edges": 1}
+    config = run(clients(), tmp_path / "edge", hierarchical)
+    run(clients(), tmp_path / "flat", {**IDENTITY, "topology": "flat"})
+    expected = federated_averaging(config)
+    assert torch.equal(final_weights(tmp_path / "edge"), expected)
+    assert torch.equal(final_weights(tmp_path / "flat"), expected)
+
+
+def test_client_state_survives_between_messages(tmp_path: Path) -> None:
+    """Kept in the process or in Flower's context, pruned or not: the same bits."""
+    overrides = {
+        **IDENTITY,
+        "schedule.num_edges": 2,
+        "schedule.intervals": 3,
+        "pruning.mode": "scheduled",
+        "pruning.sparse_rounds": 1,
+    }
+    run(clients(), tmp_path / "process", overrides)
+    run(clients(state_in_context=True), tmp_path / "context", overrides)
+    assert torch.equal(final_weights(tmp_path / "process"), final_weights(tmp_path / "context"))
+
+
+def test_virtual_edges_ask_a_client_once_with_all_offers(tmp_path: Path) -> None:
+    grid = clients()
+    run(grid, tmp_path, {**IDENTITY, "schedule.num_edges": 2})
+    asked = [read_payload(m, Choose) for m in grid.pushed if m.metadata.message_type == CHOOSE]
+    assert len(asked) == 2 * NUM_CLIENTS
+    assert all([o.edge_id for o in choose.offers] == ["edge-0", "edge-1"] for choose in asked)
+    trained: list[Message] = [m for m in grid.pushed if m.metadata.message_type == TRAIN]
+    assert len(trained) == 2 * NUM_CLIENTS
+
+
+def test_flat_topology_counts_the_clients_on_the_clouds_links(tmp_path: Path) -> None:
+    run(clients(), tmp_path, {**IDENTITY, "topology": "flat"})
+    moved = json.loads((tmp_path / "summary.json").read_text())["bytes"]
+    assert moved["client_edge"] == 0
+    # Weights both ways per client and round; greetings, questions and manifests on top.
+    assert 1.0 < moved["edge_cloud"] / moved["flat_fedavg_client_cloud"] < 1.3
