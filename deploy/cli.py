@@ -355,25 +355,25 @@ def explain_config(
     say(f"# Settings of `fedphd {role.value}`, with their defaults. Into a file for --config")
     say("# belong only the lines that you change; or give one by --set KEY=VALUE.")
     say("# Names in _s are seconds.")
-    for line in _explain(ROLE_CONFIGS[role.value], "", optional=False):
+    # The cloud's settings start from a preset, so the fields' own defaults do not tell.
+    for line in _explain(load_config(ROLE_CONFIGS[role.value]), ""):
         say(line)
 
 
-def _explain(cls: type[BaseModel], prefix: str, *, optional: bool) -> Iterator[str]:
-    """Lines on all fields; those of an ``optional`` section, absent by default, are comments."""
-    for name, field in cls.model_fields.items():
-        key = f"{prefix}{name}"
-        default = field.get_default(call_default_factory=True)
+def _explain(config: BaseModel, prefix: str, *, absent: bool = False) -> Iterator[str]:
+    """Lines on all fields; those of an ``absent`` section are comments."""
+    for name, field in type(config).model_fields.items():
+        key, value = f"{prefix}{name}", getattr(config, name)
         section = section_class(field.annotation)
         if section is None:
             yield f"\n# {field.description}{_limits(field)}"
-            comment = "# " if optional or default is None else ""
-            yield f"{comment}{key} = {'(absent)' if default is None else toml_value(default)}"
+            comment = "# " if absent or value is None else ""
+            yield f"{comment}{key} = {'(absent)' if value is None else toml_value(value)}"
             continue
-        absent = default is None
+        missing = absent or value is None
         meaning = field.description or str(section.__doc__).replace("``", "`")
-        yield f"\n# {key}: {meaning}{' (absent by default)' if absent else ''}"
-        yield from _explain(section, f"{key}.", optional=optional or absent)
+        yield f"\n# {key}: {meaning}{' (absent by default)' if value is None else ''}"
+        yield from _explain(value or section(), f"{key}.", absent=missing)
 
 
 def _limits(field: FieldInfo) -> str:

@@ -94,8 +94,8 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     for old in (Path(file.events), Path(file.verdict), state / FLOWER_TRAFFIC):
         old.unlink(missing_ok=True)
     path = state / ROLE
-    file.write(path)
     with _superlink(SuperLink(config.superlink, config.state_dir)) as link:
+        file.write(path)
         say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
         link.submit({ROLE_FILE: str(path.resolve())})
         verdict = _serve(link, file, stop, say)

@@ -41,7 +41,7 @@ class Run:
     late: Sight
     exit_code: int
     output: str
-    left: set[int]
+    left: dict[int, list[str]]
 
     def json(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text("utf-8"))
@@ -83,12 +83,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         program.wait_line(rf"^edge-\d +interval +{INTERVALS} round 1")
         late = look(processes)
         code = program.wait_exit()
-        yield Run(folder / "run", early, late, code, program.text, processes.running())
+        yield Run(folder / "run", early, late, code, program.text, processes.commands())
 
 
 def test_it_succeeds_and_leaves_no_process(run: Run) -> None:
     assert run.exit_code == 0, run.output
-    assert run.left == set()
+    assert run.left == {}
     assert run.json("verdict.json")["exit_code"] == 0
     assert f"finished; everything is in {run.folder.name}" in run.output
 

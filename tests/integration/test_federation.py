@@ -35,7 +35,6 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Federation:
         {
             "schedule.intervals": 4,
             "schedule.edge_rounds": 2,
-            "training.local_amount": 2,
             "pruning.mode": "scheduled",
             "pruning.sparse_rounds": 4,
             "evaluation.reference": {"source": "digits"},

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -146,6 +146,10 @@ class Processes:
                 found.add(pid)
         return found
 
+    def commands(self) -> dict[int, list[str]]:
+        """The running processes and their command lines."""
+        return {pid: command_of(pid) for pid in sorted(self.running())}
+
     def groups(self) -> dict[int, set[int]]:
         """The running processes by process group."""
         groups: dict[int, set[int]] = defaultdict(set)
@@ -158,20 +162,10 @@ class Processes:
 
     def wait_gone(self, *, within_s: float = END_S) -> None:
         """Wait until nothing runs any more; fails and says what does."""
-        wait_until(lambda: not self.running(), within_s=within_s, what=self._left)
-
-    def _left(self) -> str:
-        return f"left: {[(pid, command_of(pid)) for pid in sorted(self.running())]}"
-
-
-def wait_until(
-    true: Callable[[], bool], *, within_s: float, what: Callable[[], str] = lambda: "it"
-) -> None:
-    """Wait until ``true()``; fails with ``what()``."""
-    deadline_s = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline_s, f"not within {within_s:g} s: {what()}"
-        time.sleep(_POLL_S)
+        deadline_s = time.monotonic() + within_s
+        while left := self.commands():
+            assert time.monotonic() < deadline_s, f"left after {within_s:g} s: {left}"
+            time.sleep(_POLL_S)
 
 
 def all_pids() -> Iterator[int]:

@@ -1,157 +1,46 @@
-"""A whole federation in one process: the real cloud, edges and clients over grids in memory."""
+"""Settings of a federation of real processes that is small enough to start for a test."""
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from flwr.app import Message
-from support.memory import MemoryGrid
-
-from fedphd.client.resident import Resident
-from fedphd.common.config import ClientConfig, CloudConfig, load_config
-from fedphd.common.events import EventLog, Verdict
-from fedphd.common.grid import streaming_grid
-from fedphd.common.messages import TRAIN, IntervalTask, TrainTask, read_payload
-from fedphd.edge.app import EdgeService
-from fedphd.server.app import main
-
-FIRST_EDGE, FIRST_CLIENT = 101, 11
-# Learns in seconds on one core.
 TINY: dict[str, Any] = {
-    "model.block_out_channels": [8, 16],
-    "model.attention_head_dim": 4,
+    "model.block_out_channels": [16, 32],
     "model.norm_num_groups": 4,
-    "training.learning_rate": 3e-3,
-    "training.batch_size": 16,
-    "schedule.num_edges": 2,
-    "schedule.min_clients": 4,
-    "schedule.intervals": 2,
-    "schedule.edge_rounds": 1,
-    "pruning.mode": "none",
+    "model.attention_head_dim": 4,
+    "schedule.edge_rounds": 2,
+    "pruning.mode": "scheduled",
+    "pruning.sparse_rounds": 2,
     "pruning.ratio": 0.5,
     "evaluation.num_samples": 16,
     "evaluation.sampling_steps": 2,
-    "evaluation.reference": None,
+    "evaluation.every_intervals": 10,
+    "evaluation.classifier_epochs": 1,
     "num_threads": 1,
-    "device": "cpu",
 }
+WIDTHS, PRUNED_WIDTHS = [16, 32], [8, 16]
+# Three clients, four of the ten classes each.
+CLASSES_PER_CLIENT = 4
 
 
-class Federation:
-    """Edges and clients that wait for ``run``.
-
-    Args:
-        folder: gets a folder per participant.
-        overrides: dotted settings of the cloud, on top of ``TINY``.
-        num_edges, num_clients: participants.
-        parts: parts that the digits are cut into; clients have the first ones.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        overrides: dict[str, Any],
-        *,
-        num_edges: int = 2,
-        num_clients: int = 4,
-        parts: int = 30,
-    ) -> None:
-        values = {**TINY, "out_dir": str(folder), **overrides}
-        self.config = load_config(CloudConfig, None, values)
-        self.run_dir = folder / "run"
-        self._logs: list[EventLog] = []
-        self.stop = threading.Event()
-        self.addresses = [f"127.0.0.1:{n + 1}" for n in range(num_edges)]
-        self.clients = [self._client(n, parts) for n in range(num_clients)]
-        self.edge_grids = [self._edge_grid(address) for address in self.addresses]
-        self.edges = [self._edge(n, folder) for n in range(num_edges)]
-        self.cloud_grid = MemoryGrid(
-            {FIRST_EDGE + n: one_at_a_time(edge.handle) for n, edge in enumerate(self.edges)},
-            threaded=True,
-        )
-
-    def _client(self, number: int, parts: int) -> Resident:
-        partition = {"num_partitions": parts, "partition_id": number}
-        client = Resident(
-            ClientConfig.model_validate(
-                {
-                    "client_id": f"client-{number}",
-                    "edges": tuple(self.addresses),
-                    "data": {"partition": partition},
-                    "device": "cpu",
-                }
-            ),
-            stop=self.stop,
-        )
-        for address in self.addresses:
-            client.board.set_connected(address, True)
-        return client
-
-    def _edge_grid(self, address: str) -> MemoryGrid:
-        nodes = {
-            FIRST_CLIENT + n: one_at_a_time(partial(client.answer, address))
-            for n, client in enumerate(self.clients)
-        }
-        return MemoryGrid(nodes, threaded=True)
-
-    def _edge(self, number: int, folder: Path) -> EdgeService:
-        log = self._log(folder / f"edge-{number}" / "events.jsonl", "edge", f"edge-{number}")
-        grid = streaming_grid(self.edge_grids[number], upload_stall_s=20.0, in_order=False)
-        return EdgeService(f"edge-{number}", grid, log, self.stop)
-
-    def _log(self, path: Path, role: str, node: str) -> EventLog:
-        self._logs.append(EventLog(path, role=role, node=node))
-        return self._logs[-1]
-
-    def run(self) -> Verdict:
-        """The whole training run."""
-        before = torch.get_num_threads()
-        try:
-            log = self._log(self.run_dir / "metrics.jsonl", "cloud", "cloud")
-            return main(self.cloud_grid, self.config, log, self.run_dir)
-        finally:
-            torch.set_num_threads(before)
-            for log in self._logs:
-                log.close()
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        """The cloud's events of a kind."""
-        lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
-
-    def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds."""
-        content: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
-        return content
-
-    def edge_tasks(self) -> list[IntervalTask]:
-        """Orders that the cloud gave."""
-        return [read_payload(m, IntervalTask) for m in trainings(self.cloud_grid)]
-
-    def client_tasks(self) -> list[TrainTask]:
-        """Orders that the edges gave."""
-        return [read_payload(m, TrainTask) for grid in self.edge_grids for m in trainings(grid)]
+def flags(values: dict[str, Any]) -> list[str]:
+    """``{"a.b": 3}`` as ``["--set", "a.b=3"]``."""
+    return [word for key, value in values.items() for word in ("--set", f"{key}={_text(value)}")]
 
 
-def trainings(grid: MemoryGrid) -> list[Message]:
-    """Training messages that went over ``grid``."""
-    return [m for m in grid.pushed if m.metadata.message_type == TRAIN]
+def write_toml(path: Path, values: dict[str, Any]) -> Path:
+    """Write dotted keys with strings, numbers, booleans or lists of such as TOML."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
-def one_at_a_time(
-    handler: Callable[[Message], Message | None],
-) -> Callable[[Message], Message | None]:
-    """As a node does it."""
-    lock = threading.Lock()
+def events(path: Path) -> list[dict[str, Any]]:
+    """The events of an event log."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
-    def handle(message: Message) -> Message | None:
-        with lock:
-            return handler(message)
 
-    return handle
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -172,7 +172,7 @@ def task(**changes: Any) -> tuple[TrainTask, torch.Tensor]:
     values: dict[str, Any] = {
         "edge_id": "edge-0", "interval": 1, "edge_round": 1, "seed": 0,
         "network": Network(unet=unet_config(unet), layout=layout.to_json()),
-        "diffusion": DiffusionConfig(), "training": TrainingConfig(batch_size=8),
+        "diffusion": DiffusionConfig(), "training": TrainingConfig(batch_size=8, local_amount=1),
         "sparsity_lambda": 0.0, "optimizer_moments": "prune",
     }  # fmt: skip
     return TrainTask(**(values | changes)), layout.pack(unet.state_dict())

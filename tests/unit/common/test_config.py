@@ -53,13 +53,11 @@ def test_cifar10_is_the_papers() -> None:
     assert (config.selection.factor, config.aggregation.factor) == (4.0, 20.0)
 
 
-def test_digits_is_what_the_fields_default_to() -> None:
-    # `fedphd config cloud` lists the fields' defaults; a run without a file uses this preset.
-    loaded = load_config(CloudConfig).model_dump()
-    assert loaded["evaluation"].pop("reference") == DataConfig(source="digits").model_dump()
-    plain = CloudConfig().model_dump()
-    assert plain["evaluation"].pop("reference") is None
-    assert loaded == plain
+def test_digits_is_the_preset_without_a_file() -> None:
+    loaded = load_config(CloudConfig)
+    assert loaded.preset == "digits"
+    assert loaded.evaluation.reference == DataConfig(source="digits")
+    assert loaded == load_config(CloudConfig, None, {"preset": "digits"})
 
 
 def test_file_wins_over_preset_and_override_over_file(tmp_path: Path) -> None:
@@ -221,4 +219,4 @@ def test_section_class_sees_through_optional() -> None:
 
 def test_reading_a_preset_gives_fresh_values() -> None:
     read_preset("digits")["schedule"]["intervals"] = 999
-    assert read_preset("digits")["schedule"]["intervals"] == 8
+    assert read_preset("digits")["schedule"]["intervals"] == 10

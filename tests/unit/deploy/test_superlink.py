@@ -149,7 +149,7 @@ def test_refused_submission_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
     )
     link = fake_flower(tmp_path, monkeypatch, script)
     with pytest.raises(StartError, match=r"`flwr run` failed: .*success.*\n?.*oh no"):
-        link.submit(tmp_path / "role.json")
+        link.submit({"role-file": str(tmp_path / "role.json")})
     link.stop()
     assert link.process.returncode is not None
 

@@ -1,0 +1,215 @@
+"""Start-up in any order, and what happens when processes die, are interrupted or cannot start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.processes import Processes, Program, free_port
+from support.tiny import CLASSES_PER_CLIENT, TINY, events, flags, write_toml
+
+INTERVALS = 4
+EDGES = ("edge-0", "edge-1")
+CLIENTS = ("client-0", "client-1", "client-2")
+
+
+@dataclass
+class Site:
+    """``fedphd cloud``, ``edge`` and ``client`` with a configuration file each."""
+
+    processes: Processes
+    programs: dict[str, Program] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder = self.processes.folder
+        self.ports = {name: free_port() for name in ("cloud", *EDGES)}
+
+    def address(self, name: str) -> str:
+        return f"127.0.0.1:{self.ports[name]}"
+
+    def start(self, name: str, **settings: Any) -> Program:
+        kind = name.partition("-")[0]
+        values = {**getattr(self, f"_{kind}")(name), **settings}
+        config = write_toml(self.folder / f"{name}.toml", values)
+        extra = ["--run-dir", str(self.run_dir)] if kind == "cloud" else []
+        self.programs[name] = self.processes.start(kind, "--config", str(config), *extra)
+        return self.programs[name]
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [e for e in events(self.run_dir / "metrics.jsonl") if e["event"] == kind]
+
+    def _cloud(self, name: str) -> dict[str, Any]:
+        own = {"superlink.address": self.address(name), "state_dir": str(self.folder / name)}
+        return {**TINY, "schedule.intervals": INTERVALS, "schedule.min_clients": 2, **own}
+
+    def _edge(self, name: str) -> dict[str, Any]:
+        return {
+            "edge_id": name,
+            "cloud": self.address("cloud"),
+            "superlink.address": self.address(name),
+            "state_dir": str(self.folder / name),
+        }
+
+    def _client(self, name: str) -> dict[str, Any]:
+        return {
+            "client_id": name,
+            "edges": [self.address(edge) for edge in EDGES],
+            "data.partition.num_partitions": len(CLIENTS),
+            "data.partition.classes_per_partition": CLASSES_PER_CLIENT,
+            "data.partition.partition_id": int(name[-1]),
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run in which a client and an edge were killed."""
+
+    site: Site
+    codes: dict[str, int]
+    left: dict[int, list[str]]
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    with Processes(tmp_path_factory.mktemp("failures")) as processes:
+        site = Site(processes)
+        # A client whose edges are not there, and edges whose cloud is not there, wait for them.
+        first = site.start("client-0")
+        edges = {name: site.start(name) for name in EDGES}
+        for edge in edges.values():
+            edge.wait_line("listening on")
+        for name in EDGES:
+            first.wait_line(rf"{site.address(name)} connected")
+        victim = site.start("client-1")
+        cloud = site.start("cloud")
+        edges["edge-0"].wait_line(r"interval +1 round 1")
+        # Round 2 is under way, and waits for this client until Flower misses its heartbeats.
+        os.kill(victim.pid, signal.SIGKILL)
+        site.start("client-2")
+        cloud.wait_line(r"interval +1 of")
+        edges["edge-0"].wait_line(r"interval +2 round 1")
+        os.killpg(edges["edge-1"].pid, signal.SIGKILL)
+        codes = {name: program.wait_exit() for name, program in site.programs.items()}
+        yield Outcome(site, codes, processes.commands())
+
+
+def test_the_run_survives_a_client_and_an_edge(outcome: Outcome) -> None:
+    killed = {"client-1", "edge-1"}
+    expected = {name: -signal.SIGKILL if name in killed else 0 for name in outcome.codes}
+    assert outcome.codes == expected, outcome.site.programs["cloud"].text
+    assert outcome.left == {}
+    assert len(outcome.site.events("interval")) == INTERVALS
+
+
+def test_the_killed_client_is_named(outcome: Outcome) -> None:
+    first = outcome.site.events("interval")[0]
+    assert any(failure.startswith("client-1: ") for failure in first["failures"])
+    text = outcome.site.programs["cloud"].text
+    line = next(line for line in text.splitlines() if "interval  1 of" in line)
+    assert "without client-1: " in line
+
+
+def test_the_others_train_without_the_killed_client(outcome: Outcome) -> None:
+    first, *_, last = outcome.site.events("interval")
+    # Both rounds of client-0, and of client-1 the one before it was killed.
+    assert first["clients"] == ["client-0", "client-1"]
+    assert first["client_rounds"] == 3
+    assert last["clients"] == ["client-0", "client-2"]
+
+
+def test_the_killed_edge_is_named(outcome: Outcome) -> None:
+    intervals = outcome.site.events("interval")[1:]
+    assert any(f.startswith("edge-1: ") for event in intervals for f in event["failures"])
+    text = outcome.site.programs["cloud"].text
+    assert any("without" in line and "edge-1: " in line for line in text.splitlines())
+    assert intervals[-1]["edge_weights"] == {"edge-0": 1.0}
+
+
+def test_the_late_client_trains(outcome: Outcome) -> None:
+    assert "client-2" in outcome.site.events("interval")[-1]["clients"]
+    assert "edge-0    client-2 joined" in outcome.site.programs["edge-0"].lines
+
+
+def test_everyone_hears_the_end(outcome: Outcome) -> None:
+    text = outcome.site.programs["cloud"].text
+    assert f"finished; everything is in {outcome.site.run_dir}" in text
+    assert json.loads((outcome.site.run_dir / "verdict.json").read_text("utf-8"))["exit_code"] == 0
+
+
+def test_interrupting_local_ends_every_process_at_once(processes: Processes) -> None:
+    program = processes.start(
+        "local", "--edges", "2", "--clients", "3",
+        "--classes-per-client", str(CLASSES_PER_CLIENT), "--run-dir", "run",
+        *flags({**TINY, "schedule.intervals": 100}),
+    )  # fmt: skip
+    program.wait_line(r"interval +1 round 1")
+    assert len(processes.groups()) == 7
+    started_s = time.monotonic()
+    program.process.send_signal(signal.SIGINT)
+    assert program.wait_exit() == 130
+    assert time.monotonic() - started_s < 10
+    assert processes.running() == set()
+    assert "interrupted" in program.lines[-1]
+
+
+def test_too_few_participants_are_named(processes: Processes) -> None:
+    site = Site(processes)
+    site.start("edge-0")
+    site.programs["edge-0"].wait_line("listening on")
+    client = site.start("client-0", edges=[site.address("edge-0")])
+    client.wait_line("connected")
+    cloud = site.start("cloud", **{"waits.start_s": 1.0, "schedule.min_clients": 3})
+    assert cloud.wait_exit() == 4
+    expected = "there are 1 of 2 edges (edge-0) and 1 of 3 clients (client-0)"
+    assert expected in cloud.lines[-1]
+    # They are told why.
+    for name in ("edge-0", "client-0"):
+        assert site.programs[name].wait_exit() == 4
+        assert expected in site.programs[name].lines[-1]
+    processes.wait_gone(within_s=1)
+
+
+def test_a_client_without_an_edge_gives_up(processes: Processes) -> None:
+    site = Site(processes)
+    client = site.start("client-0", **{"node.lost_after_s": 1.0})
+    assert client.wait_exit() == 5
+    assert "fedphd: no SuperLink at 127.0.0.1:" in client.lines[-1]
+    for edge in EDGES:
+        assert f"no SuperLink at {site.address(edge)} for 1 s" in client.text
+
+
+@pytest.mark.parametrize("role", ["cloud", "edge"])
+def test_a_port_in_use_is_named(processes: Processes, role: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        program = processes.start(role, "--address", address)
+        assert program.wait_exit() == 3
+    assert f"superlink.address = {address}: cannot listen there" in program.text
+
+
+def test_a_wrong_configuration_is_refused(processes: Processes) -> None:
+    path = write_toml(processes.folder / "cloud.toml", {"schedule.interval": 3})
+    program = processes.start("cloud", "--config", str(path))
+    assert program.wait_exit() == 2
+    assert "schedule.interval: unknown key; did you mean 'intervals'?" in program.text
+    assert not (processes.folder / "runs").exists()
+
+
+def test_clients_that_leave_out_classes_are_refused(processes: Processes) -> None:
+    program = processes.start("local", "--clients", "3", "--dry-run")
+    assert program.wait_exit() == 2
+    assert "use at least 5 parts or 4 classes per part" in program.text
