@@ -15,7 +15,8 @@ from fedphd.common.config import ClientConfig
 from fedphd.common.errors import ConnectionLostError
 from fedphd.common.events import Verdict
 from fedphd.common.messages import CHOOSE, Choose, EdgeOffer, Finish, read_payload, to_records
-from fedphd.common.node import Node, stop_soon
+from fedphd.common.node import Node
+from fedphd.common.timing import stop_soon
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ class OfferBoard:
     def __init__(self, num_edges: int) -> None:
         self._num_edges = num_edges
         self._changed = threading.Condition()
-        self._latest: dict[str, tuple[int, int, EdgeOffer]] = {}
+        # By interval and round, and then by edge.
+        self._offers: dict[tuple[int, int], dict[str, EdgeOffer]] = {}
         self.connected: set[str] = set()
 
     def merge(self, asked: Choose) -> Choose:
@@ -47,7 +49,9 @@ class OfferBoard:
         deadline_s = time.monotonic() + asked.offer_wait_s
         with self._changed:
             if own is not None:
-                self._latest[own.edge_id] = (asked.interval, asked.edge_round, own)
+                self._offers = {k: v for k, v in self._offers.items() if k[0] >= asked.interval - 1}
+                this_round = self._offers.setdefault((asked.interval, asked.edge_round), {})
+                this_round[own.edge_id] = own
             self._changed.notify_all()
             while len(offers := self._fitting(asked)) < min(self._num_edges, len(self.connected)):
                 left_s = deadline_s - time.monotonic()
@@ -63,12 +67,14 @@ class OfferBoard:
         return asked.model_copy(update={"offers": tuple(offers)})
 
     def _fitting(self, asked: Choose) -> list[EdgeOffer]:
-        return [
-            offer
-            for interval, edge_round, offer in self._latest.values()
-            if interval == asked.interval
-            and (edge_round == asked.edge_round or not asked.synchronised)
-        ]
+        """This round's offers; unless synchronised, for other edges their latest ones."""
+        latest: dict[str, EdgeOffer] = {}
+        for (interval, edge_round), offers in sorted(self._offers.items()):
+            same_round = edge_round == asked.edge_round
+            if interval == asked.interval and (same_round or not asked.synchronised):
+                latest.update(offers)
+        latest.update(self._offers.get((asked.interval, asked.edge_round), {}))
+        return list(latest.values())
 
     def set_connected(self, address: str, connected: bool) -> None:
         """Remember which edges are there, so that nobody waits for one that is not."""

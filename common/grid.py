@@ -19,7 +19,8 @@ from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
 from fedphd.common.messages import Traffic
-from fedphd.common.node import Backoff, GrpcReplies, envelope, message_bytes
+from fedphd.common.replies import GrpcReplies, envelope, message_bytes
+from fedphd.common.timing import Backoff
 
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.25

@@ -1,12 +1,12 @@
-"""A Flower node that stays in one process, and bounded pulling of replies. Flower-internal API.
+"""A Flower node that stays in one process. Flower-internal API.
 
 A stock ``flower-supernode`` starts a process per message and looks for messages every 3 s. This
-node keeps data, model and optimiser warm and answers within milliseconds. Everything that
-reaches below Flower's public API stands in this file, so that a newer Flower changes one file:
+node keeps data, model and optimiser warm and answers within milliseconds: it registers with a
+SuperLink, sends heartbeats, pulls messages, hands them to a handler and pushes the replies, and
+connects again with back-off when the SuperLink restarts or forgets it.
 
-- ``Node``: registers with a SuperLink, sends heartbeats, pulls messages, hands them to a handler
-  and pushes the replies; connects again with back-off when the SuperLink restarts or forgets it.
-- ``GrpcReplies``: pulls replies from a SuperLink's ServerAppIo API with deadlines of our own.
+What reaches below Flower's public API stands here and in ``common/replies.py`` alone, so that a
+newer Flower changes no other file.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import grpc
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.app import Error, Message, RecordDict
-from flwr.app.message import make_message, remove_content_from_message
+from flwr.app import Error, Message
+from flwr.app.message import remove_content_from_message
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.common.constant import ErrorCode
 from flwr.common.grpc import create_channel
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto import appio_pb2, fleet_pb2, heartbeat_pb2, message_pb2, node_pb2
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2
 from flwr.proto.fleet_pb2_grpc import FleetStub
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -44,6 +44,7 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 
 from fedphd.common.config import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError, exit_code_of
+from fedphd.common.timing import Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -64,23 +65,6 @@ class LinkCount:
 
     sent_bytes: int = 0
     received_bytes: int = 0
-
-
-class Backoff:
-    """Waiting times that double from ``first_s`` to ``last_s``; ``reset`` on success."""
-
-    def __init__(self, first_s: float, last_s: float) -> None:
-        self._first_s, self._last_s = first_s, last_s
-        self._next_s = first_s
-
-    def reset(self) -> None:
-        """Begin again with the shortest wait."""
-        self._next_s = self._first_s
-
-    def next_s(self) -> float:
-        """The next waiting time in seconds."""
-        now_s, self._next_s = self._next_s, min(2 * self._next_s, self._last_s)
-        return now_s
 
 
 @dataclass
@@ -354,131 +338,6 @@ class _Unavailable(grpc.RpcError):
 
     def details(self) -> str:
         return str(self)
-
-
-@dataclass
-class _Partial:
-    """A reply whose announcement came, and of its objects those that came so far."""
-
-    tree: Any
-    reply_to: str
-    missing: list[str]
-    progress_s: float
-    contents: dict[str, bytes] = field(default_factory=dict)
-
-
-def stop_soon(stop: threading.Event, after_s: float) -> None:
-    """Set ``stop`` in a while: a reply counts only as long as its node is registered."""
-    timer = threading.Timer(after_s, stop.set)
-    timer.daemon = True
-    timer.start()
-
-
-class GrpcReplies:
-    """Replies to a ServerApp's messages, pulled with bounds (Flower's own may wait two hours).
-
-    A node that dies after announcing its reply leaves objects that never come. Announced
-    replies are therefore pulled object by object without ever blocking, at most
-    ``max_partial`` at a time so that memory stays bounded, and given up after ``stall_s``
-    seconds without a new object.
-
-    Args:
-        grid: Flower's GrpcGrid of the running ServerApp.
-        stall_s: seconds without progress after which an upload is given up.
-        max_partial: replies that are pulled at the same time.
-    """
-
-    def __init__(self, grid: Any, *, stall_s: float, max_partial: int = 4) -> None:
-        self._grid = grid
-        self.stall_s = stall_s
-        self._max_partial = max_partial
-        self._partial: dict[str, _Partial] = {}
-
-    def forget(self, message_id: str) -> None:
-        """Drop what came of a reply that nobody waits for any more."""
-        self._partial.pop(message_id, None)
-
-    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
-        """Look once for replies to ``message_ids``; each comes whole, or as why it failed."""
-        self._announce([i for i in message_ids if i not in self._partial])
-        wanted = [i for i in message_ids if i in self._partial][: self._max_partial]
-        done: list[tuple[str, Message | str]] = []
-        for message_id in wanted:
-            partial = self._partial[message_id]
-            result = self._advance(partial)
-            if result is not None:
-                del self._partial[message_id]
-                done.append((message_id, result))
-        return done
-
-    def _announce(self, message_ids: list[str]) -> None:
-        if not message_ids:
-            return
-        response = self._grid._stub.PullMessages(
-            appio_pb2.PullAppMessagesRequest(message_ids=message_ids)
-        )
-        pairs = zip(response.messages_list, response.message_object_trees, strict=True)
-        for proto, tree in pairs:
-            # Pulled from the end, in the order in which a node pushes them: the message itself
-            # comes last, so waiting for it first would take a slow upload for a stalled one.
-            missing = [item.object_id for item in iterate_object_tree(tree)][::-1]
-            reply_to = proto.metadata.reply_to_message_id
-            self._partial[reply_to] = _Partial(tree, reply_to, missing, progress_s=time.monotonic())
-
-    def _advance(self, partial: _Partial) -> Message | str | None:
-        """Pull what is there; the message if whole, why not if given up, else None."""
-        run_id = self._grid.run.run_id
-        while partial.missing:
-            object_id = partial.missing[-1]
-            reply = self._grid._stub.PullObject(
-                message_pb2.PullObjectRequest(
-                    node=self._grid.node, run_id=run_id, object_id=object_id
-                )
-            )
-            if not reply.object_found:
-                return "its reply was lost on the server"
-            if not reply.object_available:
-                silent_s = time.monotonic() - partial.progress_s
-                if silent_s > self.stall_s:
-                    return f"its upload stalled for {self.stall_s:g} s"
-                return None
-            partial.contents[object_id] = reply.object_content
-            partial.missing.pop()
-            partial.progress_s = time.monotonic()
-        message_id = partial.tree.object_id
-        self._grid._stub.ConfirmMessageReceived(
-            message_pb2.ConfirmMessageReceivedRequest(
-                node=self._grid.node, run_id=run_id, message_object_id=message_id
-            )
-        )
-        try:
-            message = inflate_object_from_contents(message_id, partial.contents)
-        except Exception as error:
-            # Flower's reader raises whatever the sender's bytes lead it to.
-            return f"its reply cannot be read: {type(error).__name__}: {error}"
-        if not isinstance(message, Message):
-            return f"its reply is a {type(message).__name__}, not a message"
-        message.metadata.__dict__["_message_id"] = message_id
-        return message
-
-
-def message_bytes(message: Message, sizes: dict[str, int]) -> int:
-    """Bytes of a message's contents as they travel (what Flower counts for a run).
-
-    ``sizes`` remembers the size of each object, so that weights which go to many nodes are
-    serialised once.
-    """
-    with no_object_id_recompute():
-        objects = get_all_nested_objects(message)
-        for object_id, item in objects.items():
-            if object_id not in sizes:
-                sizes[object_id] = len(item.deflate())
-    return sum(sizes[object_id] for object_id in objects)
-
-
-def envelope(message: Message) -> Message:
-    """The message without its content, to reply to when its weights are long gone."""
-    return make_message(metadata=message.metadata, content=RecordDict())
 
 
 def _two_at_a_time(work: Callable[[str], None], object_ids: Iterable[str]) -> None:

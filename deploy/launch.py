@@ -13,6 +13,7 @@ from pathlib import Path
 from fedphd.common.config import CloudConfig, EdgeConfig
 from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json
+from fedphd.deploy.processes import alive
 from fedphd.deploy.render import Tail, render
 from fedphd.deploy.runs import EDGE_EVENTS, ROLE, VERDICT, RoleFile, Say, prepare, show_summary
 from fedphd.deploy.simulate import ROLE_FILE
@@ -148,7 +149,7 @@ def _check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file:
             raise StartError(
                 f"the ServerApp did not start within {SERVERAPP_S:g} s; see {link.log}"
             )
-    elif not _alive(pid) and read_verdict(Path(file.verdict)) is None:
+    elif not alive(pid) and read_verdict(Path(file.verdict)) is None:
         raise FedPhDError(f"the ServerApp (process {pid}) died without a verdict; see {file.log}")
 
 
@@ -158,25 +159,9 @@ def _end(pid: int | None) -> None:
         return
     for number, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
         deadline_s = time.monotonic() + wait_s
-        if _alive(pid):
+        if alive(pid):
             # It may end by itself in between.
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-        while _alive(pid) and time.monotonic() < deadline_s:
+        while alive(pid) and time.monotonic() < deadline_s:
             time.sleep(0.05)
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process runs; a zombie, whose parent has yet to reap it, does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    if Path("/proc/self").exists():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

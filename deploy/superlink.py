@@ -19,11 +19,13 @@ from typing import IO, Any
 
 from fedphd.common.config import SuperLinkConfig
 from fedphd.common.errors import StartError
+from fedphd.deploy.processes import descendants, end
 
 READY_S = 60.0
 SUBMIT_S = 120.0
 TRAFFIC_S = 20.0
 STOP_S = 3.0
+CHILDREN_S = 2.0
 BUNDLE = Path(__file__).parent / "bundle"
 _PR_SET_PDEATHSIG = 1
 
@@ -223,14 +225,17 @@ class SuperLink:
         (self._home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def stop(self) -> None:
-        """End the process: politely, then not."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(STOP_S)
+        """End the process: politely, then not; and what it started, which it does not wait for."""
+        if self.process.poll() is not None:
+            return
+        started = descendants(self.process.pid)
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(STOP_S)
+        end(started, within_s=CHILDREN_S)
 
 
 def _pairs(values: Mapping[str, object]) -> str:

@@ -27,9 +27,10 @@ from fedphd.common.messages import (
     read_weights,
     to_records,
 )
-from fedphd.common.node import Node, stop_soon
+from fedphd.common.node import Node
 from fedphd.common.roster import Roster
 from fedphd.common.settings import ScheduleConfig, WaitConfig
+from fedphd.common.timing import stop_soon
 from fedphd.edge.interval import run_interval
 from fedphd.edge.strategy import EdgeAverage, RoundStats
 

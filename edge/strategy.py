@@ -173,7 +173,7 @@ class EdgeAverage(Strategy):
         question = to_records(self._question(stats.edge_round))
         messages = [Message(question, peer.node_id, CHOOSE) for peer in batch]
         asked = {peer.node_id: peer for peer in batch}
-        timeout_s = self._task.plan.waits.query_s
+        timeout_s = self._offer_wait_s + self._task.plan.waits.query_s
         for reply in grid.send_and_receive(messages, timeout=timeout_s):
             peer = asked[reply.metadata.src_node_id]
             try:
@@ -209,9 +209,16 @@ class EdgeAverage(Strategy):
             offset=plan.selection.offset * mean_samples,
             epsilon=plan.selection.epsilon,
             seed=plan.seed,
-            offer_wait_s=plan.waits.offer_s,
+            offer_wait_s=self._offer_wait_s,
             synchronised=plan.reproducible,
         )
+
+    @property
+    def _offer_wait_s(self) -> float:
+        """How long a client may wait for other edges' offers before it answers."""
+        waits = self._task.plan.waits
+        # Synchronised edges are at most one round apart, which is bounded by its training.
+        return waits.round_s if self._task.plan.reproducible else waits.offer_s
 
     def _train_task(self, edge_round: int) -> TrainTask:
         task, plan = self._task, self._task.plan

@@ -29,7 +29,7 @@ from fedphd.common.messages import (
     read_payload,
     to_records,
 )
-from fedphd.common.node import envelope
+from fedphd.common.replies import envelope
 from fedphd.edge.app import EdgeService
 
 _SHARED = (HELLO, CHOOSE, FINISH)

@@ -122,11 +122,10 @@ def test_the_killed_client_is_named(outcome: Outcome) -> None:
 
 
 def test_the_others_train_without_the_killed_client(outcome: Outcome) -> None:
-    first, *_, last = outcome.site.events("interval")
-    # Both rounds of client-0, and of client-1 the one before it was killed.
-    assert first["clients"] == ["client-0", "client-1"]
-    assert first["client_rounds"] == 3
-    assert last["clients"] == ["client-0", "client-2"]
+    first, *others = outcome.site.events("interval")
+    assert "client-0" in first["clients"]
+    assert all("client-1" not in event["clients"] for event in others)
+    assert others[-1]["clients"] == ["client-0", "client-2"]
 
 
 def test_the_killed_edge_is_named(outcome: Outcome) -> None:

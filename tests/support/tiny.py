@@ -10,6 +10,8 @@ TINY: dict[str, Any] = {
     "model.block_out_channels": [16, 32],
     "model.norm_num_groups": 4,
     "model.attention_head_dim": 4,
+    "training.batch_size": 64,
+    "training.learning_rate": 3e-3,
     "schedule.edge_rounds": 2,
     "pruning.mode": "scheduled",
     "pruning.sparse_rounds": 2,

@@ -74,7 +74,7 @@ def test_flowers_internal_connection_is_used_in_one_file() -> None:
         for path, package, text in sources(folder)
         if any(f"{name}.".startswith(internal) for name in imported_modules(text, package))
     }
-    assert users == {"common/node.py"}
+    assert users == {"common/node.py", "common/replies.py"}
 
 
 @pytest.mark.parametrize(

@@ -219,4 +219,4 @@ def test_section_class_sees_through_optional() -> None:
 
 def test_reading_a_preset_gives_fresh_values() -> None:
     read_preset("digits")["schedule"]["intervals"] = 999
-    assert read_preset("digits")["schedule"]["intervals"] == 10
+    assert read_preset("digits")["schedule"]["intervals"] == 12

@@ -27,7 +27,9 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from fedphd.common import node as node_module
 from fedphd.common.config import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError
-from fedphd.common.node import Backoff, GrpcReplies, Node, message_bytes, stop_soon
+from fedphd.common.node import Node
+from fedphd.common.replies import GrpcReplies, message_bytes
+from fedphd.common.timing import Backoff, stop_soon
 
 NUM_VALUES = 3_000_000  # 12 MB: three chunks of Flower's 5 MiB
 

@@ -169,7 +169,7 @@ def test_config_lists_settings_as_toml_with_their_defaults(role: str) -> None:
 def test_config_lists_meaning_unit_and_range() -> None:
     text = fedphd("config", "cloud").stdout
     for expected in (
-        "# cloud rounds  [>= 1]\nschedule.intervals = 10\n",
+        "# cloud rounds  [>= 1]\nschedule.intervals = 12\n",
         "# learning rate, the optimiser's step size  [> 0, <= 1]\ntraining.learning_rate = 0.002\n",
         "# seconds for a client's training reply  [> 0]\nwaits.round_s = 600.0\n",
         "# where evaluation runs  [auto | cpu | cuda]\ndevice = \"auto\"\n",

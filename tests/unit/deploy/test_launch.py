@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -69,17 +68,6 @@ def test_signals_set_the_event_and_handlers_come_back(number: signal.Signals) ->
     with pytest.raises(RuntimeError), stop_on_signal():
         raise RuntimeError
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-def test_alive_means_running_and_no_zombie() -> None:
-    assert launch._alive(os.getpid())
-    process = subprocess.Popen(["sleep", "60"])
-    assert launch._alive(process.pid)
-    process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert not launch._alive(process.pid)
-    process.wait()
-    assert not launch._alive(process.pid)
 
 
 def test_end_asks_and_then_insists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,14 @@ from fedphd.common.events import Verdict, write_verdict
 from fedphd.common.settings import Section
 from fedphd.deploy import local
 from fedphd.deploy.cli import parse_settings
-from fedphd.deploy.local import LocalCluster, run_local, to_toml, toml_value, unset_keys
+from fedphd.deploy.local import (
+    LocalCluster,
+    merge_events,
+    run_local,
+    to_toml,
+    toml_value,
+    unset_keys,
+)
 
 ODD_TEXTS = [
     "", "plain", 'say "hi"', "back\\slash", "C:\\new\\table", "tab\tnew\nline\r", "'single'",
@@ -244,6 +251,12 @@ def test_role_that_cannot_start_ends_the_run(shell: Cluster, code: int) -> None:
     assert verdict == Verdict(code, f"client-1 could not start; see {log}")
 
 
+def test_the_reason_why_a_role_could_not_start_is_told(shell: Cluster) -> None:
+    script = 'case "$*" in *client-1.toml) echo noise >&2; echo "fedphd: a\n  b" >&2; exit 2;; esac'
+    verdict = waited(shell, f"{script}; exec sleep 60")
+    assert verdict.message.endswith("client-1.log: a\n  b")
+
+
 def test_interruption_is_a_verdict(shell: Cluster) -> None:
     stop = threading.Event()
     stop.set()
@@ -298,6 +311,25 @@ def test_processes_make_no_calls_home(shell: Cluster) -> None:
     homes = {line.removeprefix("0 ") for line in shell.lines}
     names = ["cloud", "edge-0", "edge-1", "client-0", "client-1", "client-2"]
     assert homes == {str(shell.run_dir / "state" / name / "flwr") for name in names}
+
+
+def test_events_of_the_edges_are_merged_by_time(tmp_path: Path) -> None:
+    path, edge, absent = (tmp_path / name for name in ("metrics.jsonl", "edge", "absent"))
+    path.write_text('{"time": 1.5, "event": "a"}\n{"time": 3, "event": "c"}\n', "utf-8")
+    # The last line is what a killed process left.
+    edge.write_text('{"time": 1, "event": "x"}\n{"time": 2, "event": "b"}\n{"ti', "utf-8")
+    merge_events(path, [edge, absent])
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [(line["time"], line["event"]) for line in lines] == [
+        (1, "x"), (1.5, "a"), (2, "b"), (3, "c"),
+    ]  # fmt: skip
+    assert sorted(tmp_path.iterdir()) == [edge, path]
+
+
+def test_without_a_run_there_is_nothing_to_merge(tmp_path: Path) -> None:
+    (tmp_path / "edge").write_text('{"time": 1}\n', "utf-8")
+    merge_events(tmp_path / "metrics.jsonl", [tmp_path / "edge"])
+    assert [path.name for path in tmp_path.iterdir()] == ["edge"]
 
 
 def test_toml_strings_are_those_of_json_but_for_del() -> None:

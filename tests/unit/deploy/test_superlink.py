@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -144,9 +145,7 @@ def test_superlink_that_ends_is_reported_with_its_last_words(
 
 
 def test_refused_submission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = (
-        'if [ "$1" = run ]; then echo \'{"success": false}\'; echo oh no >&2; else sleep 30; fi'
-    )
+    script = 'if [ "$1" = run ]; then echo \'{"success": false}\'; echo oh no >&2; else exec sleep 30; fi'
     link = fake_flower(tmp_path, monkeypatch, script)
     with pytest.raises(StartError, match=r"`flwr run` failed: .*success.*\n?.*oh no"):
         link.submit({"role-file": str(tmp_path / "role.json")})
@@ -163,6 +162,39 @@ def test_superlink_that_ignores_the_request_to_end_is_killed(
         link.check_alive()
     link.stop()
     assert link.process.returncode == -9
+    link.stop()
+
+
+def test_what_the_superlink_started_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(superlink, "CHILDREN_S", 0.1)
+    link = fake_flower(tmp_path, monkeypatch, 'sleep 60 & echo "child $!"; wait')
+    while "child" not in (text := link.log.read_text("utf-8")):
+        link.check_alive()
+    child = int(text.removeprefix("child "))
+    link.stop()
+    assert ended(child)
+
+
+def test_traffic_is_flowers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {"network-traffic": {"inbound-bytes": 30, "outbound-bytes": 12, "total-bytes": 42}}
+    answer = json.dumps({"success": True, "runs": [run, run]})
+    script = f'if [ "$1 $2" = "ls here" ]; then echo \'{answer}\'; else exec sleep 30; fi'
+    link = fake_flower(tmp_path, monkeypatch, script)
+    assert link.traffic() == {"sent_bytes": 24, "received_bytes": 60}
+    link.stop()
+
+
+@pytest.mark.parametrize(
+    "answer", ["", '{"success": false}', '{"success": true, "runs": [{}]}', "no JSON"]
+)
+def test_traffic_that_flower_does_not_say_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    script = f"if [ \"$1\" = ls ]; then echo '{answer}'; else exec sleep 30; fi"
+    link = fake_flower(tmp_path, monkeypatch, script)
+    assert link.traffic() is None
     link.stop()
 
 
