@@ -145,7 +145,8 @@ def test_superlink_that_ends_is_reported_with_its_last_words(
 
 
 def test_refused_submission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = 'if [ "$1" = run ]; then echo \'{"success": false}\'; echo oh no >&2; else exec sleep 30; fi'
+    refuse = "echo '{\"success\": false}'; echo oh no >&2"
+    script = f'if [ "$1" = run ]; then {refuse}; else exec sleep 30; fi'
     link = fake_flower(tmp_path, monkeypatch, script)
     with pytest.raises(StartError, match=r"`flwr run` failed: .*success.*\n?.*oh no"):
         link.submit({"role-file": str(tmp_path / "role.json")})
