@@ -9,7 +9,7 @@ ROLES := server edge client common deploy
 .PHONY: demo test test-slow lint types check clean
 
 demo: $(INSTALLED)
-	@echo "== Running one cloud, two edges and six clients on this machine (about 8 minutes on 2 cores)"
+	@echo "== Running one cloud, two edges and six clients on this machine (about 6 minutes on 2 cores)"
 	$(BIN)/fedphd local
 
 test: $(DEV)

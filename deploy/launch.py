@@ -136,7 +136,7 @@ def _serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> 
         if verdict is not None:
             return verdict
         if stop.is_set():
-            _end(pid)
+            _end(pid, Path(file.verdict))
             return read_verdict(Path(file.verdict)) or Verdict(Interrupted.exit_code, "stopped")
         link.check_alive()
         _check_serverapp(pid, submitted_s, link, file)
@@ -153,15 +153,20 @@ def _check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file:
         raise FedPhDError(f"the ServerApp (process {pid}) died without a verdict; see {file.log}")
 
 
-def _end(pid: int | None) -> None:
-    """Ask the ServerApp to end, so that an edge can say goodbye to the cloud; then insist."""
+def _end(pid: int | None, verdict: Path) -> None:
+    """Ask the ServerApp to end, so that an edge can say goodbye to the cloud; then insist.
+
+    Its verdict is the last that it has to say; Flower's own farewell after it takes seconds.
+    """
     if pid is None:
         return
-    for number, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
-        deadline_s = time.monotonic() + wait_s
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline_s = time.monotonic() + GRACE_S
         if alive(pid):
             # It may end by itself in between.
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         while alive(pid) and time.monotonic() < deadline_s:
+            if read_verdict(verdict) is not None:
+                return
             time.sleep(0.05)

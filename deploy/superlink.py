@@ -25,7 +25,7 @@ READY_S = 60.0
 SUBMIT_S = 120.0
 TRAFFIC_S = 20.0
 STOP_S = 3.0
-CHILDREN_S = 2.0
+CHILDREN_S = 1.0
 BUNDLE = Path(__file__).parent / "bundle"
 _PR_SET_PDEATHSIG = 1
 
