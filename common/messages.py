@@ -2,8 +2,9 @@
 
 A message's scalars travel as one JSON text in a ``ConfigRecord``; model weights travel as ONE
 flat float32 array in an ``ArrayRecord``, beside the manifest of names and shapes that says how
-to cut it up. One array instead of some hundred makes a round trip some ten times cheaper (each
-Flower array is two objects, each object three remote calls), and an average is one addition.
+to cut it up. So a message is 5 Flower objects instead of 223 for the digits network, 32 instead of
+471 for CIFAR-10's, each of them several remote calls; and an average is one addition
+(``tests/benchmarks/packing.py``).
 Nothing that arrives is unpickled or executed; everything is checked here or against a template.
 """
 

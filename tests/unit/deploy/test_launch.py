@@ -70,20 +70,34 @@ def test_signals_set_the_event_and_handlers_come_back(number: signal.Signals) ->
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_end_asks_and_then_insists(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch._end(None)
+def test_end_asks_and_then_insists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = tmp_path / "verdict.json"
+    launch._end(None, verdict)
     polite = subprocess.Popen(["sleep", "60"])
-    launch._end(polite.pid)
+    launch._end(polite.pid, verdict)
     assert polite.wait() == -signal.SIGTERM
-    launch._end(polite.pid)
+    launch._end(polite.pid, verdict)
 
     monkeypatch.setattr(launch, "GRACE_S", 0.3)
     script = 'trap "" TERM; echo up; while :; do sleep 0.1; done'
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as stubborn:
         assert stubborn.stdout is not None
         stubborn.stdout.readline()
-        launch._end(stubborn.pid)
+        launch._end(stubborn.pid, verdict)
         assert stubborn.wait() == -signal.SIGKILL
+
+
+def test_end_does_not_wait_for_what_comes_after_the_verdict(tmp_path: Path) -> None:
+    verdict = tmp_path / "verdict.json"
+    script = f"trap 'mv {tmp_path}/new {verdict}' TERM; echo up; while :; do sleep 0.1; done"
+    write_verdict(tmp_path / "new", Verdict(130, "stopped"))
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        launch._end(process.pid, verdict)
+        assert process.poll() is None
+        assert verdict.exists()
+        process.kill()
 
 
 def test_edge_that_cannot_listen_says_so_and_forgets_its_last_run(tmp_path: Path) -> None:
