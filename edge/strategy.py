@@ -173,7 +173,9 @@ class EdgeAverage(Strategy):
         question = to_records(self._question(stats.edge_round))
         messages = [Message(question, peer.node_id, CHOOSE) for peer in batch]
         asked = {peer.node_id: peer for peer in batch}
-        timeout_s = self._offer_wait_s + self._task.plan.waits.query_s
+        waits = self._task.plan.waits
+        # A synchronised answer may come after the other edges' training of a round.
+        timeout_s = waits.query_s + (waits.round_s if self._task.plan.reproducible else 0.0)
         for reply in grid.send_and_receive(messages, timeout=timeout_s):
             peer = asked[reply.metadata.src_node_id]
             try:

@@ -128,7 +128,7 @@ def test_edge_keeps_its_own_port_when_its_superlink_has_settings() -> None:
         ({"device": "gpu"}, "device = 'gpu': input should be 'auto', 'cpu' or 'cuda'"),
         ({"target": [0.5, "x"]}, "target.1 = 'x': input should be a valid number (target label"),
         ({"schedule": 3}, "schedule = 3: input should be an object"),
-        ({"schedule": {"intervals": 3}}, "\n  pruning.sparse_rounds = 20 prunes after the last of"),
+        ({"schedule": {"intervals": 3}}, "\n  pruning.sparse_rounds = 25 prunes after the last of"),
         ({"model": {"image_size": 9}}, "\n  model: image_size = 9 cannot be halved"),
         ({"superlink": {"address": "here"}}, "superlink.address: 'here' is no address; write host"),
         ({"preset": "mnist"}, "preset = 'mnist': unknown; choose one of digits, cifar10, celeba"),

@@ -93,7 +93,7 @@ def test_flags_reach_their_fields() -> None:
         (["cloud", "--set", "schedule.interval=3"],
          "schedule.interval: unknown key; did you mean 'intervals'?"),
         (["cloud", "--set", "schedule.intervals=3"],
-         "pruning.sparse_rounds = 20 prunes after the last of 15 edge rounds"),
+         "pruning.sparse_rounds = 25 prunes after the last of 15 edge rounds"),
         (["cloud", "--preset", "mnist"], "preset = 'mnist': unknown; choose one of digits"),
         (["cloud", "--config", "no.toml"], "--config no.toml: cannot be read: No such file"),
         (["cloud", "--set", "seed"], "--set seed: write KEY=VALUE"),

@@ -188,7 +188,7 @@ def test_only_sampled_clients_are_asked() -> None:
 def test_question_is_in_samples_and_says_how_to_choose() -> None:
     config = plan(
         selection={"factor": 4.0, "offset": -0.5, "epsilon": 1e-6}, seed=5, reproducible=True,
-        waits={"offer_s": 2.5},
+        waits={"offer_s": 2.5, "round_s": 90.0},
     )  # fmt: skip
     world = Fixture([FakeClient("a", (10, 0)), FakeClient("b", (0, 30))], config, interval=3)
     world.run()
@@ -197,7 +197,7 @@ def test_question_is_in_samples_and_says_how_to_choose() -> None:
     assert (asked.factor, asked.offset, asked.epsilon) == (80.0, -10.0, 1e-6)
     assert (asked.asking, asked.interval, asked.edge_round) == ("edge-0", 3, 1)
     assert (asked.target, asked.seed) == ((0.5, 0.5), 5)
-    assert (asked.offer_wait_s, asked.synchronised) == (2.5, True)
+    assert (asked.offer_wait_s, asked.synchronised) == (90.0, True)
 
 
 @pytest.mark.parametrize(("sparse", "expected"), [(True, 0.25), (False, 0.0)])
