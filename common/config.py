@@ -125,13 +125,20 @@ class EdgeConfig(Section):
 
     edge_id: str = Field("edge-0", description="stable name of this edge")
     cloud: str = Field("127.0.0.1:9092", description="host:port of the cloud's SuperLink")
-    state_dir: Path = Field(Path(".fedphd/edge"), description="Flower's own state and logs")
+    state_dir: Path | None = Field(
+        None, description="Flower's own state and logs; absent: .fedphd/EDGE_ID"
+    )
     num_threads: int = Field(1, ge=1, description="CPU threads of this process")
     superlink: EdgeSuperLinkConfig = Field(default_factory=EdgeSuperLinkConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
 
     _address = field_validator("cloud")(check_address)
     _id = field_validator("edge_id")(check_id)
+
+    @property
+    def state_folder(self) -> Path:
+        """Where this edge keeps its state: a folder of its own also beside another edge."""
+        return self.state_dir or Path(".fedphd") / self.edge_id
 
 
 class ClientConfig(Section):

@@ -82,7 +82,7 @@ def run_simulation(
 
 def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     """Run an edge until the cloud says that the run is over."""
-    state = config.state_dir
+    state = config.state_folder
     make_folder(state, "state_dir")
     file = RoleFile(
         role="edge",
@@ -95,7 +95,7 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     for old in (Path(file.events), Path(file.verdict), state / FLOWER_TRAFFIC):
         old.unlink(missing_ok=True)
     path = state / ROLE
-    with _superlink(SuperLink(config.superlink, config.state_dir)) as link:
+    with _superlink(SuperLink(config.superlink, state)) as link:
         file.write(path)
         say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
         link.submit({ROLE_FILE: str(path.resolve())})

@@ -220,3 +220,11 @@ def test_section_class_sees_through_optional() -> None:
 def test_reading_a_preset_gives_fresh_values() -> None:
     read_preset("digits")["schedule"]["intervals"] = 999
     assert read_preset("digits")["schedule"]["intervals"] == 12
+
+
+def test_edges_started_in_one_folder_keep_apart() -> None:
+    first, second = (load_config(EdgeConfig, None, {"edge_id": f"edge-{n}"}) for n in (0, 1))
+    assert first.state_folder == Path(".fedphd/edge-0")
+    assert second.state_folder == Path(".fedphd/edge-1")
+    own = load_config(EdgeConfig, None, {"state_dir": "/tmp/own"})
+    assert own.state_folder == Path("/tmp/own")
