@@ -17,12 +17,13 @@ from fedphd.deploy.processes import alive
 from fedphd.deploy.render import Tail, render
 from fedphd.deploy.runs import EDGE_EVENTS, ROLE, VERDICT, RoleFile, Say, prepare, show_summary
 from fedphd.deploy.simulate import ROLE_FILE
-from fedphd.deploy.superlink import SuperLink, make_folder
+from fedphd.deploy.superlink import SuperLink, last_line, make_folder
 
 POLL_S = 0.1
 SERVERAPP_S = 60.0
 GRACE_S = 2.5
 FLOWER_TRAFFIC = "flower_traffic.json"
+FLOWER_LOG = "flower.log"
 
 
 @contextmanager
@@ -150,7 +151,13 @@ def _check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file:
                 f"the ServerApp did not start within {SERVERAPP_S:g} s; see {link.log}"
             )
     elif not alive(pid) and read_verdict(Path(file.verdict)) is None:
-        raise FedPhDError(f"the ServerApp (process {pid}) died without a verdict; see {file.log}")
+        printed = link.run_log()
+        flower_log = Path(file.verdict).parent / FLOWER_LOG
+        flower_log.write_text(printed, encoding="utf-8")
+        raise FedPhDError(
+            f"the ServerApp (process {pid}) died without a verdict: {last_line(printed)}; "
+            f"see {file.log} and {flower_log}"
+        )
 
 
 def _end(pid: int | None, verdict: Path) -> None:

@@ -24,10 +24,12 @@ from fedphd.deploy.processes import descendants, end
 READY_S = 60.0
 SUBMIT_S = 120.0
 TRAFFIC_S = 20.0
+LOG_S = 20.0
 STOP_S = 3.0
 CHILDREN_S = 1.0
 BUNDLE = Path(__file__).parent / "bundle"
 _PR_SET_PDEATHSIG = 1
+_JSON = ("--format", "json")
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -38,6 +40,10 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_HOME": str(home.resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        # gRPC restarts its threads in a forked child, where one start in eight died of it on a
+        # busy machine before it became Ray's server: "Timed out waiting for file ...
+        # gcs_server_port". Flower and Ray only fork to start programs, which need no gRPC.
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
         # At INFO a SuperLink logs a line for every look of every node for messages.
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
         "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
@@ -109,6 +115,7 @@ class SuperLink:
         self.log = state_dir / "superlink.log"
         self._control, self._serverappio = (f"127.0.0.1:{port}" for port in free_ports(2))
         self._environment = flower_environment(self._home)
+        self._run_id = ""
         with self.log.open("wb") as log:
             self.process = self._start(log)
 
@@ -162,8 +169,9 @@ class SuperLink:
         """Raise StartError if the process has ended."""
         code = self.process.poll()
         if code is not None:
+            text = self.log.read_text("utf-8", "replace")
             raise StartError(
-                f"flower-superlink ended with code {code}; see {self.log}: {_last_line(self.log)}"
+                f"flower-superlink ended with code {code}; see {self.log}: {last_line(text)}"
             )
 
     def submit(
@@ -183,17 +191,25 @@ class SuperLink:
         if federation:
             arguments += ["--federation-config", _pairs(federation)]
         try:
-            done = self._flwr(arguments, SUBMIT_S)
+            done = self._flwr([*arguments, *_JSON], SUBMIT_S)
         except subprocess.TimeoutExpired as error:
             raise StartError(f"`flwr run` did not answer within {SUBMIT_S:g} s") from error
         if not _succeeded(done.stdout):
             raise StartError(f"`flwr run` failed: {(done.stdout + done.stderr).strip()}")
+        self._run_id = str(_answer(done.stdout)["run-id"])
         return shlex.join(["flwr", *arguments])
+
+    def run_log(self) -> str:
+        """What the submitted run printed, which Flower keeps to itself; "" if it does not say."""
+        try:
+            return self._flwr(["log", self._run_id, "here", "--show"], LOG_S).stdout
+        except subprocess.TimeoutExpired:
+            return ""
 
     def traffic(self) -> dict[str, int] | None:
         """Flower's own count of the bytes to and from the nodes; None if it does not say."""
         try:
-            done = self._flwr(["ls", "here"], TRAFFIC_S)
+            done = self._flwr(["ls", "here", *_JSON], TRAFFIC_S)
             runs = _answer(done.stdout)["runs"]
             counts = [run["network-traffic"] for run in runs]
             received = sum(int(count["inbound-bytes"]) for count in counts)
@@ -204,7 +220,7 @@ class SuperLink:
 
     def _flwr(self, arguments: list[str], within_s: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [_executable("flwr"), *arguments, "--format", "json"],
+            [_executable("flwr"), *arguments],
             env=self._environment,
             capture_output=True,
             text=True,
@@ -260,8 +276,9 @@ def _accepts(address: str) -> bool:
         return False
 
 
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
+def last_line(text: str) -> str:
+    """The last line of a program's output that says anything."""
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else "(empty)"
 
 

@@ -9,15 +9,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from fedphd.common.config import EdgeConfig, load_config
-from fedphd.common.errors import StartError
+from fedphd.common.errors import FedPhDError, StartError
 from fedphd.common.events import Verdict, write_verdict
 from fedphd.deploy import launch
 from fedphd.deploy.launch import run_edge, stop_on_signal
-from fedphd.deploy.runs import new_run_dir, run_folder
+from fedphd.deploy.runs import RoleFile, new_run_dir, run_folder
+from fedphd.deploy.superlink import SuperLink
 
 
 def test_run_folders_are_named_by_time_and_differ(tmp_path: Path) -> None:
@@ -119,6 +121,26 @@ def test_edge_with_a_file_for_a_state_folder_says_so(tmp_path: Path) -> None:
     config = load_config(EdgeConfig, overrides={"state_dir": str(tmp_path / "file")})
     with pytest.raises(StartError, match=r"state_dir = .*file: cannot be made"):
         run_edge(config, stop=threading.Event(), say=print)
+
+
+class PrintingLink:
+    """The part of a SuperLink that tells what its run printed."""
+
+    def run_log(self) -> str:
+        return "Traceback ...\nRuntimeError: Simulation Engine crashed.\n\n"
+
+
+def test_serverapp_that_dies_is_reported_with_what_it_printed(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    file = RoleFile("cloud", {}, "", "", str(tmp_path / "verdict.json"), "cloud.log")
+    link = cast(SuperLink, PrintingLink())
+    text = r"died without a verdict: RuntimeError: Simulation Engine crashed.; see cloud.log and "
+    with pytest.raises(FedPhDError, match=text + ".*flower.log"):
+        launch._check_serverapp(ended.pid, 0.0, link, file)
+    assert (tmp_path / "flower.log").read_text("utf-8") == link.run_log()
+    write_verdict(tmp_path / "verdict.json", Verdict())
+    launch._check_serverapp(ended.pid, 0.0, link, file)
 
 
 def test_interrupted_process_ends_within_its_handler(tmp_path: Path) -> None:

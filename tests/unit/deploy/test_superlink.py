@@ -21,6 +21,7 @@ from fedphd.deploy.superlink import (
     check_free,
     flower_environment,
     free_ports,
+    last_line,
     make_folder,
 )
 
@@ -87,6 +88,7 @@ def test_environment_has_a_home_and_makes_no_calls_home(
     assert environment["FLWR_HOME"] == str(tmp_path / "state" / "flwr")
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert environment["GRPC_ENABLE_FORK_SUPPORT"] == "0"
     scripts, *others = environment["PATH"].split(os.pathsep)
     assert scripts == str(Path(sys.executable).parent)
     assert os.pathsep.join(others) == os.environ["PATH"]
@@ -176,6 +178,23 @@ def test_what_the_superlink_started_ends_with_it(
     child = int(text.removeprefix("child "))
     link.stop()
     assert ended(child)
+
+
+def test_log_is_what_flower_kept_of_the_submitted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = """case "$1" in
+        run) echo '{"success": true, "run-id": "17"}' ;;
+        log) echo "asked for $2 $3 $4" ;;
+    esac"""
+    link = fake_flower(tmp_path, monkeypatch, script)
+    link.submit({"role-file": "/a/role.json"})
+    assert link.run_log() == "asked for 17 here --show\n"
+
+
+@pytest.mark.parametrize(("text", "last"), [("a\nb\n\n", "b"), ("\n", "(empty)"), ("", "(empty)")])
+def test_last_line_skips_empty_ones(text: str, last: str) -> None:
+    assert last_line(text) == last
 
 
 def test_traffic_is_flowers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
