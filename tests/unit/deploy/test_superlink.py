@@ -190,6 +190,7 @@ def test_log_is_what_flower_kept_of_the_submitted_run(
     link = fake_flower(tmp_path, monkeypatch, script)
     link.submit({"role-file": "/a/role.json"})
     assert link.run_log() == "asked for 17 here --show\n"
+    link.process.wait()
 
 
 @pytest.mark.parametrize(("text", "last"), [("a\nb\n\n", "b"), ("\n", "(empty)"), ("", "(empty)")])
