@@ -54,6 +54,9 @@ class LocalCluster:
         classes_per_client: classes of a client, as in data.partition.classes_per_partition.
         run_dir: the run's folder; logs go to its folder ``logs``.
         say: gets the lines for people.
+
+    Raises:
+        ConfigError: the nodes would need registered keys.
     """
 
     def __init__(
@@ -65,6 +68,11 @@ class LocalCluster:
         run_dir: Path,
         say: Say,
     ) -> None:
+        if config.superlink.require_node_auth:
+            raise ConfigError(
+                "superlink.require_node_auth = true: the nodes of a local federation have no "
+                "registered keys; set it to false, or start cloud, edges and clients one by one"
+            )
         self._config = config
         self._source = source
         self._classes_per_client = classes_per_client
@@ -82,7 +90,8 @@ class LocalCluster:
         for number, address in enumerate(edges):
             name = f"edge-{number}"
             values = {"edge_id": name, "cloud": cloud, "state_dir": str(self._state / name)}
-            config = self._write(name, {**values, "superlink": {"address": address}})
+            superlink = {**self._certificates(), "address": address}
+            config = self._write(name, {**values, "superlink": superlink, "node": self._trust()})
             self._start(name, ["edge", "--config", str(config)])
         for number in range(schedule.min_clients):
             name = f"client-{number}"
@@ -112,7 +121,18 @@ class LocalCluster:
             "edges": edges,
             "device": self._config.device,
             "data": data.model_dump(mode="json"),
+            "node": self._trust(),
         }
+
+    def _certificates(self) -> dict[str, str]:
+        """The cloud's certificate, which is good for this machine, serves its edges too."""
+        given = self._config.superlink.model_dump(mode="json", exclude_none=True)
+        return {name: path for name, path in given.items() if name.startswith("ssl_")}
+
+    def _trust(self) -> dict[str, str]:
+        """How edges and clients check whom they talk to; empty without TLS."""
+        authority = self._certificates().get("ssl_ca_certfile")
+        return {"root_certificates": authority} if authority else {}
 
     def _write(self, name: str, values: dict[str, object]) -> Path:
         self._state.mkdir(parents=True, exist_ok=True)

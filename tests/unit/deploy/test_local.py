@@ -19,6 +19,7 @@ from fedphd.common.config import (
     EdgeConfig,
     load_config,
 )
+from fedphd.common.errors import ConfigError
 from fedphd.common.events import Verdict, write_verdict
 from fedphd.common.settings import Section
 from fedphd.deploy import local
@@ -335,3 +336,10 @@ def test_without_a_run_there_is_nothing_to_merge(tmp_path: Path) -> None:
 def test_toml_strings_are_those_of_json_but_for_del() -> None:
     assert toml_value("a\n") == json.dumps("a\n")
     assert toml_value("\x7f") == '"\\u007f"'
+
+
+def test_registered_keys_are_refused_locally(tmp_path: Path) -> None:
+    pem = {f"superlink.ssl_{name}": "x.pem" for name in ("certfile", "keyfile", "ca_certfile")}
+    config = load_config(CloudConfig, overrides={**pem, "superlink.require_node_auth": True})
+    with pytest.raises(ConfigError, match=r"require_node_auth = true: .* no registered keys"):
+        LocalCluster(config, source="digits", run_dir=tmp_path, say=print)
