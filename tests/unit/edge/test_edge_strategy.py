@@ -187,12 +187,13 @@ def test_only_sampled_clients_are_asked() -> None:
 
 def test_question_is_in_samples_and_says_how_to_choose() -> None:
     config = plan(
-        selection={"factor": 4.0, "offset": -0.5, "epsilon": 1e-6}, seed=5, reproducible=True,
+        selection={"policy": "min_kl", "factor": 4.0, "offset": -0.5, "epsilon": 1e-6}, seed=5, reproducible=True,
         waits={"offer_s": 2.5, "round_s": 90.0},
     )  # fmt: skip
     world = Fixture([FakeClient("a", (10, 0)), FakeClient("b", (0, 30))], config, interval=3)
     world.run()
     asked = world.clients["a"].asked[0]
+    assert asked.policy == "min_kl"
     # Mean samples per client: 20.
     assert (asked.factor, asked.offset, asked.epsilon) == (80.0, -10.0, 1e-6)
     assert (asked.asking, asked.interval, asked.edge_round) == ("edge-0", 3, 1)
