@@ -11,7 +11,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
 SelectionPolicy = Literal[
     "homogeneity", "best_homogeneity", "balanced", "min_kl", "random", "static"
 ]
@@ -244,7 +243,12 @@ class WaitConfig(Section):
         300.0, gt=0, description="seconds for edges and clients to appear at the start"
     )
     query_s: float = Field(20.0, gt=0, description="seconds for a client's answer to a QUERY")
-    offer_s: float = Field(5.0, gt=0, description="seconds a client waits for other edges' offers")
+    offer_s: float = Field(
+        5.0,
+        gt=0,
+        description="seconds a client waits for other edges' offers of an edge round; once one "
+        "has waited in vain, the asking edge lets nobody else wait in that round",
+    )
     round_s: float = Field(600.0, gt=0, description="seconds for a client's training reply")
     upload_stall_s: float = Field(
         20.0, gt=0, description="seconds of an upload without any progress"

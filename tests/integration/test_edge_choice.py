@@ -41,7 +41,8 @@ def node(number: int, *, train_s: float = 0.0) -> Handler:
     """A simulated client, whose training takes some seconds longer."""
     partition = {"num_partitions": PARTS, "partition_id": number}
     values = {"client_id": f"client-{number}", "device": "cpu", "data": {"partition": partition}}
-    app = build_app(lambda context, made=ClientRuntime(ClientConfig.model_validate(values)): made)
+    runtime = ClientRuntime(ClientConfig.model_validate(values))
+    app = build_app(lambda context: runtime)
     context = Context(1, number, {}, RecordDict(), {})
 
     def answer(message: Message) -> Message:

@@ -21,8 +21,9 @@ RIGHT = Offer("edge-1", (0.0, 1.0), 10)
 
 def choose(*offers: Offer, **changes: Any) -> str:
     settings: dict[str, Any] = {
-        "policy": "homogeneity", "label_counts": (0, 10), "target": (0.5, 0.5), "factor": 100.0, "offset": 0.0,
-        "epsilon": 1e-8, "run_seed": 0, "client_id": "client-0", "interval": 1, "edge_round": 1,
+        "policy": "homogeneity", "label_counts": (0, 10), "target": (0.5, 0.5), "factor": 100.0,
+        "offset": 0.0, "epsilon": 1e-8, "run_seed": 0, "client_id": "client-0", "interval": 1,
+        "edge_round": 1,
     }  # fmt: skip
     return choose_edge(offers, **(settings | changes))
 

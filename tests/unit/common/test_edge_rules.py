@@ -136,7 +136,7 @@ def test_wrong_arguments_are_refused(rule: Rule) -> None:
         rule([], [1], 1, [1])
     with pytest.raises(ValueError, match=r"n_e = \[-1.0\] has a negative value"):
         rule([(EVEN, -1)], EVEN, 1, EVEN)
-    with pytest.raises(ValueError, match="q_n has 1 values|q_e has 2 values, but q_n has 1"):
+    with pytest.raises(ValueError, match=r"q_n has 1 values|q_e has 2 values, but q_n has 1"):
         rule([(EVEN, 1)], [1], 1, EVEN)
     with pytest.raises(ValueError, match="q_e has 1 values"):
         rule([([1], 1)], EVEN, 1, EVEN)

@@ -190,8 +190,8 @@ def test_only_sampled_clients_are_asked() -> None:
 
 def test_question_is_in_samples_and_says_how_to_choose() -> None:
     config = plan(
-        selection={"policy": "min_kl", "factor": 4.0, "offset": -0.5, "epsilon": 1e-6}, seed=5, reproducible=True,
-        waits={"offer_s": 2.5, "round_s": 90.0},
+        selection={"policy": "min_kl", "factor": 4.0, "offset": -0.5, "epsilon": 1e-6}, seed=5,
+        reproducible=True, waits={"offer_s": 2.5, "round_s": 90.0},
     )  # fmt: skip
     world = Fixture([FakeClient("a", (10, 0)), FakeClient("b", (0, 30))], config, interval=3)
     world.run()
