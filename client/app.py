@@ -84,6 +84,7 @@ class ClientRuntime:
                     ],
                     label_counts=counts,
                     target=asked.target,
+                    policy=asked.policy,
                     factor=asked.factor,
                     offset=asked.offset,
                     epsilon=asked.epsilon,

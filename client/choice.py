@@ -9,8 +9,16 @@ from itertools import pairwise
 import numpy as np
 
 from fedphd.common.errors import ConfigError, ReplyError
-from fedphd.common.homogeneity import Offer, selection_probabilities
-from fedphd.common.rng import numpy_generator
+from fedphd.common.homogeneity import (
+    Offer,
+    Vector,
+    balanced_probabilities,
+    best_homogeneity_probabilities,
+    min_kl_probabilities,
+    selection_probabilities,
+)
+from fedphd.common.rng import derive_seed, numpy_generator
+from fedphd.common.settings import SelectionPolicy
 
 _SUM_TOLERANCE = 1e-6
 
@@ -18,6 +26,7 @@ _SUM_TOLERANCE = 1e-6
 def choose_edge(
     offers: Sequence[Offer],
     *,
+    policy: SelectionPolicy,
     label_counts: Sequence[int],
     target: Sequence[float],
     factor: float,
@@ -28,17 +37,18 @@ def choose_edge(
     interval: int,
     edge_round: int,
 ) -> str:
-    """Draw the edge to train with by Eq. 9 of arXiv:2507.06449.
+    """Draw the edge to train with.
 
-    The draw depends on the offers' content and on (run seed, client, interval, round) only, not
+    The draw depends on the offers' content and on (run seed, client id, interval, round) only, not
     on the order of the offers, so every edge that asks gets the same answer.
 
     Args:
         offers: one per edge.
+        policy: the rule; see ``choice_probabilities``.
         label_counts: this client's images per class, shape (num_classes,).
         target: label distribution to be near, shape (num_classes,).
-        factor: worth of one unit of homogeneity, in samples.
-        offset: offset, in samples.
+        factor: a of the rule, in samples.
+        offset: b of the rule, in samples.
         epsilon: least score of an edge, in samples.
         run_seed: the run's seed.
         client_id: stable name of this client.
@@ -56,19 +66,68 @@ def choose_edge(
     _check_offers(ordered, client_id, label_counts, target)
     if len(ordered) == 1:
         return ordered[0].edge_id
-    counts = np.asarray(label_counts, dtype=np.float64)
-    num_samples = float(counts.sum())
-    probabilities = selection_probabilities(
-        [(offer.label_distribution, offer.num_samples) for offer in ordered],
-        counts / max(num_samples, 1.0),
-        num_samples,
-        target,
-        a=factor,
-        b=offset,
+    probabilities = choice_probabilities(
+        ordered,
+        policy=policy,
+        label_counts=label_counts,
+        target=target,
+        factor=factor,
+        offset=offset,
         epsilon=epsilon,
+        run_seed=run_seed,
+        client_id=client_id,
     )
     rng = numpy_generator("choice", run_seed, client_id, interval, edge_round)
     return ordered[int(rng.choice(len(ordered), p=probabilities))].edge_id
+
+
+def choice_probabilities(
+    offers: Sequence[Offer],
+    *,
+    policy: SelectionPolicy,
+    label_counts: Sequence[int],
+    target: Sequence[float],
+    factor: float,
+    offset: float,
+    epsilon: float,
+    run_seed: int,
+    client_id: str,
+) -> Vector:
+    """How likely a client chooses each edge.
+
+    - ``homogeneity``: Eq. 9 of arXiv:2507.06449 (``selection_probabilities``).
+    - ``best_homogeneity``, ``balanced``, ``min_kl``: one edge, or its equals evenly
+      (``best_homogeneity_probabilities``, ``balanced_probabilities``, ``min_kl_probabilities``).
+    - ``random``: every edge alike.
+    - ``static``: always the same one of these edges. Every (client, edge) has a rank of its own
+      by the run's seed, so clients spread over the edges, and where an edge is missing only
+      its own clients go elsewhere.
+
+    Args:
+        offers, policy, label_counts, target, factor, offset, epsilon, run_seed, client_id: as for
+            ``choose_edge``; the offers are taken to be well-formed.
+
+    Returns:
+        Shape (num_offers,), in the order of ``offers``, float64, sums to 1.
+    """
+    counts = np.asarray(label_counts, dtype=np.float64)
+    num_samples = float(counts.sum())
+    edges = [(offer.label_distribution, offer.num_samples) for offer in offers]
+    asked = (edges, counts / max(num_samples, 1.0), num_samples, target)
+    match policy:
+        case "homogeneity":
+            return selection_probabilities(*asked, a=factor, b=offset, epsilon=epsilon)
+        case "best_homogeneity":
+            return best_homogeneity_probabilities(*asked, a=factor)
+        case "balanced":
+            return balanced_probabilities(*asked, a=factor)
+        case "min_kl":
+            return min_kl_probabilities(*asked)
+        case "random":
+            return np.full(len(edges), 1.0 / len(edges))
+        case "static":
+            ranks = [derive_seed("static", run_seed, client_id, o.edge_id) for o in offers]
+            return np.array([float(rank == max(ranks)) for rank in ranks])
 
 
 def _check_offers(

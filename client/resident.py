@@ -43,7 +43,8 @@ class OfferBoard:
         """Add the other edges' offers to an edge's question.
 
         Waits at most ``offer_wait_s`` seconds for the connected edges that have made no offer in
-        this interval yet (``synchronised``: in this very edge round), then goes without them.
+        this edge round yet. Of those that are still silent then, what they last offered in this
+        interval counts (``synchronised``: nothing).
         """
         own = next((o for o in asked.offers if o.edge_id == asked.asking), None)
         deadline_s = time.monotonic() + asked.offer_wait_s
@@ -53,28 +54,31 @@ class OfferBoard:
                 this_round = self._offers.setdefault((asked.interval, asked.edge_round), {})
                 this_round[own.edge_id] = own
             self._changed.notify_all()
-            while len(offers := self._fitting(asked)) < min(self._num_edges, len(self.connected)):
+            while len(now := self._of_round(asked)) < min(self._num_edges, len(self.connected)):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     logger.info(
-                        "interval %d round %d: chose among %d edges, others silent",
+                        "interval %d round %d: %d edges have made an offer, others silent",
                         asked.interval,
                         asked.edge_round,
-                        len(offers),
+                        len(now),
                     )
                     break
                 self._changed.wait(left_s)
-        return asked.model_copy(update={"offers": tuple(offers)})
+            offers = now if asked.synchronised else self._of_interval(asked) | now
+            return asked.model_copy(update={"offers": tuple(offers.values())})
 
-    def _fitting(self, asked: Choose) -> list[EdgeOffer]:
-        """This round's offers; unless synchronised, for other edges their latest ones."""
+    def _of_round(self, asked: Choose) -> dict[str, EdgeOffer]:
+        """The offers of the question's edge round, by edge."""
+        return self._offers.get((asked.interval, asked.edge_round), {})
+
+    def _of_interval(self, asked: Choose) -> dict[str, EdgeOffer]:
+        """The edges' latest offers in the question's interval."""
         latest: dict[str, EdgeOffer] = {}
-        for (interval, edge_round), offers in sorted(self._offers.items()):
-            same_round = edge_round == asked.edge_round
-            if interval == asked.interval and (same_round or not asked.synchronised):
+        for (interval, _), offers in sorted(self._offers.items()):
+            if interval == asked.interval:
                 latest.update(offers)
-        latest.update(self._offers.get((asked.interval, asked.edge_round), {}))
-        return list(latest.values())
+        return latest
 
     def set_connected(self, address: str, connected: bool) -> None:
         """Remember which edges are there, so that nobody waits for one that is not."""

@@ -21,7 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.layout import TensorLayout
-from fedphd.common.settings import DiffusionConfig, FederationConfig, TrainingConfig
+from fedphd.common.settings import (
+    DiffusionConfig,
+    FederationConfig,
+    SelectionPolicy,
+    TrainingConfig,
+)
 
 PROTOCOL: Final = 1
 PACKAGE_VERSION: Final = version("fedphd")
@@ -92,6 +97,7 @@ class Choose(Payload):
     edge_round: int = Field(ge=1)
     offers: tuple[EdgeOffer, ...] = Field(min_length=1)
     target: tuple[float, ...]
+    policy: SelectionPolicy
     factor: float = Field(ge=0)
     offset: float
     epsilon: float = Field(gt=0)

@@ -11,6 +11,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+SelectionPolicy = Literal[
+    "homogeneity", "best_homogeneity", "balanced", "min_kl", "random", "static"
+]
+
 
 class Section(BaseModel):
     """Base of all configuration sections: frozen, strict types, finite, no unknown keys."""
@@ -168,11 +172,21 @@ class ScheduleConfig(Section):
 
 
 class SelectionConfig(Section):
-    """A client's choice of edge (Eq. 9 of arXiv:2507.06449)."""
+    """A client's choice of edge (Eq. 9 of arXiv:2507.06449, and others)."""
 
-    factor: float = Field(4.0, ge=0, description="a, in mean samples per client")
-    offset: float = Field(0.0, description="b, in mean samples per client")
-    epsilon: float = Field(1e-8, gt=0, description="keeps every probability above 0, samples")
+    policy: SelectionPolicy = Field(
+        "homogeneity",
+        description="homogeneity: drawn by Eq. 9; best_homogeneity: the best score of Eq. 9, "
+        "never cut off; balanced: the edge whose imbalance the client makes up for; min_kl: "
+        "least KL divergence to the target; random: uniform; static: always the same edge",
+    )
+    factor: float = Field(
+        4.0, ge=0, description="a, in mean samples per client (the policies up to balanced)"
+    )
+    offset: float = Field(0.0, description="b, in mean samples per client (homogeneity)")
+    epsilon: float = Field(
+        1e-8, gt=0, description="keeps every probability above 0, samples (homogeneity)"
+    )
 
 
 class AggregationConfig(Section):
@@ -229,7 +243,12 @@ class WaitConfig(Section):
         300.0, gt=0, description="seconds for edges and clients to appear at the start"
     )
     query_s: float = Field(20.0, gt=0, description="seconds for a client's answer to a QUERY")
-    offer_s: float = Field(5.0, gt=0, description="seconds a client waits for other edges' offers")
+    offer_s: float = Field(
+        5.0,
+        gt=0,
+        description="seconds a client waits for other edges' offers of an edge round; once one "
+        "has waited in vain, the asking edge lets nobody else wait in that round",
+    )
     round_s: float = Field(600.0, gt=0, description="seconds for a client's training reply")
     upload_stall_s: float = Field(
         20.0, gt=0, description="seconds of an upload without any progress"

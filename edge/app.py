@@ -49,12 +49,14 @@ class EdgeService:
         grid: reaches the clients.
         events: what happens is written here.
         stop: set when the cloud says that the run is over.
+        shared_questions: what a client is asked waits until all edges have asked it.
     """
 
     edge_id: str
     grid: StreamingGrid
     events: EventLog
     stop: threading.Event
+    shared_questions: bool = False
 
     def __post_init__(self) -> None:
         waits, schedule = WaitConfig(), ScheduleConfig()
@@ -104,6 +106,7 @@ class EdgeService:
             grid=self.grid,
             roster=self.roster,
             on_round=lambda strategy, stats: self._on_round(task, strategy, stats),
+            shared_questions=self.shared_questions,
         )
         return Message(to_records(reply, weights.contiguous()), reply_to=message)
 

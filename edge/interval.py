@@ -27,6 +27,7 @@ def run_interval(
     grid: StreamingGrid,
     roster: Roster,
     on_round: Callable[[EdgeAverage, RoundStats], None],
+    shared_questions: bool = False,
 ) -> tuple[IntervalReply, torch.Tensor]:
     """Run ``edge_rounds`` edge rounds from ``weights``.
 
@@ -37,6 +38,7 @@ def run_interval(
         grid: reaches the clients.
         roster: the clients that this edge sees.
         on_round: told about each finished round.
+        shared_questions: what a client is asked waits until all edges have asked it.
 
     Returns:
         The reply to the cloud, and the weights (numel,): the cloud's own where no client
@@ -49,7 +51,13 @@ def run_interval(
     check_reply_weights(weights, task.network, task.network.tensor_layout())
     traffic_before = grid.traffic
     grid.configure(in_order=task.plan.reproducible, upload_stall_s=task.plan.waits.upload_stall_s)
-    strategy = EdgeAverage(edge_id, task, roster, on_round=lambda stats: on_round(strategy, stats))
+    strategy = EdgeAverage(
+        edge_id,
+        task,
+        roster,
+        on_round=lambda stats: on_round(strategy, stats),
+        shared_questions=shared_questions,
+    )
     result = strategy.start(
         grid,
         weights_record(weights),

@@ -122,6 +122,7 @@ class EdgeAverage(Strategy):
         task: the cloud's order for the interval.
         roster: the clients that this edge sees.
         on_round: told the statistics of each finished round.
+        shared_questions: what a client is asked waits until all edges have asked it.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class EdgeAverage(Strategy):
         roster: Roster,
         *,
         on_round: Callable[[RoundStats], None],
+        shared_questions: bool = False,
     ) -> None:
         self.holdings = Holdings(task.plan.target_distribution)
         self.rounds: list[RoundStats] = []
@@ -139,6 +141,8 @@ class EdgeAverage(Strategy):
         self._layout: TensorLayout = task.network.tensor_layout()
         self._roster = roster
         self._on_round = on_round
+        self._shared_questions = shared_questions
+        self._others_silent = False
         self._training: dict[int, tuple[Peer, tuple[int, ...]]] = {}
         self._held_before = self.holdings.copy()
         self._started_s = 0.0
@@ -151,6 +155,7 @@ class EdgeAverage(Strategy):
         stats = RoundStats(server_round)
         self.rounds.append(stats)
         self._training = {}
+        self._others_silent = False
         self._held_before = self.holdings.copy()
         peers = self._roster.refresh()
         schedule = self._task.plan.schedule
@@ -173,15 +178,15 @@ class EdgeAverage(Strategy):
         question = to_records(self._question(stats.edge_round))
         messages = [Message(question, peer.node_id, CHOOSE) for peer in batch]
         asked = {peer.node_id: peer for peer in batch}
-        waits = self._task.plan.waits
-        # A synchronised answer may come after the other edges' training of a round.
-        timeout_s = waits.query_s + (waits.round_s if self._task.plan.reproducible else 0.0)
-        for reply in grid.send_and_receive(messages, timeout=timeout_s):
+        started_s = time.monotonic()
+        for reply in grid.send_and_receive(messages, timeout=self._query_timeout_s):
             peer = asked[reply.metadata.src_node_id]
             try:
                 self._attach(peer, read_payload(reply, ChooseReply))
             except ReplyError as error:
                 self._fail(peer, stats, str(error))
+        if time.monotonic() - started_s >= self._offer_wait_s:
+            self._others_silent = True
 
     def _attach(self, peer: Peer, answer: ChooseReply) -> None:
         if answer.edge_id != self._edge_id:
@@ -207,6 +212,7 @@ class EdgeAverage(Strategy):
             edge_round=edge_round,
             offers=(self.holdings.offer(self._edge_id),),
             target=plan.target_distribution,
+            policy=plan.selection.policy,
             factor=plan.selection.factor * mean_samples,
             offset=plan.selection.offset * mean_samples,
             epsilon=plan.selection.epsilon,
@@ -217,10 +223,21 @@ class EdgeAverage(Strategy):
 
     @property
     def _offer_wait_s(self) -> float:
-        """How long a client may wait for other edges' offers before it answers."""
+        """How long a client may wait for other edges' offers of this round before it answers."""
         waits = self._task.plan.waits
         # Synchronised edges are at most one round apart, which is bounded by its training.
-        return waits.round_s if self._task.plan.reproducible else waits.offer_s
+        if self._task.plan.reproducible:
+            return waits.round_s
+        # One client has waited in vain: an edge that is behind costs each round this once.
+        return 0.0 if self._others_silent else waits.offer_s
+
+    @property
+    def _query_timeout_s(self) -> float:
+        """How long an answer to a question may take."""
+        waits = self._task.plan.waits
+        # Such an answer may come after the other edges' training of a round.
+        in_step = self._task.plan.reproducible or self._shared_questions
+        return waits.query_s + (waits.round_s if in_step else 0.0)
 
     def _train_task(self, edge_round: int) -> TrainTask:
         task, plan = self._task, self._task.plan

@@ -177,6 +177,7 @@ class VirtualEdges(Grid):
                 streaming_grid(own, upload_stall_s=float("inf"), in_order=False),
                 events.sibling(role="edge", node=edge_id),
                 threading.Event(),
+                shared_questions=own is not clients,
             )
         self._pool = ThreadPoolExecutor(max_workers=len(edge_ids))
         self._replies: dict[str, Message] = {}

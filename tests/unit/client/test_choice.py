@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
-from typing import Any
+from itertools import permutations
+from typing import Any, get_args
 
 import pytest
 
 from fedphd.client.choice import choose_edge
 from fedphd.common.errors import ConfigError, ReplyError
 from fedphd.common.homogeneity import Offer
+from fedphd.common.settings import SelectionPolicy
 
 LEFT = Offer("edge-0", (1.0, 0.0), 10)
 RIGHT = Offer("edge-1", (0.0, 1.0), 10)
@@ -18,8 +21,9 @@ RIGHT = Offer("edge-1", (0.0, 1.0), 10)
 
 def choose(*offers: Offer, **changes: Any) -> str:
     settings: dict[str, Any] = {
-        "label_counts": (0, 10), "target": (0.5, 0.5), "factor": 100.0, "offset": 0.0,
-        "epsilon": 1e-8, "run_seed": 0, "client_id": "client-0", "interval": 1, "edge_round": 1,
+        "policy": "homogeneity", "label_counts": (0, 10), "target": (0.5, 0.5), "factor": 100.0,
+        "offset": 0.0, "epsilon": 1e-8, "run_seed": 0, "client_id": "client-0", "interval": 1,
+        "edge_round": 1,
     }  # fmt: skip
     return choose_edge(offers, **(settings | changes))
 
@@ -81,3 +85,87 @@ def test_nothing_to_choose_from() -> None:
         choose(LEFT, target=(0.5, 0.4))
     with pytest.raises(ConfigError, match="client-0 counts labels of 3 classes"):
         choose(LEFT, label_counts=(1, 2, 3))
+
+
+POLICIES = get_args(SelectionPolicy)
+# Of 1,000 images each, so that Eq. 9 with a = 100 is cut off at 0 for all of them.
+CROWD = (
+    Offer("edge-0", (0.6, 0.4), 1000),
+    Offer("edge-1", (0.4, 0.6), 1000),
+    Offer("edge-2", (0.5, 0.5), 1000),
+)
+
+
+def draws(policy: str, num: int = 300, offers: tuple[Offer, ...] = CROWD) -> list[str]:
+    return [choose(*offers, policy=policy, client_id=f"client-{n}") for n in range(num)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_gives_one_answer_whatever_the_order_of_offers(policy: str) -> None:
+    for number in range(20):
+        answers = {
+            choose(*order, policy=policy, client_id=f"client-{number}")
+            for order in permutations(CROWD)
+        }
+        assert len(answers) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "chosen"),
+    [
+        # Client (0, 10): edge-0 lacks class 1. Merged distances from (0.5, 0.5), times 1,010:
+        # 95 sqrt(2), 105 sqrt(2), 5 sqrt(2): the even edge is best for homogeneity and KL.
+        ("best_homogeneity", "edge-2"),
+        ("min_kl", "edge-2"),
+        # Products -0.1, 0.1, 0: the edge that the client makes up for.
+        ("balanced", "edge-0"),
+    ],
+)
+def test_best_edge_is_always_taken(policy: str, chosen: str) -> None:
+    assert set(draws(policy, 20)) == {chosen}
+
+
+def test_published_rule_is_uniform_where_it_saturates() -> None:
+    # The same draws as by chance: no edge is preferred any more.
+    assert draws("homogeneity") == draws("random")
+
+
+@pytest.mark.parametrize("policy", ["random", "static"])
+def test_edges_get_even_shares(policy: str) -> None:
+    # 900 draws of 3: 300 each, with a standard deviation of 14.
+    assert all(250 < count < 350 for count in Counter(draws(policy, 900)).values())
+    assert len(set(draws(policy, 900))) == 3
+
+
+def test_random_edge_differs_from_round_to_round() -> None:
+    assert len({choose(*CROWD, policy="random", edge_round=n) for n in range(1, 30)}) == 3
+
+
+def test_static_edge_stays() -> None:
+    for number in range(20):
+        name = f"client-{number}"
+        home = choose(*CROWD, policy="static", client_id=name)
+        for later in range(2, 6):
+            moved = [replace(offer, num_samples=7 * later) for offer in CROWD]
+            again = choose(
+                *moved, policy="static", client_id=name, interval=later, edge_round=later
+            )
+            assert again == home
+        # Where another edge is missing the client stays, too.
+        for missing in CROWD:
+            there = [offer for offer in CROWD if offer != missing]
+            if missing.edge_id != home:
+                assert choose(*there, policy="static", client_id=name) == home
+
+
+def test_static_edges_depend_on_the_runs_seed() -> None:
+    assert len({choose(*CROWD, policy="static", run_seed=n) for n in range(30)}) == 3
+
+
+@pytest.mark.parametrize("policy", ["best_homogeneity", "balanced", "min_kl"])
+def test_ties_are_broken_by_the_seed(policy: str) -> None:
+    empty = tuple(replace(o, label_distribution=(0.5, 0.5), num_samples=0) for o in CROWD)
+    first = draws(policy, 90, empty)
+    assert first == draws(policy, 90, empty)
+    assert all(count > 15 for count in Counter(first).values())
+    assert len(set(first)) == 3

@@ -71,8 +71,8 @@ def offer(edge_id: str, num_samples: float = 0.0, label: int | None = None) -> E
 
 def question(*offers: EdgeOffer, asking: str = "edge-0", **changes: Any) -> Choose:
     values: dict[str, Any] = {
-        "interval": 1, "edge_round": 1, "target": TARGET, "factor": 100.0, "offset": 0.0,
-        "epsilon": 1e-8, "seed": 0, "offer_wait_s": 0.0, "synchronised": False,
+        "interval": 1, "edge_round": 1, "target": TARGET, "policy": "homogeneity", "factor": 100.0,
+        "offset": 0.0, "epsilon": 1e-8, "seed": 0, "offer_wait_s": 0.0, "synchronised": False,
     }  # fmt: skip
     return Choose(asking=asking, offers=offers, **(values | changes))
 

@@ -34,8 +34,8 @@ def question(edge_id: str, num_samples: float = 0.0, **changes: Any) -> Choose:
     """What an edge asks: it knows its own offer only."""
     values: dict[str, Any] = {
         "offers": (offer(edge_id, num_samples),), "interval": 1, "edge_round": 1, "target": TARGET,
-        "factor": 100.0, "offset": 0.0, "epsilon": 1e-8, "seed": 0, "offer_wait_s": 30.0,
-        "synchronised": False,
+        "policy": "homogeneity", "factor": 100.0, "offset": 0.0, "epsilon": 1e-8, "seed": 0,
+        "offer_wait_s": 30.0, "synchronised": False,
     }  # fmt: skip
     return Choose(asking=edge_id, **(values | changes))
 
@@ -67,22 +67,33 @@ def test_one_edge_never_waits() -> None:
     assert figures(board(1).merge(question("edge-0", 3))) == {"edge-0": 3}
 
 
-def test_first_question_of_an_interval_waits_for_the_other_edge(pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_first_question_of_a_round_waits_for_the_other_edge(
+    pool: ThreadPoolExecutor, synchronised: bool
+) -> None:
     made = board()
-    first = pool.submit(made.merge, question("edge-0", 3))
-    assert waits(first)
-    assert figures(made.merge(question("edge-1", 5))) == {"edge-0": 3, "edge-1": 5}
-    assert figures(first.result(2.0)) == {"edge-0": 3, "edge-1": 5}
+    for number in (1, 2):
+        asked = {"edge_round": number, "synchronised": synchronised}
+        first = pool.submit(made.merge, question("edge-0", 3 * number, **asked))
+        assert waits(first)
+        both = {"edge-0": 3 * number, "edge-1": 5 * number}
+        assert figures(made.merge(question("edge-1", 5 * number, **asked))) == both
+        assert figures(first.result(2.0)) == both
 
 
-def test_later_questions_use_the_latest_known_offer(pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize(
+    ("synchronised", "expected"),
+    [(False, {"edge-0": 40, "edge-1": 5}), (True, {"edge-0": 40})],
+)
+def test_edge_that_is_behind_counts_as_it_last_was(
+    pool: ThreadPoolExecutor, synchronised: bool, expected: dict[str, float]
+) -> None:
     made = board()
-    first = pool.submit(made.merge, question("edge-0", 3))
-    made.merge(question("edge-1", 5))
+    first = pool.submit(made.merge, question("edge-0", 3, synchronised=synchronised))
+    made.merge(question("edge-1", 5, synchronised=synchronised))
     first.result(2.0)
-    started_s = time.monotonic()
-    assert figures(made.merge(question("edge-0", 40, edge_round=2))) == {"edge-0": 40, "edge-1": 5}
-    assert time.monotonic() - started_s < 1.0
+    asked = {"edge_round": 2, "synchronised": synchronised, "offer_wait_s": 0.0}
+    assert figures(made.merge(question("edge-0", 40, **asked))) == expected
 
 
 def test_offers_of_an_earlier_interval_do_not_count(pool: ThreadPoolExecutor) -> None:
@@ -94,16 +105,6 @@ def test_offers_of_an_earlier_interval_do_not_count(pool: ThreadPoolExecutor) ->
     assert waits(second)
     made.merge(question("edge-1", 1, interval=2))
     assert figures(second.result(2.0)) == {"edge-0": 0, "edge-1": 1}
-
-
-def test_synchronised_waits_for_the_same_round(pool: ThreadPoolExecutor) -> None:
-    made = board()
-    for number in (1, 2):
-        asked = {"edge_round": number, "synchronised": True}
-        first = pool.submit(made.merge, question("edge-0", number, **asked))
-        assert waits(first)
-        made.merge(question("edge-1", 10 * number, **asked))
-        assert figures(first.result(2.0)) == {"edge-0": number, "edge-1": 10 * number}
 
 
 def test_wait_is_bounded() -> None:

@@ -50,8 +50,9 @@ PAYLOADS: list[Payload] = [
     Hello(asking="edge-0"),
     HelloReply(kind="edge", name="edge-0", clients={"client-0": 10}),
     Choose(
-        asking="edge-0", interval=1, edge_round=2, offers=(OFFER,), target=(0.5, 0.5), factor=4.0,
-        offset=-1.0, epsilon=1e-8, seed=0, offer_wait_s=5.0, synchronised=True,
+        asking="edge-0", interval=1, edge_round=2, offers=(OFFER,), target=(0.5, 0.5),
+        policy="balanced", factor=4.0, offset=-1.0, epsilon=1e-8, seed=0, offer_wait_s=5.0,
+        synchronised=True,
     ),
     ChooseReply(edge_id="edge-0", num_samples=3, label_counts=(1, 2)),
     TrainTask(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,8 +17,10 @@ from fedphd.common.layout import TensorLayout
 from fedphd.common.messages import (
     CHOOSE,
     TRAIN,
+    Choose,
     Network,
     read_array,
+    read_payload,
     weights_record,
 )
 from fedphd.common.rng import sample_participants
@@ -187,12 +190,13 @@ def test_only_sampled_clients_are_asked() -> None:
 
 def test_question_is_in_samples_and_says_how_to_choose() -> None:
     config = plan(
-        selection={"factor": 4.0, "offset": -0.5, "epsilon": 1e-6}, seed=5, reproducible=True,
-        waits={"offer_s": 2.5, "round_s": 90.0},
+        selection={"policy": "min_kl", "factor": 4.0, "offset": -0.5, "epsilon": 1e-6}, seed=5,
+        reproducible=True, waits={"offer_s": 2.5, "round_s": 90.0},
     )  # fmt: skip
     world = Fixture([FakeClient("a", (10, 0)), FakeClient("b", (0, 30))], config, interval=3)
     world.run()
     asked = world.clients["a"].asked[0]
+    assert asked.policy == "min_kl"
     # Mean samples per client: 20.
     assert (asked.factor, asked.offset, asked.epsilon) == (80.0, -10.0, 1e-6)
     assert (asked.asking, asked.interval, asked.edge_round) == ("edge-0", 3, 1)
@@ -348,3 +352,31 @@ def test_average_does_not_overwrite_what_came() -> None:
     given = weights_record(START)
     world.strategy.start(world.grid, given, num_rounds=1, timeout=3.0)
     assert START.tolist() == [10.0, 20.0, 30.0]
+
+
+class Patient(FakeClient):
+    """A client that waits for other edges' offers as long as it may, in vain."""
+
+    def _choose(self, message: Message) -> Any:
+        time.sleep(read_payload(message, Choose).offer_wait_s)
+        return super()._choose(message)
+
+
+def test_edge_that_is_behind_is_waited_for_once_in_a_round() -> None:
+    config = plan(
+        schedule={"edge_rounds": 2, "query_batch": 1}, waits={"offer_s": 0.05, "query_s": 20.0}
+    )
+    world = Fixture([Patient(name) for name in "abc"], config)
+    world.run()
+    first, second = (
+        [choose.offer_wait_s for client in world.clients.values() for choose in client.asked
+         if choose.edge_round == number]
+        for number in (1, 2)
+    )  # fmt: skip
+    assert sorted(first) == sorted(second) == [0.0, 0.0, 0.05]
+
+
+def test_edges_in_step_are_waited_for_every_time() -> None:
+    world = Fixture([FakeClient(n) for n in "abc"], plan(schedule={"query_batch": 1}))
+    world.run()
+    assert [c.asked[0].offer_wait_s for c in world.clients.values()] == [5.0, 5.0, 5.0]
