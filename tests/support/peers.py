@@ -46,8 +46,8 @@ def plan(**sections: dict[str, Any] | Any) -> FederationConfig:
 
 def interval_task(config: FederationConfig, **changes: Any) -> IntervalTask:
     """The first interval of ``config`` with the tiny network."""
-    values: dict[str, Any] = {"interval": 1, "sparse": False, "network": NETWORK}
-    return IntervalTask(**(values | {"plan": config} | changes))
+    values: dict[str, Any] = {"interval": 1, "sparse": False, "num_clients": 2}
+    return IntervalTask(**(values | {"network": NETWORK, "plan": config} | changes))
 
 
 @dataclass

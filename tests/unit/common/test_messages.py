@@ -60,7 +60,9 @@ PAYLOADS: list[Payload] = [
         seed=2**62,
     ),
     TRAIN_REPLY,
-    IntervalTask(interval=1, sparse=True, network=NETWORK, plan=FederationConfig(seed=3)),
+    IntervalTask(
+        interval=1, sparse=True, num_clients=3, network=NETWORK, plan=FederationConfig(seed=3),
+    ),
     IntervalReply(
         edge_id="edge-0", interval=1, network=NETWORK, samples_per_round=12.5, client_rounds=2,
         label_distribution=(0.1, 0.9), loss=0.1 + 0.2, mean_steps=1.5,

@@ -82,7 +82,7 @@ def test_bounds_are_where_they_should_be() -> None:
         (PruningConfig, "ratio", 0.0),
         (TrainingConfig, "learning_rate", 0.0),
         (WaitConfig, "round_s", 0.0),
-        (TrainingConfig, "optimizer", "sgd"),
+        (TrainingConfig, "optimizer", "sgdm"),
     ]:
         with pytest.raises(ValidationError, match=field):
             section.model_validate({field: value})
