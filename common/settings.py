@@ -165,20 +165,17 @@ class ObjectiveConfig(Section):
 
 
 class ExchangeConfig(Section):
-    """Which parts of the U-Net travel (FedDiffuse, arXiv:2406.12575).
+    """Which parts of the U-Net travel (FedDiffuse, arXiv:2406.12575)."""
 
-    The encoder is everything before the middle block, with the time embedding; the bottleneck is
-    the middle block; the decoder is everything after it. Parts that never travel are trained by
-    each client for itself, from the run's seeded initial weights. The cloud's own copy of them
-    stays initial: its samples then show shared parts on an untrained rest, and their distance
-    says little about the clients' complete networks.
-    """
-
+    # The cloud's own copy of parts that never travel stays at the run's seeded initial weights:
+    # its samples show the shared parts on an untrained rest, so their distance says little about
+    # the clients' complete networks.
     parts: Literal["full", "usplit", "ulatdec", "udec"] = Field(
         "full",
         description="full: all parts; usplit: all go down, a client sends back the encoder or "
-        "the rest, in turn; ulatdec: bottleneck and decoder travel; udec: the decoder travels "
-        "(with the last two the cloud samples from a partly untrained network)",
+        "the rest, in turn; ulatdec: bottleneck and decoder travel; udec: the decoder travels. "
+        "What never travels each client trains for itself, and stays initial at the cloud, whose "
+        "samples then come from a partly untrained network",
     )
 
 
