@@ -292,32 +292,32 @@ def read_weights(message: Message) -> torch.Tensor:
     Raises:
         ReplyError: no such array, or another dtype, number of dimensions or length.
     """
-    return _read_named(message, _WEIGHTS, "weights")
+    return _read_named(message, _WEIGHTS, "weights", "are")
 
 
 def read_variate(message: Message) -> torch.Tensor:
     """The control variate, or its change, beside the weights of a message; as ``read_weights``."""
-    return _read_named(message, _VARIATE, "control variate")
+    return _read_named(message, _VARIATE, "control variate", "is")
 
 
-def _read_named(message: Message, name: str, meaning: str) -> torch.Tensor:
+def _read_named(message: Message, name: str, meaning: str, verb: str) -> torch.Tensor:
     try:
         array = message.content.array_records[_WEIGHTS][name]
     except KeyError as error:
         raise ReplyError(f"carries no {meaning}") from error
-    return read_array(array, meaning)
+    return read_array(array, f"{meaning} {verb}")
 
 
-def read_array(array: Array, meaning: str = "weights") -> torch.Tensor:
+def read_array(array: Array, what_is: str = "weights are") -> torch.Tensor:
     """View a serialised float32 vector in place (Flower stores NumPy's ``.npy`` format)."""
     head = _NPY_HEAD.match(array.data)
     if head is None:
         got = array.data[:_NPY_SHOWN_BYTES]
-        raise ReplyError(f"{meaning} are no flat float32 array in NumPy's format; got {got!r}")
+        raise ReplyError(f"{what_is} no flat float32 array in NumPy's format; got {got!r}")
     numel, offset = int(head["numel"]), head.end()
     if len(array.data) - offset != 4 * numel:
         got_bytes = len(array.data) - offset
-        raise ReplyError(f"{numel} {meaning} take {4 * numel} bytes; got {got_bytes}")
+        raise ReplyError(f"{numel} weights take {4 * numel} bytes; got {got_bytes}")
     return torch.from_numpy(np.asarray(_Lent(np.frombuffer(array.data, "<f4", offset=offset))))
 
 
