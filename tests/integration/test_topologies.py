@@ -31,6 +31,7 @@ from fedphd.common.messages import (
     read_variate,
 )
 from fedphd.common.model import build_unet, unet_config
+from fedphd.common.parts import Selection
 from fedphd.common.rng import sample_participants
 from fedphd.server.app import main
 from fedphd.server.checkpoint import load_checkpoint
@@ -243,3 +244,26 @@ def test_server_variate_is_the_mean_of_the_clients(tmp_path: Path) -> None:
     server = read_variate(third[0])
     assert float(server.abs().max()) > 1e-3
     torch.testing.assert_close(server, sum(own, torch.zeros(len(server))) / NUM_CLIENTS)
+
+
+def moved_bytes(folder: Path, overrides: dict[str, Any]) -> dict[str, int]:
+    """Bytes over each link in one round of everybody through two edges."""
+    one = {**IDENTITY, "schedule.num_edges": 2, "schedule.intervals": 1}
+    run(clients(), folder, {**one, **overrides})
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["client_rounds"] == NUM_CLIENTS
+    return {link: summary["bytes"][link] for link in ("client_edge", "edge_cloud")}
+
+
+def test_scaffold_moves_twice_the_weights_and_udec_only_the_decoder(tmp_path: Path) -> None:
+    plain = moved_bytes(tmp_path / "plain", {})
+    double = moved_bytes(tmp_path / "scaffold", METHODS["scaffold"])
+    less = moved_bytes(tmp_path / "udec", METHODS["udec"])
+    unet = load_checkpoint(tmp_path / "plain" / "checkpoint")[0]
+    layout = TensorLayout.of(unet.state_dict())
+    rest = layout.numel - Selection(layout, ("decoder",)).chosen.numel
+    assert 0.3 < rest / layout.numel < 0.7
+    for link, models in (("client_edge", 2 * NUM_CLIENTS), ("edge_cloud", 2 * 2)):
+        assert 0 < double[link] - plain[link] - models * 4 * layout.numel < models * 1000
+        # The manifest of names and shapes, some 10 kB, gets shorter too.
+        assert 0 < plain[link] - less[link] - models * 4 * rest < models * 10_000
