@@ -19,8 +19,10 @@ from fedphd.client.state import restore, store
 from fedphd.client.trainer import Trainer
 from fedphd.common.config import ClientConfig
 from fedphd.common.data import LabelledImages
+from fedphd.common.errors import ReplyError
 from fedphd.common.groups import Cut
 from fedphd.common.homogeneity import Offer
+from fedphd.common.layout import TensorLayout
 from fedphd.common.messages import (
     EVERY_EDGE,
     Ack,
@@ -33,10 +35,14 @@ from fedphd.common.messages import (
     TrainReply,
     TrainTask,
     check_reply_weights,
+    check_variate,
     read_payload,
+    read_variate,
     read_weights,
     to_records,
 )
+from fedphd.common.model import build_unet, unet_from_config
+from fedphd.common.parts import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +115,9 @@ class ClientRuntime:
         """
         layout = task.network.tensor_layout()
         weights = check_reply_weights(read_weights(message), task.network, layout)
+        corrects = task.objective.method == "scaffold"
+        variate = check_variate(read_variate(message), layout) if corrects else None
+        cut = Cut.from_json(task.cut) if task.cut else None
         unet = task.network.unet
         images, _ = self._data.split(image_size=unet["image_size"], channels=unet["channels"])
         # Several edges may hand out work at once; the data and the optimiser exist once.
@@ -122,26 +131,33 @@ class ClientRuntime:
                 diffusion=task.diffusion,
                 training=task.training,
                 sparsity_lambda=task.sparsity_lambda,
-                cut=Cut.from_json(task.cut) if task.cut else None,
+                cut=cut,
                 prune_moments=task.optimizer_moments == "prune",
                 run_seed=task.seed,
                 interval=task.interval,
                 edge_round=task.edge_round,
+                method=task.objective,
+                variate=variate,
+                parts=task.parts,
+                initial=lambda: initial_weights(task, cut),
             )
             if state is not None:
                 store(self._trainer, state)
+        sent = Selection(result.layout, task.send)
         reply = TrainReply(
             client_id=self.config.client_id,
             interval=task.interval,
             edge_round=task.edge_round,
-            network=Network(unet=unet, layout=task.network.layout),
+            network=Network(unet=unet, layout=sent.chosen.to_json()),
             num_examples=len(self._labels),
             loss=result.loss,
             sparsity_penalty=result.sparsity_penalty,
+            objective_term=result.term,
             steps=result.steps,
             seconds=result.seconds,
         )
-        return Message(to_records(reply, result.weights), reply_to=message)
+        records = to_records(reply, sent.take(result.weights), result.variate_change)
+        return Message(records, reply_to=message)
 
     def finish(self, asked: Finish) -> Ack:
         """Take note that the run is over."""
@@ -151,6 +167,23 @@ class ClientRuntime:
     def _label_counts(self, num_classes: int) -> tuple[int, ...]:
         self._data.check_classes(num_classes)
         return tuple(torch.bincount(self._labels, minlength=num_classes).tolist())
+
+
+def initial_weights(task: TrainTask, cut: Cut | None) -> torch.Tensor:
+    """The run's seeded initial weights of the whole U-Net, pruned as it is now, (numel,).
+
+    Raises:
+        ReplyError: the task does not say what the U-Net was, or the cut does not lead to it.
+    """
+    if task.initial is None:
+        raise ReplyError(f"only {', '.join(task.parts)} came; no weights to start the rest from")
+    unet = build_unet(task.initial, seed=task.seed)
+    layout = TensorLayout.of(unet.state_dict())
+    weights = layout.pack(unet.state_dict())
+    if cut is None:
+        return weights
+    now = TensorLayout.of(unet_from_config(task.network.unet).state_dict())
+    return cut.apply_flat(weights, now)
 
 
 def build_app(

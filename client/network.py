@@ -1,4 +1,4 @@
-"""The network and the optimiser's moments that a client keeps between rounds.
+"""The network that a client keeps between rounds.
 
 The U-Net's parameters and gradients are views of one flat vector each, in the order that weights
 travel in. So loading, clipping, the optimiser and its moments are single operations on single
@@ -8,14 +8,13 @@ tensors: on the digits U-Net a step is 10% faster than with a list of some hundr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from fedphd.common.errors import ReplyError
-from fedphd.common.groups import Cut, GroupPenalty
+from fedphd.common.groups import GroupPenalty
 from fedphd.common.layout import TensorLayout
 from fedphd.common.model import unet_from_config
 
@@ -59,34 +58,3 @@ class Network:
             )
         with torch.no_grad():
             self.flat.copy_(weights)
-
-
-@dataclass
-class Moments:
-    """Adam's state of all weights, for weights of ``layout``.
-
-    Attributes:
-        step: optimiser steps that they have seen, scalar, float32.
-        exp_avg: first moments, (numel,), float32.
-        exp_avg_sq: second moments, (numel,), float32.
-    """
-
-    layout: TensorLayout
-    step: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
-
-    @classmethod
-    def zeros(cls, network: Network) -> Moments:
-        """The state before the first step."""
-        zeros = torch.zeros_like(network.flat.data)
-        step = torch.zeros((), dtype=torch.float32, device=zeros.device)
-        return cls(network.layout, step, zeros, zeros.clone())
-
-    def cut(self, cut: Cut, layout: TensorLayout) -> Moments:
-        """The state of the kept weights; raises ReplyError if they are not of ``layout``."""
-        kept = [cut.apply(self.layout.unpack(flat)) for flat in (self.exp_avg, self.exp_avg_sq)]
-        problem = layout.mismatch(TensorLayout.of(kept[0]))
-        if problem:
-            raise ReplyError(f"the cut does not lead to the new network: {problem}")
-        return Moments(layout, self.step, *(layout.pack(state) for state in kept))

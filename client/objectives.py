@@ -1,14 +1,26 @@
-"""What a client minimises locally."""
+"""What a client minimises locally, and what each federated method adds to it."""
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import nn
+from torch.func import functional_call
 
+from fedphd.client.kept import OWN_WEIGHTS, VARIATE, Kept
+from fedphd.client.network import Network
+from fedphd.common.errors import ReplyError
 from fedphd.common.model import PrunedUNet
+from fedphd.common.settings import ObjectiveConfig, TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,7 @@ class Batch:
 
 
 class Objective(ABC):
-    """A local loss; another federated method is another class with this one method."""
+    """The local loss that every federated method starts from."""
 
     @abstractmethod
     def loss(self, unet: PrunedUNet, batch: Batch) -> torch.Tensor:
@@ -40,3 +52,255 @@ class EpsilonObjective(Objective):
     def loss(self, unet: PrunedUNet, batch: Batch) -> torch.Tensor:
         predicted = unet(batch.noisy, batch.timesteps, return_dict=False)[0]
         return F.mse_loss(predicted.float(), batch.noise)
+
+
+class LocalMethod:
+    """A federated method's part in a client's round; as it stands FedAvg, which adds nothing.
+
+    A round calls ``losses``, ``correct`` and ``given`` once per step, then ``finish``.
+    """
+
+    def losses(
+        self, objective: Objective, unet: PrunedUNet, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The objective's loss, and a differentiable scalar that is added to it, if any."""
+        return objective.loss(unet, batch), None
+
+    def correct(self, gradient: torch.Tensor) -> float:
+        """Change ``gradient``, (numel,), in place, before it is clipped.
+
+        Returns:
+            What was added to the loss by that; 0 where the change is of no loss.
+        """
+        return 0.0
+
+    def given(self, gradient: torch.Tensor) -> None:
+        """See ``gradient``, (numel,), after clipping, as the optimiser gets it."""
+
+    def finish(self, kept: Kept) -> torch.Tensor | None:
+        """Put into ``kept`` what the next round needs, after all steps went well.
+
+        Returns:
+            What goes back beside the weights, (numel,), float32, on the CPU, if anything.
+        """
+        return None
+
+
+class FedProx(LocalMethod):
+    """FedProx (arXiv:1812.06127, Eq. 2): adds mu / 2 * ||w - w_received||^2 to the loss.
+
+    Args:
+        network: holds the received weights.
+        mu: weight of the term.
+    """
+
+    def __init__(self, network: Network, mu: float) -> None:
+        self._weights = network.flat.detach()
+        self._received = self._weights.clone()
+        self._mu = mu
+
+    def correct(self, gradient: torch.Tensor) -> float:
+        """Add mu * (w - w_received), the term's gradient; returns the term."""
+        distance = self._weights - self._received
+        gradient.add_(distance, alpha=self._mu)
+        return self._mu / 2 * float(distance.square().sum())
+
+
+class Moon(LocalMethod):
+    """MOON (arXiv:2103.16257, Eq. 3) for a U-Net: z is the middle block's output.
+
+    The representation of a batch under the trained weights is drawn to that under the received
+    ones and pushed from that under the weights this client had after its last round, mu times
+    ``contrastive_loss``. Only the trained weights get a gradient. The other two run without
+    dropout. A client's first round has no previous model, hence no term.
+
+    Args:
+        network: holds the received weights.
+        previous: this client's weights after its last round, (numel,), float32; None: none yet.
+        mu: weight of the term.
+        temperature: divides the cosine similarities.
+    """
+
+    def __init__(
+        self, network: Network, previous: torch.Tensor | None, *, mu: float, temperature: float
+    ) -> None:
+        self._network = network
+        self._received = network.flat.detach().clone()
+        self._previous = previous
+        self._mu = mu
+        self._temperature = temperature
+
+    def losses(
+        self, objective: Objective, unet: PrunedUNet, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss, and mu times the contrast of the same forward pass."""
+        if self._previous is None:
+            return objective.loss(unet, batch), None
+        received, previous = (
+            self._frozen(batch, self._received),
+            self._frozen(batch, self._previous),
+        )
+        with output_of(middle_block(unet)) as caught:
+            loss = objective.loss(unet, batch)
+        [current] = caught
+        contrast = contrastive_loss(
+            current.flatten(1), received, previous, temperature=self._temperature
+        )
+        return loss, self._mu * contrast
+
+    @torch.no_grad()
+    def _frozen(self, batch: Batch, flat: torch.Tensor) -> torch.Tensor:
+        """z of ``batch`` under the weights ``flat``, (B, D), without gradient or dropout."""
+        trunk = _Trunk(self._network.unet)
+        weights = self._network.layout.unpack(flat)
+        tensors = {f"unet.{name}": tensor for name, tensor in weights.items()}
+        self._network.unet.eval()
+        try:
+            result: torch.Tensor = functional_call(trunk, tensors, (batch,))
+        finally:
+            self._network.unet.train()
+        return result
+
+    def finish(self, kept: Kept) -> None:
+        """Keep the trained weights as the next round's previous model."""
+        kept.vectors[OWN_WEIGHTS] = self._network.flat.detach().clone()
+
+
+def contrastive_loss(
+    z: torch.Tensor, received: torch.Tensor, previous: torch.Tensor, *, temperature: float
+) -> torch.Tensor:
+    """MOON's model-contrastive loss (Eq. 3 of arXiv:2103.16257), a mean over the batch.
+
+    -log(exp(s_r / T) / (exp(s_r / T) + exp(s_p / T))) with cosine similarities s_r of z and
+    ``received`` and s_p of z and ``previous``; written as softplus((s_p - s_r) / T), which
+    does not overflow.
+
+    Args:
+        z, received, previous: representations, (B, D).
+        temperature: T.
+    """
+    near = F.cosine_similarity(z.float(), received.float(), dim=1)
+    far = F.cosine_similarity(z.float(), previous.float(), dim=1)
+    return F.softplus((far - near) / temperature).mean()
+
+
+class _Trunk(nn.Module):
+    """The U-Net up to its middle block: batch -> z, (B, D)."""
+
+    def __init__(self, unet: PrunedUNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        unet = self.unet
+        embedded = unet.time_embedding(unet.time_proj(batch.timesteps).to(batch.noisy.dtype))
+        hidden = unet.conv_in(batch.noisy)
+        for block in unet.down_blocks:
+            hidden, _ = block(hidden_states=hidden, temb=embedded)
+        result: torch.Tensor = middle_block(unet)(hidden, embedded)
+        return result.flatten(1)
+
+
+def middle_block(unet: PrunedUNet) -> nn.Module:
+    """The block between encoder and decoder; diffusers' type allows for none, ours has one."""
+    return cast(nn.Module, unet.mid_block)
+
+
+@contextmanager
+def output_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect what ``module`` puts out."""
+    caught: list[torch.Tensor] = []
+    handle = module.register_forward_hook(lambda module, inputs, output: caught.append(output))
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+class Scaffold(LocalMethod):
+    """SCAFFOLD (arXiv:1910.06378, Alg. 1, option II) with one control variate c_i per client.
+
+    Each step's gradient g becomes g - c_i + c before it is clipped. After the round
+    c_i+ = c_i - c + m, with m the mean of the corrected gradients as the optimiser got them.
+    Under SGD at a constant learning rate lr, without weight decay, the K steps moved the weights
+    by x - y = K * lr * m: this is option II's c_i - c + (x - y) / (K * lr). Under Adam or a
+    changing rate (x - y) / (K * lr) would be no gradient any more; m still is, so the variates
+    keep their meaning (c_i: the client's mean gradient; c: that of all clients). But the
+    correction then passes through Adam's moments, for which the paper proves nothing.
+
+    If the reply is lost on its way, c_i has moved and c has not.
+
+    Args:
+        network: what is trained.
+        own: c_i, (numel,), float32, on the network's device.
+        server: c, (numel,), float32.
+    """
+
+    def __init__(self, network: Network, own: torch.Tensor, server: torch.Tensor) -> None:
+        self._correction = server.to(network.flat.device) - own
+        self._own = own
+        self._sum = torch.zeros_like(own)
+        self._steps = 0
+
+    def correct(self, gradient: torch.Tensor) -> float:
+        """Add c - c_i, which is no loss's gradient."""
+        gradient.add_(self._correction)
+        return 0.0
+
+    def given(self, gradient: torch.Tensor) -> None:
+        """Add up what the optimiser gets."""
+        self._sum.add_(gradient)
+        self._steps += 1
+
+    def finish(self, kept: Kept) -> torch.Tensor:
+        """Keep c_i+; returns c_i+ - c_i."""
+        change = self._sum / self._steps - self._correction - self._own
+        kept.vectors[VARIATE] = self._own + change
+        return change.to("cpu", copy=True)
+
+
+def local_method(
+    config: ObjectiveConfig,
+    training: TrainingConfig,
+    network: Network,
+    kept: Kept,
+    *,
+    variate: torch.Tensor | None,
+    client_id: str,
+) -> LocalMethod:
+    """The method of ``config`` for one round of a client.
+
+    Args:
+        config: the method and its settings.
+        training: the optimiser.
+        network: holds the received weights.
+        kept: what this client keeps between rounds, for this network.
+        variate: SCAFFOLD's server variate c, (numel,), float32.
+        client_id: named in the log.
+
+    Raises:
+        ReplyError: scaffold without the server's variate.
+    """
+    match config.method:
+        case "fedprox":
+            return FedProx(network, config.proximal_mu)
+        case "moon":
+            previous = kept.vectors.get(OWN_WEIGHTS)
+            if previous is None:
+                logger.info(
+                    "client %s has no previous local model yet: MOON's term is off in this round",
+                    client_id,
+                )
+            return Moon(network, previous, mu=config.moon_mu, temperature=config.moon_temperature)
+        case "scaffold":
+            if variate is None:
+                raise ReplyError("carries no control variate")
+            if VARIATE not in kept.vectors and training.optimizer != "sgd":
+                logger.info(
+                    "client %s: SCAFFOLD is derived for sgd; with %s its variates are mean "
+                    "gradients, and correct the gradient before the optimiser's moments",
+                    client_id,
+                    training.optimizer,
+                )
+            return Scaffold(network, kept.vector(VARIATE, network.flat.detach()), variate)
+    return LocalMethod()

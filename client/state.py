@@ -16,12 +16,12 @@ from fedphd.client.trainer import Trainer
 from fedphd.common.messages import read_array
 
 _SCALARS: Final = "fedphd-trainer"
-_TENSORS: Final = "fedphd-moments"
+_TENSORS: Final = "fedphd-kept"
 _JSON: Final = "json"
 
 
 def store(trainer: Trainer, records: RecordDict) -> None:
-    """Put the trainer's counters and moments into ``records``."""
+    """Put the trainer's counters and kept vectors into ``records``."""
     state = trainer.state_dict()
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     scalars = {key: value for key, value in state.items() if key not in tensors}

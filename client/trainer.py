@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from fedphd.client.network import Moments, Network
-from fedphd.client.objectives import Batch, EpsilonObjective, Objective
+from fedphd.client.kept import MOMENTS, OWN_WEIGHTS, Kept
+from fedphd.client.network import Network
+from fedphd.client.objectives import (
+    Batch,
+    EpsilonObjective,
+    LocalMethod,
+    Objective,
+    local_method,
+)
 from fedphd.common.data import to_model_range
-from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.groups import Cut, GroupPenalty
 from fedphd.common.layout import TensorLayout
 from fedphd.common.model import build_scheduler, resolve_device
+from fedphd.common.parts import PARTS, Part, Selection
 from fedphd.common.rng import derive_seed, generator
-from fedphd.common.settings import DiffusionConfig, TrainingConfig
-
-logger = logging.getLogger(__name__)
+from fedphd.common.settings import DiffusionConfig, ObjectiveConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -32,21 +37,29 @@ class TrainResult:
     """One edge round of a client.
 
     Attributes:
-        weights: trained weights, (numel,), float32, on the CPU.
-        loss: mean over the steps of the objective alone, without the sparsity penalty.
+        weights: trained weights of the whole U-Net, (numel,), float32, on the CPU.
+        layout: their names and shapes.
+        loss: mean over the steps of the objective alone, without the method's term and the
+            sparsity penalty.
         sparsity_penalty: mean over the steps of the group penalty before its factor lambda;
             0 where it was off.
+        term: mean over the steps of what the method added to the loss (FedProx, MOON).
+        variate_change: change of SCAFFOLD's control variate of this client, (numel,), float32,
+            on the CPU; None for other methods.
         steps: optimiser steps taken.
         num_examples: images of the client.
         seconds: wall time.
     """
 
     weights: torch.Tensor
+    layout: TensorLayout
     loss: float
     sparsity_penalty: float
+    term: float
     steps: int
     num_examples: int
     seconds: float
+    variate_change: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class EvaluationResult:
 
 
 class Trainer:
-    """One client's trainer; keeps the network and the optimiser's moments between rounds.
+    """One client's trainer; keeps between rounds the network, and what ``client/kept.py`` lists.
 
     Args:
         client_id: stable name of the client; part of every seed.
@@ -72,7 +85,7 @@ class Trainer:
         self.client_id = client_id
         self.device = resolve_device(device)
         self._network: Network | None = None
-        self._moments: Moments | None = None
+        self._kept = Kept(client_id, self.device)
         self._steps = 0
 
     def train(
@@ -90,6 +103,10 @@ class Trainer:
         edge_round: int,
         prune_moments: bool = True,
         objective: Objective | None = None,
+        method: ObjectiveConfig | None = None,
+        variate: torch.Tensor | None = None,
+        parts: tuple[Part, ...] = PARTS,
+        initial: Callable[[], torch.Tensor] | None = None,
     ) -> TrainResult:
         """Train ``weights`` on ``images`` for one edge round.
 
@@ -99,7 +116,8 @@ class Trainer:
 
         Args:
             images: (N, C, H, W), uint8, on the CPU.
-            weights: (numel,), float32, in the order of the U-Net's state dict.
+            weights: (numel,), float32, the received ``parts`` in the order of the U-Net's state
+                dict.
             unet_config: the U-Net, as ``common.model.unet_config`` gives it.
             diffusion: the forward process.
             training: optimiser and amount of work.
@@ -110,20 +128,36 @@ class Trainer:
             edge_round: number of the edge round in the interval.
             prune_moments: cut the optimiser's moments with ``cut``; else they start afresh.
             objective: what is minimised; default EpsilonObjective.
+            method: the federated method and its settings; default FedAvg.
+            variate: SCAFFOLD's server variate c, (numel,), float32.
+            parts: of the U-Net that were received; the rest are this client's own.
+            initial: gives the whole U-Net's weights, (numel,), that own parts start from.
 
         Raises:
             ConfigError: the images do not fit the U-Net.
-            ReplyError: the weights do not fit the U-Net, or its config is malformed.
+            ReplyError: the weights do not fit the U-Net, or its config is malformed; scaffold
+                without ``variate``, or parts are missing without ``initial``.
             FedPhDError: the loss or its gradient is not finite; names client, round and step.
         """
         start_s = time.perf_counter()
-        network = self._load(unet_config, weights)
+        network = self._network_for(unet_config)
         check_images(images, network)
+        self._kept.fit(network.layout, cut, prune_moments=prune_moments)
+        network.load(self._completed(network, weights, parts, initial))
+        local = local_method(
+            method or ObjectiveConfig(),
+            training,
+            network,
+            self._kept,
+            variate=variate,
+            client_id=self.client_id,
+        )
         round_ = _Round(
             network=network,
             scheduler=build_scheduler(diffusion),
-            optimizer=self._optimizer(network, training, cut if prune_moments else None),
+            optimizer=self._optimizer(network, training),
             objective=objective or EpsilonObjective(),
+            method=local,
             training=training,
             # Built before the steps, so that a first sparse round draws what a later one would.
             penalty=network.penalty if sparsity_lambda else None,
@@ -133,29 +167,32 @@ class Trainer:
         )
         dropout_seed = derive_seed("dropout", run_seed, self.client_id, interval, edge_round)
         with seeded(self.device, dropout_seed):
-            losses, penalties = self._run(round_, images)
+            steps = self._run(round_, images)
+        change = local.finish(self._kept)
+        if parts != PARTS:
+            self._kept.vectors[OWN_WEIGHTS] = network.flat.detach().clone()
         if training.optimizer_state == "fresh":
-            self._moments = None
+            self._kept.drop(*MOMENTS)
         return TrainResult(
             weights=network.flat.detach().to("cpu", copy=True),
-            loss=math.fsum(losses) / len(losses),
-            sparsity_penalty=math.fsum(penalties) / len(penalties),
-            steps=len(losses),
+            layout=network.layout,
+            loss=math.fsum(step.loss for step in steps) / len(steps),
+            sparsity_penalty=math.fsum(step.penalty for step in steps) / len(steps),
+            term=math.fsum(step.term for step in steps) / len(steps),
+            steps=len(steps),
             num_examples=len(images),
             seconds=time.perf_counter() - start_s,
+            variate_change=change,
         )
 
-    def _run(self, round_: _Round, images: torch.Tensor) -> tuple[list[float], list[float]]:
-        """All steps of a round; returns the loss and the penalty of each."""
-        losses: list[float] = []
-        penalties: list[float] = []
+    def _run(self, round_: _Round, images: torch.Tensor) -> list[_Step]:
+        """All steps of a round."""
+        steps: list[_Step] = []
         round_.network.unet.train()
         for indices in batches(len(images), round_.training, round_.rng):
-            loss, penalty = round_.step(images[indices], len(losses) + 1, self._steps)
+            steps.append(round_.step(images[indices], len(steps) + 1, self._steps))
             self._steps += 1
-            losses.append(loss)
-            penalties.append(penalty)
-        return losses, penalties
+        return steps
 
     @torch.no_grad()
     def evaluate(
@@ -176,7 +213,8 @@ class Trainer:
         Raises:
             ConfigError, ReplyError: as ``train``.
         """
-        network = self._load(unet_config, weights)
+        network = self._network_for(unet_config)
+        network.load(weights)
         check_images(images, network)
         scheduler, objective = build_scheduler(diffusion), EpsilonObjective()
         rng = generator("evaluate", run_seed, self.client_id)
@@ -192,90 +230,67 @@ class Trainer:
         """What lasts between rounds, for a process that ends after each.
 
         Returns:
-            ``steps``; and where moments are kept ``layout`` (JSON text), ``moment_steps``,
-            ``exp_avg`` and ``exp_avg_sq``, each (numel,), float32, on the CPU.
+            ``steps``, and what ``Kept.state_dict`` gives: JSON scalars, and vectors, (numel,),
+            float32, on the CPU.
         """
-        state: dict[str, torch.Tensor | int | str] = {"steps": self._steps}
-        if self._moments is not None:
-            state["layout"] = self._moments.layout.to_json()
-            state["moment_steps"] = int(self._moments.step)
-            state["exp_avg"] = self._moments.exp_avg.to("cpu", copy=True)
-            state["exp_avg_sq"] = self._moments.exp_avg_sq.to("cpu", copy=True)
-        return state
+        return {"steps": self._steps, **self._kept.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict()``; raises FedPhDError if that is malformed."""
         try:
             steps = int(state["steps"])
-            moments = self._read_moments(state) if "layout" in state else None
+            kept = Kept.from_state(self.client_id, self.device, state)
         except (KeyError, TypeError, ValueError) as error:
             raise FedPhDError(
                 f"the kept training state of client {self.client_id} is malformed ({error}); "
                 "remove it to start afresh"
             ) from error
-        self._steps, self._moments = steps, moments
+        self._steps, self._kept = steps, kept
 
-    def _read_moments(self, state: Mapping[str, Any]) -> Moments:
-        layout = TensorLayout.from_json(state["layout"])
-        flats = []
-        for name in ("exp_avg", "exp_avg_sq"):
-            flat = torch.as_tensor(state[name])
-            if flat.dtype != torch.float32 or flat.shape != (layout.numel,):
-                raise ValueError(
-                    f"{name} is {flat.dtype} of shape {tuple(flat.shape)}; expected "
-                    f"torch.float32 of shape ({layout.numel},)"
-                )
-            flats.append(flat.to(self.device, copy=True))
-        step = torch.tensor(float(state["moment_steps"]), device=self.device)
-        return Moments(layout, step, *flats)
-
-    def _load(self, unet_config: Mapping[str, Any], weights: torch.Tensor) -> Network:
+    def _network_for(self, unet_config: Mapping[str, Any]) -> Network:
         if self._network is None or self._network.unet_config != dict(unet_config):
             self._network = Network(unet_config, self.device)
-        self._network.load(weights)
         return self._network
 
-    def _optimizer(
-        self, network: Network, training: TrainingConfig, cut: Cut | None
-    ) -> torch.optim.Optimizer:
-        if training.optimizer_state == "fresh" or self._moments is None:
-            self._moments = Moments.zeros(network)
-        elif self._moments.layout != network.layout:
-            self._moments = self._fitted(self._moments, network, cut)
+    def _completed(
+        self,
+        network: Network,
+        weights: torch.Tensor,
+        parts: tuple[Part, ...],
+        initial: Callable[[], torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """The received ``weights`` with this client's own parts, (numel,)."""
+        if parts == PARTS:
+            return weights
+        own = self._kept.vectors.get(OWN_WEIGHTS)
+        if own is None:
+            if initial is None:
+                raise ReplyError(
+                    f"only {', '.join(parts)} came, and nothing to start the rest from"
+                )
+            own = initial()
+        return Selection(network.layout, parts).put(own, weights)
+
+    def _optimizer(self, network: Network, training: TrainingConfig) -> torch.optim.Optimizer:
+        rate, decay = training.learning_rate, training.weight_decay
+        if training.optimizer == "sgd":
+            return torch.optim.SGD([network.flat], lr=rate, weight_decay=decay)
+        if training.optimizer_state == "fresh":
+            self._kept.drop(*MOMENTS)
         kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(
-            [network.flat],
-            lr=training.learning_rate,
-            betas=(training.beta1, training.beta2),
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
-        optimizer.state[network.flat] = {
-            "step": self._moments.step,
-            "exp_avg": self._moments.exp_avg,
-            "exp_avg_sq": self._moments.exp_avg_sq,
-        }
+        betas = (training.beta1, training.beta2)
+        optimizer = kind([network.flat], lr=rate, betas=betas, weight_decay=decay, fused=True)
+        moments = {name: self._kept.vector(name, network.flat.detach()) for name in MOMENTS}
+        optimizer.state[network.flat] = {"step": self._kept.moment_steps, **moments}
         return optimizer
 
-    def _fitted(self, moments: Moments, network: Network, cut: Cut | None) -> Moments:
-        """Moments for another architecture: cut where that can be, else new ones."""
-        reason = "no cut to follow"
-        if cut is not None:
-            try:
-                fitted = moments.cut(cut, network.layout)
-            except (FedPhDError, ValueError) as error:
-                reason = str(error)
-            else:
-                logger.info(
-                    "client %s: the network changed from %d to %d weights; optimiser moments cut",
-                    self.client_id, moments.layout.numel, network.layout.numel,
-                )  # fmt: skip
-                return fitted
-        logger.info(
-            "client %s: the network changed from %d to %d weights; optimiser moments reset (%s)",
-            self.client_id, moments.layout.numel, network.layout.numel, reason,
-        )  # fmt: skip
-        return Moments.zeros(network)
+
+class _Step(NamedTuple):
+    """What an optimiser step came to; the penalty is before lambda."""
+
+    loss: float
+    term: float
+    penalty: float
 
 
 @dataclass(frozen=True)
@@ -286,38 +301,40 @@ class _Round:
     scheduler: DDPMScheduler
     optimizer: torch.optim.Optimizer
     objective: Objective
+    method: LocalMethod
     training: TrainingConfig
     penalty: GroupPenalty | None
     sparsity_lambda: float
     rng: torch.Generator
     name: str
 
-    def step(self, images: torch.Tensor, number: int, steps_before: int) -> tuple[float, float]:
+    def step(self, images: torch.Tensor, number: int, steps_before: int) -> _Step:
         """One optimiser step on uint8 images.
 
         Args:
             images: (B, C, H, W), uint8, on the CPU.
             number: of this step in its round, from 1.
             steps_before: steps that this client has taken in all its rounds.
-
-        Returns:
-            The loss, and the penalty before lambda.
         """
         batch = self._draw(images)
         self.network.gradient.zero_()
         with autocast(batch.noisy.device):
-            loss = self.objective.loss(self.network.unet, batch)
-        total, penalty = loss, 0.0
+            loss, term = self.method.losses(self.objective, self.network.unet, batch)
+        total, penalty = loss if term is None else loss + term, 0.0
         if self.penalty is not None:
             group_norms = self.penalty()
-            total, penalty = loss + self.sparsity_lambda * group_norms, group_norms.item()
+            total, penalty = total + self.sparsity_lambda * group_norms, group_norms.item()
         # torch leaves backward() untyped.
         total.backward()  # type: ignore[no-untyped-call]
+        added = self.method.correct(self.network.gradient)
+        if term is not None:
+            added += term.item()
         norm = torch.nn.utils.clip_grad_norm_([self.network.flat], self.training.max_grad_norm)
         self._check_finite(number, loss=loss.item(), gradient=norm.item())
+        self.method.given(self.network.gradient)
         self.optimizer.param_groups[0]["lr"] = warmed_up(self.training, steps_before)
         self.optimizer.step()
-        return loss.item(), penalty
+        return _Step(loss.item(), added, penalty)
 
     def _draw(self, images: torch.Tensor) -> Batch:
         clean = to_model_range(images)

@@ -166,6 +166,26 @@ class Cut:
             for name, kept in zip(self.layout.names, self.kept, strict=True)
         }
 
+    def apply_flat(self, flat: Tensor, expected: TensorLayout) -> Tensor:
+        """Cut a flat vector of this cut's layout: weights, moments, a control variate.
+
+        Args:
+            flat: (layout.numel,), float32.
+            expected: names and shapes that must be left.
+
+        Returns:
+            (expected.numel,), float32.
+
+        Raises:
+            ReplyError: something else is left; names the tensor.
+            FedPhDError: ``flat`` has another size.
+        """
+        kept = self.apply(self.layout.unpack(flat))
+        problem = expected.mismatch(TensorLayout.of(kept))
+        if problem:
+            raise ReplyError(f"the cut does not lead to the new network: {problem}")
+        return expected.pack(kept)
+
     def to_json(self) -> str:
         """As JSON text; equal lists of indices are written once."""
         lists = list(dict.fromkeys(k for kept in self.kept for k in kept if k is not None))

@@ -4,7 +4,7 @@ A message's scalars travel as one JSON text in a ``ConfigRecord``; model weights
 flat float32 array in an ``ArrayRecord``, beside the manifest of names and shapes that says how
 to cut it up. So a message is 5 Flower objects instead of 223 for the digits network, 32 instead of
 471 for CIFAR-10's, each of them several remote calls; and an average is one addition
-(``tests/benchmarks/packing.py``).
+(``tests/benchmarks/packing.py``). SCAFFOLD's control variates are a second such array.
 Nothing that arrives is unpickled or executed; everything is checked here or against a template.
 """
 
@@ -21,9 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.layout import TensorLayout
+from fedphd.common.parts import PARTS, Part
 from fedphd.common.settings import (
     DiffusionConfig,
     FederationConfig,
+    ModelConfig,
+    ObjectiveConfig,
     SelectionPolicy,
     TrainingConfig,
 )
@@ -47,6 +50,7 @@ EVERY_EDGE: Final = "*"
 _RECORD: Final = "fedphd"
 _PAYLOAD: Final = "payload"
 _WEIGHTS: Final = "weights"
+_VARIATE: Final = "variate"
 
 # Matched as bytes: NumPy's own reader evaluates the header, and fails in many ways on a bad one.
 _NPY_HEAD: Final = re.compile(
@@ -115,7 +119,7 @@ class ChooseReply(Payload):
 
 
 class Network(Payload):
-    """The U-Net that a message's flat weights belong to."""
+    """The U-Net that a message's flat weights belong to; ``layout`` lists those that travel."""
 
     unet: dict[str, Any]
     layout: str
@@ -129,7 +133,11 @@ class Network(Payload):
 
 
 class TrainTask(Payload):
-    """Edge to client: train these weights on your data for one edge round."""
+    """Edge to client: train these weights on your data for one edge round.
+
+    ``parts`` of the U-Net come with it, ``send`` are to go back. What does not come starts from
+    what the client has, or from the seeded weights of ``initial``, the U-Net before pruning.
+    """
 
     edge_id: str
     interval: int = Field(ge=1)
@@ -137,6 +145,10 @@ class TrainTask(Payload):
     network: Network
     diffusion: DiffusionConfig
     training: TrainingConfig
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    parts: tuple[Part, ...] = PARTS
+    send: tuple[Part, ...] = PARTS
+    initial: ModelConfig | None = None
     sparsity_lambda: float = Field(ge=0)
     optimizer_moments: Literal["prune", "reset"]
     cut: str | None = None
@@ -153,15 +165,20 @@ class TrainReply(Payload):
     num_examples: int = Field(ge=0)
     loss: float = Field(ge=-MOST_OF_CLIENT, le=MOST_OF_CLIENT)
     sparsity_penalty: float = Field(0.0, ge=0, le=MOST_OF_CLIENT)
+    objective_term: float = Field(0.0, ge=0, le=MOST_OF_CLIENT)
     steps: int = Field(ge=0, le=MOST_OF_CLIENT)
     seconds: float = Field(ge=0)
 
 
 class IntervalTask(Payload):
-    """Cloud to edge: run one interval from these weights; the whole plan is in ``plan``."""
+    """Cloud to edge: run one interval from these weights; the whole plan is in ``plan``.
+
+    ``num_clients`` are known at the cloud: those of all edges.
+    """
 
     interval: int = Field(ge=1)
     sparse: bool
+    num_clients: int = Field(ge=1)
     network: Network
     cut: str | None = None
     plan: FederationConfig
@@ -193,11 +210,12 @@ class Traffic(Payload):
 
 
 class IntervalReply(Payload):
-    """Edge to cloud, with its weights: how the interval went."""
+    """Edge to cloud, with its weights: how the interval went; ``parts`` are those that it sends."""
 
     edge_id: str
     interval: int = Field(ge=1)
     network: Network
+    parts: tuple[Part, ...] = PARTS
     samples_per_round: float = Field(ge=0)
     client_rounds: int = Field(ge=0)
     label_distribution: tuple[float, ...]
@@ -225,11 +243,22 @@ class Ack(Payload):
 PayloadT = TypeVar("PayloadT", bound=Payload)
 
 
-def to_records(payload: Payload, weights: torch.Tensor | None = None) -> RecordDict:
-    """Convert to Flower records; ``weights``: (numel,), float32, contiguous, on the CPU."""
+def to_records(
+    payload: Payload, weights: torch.Tensor | None = None, variate: torch.Tensor | None = None
+) -> RecordDict:
+    """Convert to Flower records.
+
+    Args:
+        payload: the message's scalars.
+        weights: (numel,), float32, contiguous, on the CPU.
+        variate: a control variate of these weights, or its change; of the same kind.
+    """
     records = RecordDict({_RECORD: ConfigRecord({_PAYLOAD: payload.model_dump_json()})})
     if weights is not None:
-        records[_WEIGHTS] = weights_record(weights)
+        arrays = weights_record(weights)
+        if variate is not None:
+            arrays[_VARIATE] = Array(variate.numpy())
+        records[_WEIGHTS] = arrays
     return records
 
 
@@ -265,19 +294,28 @@ def read_weights(message: Message) -> torch.Tensor:
     Raises:
         ReplyError: no such array, or another dtype, number of dimensions or length.
     """
+    return _read_named(message, _WEIGHTS, "weights", "are")
+
+
+def read_variate(message: Message) -> torch.Tensor:
+    """The control variate, or its change, beside the weights of a message; as ``read_weights``."""
+    return _read_named(message, _VARIATE, "control variate", "is")
+
+
+def _read_named(message: Message, name: str, meaning: str, verb: str) -> torch.Tensor:
     try:
-        array = message.content.array_records[_WEIGHTS][_WEIGHTS]
+        array = message.content.array_records[_WEIGHTS][name]
     except KeyError as error:
-        raise ReplyError("carries no weights") from error
-    return read_array(array)
+        raise ReplyError(f"carries no {meaning}") from error
+    return read_array(array, f"{meaning} {verb}")
 
 
-def read_array(array: Array) -> torch.Tensor:
+def read_array(array: Array, what_is: str = "weights are") -> torch.Tensor:
     """View a serialised float32 vector in place (Flower stores NumPy's ``.npy`` format)."""
     head = _NPY_HEAD.match(array.data)
     if head is None:
         got = array.data[:_NPY_SHOWN_BYTES]
-        raise ReplyError(f"weights are no flat float32 array in NumPy's format; got {got!r}")
+        raise ReplyError(f"{what_is} no flat float32 array in NumPy's format; got {got!r}")
     numel, offset = int(head["numel"]), head.end()
     if len(array.data) - offset != 4 * numel:
         got_bytes = len(array.data) - offset
@@ -311,12 +349,28 @@ def check_reply_weights(
         ReplyError: names the first tensor that differs or is not finite.
     """
     problem = expected.mismatch(network.tensor_layout())
-    if problem is None and weights.numel() != expected.numel:
-        problem = f"weights have {weights.numel()} values; expected {expected.numel}"
-    problem = problem or expected.first_non_finite(weights)
+    problem = problem or _bad_values(weights, expected, "weights have")
     if problem:
         raise ReplyError(problem)
     return weights
+
+
+def check_variate(variate: torch.Tensor, expected: TensorLayout) -> torch.Tensor:
+    """Check a control variate, (numel,), float32, for weights of layout ``expected``.
+
+    Raises:
+        ReplyError: another number of values, or one that is not finite; names its tensor.
+    """
+    problem = _bad_values(variate, expected, "it has")
+    if problem:
+        raise ReplyError(f"control variate: {problem}")
+    return variate
+
+
+def _bad_values(flat: torch.Tensor, expected: TensorLayout, have: str) -> str | None:
+    if flat.numel() != expected.numel:
+        return f"{have} {flat.numel()} values; expected {expected.numel}"
+    return expected.first_non_finite(flat)
 
 
 def check_version(reply: HelloReply) -> None:

@@ -126,13 +126,15 @@ class DiffusionConfig(Section):
 class TrainingConfig(Section):
     """Local training of a client in one edge round."""
 
-    optimizer: Literal["adam", "adamw"] = Field("adam", description="optimiser")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="optimiser; sgd is plain, without momentum"
+    )
     learning_rate: float = Field(
         1e-3, gt=0, le=1, description="learning rate, the optimiser's step size"
     )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for adam")
-    beta1: float = Field(0.9, ge=0, lt=1, description="first moment's decay")
-    beta2: float = Field(0.999, ge=0, lt=1, description="second moment's decay")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for adam and sgd")
+    beta1: float = Field(0.9, ge=0, lt=1, description="first moment's decay (adam, adamw)")
+    beta2: float = Field(0.999, ge=0, lt=1, description="second moment's decay (adam, adamw)")
     batch_size: int = Field(32, ge=1, description="images per step")
     local_unit: Literal["epochs", "steps"] = Field(
         "epochs", description="unit of local_amount: passes over the data, or optimiser steps"
@@ -145,6 +147,39 @@ class TrainingConfig(Section):
     horizontal_flip: bool = Field(False, description="mirror half of the images at random")
     optimizer_state: Literal["keep", "fresh"] = Field(
         "keep", description="keep each client's moments across rounds, or start afresh"
+    )
+
+
+class ObjectiveConfig(Section):
+    """What a federated method adds to a client's loss or gradient."""
+
+    method: Literal["fedavg", "fedprox", "moon", "scaffold"] = Field(
+        "fedavg",
+        description="fedavg: nothing; fedprox: stay near the received weights; moon: contrast "
+        "with the previous local model; scaffold: control variates, which double the traffic "
+        "(its update is derived for sgd; with adam they correct the gradient before the moments)",
+    )
+    proximal_mu: float = Field(
+        0.01, ge=0, description="mu of fedprox: half of it times the squared distance, in the loss"
+    )
+    moon_mu: float = Field(1.0, ge=0, description="mu of moon: weight of the contrast in the loss")
+    moon_temperature: float = Field(
+        0.5, gt=0, description="temperature of moon: divides the cosine similarities"
+    )
+
+
+class ExchangeConfig(Section):
+    """Which parts of the U-Net travel (FedDiffuse, arXiv:2406.12575)."""
+
+    # The cloud's own copy of parts that never travel stays at the run's seeded initial weights:
+    # its samples show the shared parts on an untrained rest, so their distance says little about
+    # the clients' complete networks.
+    parts: Literal["full", "usplit", "ulatdec", "udec"] = Field(
+        "full",
+        description="full: all parts; usplit: all go down, a client sends back the encoder or "
+        "the rest, in turn; ulatdec: bottleneck and decoder travel; udec: the decoder travels. "
+        "What never travels each client trains for itself, and stays initial at the cloud, whose "
+        "samples then come from a partly untrained network",
     )
 
 
@@ -279,6 +314,8 @@ class FederationConfig(Section):
     model: ModelConfig = Field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    exchange: ExchangeConfig = Field(default_factory=ExchangeConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
@@ -304,6 +341,18 @@ class FederationConfig(Section):
             raise ValueError(
                 f"target = {list(self.target)} must be shares >= 0 that sum to 1; "
                 f"they sum to {sum(self.target):g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> FederationConfig:
+        method, parts = self.objective.method, self.exchange.parts
+        allowed = {"scaffold": ["full"], "fedprox": ["full", "usplit"], "moon": ["full", "usplit"]}
+        if parts not in allowed.get(method, [parts]):
+            raise ValueError(
+                f"objective.method = {method!r} cannot go with exchange.parts = {parts!r}: it "
+                "compares with weights that would not travel; use exchange.parts = "
+                f"{' or '.join(map(repr, allowed[method]))}, or objective.method = 'fedavg'"
             )
         return self
 

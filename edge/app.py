@@ -24,6 +24,7 @@ from fedphd.common.messages import (
     HelloReply,
     IntervalTask,
     read_payload,
+    read_variate,
     read_weights,
     to_records,
 )
@@ -99,16 +100,18 @@ class EdgeService:
             retry_s=waits.retry_s,
             max_samples=task.plan.schedule.max_client_samples,
         )
-        reply, weights = run_interval(
+        corrects = task.plan.objective.method == "scaffold"
+        reply, weights, change = run_interval(
             task,
             read_weights(message),
+            read_variate(message) if corrects else None,
             edge_id=self.edge_id,
             grid=self.grid,
             roster=self.roster,
             on_round=lambda strategy, stats: self._on_round(task, strategy, stats),
             shared_questions=self.shared_questions,
         )
-        return Message(to_records(reply, weights.contiguous()), reply_to=message)
+        return Message(to_records(reply, weights.contiguous(), change), reply_to=message)
 
     def _finish(self, message: Message) -> Message:
         finish = read_payload(message, Finish)
@@ -139,6 +142,7 @@ class EdgeService:
             rounds=schedule.total_edge_rounds,
             loss=stats.loss,
             sparsity_penalty=stats.penalty_sum / stats.num_samples if stats.num_samples else 0.0,
+            objective_term=stats.term_sum / stats.num_samples if stats.num_samples else 0.0,
             clients=stats.clients,
             num_samples=stats.num_samples,
             label_distribution=[round(float(s), 4) for s in strategy.holdings.label_distribution],

@@ -11,29 +11,35 @@ from fedphd.common.grid import StreamingGrid
 from fedphd.common.messages import (
     IntervalReply,
     IntervalTask,
+    Network,
     check_reply_weights,
+    check_variate,
     read_array,
     weights_record,
 )
+from fedphd.common.parts import Selection, joined
 from fedphd.common.roster import Roster
+from fedphd.edge.averaging import ServerVariate
 from fedphd.edge.strategy import EdgeAverage, RoundStats
 
 
 def run_interval(
     task: IntervalTask,
     weights: torch.Tensor,
+    variate: torch.Tensor | None = None,
     *,
     edge_id: str,
     grid: StreamingGrid,
     roster: Roster,
     on_round: Callable[[EdgeAverage, RoundStats], None],
     shared_questions: bool = False,
-) -> tuple[IntervalReply, torch.Tensor]:
+) -> tuple[IntervalReply, torch.Tensor, torch.Tensor | None]:
     """Run ``edge_rounds`` edge rounds from ``weights``.
 
     Args:
         task: the cloud's order.
-        weights: (numel,), float32, the cloud's model.
+        weights: (numel,), float32, the cloud's model, or the parts of it that travel.
+        variate: SCAFFOLD's server variate, of the same kind; None for other methods.
         edge_id: this edge.
         grid: reaches the clients.
         roster: the clients that this edge sees.
@@ -41,14 +47,18 @@ def run_interval(
         shared_questions: what a client is asked waits until all edges have asked it.
 
     Returns:
-        The reply to the cloud, and the weights (numel,): the cloud's own where no client
-        trained here.
+        The reply to the cloud; the weights of its ``parts``, (numel,): the cloud's own where no
+        client trained here; and by how much the variate changed.
 
     Raises:
         ReplyError: the cloud's weights do not fit its own description of the network.
     """
     started_s = time.monotonic()
-    check_reply_weights(weights, task.network, task.network.tensor_layout())
+    layout = task.network.tensor_layout()
+    check_reply_weights(weights, task.network, layout)
+    server = None
+    if variate is not None:
+        server = ServerVariate(check_variate(variate, layout), task.num_clients)
     traffic_before = grid.traffic
     grid.configure(in_order=task.plan.reproducible, upload_stall_s=task.plan.waits.upload_stall_s)
     strategy = EdgeAverage(
@@ -57,6 +67,7 @@ def run_interval(
         roster,
         on_round=lambda stats: on_round(strategy, stats),
         shared_questions=shared_questions,
+        variate=server,
     )
     result = strategy.start(
         grid,
@@ -67,12 +78,16 @@ def run_interval(
     trained = len(result.arrays) > 0
     if trained:
         weights = read_array(next(iter(result.arrays.values())))
+    # Groups of parts that nobody sent are the cloud's own still: they need not go back.
+    came = strategy.averaged or range(len(strategy.groups))
+    sent = Selection(layout, joined(strategy.groups[number] for number in came))
     rounds = strategy.rounds
     samples = sum(stats.num_samples for stats in rounds)
     reply = IntervalReply(
         edge_id=edge_id,
         interval=task.interval,
-        network=task.network,
+        network=Network(unet=task.network.unet, layout=sent.chosen.to_json()),
+        parts=sent.parts,
         samples_per_round=samples / len(rounds),
         client_rounds=sum(len(stats.clients) for stats in rounds),
         label_distribution=tuple(float(share) for share in strategy.holdings.label_distribution),
@@ -83,4 +98,4 @@ def run_interval(
         clients=tuple(sorted({name for stats in rounds for name in stats.clients})),
         failures=tuple(text for stats in rounds for text in stats.failures),
     )
-    return reply, weights
+    return reply, sent.take(weights), server.change if server else None

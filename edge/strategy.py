@@ -26,14 +26,18 @@ from fedphd.common.messages import (
     TrainReply,
     TrainTask,
     check_reply_weights,
+    check_variate,
     read_array,
     read_payload,
+    read_variate,
     read_weights,
     to_records,
     weights_record,
 )
+from fedphd.common.parts import PARTS, joined, part_groups
 from fedphd.common.rng import sample_participants
 from fedphd.common.roster import Peer, Roster
+from fedphd.edge.averaging import PartAverage, ServerVariate
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class RoundStats:
     num_samples: int = 0
     loss_sum: float = 0.0
     penalty_sum: float = 0.0
+    term_sum: float = 0.0
     steps_sum: int = 0
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -90,25 +95,6 @@ class Holdings:
         return EdgeOffer(edge_id=edge_id, label_distribution=shares, num_samples=self.num_samples)
 
 
-class WeightedSum:
-    """A running weighted mean of flat weights, in the memory of one model."""
-
-    def __init__(self) -> None:
-        self._sum: torch.Tensor | None = None
-        self._weight = 0.0
-
-    def add(self, weights: torch.Tensor, weight: float) -> None:
-        """Add ``weights``, shape (numel,), float32, ``weight`` times."""
-        if self._sum is None:
-            self._sum = torch.zeros_like(weights)
-        self._sum.add_(weights, alpha=weight)
-        self._weight += weight
-
-    def mean(self) -> torch.Tensor | None:
-        """The weighted mean, shape (numel,); None if nothing was added."""
-        return None if self._sum is None else self._sum.div_(self._weight)
-
-
 class EdgeAverage(Strategy):
     """Edge rounds of one interval (Alg. 1 of arXiv:2507.06449, the edge's part).
 
@@ -123,6 +109,11 @@ class EdgeAverage(Strategy):
         roster: the clients that this edge sees.
         on_round: told the statistics of each finished round.
         shared_questions: what a client is asked waits until all edges have asked it.
+        variate: SCAFFOLD's server variate, where that is the method.
+
+    Attributes:
+        groups: of parts of the U-Net that clients send back together.
+        averaged: the numbers of the groups that somebody sent in this interval.
     """
 
     def __init__(
@@ -133,6 +124,7 @@ class EdgeAverage(Strategy):
         *,
         on_round: Callable[[RoundStats], None],
         shared_questions: bool = False,
+        variate: ServerVariate | None = None,
     ) -> None:
         self.holdings = Holdings(task.plan.target_distribution)
         self.rounds: list[RoundStats] = []
@@ -143,7 +135,12 @@ class EdgeAverage(Strategy):
         self._on_round = on_round
         self._shared_questions = shared_questions
         self._others_silent = False
+        self._variate = variate
+        self.groups = part_groups(task.plan.exchange.parts)
+        self.averaged: set[int] = set()
+        self._weights = torch.empty(0)
         self._training: dict[int, tuple[Peer, tuple[int, ...]]] = {}
+        self._group_of: dict[int, int] = {}
         self._held_before = self.holdings.copy()
         self._started_s = 0.0
 
@@ -169,9 +166,26 @@ class EdgeAverage(Strategy):
         for start in range(0, len(sampled), schedule.query_batch):
             batch = [peers[name] for name in sampled[start : start + schedule.query_batch]]
             self._ask(batch, stats, grid)
-        weights = read_array(next(iter(arrays.values())))
-        records = to_records(self._train_task(server_round), weights)
-        return [Message(records, node_id, TRAIN) for node_id in self._training]
+        self._weights = read_array(next(iter(arrays.values())))
+        self._group_of = self._assigned(sampled, server_round)
+        variate = self._variate.current if self._variate else None
+        records = [
+            to_records(self._train_task(server_round, group), self._weights, variate)
+            for group in range(len(self.groups))
+        ]
+        return [Message(records[self._group_of[n]], n, TRAIN) for n in self._training]
+
+    def _assigned(self, sampled: list[str], edge_round: int) -> dict[int, int]:
+        """Which group of parts each client sends back, by node id.
+
+        In turn over those that train here, in the round's seeded order, starting elsewhere in
+        each round: so all groups are sent, and a client alone sends them one after the other.
+        """
+        node_of = {peer.name: node_id for node_id, (peer, _) in self._training.items()}
+        schedule = self._task.plan.schedule
+        first = (self._task.interval - 1) * schedule.edge_rounds + edge_round
+        here = [node_of[name] for name in sampled if name in node_of]
+        return {n: (first + place) % len(self.groups) for place, n in enumerate(here)}
 
     def _ask(self, batch: list[Peer], stats: RoundStats, grid: Grid) -> None:
         """Ask a batch which edge they choose; those that choose this one count at once."""
@@ -239,8 +253,9 @@ class EdgeAverage(Strategy):
         in_step = self._task.plan.reproducible or self._shared_questions
         return waits.query_s + (waits.round_s if in_step else 0.0)
 
-    def _train_task(self, edge_round: int) -> TrainTask:
+    def _train_task(self, edge_round: int, group: int) -> TrainTask:
         task, plan = self._task, self._task.plan
+        parts = joined(self.groups)
         return TrainTask(
             edge_id=self._edge_id,
             interval=task.interval,
@@ -248,6 +263,10 @@ class EdgeAverage(Strategy):
             network=task.network,
             diffusion=plan.diffusion,
             training=plan.training,
+            objective=plan.objective,
+            parts=parts,
+            send=self.groups[group],
+            initial=None if parts == PARTS else plan.model,
             sparsity_lambda=plan.pruning.sparsity_lambda if task.sparse else 0.0,
             optimizer_moments=plan.pruning.optimizer_moments,
             cut=task.cut,
@@ -257,22 +276,31 @@ class EdgeAverage(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the clients by their registered numbers of samples, one reply at a time."""
+        """Average the clients by their registered numbers of samples, one reply at a time.
+
+        Each group of parts is averaged over those that sent it; one that nobody sent stays.
+        """
         stats = self.rounds[-1]
-        mean = WeightedSum()
+        mean = PartAverage(self._layout, self.groups)
         trained: dict[str, tuple[int, ...]] = {}
         for reply in replies:
             peer, counts = self._training[reply.metadata.src_node_id]
             try:
-                answer, weights = self._check(peer, server_round, reply)
+                group = self._group_of[reply.metadata.src_node_id]
+                expected = mean.selections[group].chosen
+                answer, weights = self._check(peer, server_round, reply, expected)
+                change = check_variate(read_variate(reply), expected) if self._variate else None
             except ReplyError as error:
                 self._fail(peer, stats, str(error))
                 continue
-            mean.add(weights, float(peer.num_samples))
+            mean.add(group, weights, float(peer.num_samples))
+            if self._variate and change is not None:
+                self._variate.add(change)
             trained[peer.name] = counts
             stats.num_samples += peer.num_samples
             stats.loss_sum += answer.loss * peer.num_samples
             stats.penalty_sum += answer.sparsity_penalty * peer.num_samples
+            stats.term_sum += answer.objective_term * peer.num_samples
             stats.steps_sum += answer.steps
         stats.clients = sorted(trained)
         # Those that chose this edge but did not deliver must not weigh in later offers.
@@ -281,13 +309,14 @@ class EdgeAverage(Strategy):
             self.holdings.add(trained[name])
         stats.seconds = time.monotonic() - self._started_s
         self._on_round(stats)
-        average = mean.mean()
-        if average is None:
+        average, came = mean.applied_to(self._weights)
+        self.averaged |= came
+        if not came:
             return None, None
         return weights_record(average), MetricRecord({"loss": stats.loss})
 
     def _check(
-        self, peer: Peer, edge_round: int, reply: Message
+        self, peer: Peer, edge_round: int, reply: Message, expected: TensorLayout
     ) -> tuple[TrainReply, torch.Tensor]:
         answer = read_payload(reply, TrainReply)
         if (answer.interval, answer.edge_round) != (self._task.interval, edge_round):
@@ -299,7 +328,7 @@ class EdgeAverage(Strategy):
             raise ReplyError(
                 f"claims {answer.num_examples} examples, but registered with {peer.num_samples}"
             )
-        return answer, check_reply_weights(read_weights(reply), answer.network, self._layout)
+        return answer, check_reply_weights(read_weights(reply), answer.network, expected)
 
     def _fail(self, peer: Peer, stats: RoundStats, reason: str) -> None:
         stats.failures.append(f"{peer.name}: {reason}")

@@ -23,12 +23,15 @@ from fedphd.common.messages import (
     Network,
     Traffic,
     check_reply_weights,
+    check_variate,
     read_payload,
+    read_variate,
     read_weights,
     to_records,
     weights_record,
 )
 from fedphd.common.model import PrunedUNet, unet_config
+from fedphd.common.parts import Part, Selection, joined, part_groups
 from fedphd.common.roster import Roster
 from fedphd.common.settings import FederationConfig
 from fedphd.server.ema import Ema
@@ -56,6 +59,15 @@ class IntervalStats:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """An edge's reply: the weights of its parts, and SCAFFOLD's change of the variate."""
+
+    answer: IntervalReply
+    weights: torch.Tensor
+    change: torch.Tensor | None = None
+
+
 class FedPhD(Strategy):
     """FedPhD at the cloud (Alg. 1 of arXiv:2507.06449).
 
@@ -63,6 +75,9 @@ class FedPhD(Strategy):
     model comes back; edges are weighted by ``aggregation_weights``. After the sparse phase (or
     before the first interval, "one_shot") the U-Net is pruned, and from then on the smaller one
     travels. The EMA follows by the number of optimiser steps, so it costs no traffic.
+
+    Parts of the U-Net that are not exchanged (``ExchangeConfig``) keep their initial values here.
+    Under SCAFFOLD the server variate travels beside the weights, and the edges' changes add up.
 
     Args:
         config: the training run.
@@ -85,7 +100,12 @@ class FedPhD(Strategy):
     ) -> None:
         self.config = config
         self.unet = unet
+        self._groups = part_groups(config.exchange.parts)
         self.cut: Cut | None = None
+        # SCAFFOLD's server variate c, (numel,), float32; it follows the layout of the weights.
+        self.variate = None
+        if config.objective.method == "scaffold":
+            self.variate = torch.zeros_like(self.weights())
         self.history: list[IntervalStats] = []
         self.ema = Ema(unet.state_dict(), decay=config.ema.decay)
         self._roster = roster
@@ -111,9 +131,14 @@ class FedPhD(Strategy):
         pruning, edge_rounds = self.config.pruning, self.config.schedule.edge_rounds
         return pruning.mode == "scheduled" and interval * edge_rounds <= pruning.sparse_rounds
 
+    @property
+    def travelling(self) -> Selection:
+        """The parts of the current U-Net that are exchanged."""
+        return Selection(self.layout, joined(self._groups))
+
     def network(self) -> Network:
-        """The current U-Net as it is described in messages."""
-        return Network(unet=unet_config(self.unet), layout=self.layout.to_json())
+        """The current U-Net as it is described in messages, with what travels of it."""
+        return Network(unet=unet_config(self.unet), layout=self.travelling.chosen.to_json())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -124,11 +149,12 @@ class FedPhD(Strategy):
         task = IntervalTask(
             interval=server_round,
             sparse=self.sparse(server_round),
+            num_clients=max(1, len(self._known_clients())),
             network=self.network(),
             cut=self.cut.to_json() if self.cut else None,
             plan=self.config,
         )
-        records = to_records(task, self.weights())
+        records = to_records(task, self.travelling.take(self.weights()), self.variate)
         self._asked = {peer.node_id: name for name, peer in self._roster.peers.items()}
         return [Message(records, node_id, TRAIN) for node_id in self._asked]
 
@@ -137,23 +163,23 @@ class FedPhD(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the edges, move the EMA, and prune when the sparse phase ends."""
         stats = IntervalStats(server_round)
-        trained: list[tuple[IntervalReply, torch.Tensor]] = []
+        trained: list[_Trained] = []
         for reply in replies:
             name = self._asked[reply.metadata.src_node_id]
             try:
-                answer, weights = self._check(name, server_round, reply)
+                result = self._check(name, server_round, reply)
             except ReplyError as error:
                 stats.failures.append(f"{name}: {error}")
                 self._roster.rest(name, str(error))
                 continue
-            stats.failures += answer.failures
-            stats.client_edge += answer.traffic
+            stats.failures += result.answer.failures
+            stats.client_edge += result.answer.traffic
             # An edge without clients kept the model it was given: it has nothing to add.
-            if answer.client_rounds:
-                trained.append((answer, weights))
+            if result.answer.client_rounds:
+                trained.append(result)
             else:
                 stats.edge_weights[name] = 0.0
-        trained.sort(key=lambda pair: pair[0].edge_id)
+        trained.sort(key=lambda result: result.answer.edge_id)
         if trained:
             self._average(trained, stats)
         stats.seconds = time.monotonic() - self._started_s
@@ -165,9 +191,7 @@ class FedPhD(Strategy):
             return None, None
         return weights_record(self.weights()), MetricRecord({"loss": stats.loss})
 
-    def _check(
-        self, name: str, interval: int, reply: Message
-    ) -> tuple[IntervalReply, torch.Tensor]:
+    def _check(self, name: str, interval: int, reply: Message) -> _Trained:
         answer = read_payload(reply, IntervalReply)
         if answer.edge_id != name or answer.interval != interval:
             raise ReplyError(
@@ -181,7 +205,22 @@ class FedPhD(Strategy):
                 f"label distribution {list(shares)} is none over {self.config.num_classes} classes"
             )
         self._check_counts(answer)
-        return answer, check_reply_weights(read_weights(reply), answer.network, self.layout)
+        expected = self._expected(answer.parts)
+        weights = check_reply_weights(read_weights(reply), answer.network, expected.chosen)
+        if self.variate is None:
+            return _Trained(answer, weights)
+        return _Trained(answer, weights, check_variate(read_variate(reply), self.layout))
+
+    def _expected(self, parts: tuple[Part, ...]) -> Selection:
+        """What an edge that sends ``parts`` must send; raises ReplyError if they do not go."""
+        came = joined(group for group in self._groups if set(group) <= set(parts))
+        if not parts or came != parts:
+            raise ReplyError(
+                f"sends the parts {list(parts)}; expected whole groups of "
+                f"{[list(group) for group in self._groups]} (exchange.parts = "
+                f"{self.config.exchange.parts!r})"
+            )
+        return Selection(self.layout, parts)
 
     def _check_counts(self, answer: IntervalReply) -> None:
         schedule, names = self.config.schedule, len(set(answer.clients))
@@ -196,10 +235,8 @@ class FedPhD(Strategy):
         if answer.client_rounds and not answer.samples_per_round:
             raise ReplyError(f"claims {answer.client_rounds} client rounds without a sample")
 
-    def _average(
-        self, trained: list[tuple[IntervalReply, torch.Tensor]], stats: IntervalStats
-    ) -> None:
-        answers = [answer for answer, _ in trained]
+    def _average(self, trained: list[_Trained], stats: IntervalStats) -> None:
+        answers = [result.answer for result in trained]
         target = self.config.target_distribution
         scores = [homogeneity_score(answer.label_distribution, target) for answer in answers]
         sizes = [answer.samples_per_round for answer in answers]
@@ -209,9 +246,7 @@ class FedPhD(Strategy):
         shares = aggregation_weights(
             sizes, scores, a=aggregation.factor * mean_samples, b=aggregation.offset * mean_samples
         )
-        average = torch.zeros_like(trained[0][1])
-        for share, score, (answer, weights) in zip(shares, scores, trained, strict=True):
-            average.add_(weights, alpha=float(share))
+        for share, score, answer in zip(shares, scores, answers, strict=True):
             stats.edge_weights[answer.edge_id] = float(share)
             stats.edge_homogeneity[answer.edge_id] = float(score)
             stats.mean_steps += float(share) * answer.mean_steps
@@ -220,13 +255,42 @@ class FedPhD(Strategy):
         stats.loss = sum(a.loss * n for a, n in zip(answers, sizes, strict=True)) / sum(sizes)
         stats.clients = sorted({name for answer in answers for name in answer.clients})
         stats.edge_weights = dict(sorted(stats.edge_weights.items()))
+        average = self._averaged(trained, [float(share) for share in shares])
         self.unet.load_state_dict(self.layout.unpack(average))
+        for result in trained:
+            if self.variate is not None and result.change is not None:
+                self.variate.add_(result.change)
         self.ema.update(self.unet.state_dict(), mean_steps=stats.mean_steps)
 
-    def _mean_samples_per_client(self) -> float:
+    def _averaged(self, trained: list[_Trained], shares: list[float]) -> torch.Tensor:
+        """The current weights with each group of parts averaged over the edges that sent it."""
+        weights = self.weights()
+        for group in self._groups:
+            senders = [
+                (share, Selection(self._expected(result.answer.parts).chosen, group), result)
+                for share, result in zip(shares, trained, strict=True)
+                if set(group) <= set(result.answer.parts)
+            ]
+            # Shares of all edges sum to 1 already.
+            total = sum(share for share, _, _ in senders) if len(senders) < len(trained) else 1.0
+            if not total:
+                continue
+            place = Selection(self.layout, group)
+            average = torch.zeros(place.chosen.numel)
+            for share, selection, result in senders:
+                average.add_(selection.take(result.weights), alpha=share / total)
+            weights = place.put(weights, average)
+        return weights
+
+    def _known_clients(self) -> dict[str, int]:
+        """Images of each client that an edge sees."""
         known: dict[str, int] = {}
         for peer in self._roster.everyone.values():
             known.update(peer.clients)
+        return known
+
+    def _mean_samples_per_client(self) -> float:
+        known = self._known_clients()
         return sum(known.values()) / len(known) if known else 0.0
 
     def _prunes_after(self, interval: int) -> bool:
@@ -237,6 +301,8 @@ class FedPhD(Strategy):
         pruned = prune_unet(self.unet, ratio=self.config.pruning.ratio)
         self.unet, self.cut = pruned.unet, pruned.cut
         self.ema.cut(pruned.cut)
+        if self.variate is not None:
+            self.variate = pruned.cut.apply_flat(self.variate, self.layout)
         self._on_pruned(interval, pruned.report)
 
     def configure_evaluate(

@@ -115,7 +115,7 @@ def test_run_folder_is_complete(learned: Federation) -> None:
     assert summary["frechet_distance"] == evaluations[-1]["frechet_distance"] > 0
     assert [e["interval"] for e in learned.events("evaluated")] == [0, 2, 4]
     joined = [e["peer"] for e in learned.events("peer") if e["change"] == "joined"]
-    assert joined == ["edge-0", "edge-1"]
+    assert sorted(joined) == ["edge-0", "edge-1"], "whoever answers first joins first"
     for name in ("samples.png", "grids/interval-0000.png", "grids/interval-0004.png"):
         assert (learned.run_dir / name).stat().st_size > 0
 

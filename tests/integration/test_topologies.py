@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
-from support.federation import FIRST_CLIENT, TINY, one_at_a_time
+from support.federation import FIRST_CLIENT, TINY
 from support.memory import Handler, MemoryGrid
 
 from fedphd.client.app import ClientRuntime, build_app
@@ -18,8 +21,17 @@ from fedphd.common.config import ClientConfig, CloudConfig, load_config
 from fedphd.common.data import LabelledImages
 from fedphd.common.events import EventLog
 from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import CHOOSE, TRAIN, Choose, read_payload
+from fedphd.common.messages import (
+    CHOOSE,
+    TRAIN,
+    Choose,
+    TrainTask,
+    read_array,
+    read_payload,
+    read_variate,
+)
 from fedphd.common.model import build_unet, unet_config
+from fedphd.common.parts import Selection
 from fedphd.common.rng import sample_participants
 from fedphd.server.app import main
 from fedphd.server.checkpoint import load_checkpoint
@@ -42,17 +54,31 @@ def runtime(number: int) -> ClientRuntime:
     return ClientRuntime(ClientConfig.model_validate(values))
 
 
-def node(number: int, state_in_context: bool) -> Handler:
-    """A client as a function from message to answer, with a context of its own."""
+def node(number: int, context: Context | None, turn: threading.Lock) -> Handler:
+    """A client as a function from message to answer; keeps its state in ``context``, if any.
+
+    Clients take turns: they draw from torch's global generator, which in a run is each its own.
+    """
     made = runtime(number)
-    app = build_app(lambda context: made, state_in_context=state_in_context)
-    context = Context(1, number, {}, RecordDict(), {})
-    return one_at_a_time(lambda message: app(message, context))
+    app = build_app(lambda context: made, state_in_context=context is not None)
+    context = context or Context(1, number, {}, RecordDict(), {})
+
+    def answer(message: Message) -> Message:
+        with turn:
+            return app(message, context)
+
+    return answer
 
 
-def clients(*, state_in_context: bool = False) -> MemoryGrid:
+def new_contexts() -> list[Context]:
+    """What Flower keeps for each client between its messages."""
+    return [Context(1, number, {}, RecordDict(), {}) for number in range(NUM_CLIENTS)]
+
+
+def clients(contexts: Sequence[Context | None] = (None,) * NUM_CLIENTS) -> MemoryGrid:
     """Clients that all virtual edges share."""
-    nodes = {FIRST_CLIENT + n: node(n, state_in_context) for n in range(NUM_CLIENTS)}
+    turn = threading.Lock()
+    nodes = {FIRST_CLIENT + n: node(n, context, turn) for n, context in enumerate(contexts)}
     return MemoryGrid(nodes, threaded=True)
 
 
@@ -129,7 +155,7 @@ def test_client_state_survives_between_messages(tmp_path: Path) -> None:
         "pruning.sparse_rounds": 1,
     }
     run(clients(), tmp_path / "process", overrides)
-    run(clients(state_in_context=True), tmp_path / "context", overrides)
+    run(clients(new_contexts()), tmp_path / "context", overrides)
     assert torch.equal(final_weights(tmp_path / "process"), final_weights(tmp_path / "context"))
 
 
@@ -149,3 +175,95 @@ def test_flat_topology_counts_the_clients_on_the_clouds_links(tmp_path: Path) ->
     assert moved["client_edge"] == 0
     # Weights both ways per client and round; greetings, questions and manifests on top.
     assert 1.0 < moved["edge_cloud"] / moved["flat_fedavg_client_cloud"] < 1.3
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+TOPOLOGIES: dict[str, dict[str, Any]] = {
+    "flat": {"topology": "flat"},
+    "hierarchical": {"schedule.num_edges": 2, "schedule.edge_rounds": 2},
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "fedprox": {"objective.method": "fedprox", "objective.proximal_mu": 0.1},
+    "moon": {"objective.method": "moon"},
+    "scaffold": {"objective.method": "scaffold"},
+    "usplit": {"exchange.parts": "usplit"},
+    "ulatdec": {"exchange.parts": "ulatdec"},
+    "udec": {"exchange.parts": "udec"},
+}
+KEPT = {"moon": "own weights", "scaffold": "control variate"}
+KEPT |= dict.fromkeys(("ulatdec", "udec"), "own weights")
+
+
+def pruned_in_the_middle(topology: str, **more: Any) -> dict[str, Any]:
+    """Three intervals, of which the first is sparse."""
+    chosen = {**IDENTITY, **TOPOLOGIES[topology], "schedule.intervals": 3}
+    sparse = chosen["schedule.edge_rounds"]
+    return {
+        **chosen,
+        "pruning.mode": "scheduled",
+        "pruning.sparse_rounds": sparse,
+        "pruning.sparsity_lambda": 0.0,
+        "training.local_unit": "steps",
+        **more,
+    }
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_survives_pruning(
+    method: str, topology: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    overrides = pruned_in_the_middle(topology, **METHODS[method])
+    run(clients(new_contexts()), tmp_path / "context", overrides)
+    assert [event["failures"] for event in events(tmp_path / "context", "interval")] == [[]] * 3
+    assert [event["interval"] for event in events(tmp_path / "context", "pruned")] == [1]
+    for kind in filter(None, ("optimiser moments", KEPT.get(method))):
+        assert caplog.text.count(f"weights; {kind} cut") == NUM_CLIENTS
+    assert " reset (" not in caplog.text
+    if topology == "hierarchical" and method in KEPT:
+        # The same bits where the state stays in the process.
+        run(clients(), tmp_path / "process", overrides)
+        assert torch.equal(final_weights(tmp_path / "process"), final_weights(tmp_path / "context"))
+
+
+def test_server_variate_is_the_mean_of_the_clients(tmp_path: Path) -> None:
+    """Each client's change reaches the cloud once, whichever edge it came through."""
+    overrides = pruned_in_the_middle("hierarchical", **METHODS["scaffold"])
+    contexts = new_contexts()
+    run(clients(contexts), tmp_path / "two", {**overrides, "schedule.intervals": 2})
+    own = [read_array(c.state.array_records["fedphd-kept"]["variate"]) for c in contexts]
+    grid = clients()
+    run(grid, tmp_path / "three", overrides)
+    trainings = [message for message in grid.pushed if message.metadata.message_type == TRAIN]
+    third = [m for m in trainings if read_payload(m, TrainTask).interval == 3]
+    server = read_variate(third[0])
+    assert float(server.abs().max()) > 1e-3
+    torch.testing.assert_close(server, sum(own, torch.zeros(len(server))) / NUM_CLIENTS)
+
+
+def moved_bytes(folder: Path, overrides: dict[str, Any]) -> dict[str, int]:
+    """Bytes over each link in one round of everybody through two edges."""
+    one = {**IDENTITY, "schedule.num_edges": 2, "schedule.intervals": 1}
+    run(clients(), folder, {**one, **overrides})
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["client_rounds"] == NUM_CLIENTS
+    return {link: summary["bytes"][link] for link in ("client_edge", "edge_cloud")}
+
+
+def test_scaffold_moves_twice_the_weights_and_udec_only_the_decoder(tmp_path: Path) -> None:
+    plain = moved_bytes(tmp_path / "plain", {})
+    double = moved_bytes(tmp_path / "scaffold", METHODS["scaffold"])
+    less = moved_bytes(tmp_path / "udec", METHODS["udec"])
+    unet = load_checkpoint(tmp_path / "plain" / "checkpoint")[0]
+    layout = TensorLayout.of(unet.state_dict())
+    rest = layout.numel - Selection(layout, ("decoder",)).chosen.numel
+    assert 0.3 < rest / layout.numel < 0.7
+    for link, models in (("client_edge", 2 * NUM_CLIENTS), ("edge_cloud", 2 * 2)):
+        assert 0 < double[link] - plain[link] - models * 4 * layout.numel < models * 1000
+        # The manifest of names and shapes, some 10 kB, gets shorter too.
+        assert 0 < plain[link] - less[link] - models * 4 * rest < models * 10_000

@@ -22,9 +22,11 @@ from fedphd.common.messages import (
     TrainReply,
     TrainTask,
     read_payload,
+    read_variate,
     read_weights,
     to_records,
 )
+from fedphd.common.parts import Selection
 from fedphd.common.settings import FederationConfig
 
 LAYOUT = TensorLayout(("a", "b"), ((2,), ()))
@@ -46,8 +48,8 @@ def plan(**sections: dict[str, Any] | Any) -> FederationConfig:
 
 def interval_task(config: FederationConfig, **changes: Any) -> IntervalTask:
     """The first interval of ``config`` with the tiny network."""
-    values: dict[str, Any] = {"interval": 1, "sparse": False, "network": NETWORK}
-    return IntervalTask(**(values | {"plan": config} | changes))
+    values: dict[str, Any] = {"interval": 1, "sparse": False, "num_clients": 2}
+    return IntervalTask(**(values | {"network": NETWORK, "plan": config} | changes))
 
 
 @dataclass
@@ -61,6 +63,7 @@ class FakeClient:
         edge: the edge that it always chooses; None chooses the asking one.
         reply: fields of its TrainReply that differ from the honest ones.
         weights: sent instead of the trained ones.
+        change: sent beside them, under SCAFFOLD: the change of its control variate.
         silent: message types that it never answers.
     """
 
@@ -72,9 +75,11 @@ class FakeClient:
     choice: dict[str, Any] = field(default_factory=dict)
     reply: dict[str, Any] = field(default_factory=dict)
     weights: torch.Tensor | None = None
+    change: torch.Tensor | None = None
     silent: set[str] = field(default_factory=set)
     asked: list[Choose] = field(default_factory=list)
     tasks: list[TrainTask] = field(default_factory=list)
+    variates: list[list[float]] = field(default_factory=list)
 
     @property
     def num_samples(self) -> int:
@@ -105,16 +110,20 @@ class FakeClient:
     def _train(self, message: Message) -> RecordDict:
         task = read_payload(message, TrainTask)
         self.tasks.append(task)
+        if task.objective.method == "scaffold":
+            self.variates.append(read_variate(message).tolist())
+        sent = Selection(task.network.tensor_layout(), task.send)
         values: dict[str, Any] = {
             "client_id": self.name,
             "interval": task.interval,
             "edge_round": task.edge_round,
-            "network": task.network,
+            "network": Network(unet=task.network.unet, layout=sent.chosen.to_json()),
             "num_examples": self.num_samples,
             "loss": self.loss,
             "steps": 3,
             "seconds": 0.1,
         }
-        weights = read_weights(message) + self.step if self.weights is None else self.weights
+        trained = sent.take(read_weights(message)) + self.step
+        weights = trained if self.weights is None else self.weights
         # Unchecked, so that a test can send what no honest client could.
-        return to_records(TrainReply.model_construct(**(values | self.reply)), weights)
+        return to_records(TrainReply.model_construct(**(values | self.reply)), weights, self.change)

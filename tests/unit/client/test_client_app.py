@@ -30,11 +30,14 @@ from fedphd.common.messages import (
     TrainReply,
     TrainTask,
     read_payload,
+    read_variate,
     read_weights,
     to_records,
 )
 from fedphd.common.model import build_unet, unet_config
-from fedphd.common.settings import DiffusionConfig, ModelConfig, TrainingConfig
+from fedphd.common.parts import Part, Selection
+from fedphd.common.settings import DiffusionConfig, ModelConfig, ObjectiveConfig, TrainingConfig
+from fedphd.server.pruning import prune_unet
 
 TARGET = (0.1,) * 10
 MODEL = ModelConfig(
@@ -160,9 +163,16 @@ class App:
             run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={}
         )
 
-    def ask(self, kind: str, payload: Payload, weights: torch.Tensor | None = None) -> Message:
+    def ask(
+        self,
+        kind: str,
+        payload: Payload,
+        weights: torch.Tensor | None = None,
+        variate: torch.Tensor | None = None,
+    ) -> Message:
         """One message there and back."""
-        return self.app(Message(to_records(payload, weights), 2, kind), self.context)
+        records = to_records(payload, weights, variate)
+        return self.app(Message(records, 2, kind), self.context)
 
 
 def task(**changes: Any) -> tuple[TrainTask, torch.Tensor]:
@@ -213,6 +223,80 @@ def test_training_refuses_weights_that_do_not_fit(runtime: ClientRuntime) -> Non
         App(runtime).ask(TRAIN, order, weights)
     with pytest.raises(ReplyError, match="carries no weights"):
         App(runtime).ask(TRAIN, order)
+
+
+def received(order: TrainTask, weights: torch.Tensor, *parts: Part, **changes: Any) -> Any:
+    """The task and weights of an edge that exchanges only ``parts``."""
+    sent = Selection(order.network.tensor_layout(), parts)
+    network = Network(unet=order.network.unet, layout=sent.chosen.to_json())
+    values = {"network": network, "parts": parts, "send": parts, "initial": MODEL} | changes
+    return order.model_copy(update=values), sent.take(weights)
+
+
+def test_only_the_decoder_comes_and_goes_and_the_rest_stays_here() -> None:
+    order, initial = task()
+    layout = order.network.tensor_layout()
+    decoder = Selection(layout, ("decoder",))
+    trained = layout.pack(build_unet(MODEL, seed=9).state_dict())
+    app, whole = App(ClientRuntime(config())), App(ClientRuntime(config()))
+    message = app.ask(TRAIN, *received(order, trained, "decoder"))
+    reply = read_payload(message, TrainReply)
+    assert reply.network.tensor_layout() == decoder.chosen
+    # As if the received decoder had come with the run's initial weights.
+    full = read_weights(whole.ask(TRAIN, order, decoder.put(initial, decoder.take(trained))))
+    assert torch.equal(read_weights(message), decoder.take(full))
+    # The next round goes on from this client's own encoder and bottleneck.
+    later, _ = task(edge_round=2)
+    again = app.ask(TRAIN, *received(later, trained, "decoder"))
+    full = read_weights(whole.ask(TRAIN, later, decoder.put(full, decoder.take(trained))))
+    assert torch.equal(read_weights(again), decoder.take(full))
+
+
+def test_own_parts_of_a_new_client_are_cut_like_the_network() -> None:
+    dense = build_unet(MODEL, seed=0)
+    pruned = prune_unet(dense, ratio=0.5)
+    layout = TensorLayout.of(pruned.unet.state_dict())
+    network = Network(unet=unet_config(pruned.unet), layout=layout.to_json())
+    order, _ = task(network=network, cut=pruned.cut.to_json())
+    trained = layout.pack(pruned.unet.state_dict()) + 0.01
+    decoder = Selection(layout, ("decoder",))
+    message = App(ClientRuntime(config())).ask(TRAIN, *received(order, trained, "decoder"))
+    initial = layout.pack(pruned.cut.apply(dense.state_dict()))
+    completed = decoder.put(initial, decoder.take(trained))
+    expected = read_weights(App(ClientRuntime(config())).ask(TRAIN, order, completed))
+    assert torch.equal(read_weights(message), decoder.take(expected))
+
+
+def test_half_of_the_network_goes_back() -> None:
+    order, weights = task(send=("bottleneck", "decoder"))
+    message = App(ClientRuntime(config())).ask(TRAIN, order, weights)
+    half = Selection(order.network.tensor_layout(), ("bottleneck", "decoder"))
+    full, _ = task()
+    expected = read_weights(App(ClientRuntime(config())).ask(TRAIN, full, weights))
+    assert torch.equal(read_weights(message), half.take(expected))
+    assert read_payload(message, TrainReply).network.tensor_layout() == half.chosen
+
+
+def test_parts_without_the_rest_are_refused(runtime: ClientRuntime) -> None:
+    with pytest.raises(ReplyError, match="only decoder came; no weights to start the rest from"):
+        App(runtime).ask(TRAIN, *received(*task(), "decoder", initial=None))
+
+
+def test_scaffold_takes_a_variate_and_answers_with_its_change() -> None:
+    order, weights = task(
+        objective=ObjectiveConfig(method="scaffold"), training=TrainingConfig(optimizer="sgd")
+    )
+    app = App(ClientRuntime(config()))
+    with pytest.raises(ReplyError, match="carries no control variate"):
+        app.ask(TRAIN, order, weights)
+    with pytest.raises(ReplyError, match="control variate: it has 3 values"):
+        app.ask(TRAIN, order, weights, weights[:3])
+    message = app.ask(TRAIN, order, weights, torch.zeros_like(weights))
+    change, steps = read_variate(message), read_payload(message, TrainReply).steps
+    # From zero: the mean gradient of SGD, (x - y) / (K lr).
+    moved = (weights - read_weights(message)) / (steps * order.training.learning_rate)
+    torch.testing.assert_close(change, moved, rtol=1e-2, atol=1e-4)
+    assert float(change.abs().max()) > 1e-3
 
 
 def test_every_kind_of_message_is_answered() -> None:

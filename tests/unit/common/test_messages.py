@@ -31,9 +31,11 @@ from fedphd.common.messages import (
     TrainReply,
     TrainTask,
     check_reply_weights,
+    check_variate,
     check_version,
     read_array,
     read_payload,
+    read_variate,
     read_weights,
     to_records,
 )
@@ -61,7 +63,9 @@ PAYLOADS: list[Payload] = [
         seed=2**62,
     ),
     TRAIN_REPLY,
-    IntervalTask(interval=1, sparse=True, network=NETWORK, plan=FederationConfig(seed=3)),
+    IntervalTask(
+        interval=1, sparse=True, num_clients=3, network=NETWORK, plan=FederationConfig(seed=3),
+    ),
     IntervalReply(
         edge_id="edge-0", interval=1, network=NETWORK, samples_per_round=12.5, client_rounds=2,
         label_distribution=(0.1, 0.9), loss=0.1 + 0.2, mean_steps=1.5,
@@ -115,6 +119,24 @@ def test_scalars_are_one_json_text_and_weights_one_array() -> None:
     [(_, arrays)] = records.array_records.items()
     [(_, weights)] = arrays.items()
     assert (weights.dtype, tuple(weights.shape)) == ("float32", (3,))
+
+
+def test_variate_travels_beside_the_weights() -> None:
+    reply = message(to_records(TRAIN_REPLY, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])))
+    assert read_weights(reply).tolist() == [0.0, 0.0, 0.0]
+    assert read_variate(reply).tolist() == [1.0, 2.0, 3.0]
+    with pytest.raises(ReplyError, match="carries no control variate"):
+        read_variate(message(to_records(TRAIN_REPLY, torch.zeros(3))))
+
+
+def test_variate_is_checked_like_the_weights() -> None:
+    variate = torch.arange(7.0)
+    assert check_variate(variate, LAYOUT) is variate
+    with pytest.raises(ReplyError, match="control variate: it has 6 values; expected 7"):
+        check_variate(variate[:6], LAYOUT)
+    variate[5] = math.nan
+    with pytest.raises(ReplyError, match=r"control variate: tensor conv\.bias holds nan"):
+        check_variate(variate, LAYOUT)
 
 
 def test_error_reply_gives_code_and_reason() -> None:

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ValidationError
 
 from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, section_class
 from fedphd.common.settings import (
+    ExchangeConfig,
     FederationConfig,
     ModelConfig,
+    ObjectiveConfig,
     PartitionConfig,
     PruningConfig,
     ScheduleConfig,
@@ -82,7 +84,12 @@ def test_bounds_are_where_they_should_be() -> None:
         (PruningConfig, "ratio", 0.0),
         (TrainingConfig, "learning_rate", 0.0),
         (WaitConfig, "round_s", 0.0),
-        (TrainingConfig, "optimizer", "sgd"),
+        (TrainingConfig, "optimizer", "sgdm"),
+        (ObjectiveConfig, "method", "fednova"),
+        (ObjectiveConfig, "proximal_mu", -0.1),
+        (ObjectiveConfig, "moon_mu", -0.1),
+        (ObjectiveConfig, "moon_temperature", 0.0),
+        (ExchangeConfig, "parts", "encoder"),
     ]:
         with pytest.raises(ValidationError, match=field):
             section.model_validate({field: value})
@@ -193,6 +200,25 @@ def test_impossible_pruning_is_refused(values: dict[str, Any], text: str) -> Non
         federation(**values)
     switched_off = {**values["pruning"], "mode": "none"}
     assert federation(**{**values, "pruning": switched_off}).pruning.mode == "none"
+
+
+@pytest.mark.parametrize(
+    ("method", "parts", "use"),
+    [
+        ("scaffold", "usplit", "exchange.parts = 'full', or objective.method = 'fedavg'"),
+        ("scaffold", "udec", "exchange.parts = 'full', or"),
+        ("moon", "ulatdec", "exchange.parts = 'full' or 'usplit', or"),
+        ("fedprox", "udec", "exchange.parts = 'full' or 'usplit', or"),
+    ],
+)
+def test_method_needs_the_weights_it_compares_with(method: str, parts: str, use: str) -> None:
+    text = f"objective.method = '{method}' cannot go with exchange.parts = '{parts}'.*use {use}"
+    with pytest.raises(ValidationError, match=text):
+        federation(objective={"method": method}, exchange={"parts": parts})
+    for fits in ({"method": "fedavg"}, {"method": method, "proximal_mu": 0.5}):
+        free = parts if fits["method"] == "fedavg" else "full"
+        assert federation(objective=fits, exchange={"parts": free}).exchange.parts == free
+    assert federation(objective={"method": "moon"}, exchange={"parts": "usplit"})
 
 
 def test_one_shot_pruning_ignores_the_sparse_phase() -> None:

@@ -26,7 +26,8 @@ from fedphd.common.messages import (
 from fedphd.common.rng import sample_participants
 from fedphd.common.roster import Roster
 from fedphd.common.settings import FederationConfig
-from fedphd.edge.strategy import EdgeAverage, Holdings, RoundStats, WeightedSum
+from fedphd.edge.averaging import WeightedSum
+from fedphd.edge.strategy import EdgeAverage, Holdings, RoundStats
 
 START = torch.tensor([10.0, 20.0, 30.0])
 

@@ -48,7 +48,7 @@ def interval(
     roster = Roster(
         grid, asking="edge-0", kind="client", hello_s=1.0, retry_s=60.0, max_samples=1000
     )
-    return run_interval(
+    reply, weights, _ = run_interval(
         interval_task(config),
         weights,
         edge_id="edge-0",
@@ -56,6 +56,7 @@ def interval(
         roster=roster,
         on_round=lambda strategy, stats: None,
     )
+    return reply, weights
 
 
 def test_reply_sums_up_the_rounds() -> None:

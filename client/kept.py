@@ -1,0 +1,136 @@
+"""What a client keeps between rounds: flat vectors that follow the network when it is pruned."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+
+from fedphd.common.errors import FedPhDError
+from fedphd.common.groups import Cut
+from fedphd.common.layout import TensorLayout
+
+logger = logging.getLogger(__name__)
+
+# Adam's first and second moments.
+MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+# This client's weights at the end of its last round: MOON's previous model, FedDiffuse's own parts.
+OWN_WEIGHTS: Final = "own_weights"
+# SCAFFOLD's control variate of this client, c_i.
+VARIATE: Final = "variate"
+
+_KINDS: Final = {
+    "optimiser moments": MOMENTS,
+    "own weights": (OWN_WEIGHTS,),
+    "control variate": (VARIATE,),
+}
+
+
+class Kept:
+    """Flat vectors by name, all for weights of one layout, and Adam's step counter.
+
+    Args:
+        client_id: named in the log and in errors.
+        device: where the vectors live.
+
+    Attributes:
+        vectors: each (numel,), float32.
+        moment_steps: optimiser steps that the moments have seen, scalar, float32.
+    """
+
+    def __init__(self, client_id: str, device: torch.device) -> None:
+        self.vectors: dict[str, torch.Tensor] = {}
+        self.moment_steps = torch.zeros((), dtype=torch.float32, device=device)
+        self._client_id = client_id
+        self._device = device
+        self._layout: TensorLayout | None = None
+
+    def fit(self, layout: TensorLayout, cut: Cut | None, *, prune_moments: bool) -> None:
+        """Bring everything to ``layout``: cut along where that can be, else dropped.
+
+        Args:
+            layout: names and shapes of the network that is trained now.
+            cut: how the network was pruned since this client's last round, if it was.
+            prune_moments: cut the moments too; else they are dropped.
+        """
+        before, self._layout = self._layout, layout
+        if before is None or before == layout:
+            return
+        for kind, names in _KINDS.items():
+            held = [name for name in names if name in self.vectors]
+            if held:
+                usable = cut if prune_moments or names != MOMENTS else None
+                self._follow(kind, held, before, layout, usable)
+
+    def _follow(
+        self, kind: str, names: list[str], before: TensorLayout, layout: TensorLayout,
+        cut: Cut | None,
+    ) -> None:  # fmt: skip
+        outcome = "reset (no cut to follow)"
+        if cut is not None:
+            try:
+                followed = {name: cut.apply_flat(self.vectors[name], layout) for name in names}
+            except (FedPhDError, ValueError) as error:
+                outcome = f"reset ({error})"
+            else:
+                self.vectors.update(followed)
+                outcome = "cut"
+        if outcome != "cut":
+            self.drop(*names)
+        logger.info(
+            "client %s: the network changed from %d to %d weights; %s %s",
+            self._client_id, before.numel, layout.numel, kind, outcome,
+        )  # fmt: skip
+
+    def drop(self, *names: str) -> None:
+        """Forget vectors; with the moments also the steps that they have seen."""
+        for name in names:
+            self.vectors.pop(name, None)
+        if not set(MOMENTS) & set(self.vectors):
+            self.moment_steps = torch.zeros_like(self.moment_steps)
+
+    def vector(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """The vector of that name; zeros of the shape of ``like``, (numel,), if there is none."""
+        if name not in self.vectors:
+            self.vectors[name] = torch.zeros_like(like)
+        return self.vectors[name]
+
+    def state_dict(self) -> dict[str, torch.Tensor | int | str]:
+        """``layout`` (JSON text) and each vector, on the CPU; ``moment_steps`` with the moments."""
+        state: dict[str, torch.Tensor | int | str] = {}
+        if not self.vectors or self._layout is None:
+            return state
+        state["layout"] = self._layout.to_json()
+        if set(MOMENTS) <= set(self.vectors):
+            state["moment_steps"] = int(self.moment_steps)
+        for name, vector in self.vectors.items():
+            state[name] = vector.to("cpu", copy=True)
+        return state
+
+    @classmethod
+    def from_state(cls, client_id: str, device: torch.device, state: Mapping[str, Any]) -> Kept:
+        """Read ``state_dict()``; raises KeyError, TypeError or ValueError if it is malformed."""
+        kept = cls(client_id, device)
+        if "layout" not in state:
+            return kept
+        kept._layout = TensorLayout.from_json(state["layout"])
+        needed = MOMENTS if "moment_steps" in state else ()
+        for name in (name for names in _KINDS.values() for name in names):
+            if name in state or name in needed:
+                kept.vectors[name] = kept._read(name, state[name])
+        if set(MOMENTS) & set(kept.vectors):
+            steps = float(state["moment_steps"])
+            kept.moment_steps = torch.tensor(steps, dtype=torch.float32, device=device)
+        return kept
+
+    def _read(self, name: str, value: Any) -> torch.Tensor:
+        assert self._layout is not None
+        flat, numel = torch.as_tensor(value), self._layout.numel
+        if flat.dtype != torch.float32 or flat.shape != (numel,):
+            raise ValueError(
+                f"{name} is {flat.dtype} of shape {tuple(flat.shape)}; expected torch.float32 "
+                f"of shape ({numel},)"
+            )
+        return flat.to(self._device, copy=True)

@@ -1,0 +1,83 @@
+"""What an edge adds up over the replies of a round, one reply at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fedphd.common.layout import TensorLayout
+from fedphd.common.parts import Part, Selection
+
+
+class WeightedSum:
+    """A running weighted mean of flat weights, in the memory of one model."""
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | None = None
+        self._weight = 0.0
+
+    def add(self, weights: torch.Tensor, weight: float) -> None:
+        """Add ``weights``, shape (numel,), float32, ``weight`` times."""
+        if self._sum is None:
+            self._sum = torch.zeros_like(weights)
+        self._sum.add_(weights, alpha=weight)
+        self._weight += weight
+
+    def mean(self) -> torch.Tensor | None:
+        """The weighted mean, shape (numel,); None if nothing was added."""
+        return None if self._sum is None else self._sum.div_(self._weight)
+
+
+class PartAverage:
+    """The mean of each group of parts over those who sent it, in the memory of one model.
+
+    Args:
+        layout: names and shapes of the weights that the groups make up together.
+        groups: of parts that are sent back together (``part_groups``).
+    """
+
+    def __init__(self, layout: TensorLayout, groups: Sequence[tuple[Part, ...]]) -> None:
+        self.selections = [Selection(layout, group) for group in groups]
+        self._sums = [WeightedSum() for _ in groups]
+
+    def add(self, group: int, weights: torch.Tensor, weight: float) -> None:
+        """Add a reply's ``weights`` of one group, float32, ``weight`` times."""
+        self._sums[group].add(weights, weight)
+
+    def applied_to(self, weights: torch.Tensor) -> tuple[torch.Tensor, set[int]]:
+        """The means in their places in ``weights``, (layout.numel,), float32.
+
+        Returns:
+            The weights, where a group that nobody sent stays as it is; and the groups that came.
+        """
+        means = [sum_.mean() for sum_ in self._sums]
+        for selection, mean in zip(self.selections, means, strict=True):
+            weights = weights if mean is None else selection.put(weights, mean)
+        return weights, {number for number, mean in enumerate(means) if mean is not None}
+
+
+class ServerVariate:
+    """SCAFFOLD's server variate c at an edge (arXiv:1910.06378, Alg. 1, line 17).
+
+    Each edge round adds (1 / N) * sum of (c_i+ - c_i) over its clients, N being all clients of
+    the federation. The cloud starts all edges with its c and adds their total changes.
+
+    Args:
+        start: the cloud's c, (numel,), float32.
+        num_clients: N.
+    """
+
+    def __init__(self, start: torch.Tensor, num_clients: int) -> None:
+        self.change = torch.zeros_like(start)
+        self._start = start
+        self._num_clients = num_clients
+
+    @property
+    def current(self) -> torch.Tensor:
+        """c with all changes so far, (numel,), float32."""
+        return self._start + self.change
+
+    def add(self, change: torch.Tensor) -> None:
+        """Count a client's c_i+ - c_i, (numel,), float32, from the next edge round on."""
+        self.change.add_(change, alpha=1 / self._num_clients)
