@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.layout import TensorLayout
-from fedphd.common.settings import DiffusionConfig, FederationConfig, TrainingConfig
+from fedphd.common.settings import INCEPTION, DiffusionConfig, FederationConfig, TrainingConfig
 
 PROTOCOL: Final = 1
 PACKAGE_VERSION: Final = version("fedphd")
@@ -29,6 +29,7 @@ PACKAGE_VERSION: Final = version("fedphd")
 HELLO: Final = "query.hello"
 CHOOSE: Final = "query.choose"
 FINISH: Final = "query.finish"
+STATISTICS: Final = "query.statistics"
 TRAIN: Final = "train"
 
 # Beyond any honest figure, and small enough that an edge's sums of them pass at the cloud and
@@ -46,9 +47,12 @@ _WEIGHTS: Final = "weights"
 # Matched as bytes: NumPy's own reader evaluates the header, and fails in many ways on a bad one.
 _NPY_HEAD: Final = re.compile(
     rb"\x93NUMPY\x01\x00(?s:..)"
-    rb"\{'descr': '<f4', 'fortran_order': False, 'shape': \((?P<numel>[0-9]{1,15}),\), \} *\n"
+    rb"\{'descr': '(?P<dtype><f[48])', 'fortran_order': False, "
+    rb"'shape': \((?P<numel>[0-9]{1,15}),\), \} *\n"
 )
 _NPY_SHOWN_BYTES: Final = 96
+_NPY_CODES: Final = {"float32": "<f4", "float64": "<f8"}
+Dtype = Literal["float32", "float64"]
 
 
 class Payload(BaseModel):
@@ -116,10 +120,7 @@ class Network(Payload):
 
     def tensor_layout(self) -> TensorLayout:
         """The manifest of names and shapes; raises ReplyError if it is malformed."""
-        try:
-            return TensorLayout.from_json(self.layout)
-        except ValueError as error:
-            raise ReplyError(f"layout of the weights is malformed: {error}") from error
+        return read_layout(self.layout)
 
 
 class TrainTask(Payload):
@@ -187,7 +188,10 @@ class Traffic(Payload):
 
 
 class IntervalReply(Payload):
-    """Edge to cloud, with its weights: how the interval went."""
+    """Edge to cloud, with its weights: how the interval went.
+
+    ``images``: images of all clients' optimiser steps together.
+    """
 
     edge_id: str
     interval: int = Field(ge=1)
@@ -197,10 +201,64 @@ class IntervalReply(Payload):
     label_distribution: tuple[float, ...]
     loss: float = Field(ge=-MOST, le=MOST)
     mean_steps: float = Field(ge=0, le=MOST)
+    images: int = Field(0, ge=0, le=MOST)
     traffic: Traffic
     seconds: float = Field(ge=0)
     clients: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+
+
+class ExtractorSpec(Payload):
+    """The network whose features are summed up; its flat weights travel beside it."""
+
+    kind: Literal["classifier", "inception"]
+    name: str = Field(min_length=1, max_length=200)
+    num_features: int = Field(ge=1, le=65536)
+    channels: int = Field(ge=1, le=4)
+    image_size: int = Field(ge=4, le=1024)
+    num_classes: int = Field(ge=1, le=1_000_000)
+    layout: str
+
+    @classmethod
+    def inception(cls, layout: str) -> ExtractorSpec:
+        """Inception v3, which takes images of any size."""
+        return cls(
+            kind="inception",
+            name=INCEPTION,
+            num_features=2048,
+            channels=3,
+            image_size=299,
+            num_classes=1008,
+            layout=layout,
+        )
+
+    def tensor_layout(self) -> TensorLayout:
+        """The manifest of names and shapes; raises ReplyError if it is malformed."""
+        return read_layout(self.layout)
+
+
+class StatisticsTask(Payload):
+    """Cloud to edge, and edge to client: sum up the features of the training images."""
+
+    asking: str
+    extractor: ExtractorSpec
+    image_size: int = Field(ge=4, le=1024)
+    channels: int = Field(ge=1, le=4)
+    num_classes: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    wait_s: float = Field(gt=0)
+    clients: tuple[str, ...] = ()
+
+
+class StatisticsReply(Payload):
+    """The sums beside it, one float64 vector, are of ``count`` images."""
+
+    name: str
+    count: int = Field(ge=0, le=MOST)
+    label_counts: tuple[int, ...]
+    clients: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    traffic: Traffic = Traffic()
 
 
 class Finish(Payload):
@@ -219,8 +277,21 @@ class Ack(Payload):
 PayloadT = TypeVar("PayloadT", bound=Payload)
 
 
+def read_layout(text: str) -> TensorLayout:
+    """The layout that came as JSON text; raises ReplyError if it is malformed."""
+    try:
+        return TensorLayout.from_json(text)
+    except ValueError as error:
+        raise ReplyError(f"layout of the weights is malformed: {error}") from error
+
+
 def to_records(payload: Payload, weights: torch.Tensor | None = None) -> RecordDict:
-    """Convert to Flower records; ``weights``: (numel,), float32, contiguous, on the CPU."""
+    """Convert to Flower records.
+
+    Args:
+        payload: the scalars.
+        weights: (numel,), contiguous, on the CPU; float32, or float64 for sums of features.
+    """
     records = RecordDict({_RECORD: ConfigRecord({_PAYLOAD: payload.model_dump_json()})})
     if weights is not None:
         records[_WEIGHTS] = weights_record(weights)
@@ -228,7 +299,7 @@ def to_records(payload: Payload, weights: torch.Tensor | None = None) -> RecordD
 
 
 def weights_record(weights: torch.Tensor) -> ArrayRecord:
-    """One flat float32 array, shape (numel,), as a Flower record."""
+    """One flat array, shape (numel,), float32 or float64, as a Flower record."""
     return ArrayRecord({_WEIGHTS: Array(weights.numpy())})
 
 
@@ -253,8 +324,8 @@ def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
         raise ReplyError(f"malformed {kind.__name__}: {where}: {first['msg']}") from error
 
 
-def read_weights(message: Message) -> torch.Tensor:
-    """The flat weights of a message, shape (numel,), float32; read-only memory, no copy.
+def read_weights(message: Message, dtype: Dtype = "float32") -> torch.Tensor:
+    """The flat weights of a message, shape (numel,), of ``dtype``; read-only memory, no copy.
 
     Raises:
         ReplyError: no such array, or another dtype, number of dimensions or length.
@@ -263,20 +334,21 @@ def read_weights(message: Message) -> torch.Tensor:
         array = message.content.array_records[_WEIGHTS][_WEIGHTS]
     except KeyError as error:
         raise ReplyError("carries no weights") from error
-    return read_array(array)
+    return read_array(array, dtype)
 
 
-def read_array(array: Array) -> torch.Tensor:
-    """View a serialised float32 vector in place (Flower stores NumPy's ``.npy`` format)."""
+def read_array(array: Array, dtype: Dtype = "float32") -> torch.Tensor:
+    """View a serialised vector in place (Flower stores NumPy's ``.npy`` format)."""
+    code = _NPY_CODES[dtype]
     head = _NPY_HEAD.match(array.data)
-    if head is None:
+    if head is None or head["dtype"] != code.encode():
         got = array.data[:_NPY_SHOWN_BYTES]
-        raise ReplyError(f"weights are no flat float32 array in NumPy's format; got {got!r}")
-    numel, offset = int(head["numel"]), head.end()
-    if len(array.data) - offset != 4 * numel:
+        raise ReplyError(f"weights are no flat {dtype} array in NumPy's format; got {got!r}")
+    numel, offset, width = int(head["numel"]), head.end(), np.dtype(code).itemsize
+    if len(array.data) - offset != width * numel:
         got_bytes = len(array.data) - offset
-        raise ReplyError(f"{numel} weights take {4 * numel} bytes; got {got_bytes}")
-    return torch.from_numpy(np.asarray(_Lent(np.frombuffer(array.data, "<f4", offset=offset))))
+        raise ReplyError(f"{numel} weights take {width * numel} bytes; got {got_bytes}")
+    return torch.from_numpy(np.asarray(_Lent(np.frombuffer(array.data, code, offset=offset))))
 
 
 class _Lent:

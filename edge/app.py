@@ -17,12 +17,14 @@ from fedphd.common.messages import (
     CHOOSE,
     FINISH,
     HELLO,
+    STATISTICS,
     TRAIN,
     Ack,
     Finish,
     Hello,
     HelloReply,
     IntervalTask,
+    StatisticsTask,
     read_payload,
     read_weights,
     to_records,
@@ -32,6 +34,7 @@ from fedphd.common.roster import Roster
 from fedphd.common.settings import ScheduleConfig, WaitConfig
 from fedphd.common.timing import stop_soon
 from fedphd.edge.interval import run_interval
+from fedphd.edge.statistics import collect_statistics
 from fedphd.edge.strategy import EdgeAverage, RoundStats
 
 logger = logging.getLogger(__name__)
@@ -78,6 +81,8 @@ class EdgeService:
             return self._hello(message)
         if kind == TRAIN:
             return self._interval(message)
+        if kind == STATISTICS:
+            return self._statistics(message)
         if kind == FINISH:
             return self._finish(message)
         raise ValueError(f"an edge does not answer {kind!r} ({CHOOSE!r} is for clients)")
@@ -106,6 +111,16 @@ class EdgeService:
             on_round=lambda strategy, stats: self._on_round(task, strategy, stats),
         )
         return Message(to_records(reply, weights.contiguous()), reply_to=message)
+
+    def _statistics(self, message: Message) -> Message:
+        reply, sums = collect_statistics(
+            read_payload(message, StatisticsTask),
+            read_weights(message),
+            edge_id=self.edge_id,
+            grid=self.grid,
+            roster=self.roster,
+        )
+        return Message(to_records(reply, sums), reply_to=message)
 
     def _finish(self, message: Message) -> Message:
         finish = read_payload(message, Finish)
