@@ -220,9 +220,10 @@ def load_extractor(path: Path) -> Extractor:
             about = stored.metadata() or {}
             if about.get("format") != _FORMAT:
                 raise ValueError("it holds no feature classifier")
-            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        spec = ExtractorSpec.model_validate_json(about["spec"])
-        return restore_extractor(spec, spec.tensor_layout().pack(state))
+            spec = ExtractorSpec.model_validate_json(about["spec"])
+            layout = spec.tensor_layout()
+            state = {name: stored.get_tensor(name) for name in layout.names}
+        return restore_extractor(spec, layout.pack(state))
     except (OSError, SafetensorError, FedPhDError, ValueError, KeyError) as error:
         raise ConfigError(
             f"evaluation.features_file = {path}: cannot be read ({error}); write it by "
