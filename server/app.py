@@ -30,7 +30,7 @@ from fedphd.common.roster import Roster
 from fedphd.common.settings import EvaluationConfig
 from fedphd.common.statistics import StatisticsFile
 from fedphd.server.checkpoint import save_checkpoint
-from fedphd.server.collect import collect_statistics
+from fedphd.server.collect import STATISTICS_FILE, collect_statistics
 from fedphd.server.evaluation import Evaluator
 from fedphd.server.pruning import count_costs
 from fedphd.server.reference import (
@@ -46,7 +46,6 @@ from fedphd.server.strategy import FedPhD, IntervalStats
 
 logger = logging.getLogger(__name__)
 
-STATISTICS_FILE = "statistics.safetensors"
 GATHER_POLL_S = 0.5
 FINISH_S = 8.0
 

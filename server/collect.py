@@ -26,6 +26,9 @@ from fedphd.common.statistics import FeatureStatistics, read_statistics
 
 logger = logging.getLogger(__name__)
 
+# In a run's folder, for later evaluations of its checkpoint.
+STATISTICS_FILE = "statistics.safetensors"
+
 
 @dataclass
 class ClientStatistics:

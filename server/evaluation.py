@@ -162,6 +162,9 @@ class Evaluator:
             FedPhDError: the network gives values that are not finite.
         """
         started = time.monotonic()
+        network: Any = unet.config
+        size = network["sample_size"]
+        self._check_shape((network["in_channels"], size, size))
         samples = self._sample(unet, scheduler)
         return Evaluation(
             samples=samples,
@@ -196,12 +199,7 @@ class Evaluator:
         reference = self.reference
         if reference is None:
             return Quality()
-        shape = tuple(images.shape[1:])
-        if reference.image_shape not in (None, shape):
-            raise ConfigError(
-                f"evaluation.reference has images of shape {reference.image_shape}, the network's "
-                f"are {shape}; load the reference with model.image_size and model.channels"
-            )
+        self._check_shape(tuple(images.shape[1:]))
         extractor = reference.extractor
         features = self._features(extractor, images)
         quality = Quality(
@@ -214,6 +212,14 @@ class Evaluator:
     def frechet_distance(self, images: Tensor) -> float | None:
         """Frechet distance of ``images`` alone, as ``measure`` gives it."""
         return self.measure(images).frechet_distance
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        expected = self.reference.image_shape if self.reference else None
+        if expected not in (None, shape):
+            raise ConfigError(
+                f"evaluation.reference has images of shape {expected}, the network's are {shape}; "
+                "load the reference with model.image_size and model.channels"
+            )
 
     def _sample(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> Tensor:
         config = self._config
