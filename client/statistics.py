@@ -31,7 +31,7 @@ def summed_features(
         ReplyError: the extractor's weights do not fit its description.
     """
     extractor = restore_extractor(task.extractor, weights)
-    extractor.check_shape(data.images)
+    extractor.check_shape(tuple(data.images.shape[1:]))
     return measure(
         extractor.network.to(device),
         data.images,

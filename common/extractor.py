@@ -131,9 +131,8 @@ class Extractor:
         digest.update(self.weights().numpy().astype("<f4").tobytes())
         return digest.hexdigest()
 
-    def check_shape(self, images: Tensor) -> None:
-        """Raise ConfigError unless it is made for such ``images``, (N, C, H, W)."""
-        shape = tuple(images.shape[1:])
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ConfigError unless it is made for images of ``shape``, (C, H, W)."""
         if self.image_shape not in (None, shape):
             raise ConfigError(
                 f"the features {self.name} are for images of shape {self.image_shape}, these are "

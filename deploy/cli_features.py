@@ -87,7 +87,7 @@ def statistics(
     source = LabelledImages(evaluation.reference)
     source.check_classes(resolved.num_classes)
     images = source.decode(image_size=model.image_size, channels=model.channels)
-    extractor.check_shape(images.images)
+    extractor.check_shape(tuple(images.images.shape[1:]))
     device = resolve_device(resolved.device)
     summed = measure(
         extractor.network.to(device),

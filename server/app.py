@@ -77,6 +77,10 @@ class Cloud:
         evaluation = self.config.evaluation
         # Made now, so that a wrong file ends the run before anybody is waited for.
         self.extractor = fixed_extractor(evaluation) if evaluation.reference_clients else None
+        model = self.config.model
+        for measuring in (self.evaluator, self.extractor):
+            if measuring is not None:
+                measuring.check_shape((model.channels, model.image_size, model.image_size))
         self.strategy = FedPhD(
             self.config.federation(),
             unet,

@@ -100,6 +100,7 @@ def collect_statistics(
             "no client gave reference statistics (evaluation.reference_clients): "
             f"{'; '.join(result.failures) or 'no edge sees a client'}"
         )
+    result.clients.sort()
     result.seconds = time.monotonic() - started_s
     return result
 

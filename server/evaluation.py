@@ -164,7 +164,7 @@ class Evaluator:
         started = time.monotonic()
         network: Any = unet.config
         size = network["sample_size"]
-        self._check_shape((network["in_channels"], size, size))
+        self.check_shape((network["in_channels"], size, size))
         samples = self._sample(unet, scheduler)
         return Evaluation(
             samples=samples,
@@ -173,6 +173,15 @@ class Evaluator:
             protocol=self.protocol(),
             seconds=time.monotonic() - started,
         )
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ConfigError unless images of ``shape``, (C, H, W), can be measured."""
+        expected = self.reference.image_shape if self.reference else None
+        if expected not in (None, shape):
+            raise ConfigError(
+                f"evaluation.reference has images of shape {expected}, the network's are {shape}; "
+                "load the reference with model.image_size and model.channels"
+            )
 
     def protocol(self) -> Protocol:
         """How this evaluator measures."""
@@ -199,7 +208,7 @@ class Evaluator:
         reference = self.reference
         if reference is None:
             return Quality()
-        self._check_shape(tuple(images.shape[1:]))
+        self.check_shape(tuple(images.shape[1:]))
         extractor = reference.extractor
         features = self._features(extractor, images)
         quality = Quality(
@@ -212,14 +221,6 @@ class Evaluator:
     def frechet_distance(self, images: Tensor) -> float | None:
         """Frechet distance of ``images`` alone, as ``measure`` gives it."""
         return self.measure(images).frechet_distance
-
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
-        expected = self.reference.image_shape if self.reference else None
-        if expected not in (None, shape):
-            raise ConfigError(
-                f"evaluation.reference has images of shape {expected}, the network's are {shape}; "
-                "load the reference with model.image_size and model.channels"
-            )
 
     def _sample(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> Tensor:
         config = self._config

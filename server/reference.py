@@ -100,7 +100,7 @@ def reference_of_images(
     if config.wants_inception:
         extractor = fixed_extractor(config) or classifier
     extractor.network.to(device)
-    extractor.check_shape(images.images)
+    extractor.check_shape(tuple(images.images.shape[1:]))
     features = extractor.features(images.images, batch_size=config.batch_size, device=device)
     statistics = measure(
         lambda part: part,
@@ -164,7 +164,7 @@ def _classifier(
 ) -> Extractor:
     if config.features_file is not None:
         extractor = load_extractor(config.features_file)
-        extractor.check_shape(images.images)
+        extractor.check_shape(tuple(images.images.shape[1:]))
         extractor.network.to(device)
         return extractor
     settings = ClassifierSettings(epochs=config.classifier_epochs)

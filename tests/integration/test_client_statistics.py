@@ -90,7 +90,7 @@ def test_the_clients_sums_are_those_of_all_images(features: Path, tmp_path: Path
     assert len(statistics_messages(federation.edge_grids)) == 5
     assert [len(statistics_messages([grid])) for grid in federation.edge_grids] == [3, 2]
     (event,) = federation.events("client_statistics")
-    assert event["clients"] == [f"client-{n}" for n in (0, 2, 4, 1, 3)]
+    assert event["clients"] == [f"client-{n}" for n in range(5)]
     assert (event["failures"], event["num_images"]) == ([], expected.count)
     assert event["client_edge_bytes"] > 0
     summary = federation.summary()
@@ -161,6 +161,15 @@ def test_nobody_at_all_ends_the_run(features: Path, tmp_path: Path) -> None:
             failing(grid, number)
     with pytest.raises(ParticipantsError, match=r"no client gave reference stat.*client-3: "):
         federation.run()
+
+
+def test_features_for_other_images_end_the_run_before_it_waits(
+    features: Path, tmp_path: Path
+) -> None:
+    federation = Federation(tmp_path, {**settings(features), "model.image_size": 16})
+    with pytest.raises(ConfigError, match=r"for images of shape \(1, 8, 8\), these are \(1, 16"):
+        federation.run()
+    assert federation.cloud_grid.pushed == []
 
 
 def test_training_flops_follow_macs_and_images(features: Path, tmp_path: Path) -> None:
