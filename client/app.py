@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedphd.client.choice import choose_edge
 from fedphd.client.state import restore, store
+from fedphd.client.statistics import summed_features
 from fedphd.client.trainer import Trainer
 from fedphd.common.config import ClientConfig
 from fedphd.common.data import LabelledImages
@@ -32,6 +33,8 @@ from fedphd.common.messages import (
     Hello,
     HelloReply,
     Network,
+    StatisticsReply,
+    StatisticsTask,
     TrainReply,
     TrainTask,
     check_reply_weights,
@@ -41,7 +44,7 @@ from fedphd.common.messages import (
     read_weights,
     to_records,
 )
-from fedphd.common.model import build_unet, unet_from_config
+from fedphd.common.model import build_unet, resolve_device, unet_from_config
 from fedphd.common.parts import Selection
 
 logger = logging.getLogger(__name__)
@@ -159,6 +162,18 @@ class ClientRuntime:
         records = to_records(reply, sent.take(result.weights), result.variate_change)
         return Message(records, reply_to=message)
 
+    def statistics(self, task: StatisticsTask, message: Message) -> Message:
+        """Sum up the features of the training images; ``message`` brings the extractor."""
+        self._data.check_classes(task.num_classes)
+        with self._training:
+            data, _ = self._data.split(image_size=task.image_size, channels=task.channels)
+            device = resolve_device(self.config.device)
+            summed = summed_features(task, read_weights(message), data, device=device)
+        reply = StatisticsReply(
+            name=self.config.client_id, count=summed.count, label_counts=summed.label_counts
+        )
+        return Message(to_records(reply, summed.pack()), reply_to=message)
+
     def finish(self, asked: Finish) -> Ack:
         """Take note that the run is over."""
         self._on_finish(asked)
@@ -207,6 +222,10 @@ def build_app(
     def choose(message: Message, context: Context) -> Message:
         reply = runtime_of(context).choose(read_payload(message, Choose))
         return Message(to_records(reply), reply_to=message)
+
+    @app.query("statistics")
+    def statistics(message: Message, context: Context) -> Message:
+        return runtime_of(context).statistics(read_payload(message, StatisticsTask), message)
 
     @app.query("finish")
     def finish(message: Message, context: Context) -> Message:

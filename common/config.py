@@ -6,6 +6,7 @@ knows only its own world: addresses, certificates, data, device and limits.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -191,6 +192,14 @@ def load_config(
     if issubclass(cls, CloudConfig):
         values = _merge(read_preset(values.get("preset", "digits")), values)
     return validate(cls, values, source=str(path) if path else "command line")
+
+
+def with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A copy of plain ``values`` with those at dotted keys replaced, as in ``load_config``."""
+    copied = copy.deepcopy(values)
+    for key, value in overrides.items():
+        _put(copied, key, value)
+    return copied
 
 
 def validate(cls: type[ConfigT], values: dict[str, Any], *, source: str) -> ConfigT:

@@ -23,6 +23,7 @@ from fedphd.common.errors import ReplyError
 from fedphd.common.layout import TensorLayout
 from fedphd.common.parts import PARTS, Part
 from fedphd.common.settings import (
+    INCEPTION,
     DiffusionConfig,
     FederationConfig,
     ModelConfig,
@@ -37,6 +38,7 @@ PACKAGE_VERSION: Final = version("fedphd")
 HELLO: Final = "query.hello"
 CHOOSE: Final = "query.choose"
 FINISH: Final = "query.finish"
+STATISTICS: Final = "query.statistics"
 TRAIN: Final = "train"
 
 # Beyond any honest figure, and small enough that an edge's sums of them pass at the cloud and
@@ -55,9 +57,12 @@ _VARIATE: Final = "variate"
 # Matched as bytes: NumPy's own reader evaluates the header, and fails in many ways on a bad one.
 _NPY_HEAD: Final = re.compile(
     rb"\x93NUMPY\x01\x00(?s:..)"
-    rb"\{'descr': '<f4', 'fortran_order': False, 'shape': \((?P<numel>[0-9]{1,15}),\), \} *\n"
+    rb"\{'descr': '(?P<dtype><f[48])', 'fortran_order': False, "
+    rb"'shape': \((?P<numel>[0-9]{1,15}),\), \} *\n"
 )
 _NPY_SHOWN_BYTES: Final = 96
+_NPY_CODES: Final = {"float32": "<f4", "float64": "<f8"}
+Dtype = Literal["float32", "float64"]
 
 
 class Payload(BaseModel):
@@ -126,10 +131,7 @@ class Network(Payload):
 
     def tensor_layout(self) -> TensorLayout:
         """The manifest of names and shapes; raises ReplyError if it is malformed."""
-        try:
-            return TensorLayout.from_json(self.layout)
-        except ValueError as error:
-            raise ReplyError(f"layout of the weights is malformed: {error}") from error
+        return read_layout(self.layout)
 
 
 class TrainTask(Payload):
@@ -210,7 +212,10 @@ class Traffic(Payload):
 
 
 class IntervalReply(Payload):
-    """Edge to cloud, with its weights: how the interval went; ``parts`` are those that it sends."""
+    """Edge to cloud, with its weights: how the interval went.
+
+    ``parts`` are those that it sends; ``images`` those of all clients' optimiser steps together.
+    """
 
     edge_id: str
     interval: int = Field(ge=1)
@@ -221,10 +226,64 @@ class IntervalReply(Payload):
     label_distribution: tuple[float, ...]
     loss: float = Field(ge=-MOST, le=MOST)
     mean_steps: float = Field(ge=0, le=MOST)
+    images: int = Field(0, ge=0, le=MOST)
     traffic: Traffic
     seconds: float = Field(ge=0)
     clients: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+
+
+class ExtractorSpec(Payload):
+    """The network whose features are summed up; its flat weights travel beside it."""
+
+    kind: Literal["classifier", "inception"]
+    name: str = Field(min_length=1, max_length=200)
+    num_features: int = Field(ge=1, le=65536)
+    channels: int = Field(ge=1, le=4)
+    image_size: int = Field(ge=4, le=1024)
+    num_classes: int = Field(ge=1, le=1_000_000)
+    layout: str
+
+    @classmethod
+    def inception(cls, layout: str) -> ExtractorSpec:
+        """Inception v3, which takes images of any size."""
+        return cls(
+            kind="inception",
+            name=INCEPTION,
+            num_features=2048,
+            channels=3,
+            image_size=299,
+            num_classes=1008,
+            layout=layout,
+        )
+
+    def tensor_layout(self) -> TensorLayout:
+        """The manifest of names and shapes; raises ReplyError if it is malformed."""
+        return read_layout(self.layout)
+
+
+class StatisticsTask(Payload):
+    """Cloud to edge, and edge to client: sum up the features of the training images."""
+
+    asking: str
+    extractor: ExtractorSpec
+    image_size: int = Field(ge=4, le=1024)
+    channels: int = Field(ge=1, le=4)
+    num_classes: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    wait_s: float = Field(gt=0)
+    clients: tuple[str, ...] = ()
+
+
+class StatisticsReply(Payload):
+    """The sums beside it, one float64 vector, are of ``count`` images."""
+
+    name: str
+    count: int = Field(ge=0, le=MOST)
+    label_counts: tuple[int, ...]
+    clients: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    traffic: Traffic = Traffic()
 
 
 class Finish(Payload):
@@ -243,6 +302,14 @@ class Ack(Payload):
 PayloadT = TypeVar("PayloadT", bound=Payload)
 
 
+def read_layout(text: str) -> TensorLayout:
+    """The layout that came as JSON text; raises ReplyError if it is malformed."""
+    try:
+        return TensorLayout.from_json(text)
+    except ValueError as error:
+        raise ReplyError(f"layout of the weights is malformed: {error}") from error
+
+
 def to_records(
     payload: Payload, weights: torch.Tensor | None = None, variate: torch.Tensor | None = None
 ) -> RecordDict:
@@ -250,8 +317,8 @@ def to_records(
 
     Args:
         payload: the message's scalars.
-        weights: (numel,), float32, contiguous, on the CPU.
-        variate: a control variate of these weights, or its change; of the same kind.
+        weights: (numel,), contiguous, on the CPU; float32, or float64 for sums of features.
+        variate: a control variate of these weights, or its change; as the weights.
     """
     records = RecordDict({_RECORD: ConfigRecord({_PAYLOAD: payload.model_dump_json()})})
     if weights is not None:
@@ -263,7 +330,7 @@ def to_records(
 
 
 def weights_record(weights: torch.Tensor) -> ArrayRecord:
-    """One flat float32 array, shape (numel,), as a Flower record."""
+    """One flat array, shape (numel,), float32 or float64, as a Flower record."""
     return ArrayRecord({_WEIGHTS: Array(weights.numpy())})
 
 
@@ -288,39 +355,42 @@ def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
         raise ReplyError(f"malformed {kind.__name__}: {where}: {first['msg']}") from error
 
 
-def read_weights(message: Message) -> torch.Tensor:
-    """The flat weights of a message, shape (numel,), float32; read-only memory, no copy.
+def read_weights(message: Message, dtype: Dtype = "float32") -> torch.Tensor:
+    """The flat weights of a message, shape (numel,), of ``dtype``; read-only memory, no copy.
 
     Raises:
         ReplyError: no such array, or another dtype, number of dimensions or length.
     """
-    return _read_named(message, _WEIGHTS, "weights", "are")
+    return _read_named(message, _WEIGHTS, dtype, "weights", "are")
 
 
 def read_variate(message: Message) -> torch.Tensor:
     """The control variate, or its change, beside the weights of a message; as ``read_weights``."""
-    return _read_named(message, _VARIATE, "control variate", "is")
+    return _read_named(message, _VARIATE, "float32", "control variate", "is")
 
 
-def _read_named(message: Message, name: str, meaning: str, verb: str) -> torch.Tensor:
+def _read_named(message: Message, name: str, dtype: Dtype, meaning: str, verb: str) -> torch.Tensor:
     try:
         array = message.content.array_records[_WEIGHTS][name]
     except KeyError as error:
         raise ReplyError(f"carries no {meaning}") from error
-    return read_array(array, f"{meaning} {verb}")
+    return read_array(array, dtype, f"{meaning} {verb}")
 
 
-def read_array(array: Array, what_is: str = "weights are") -> torch.Tensor:
-    """View a serialised float32 vector in place (Flower stores NumPy's ``.npy`` format)."""
+def read_array(
+    array: Array, dtype: Dtype = "float32", what_is: str = "weights are"
+) -> torch.Tensor:
+    """View a serialised vector in place (Flower stores NumPy's ``.npy`` format)."""
+    code = _NPY_CODES[dtype]
     head = _NPY_HEAD.match(array.data)
-    if head is None:
+    if head is None or head["dtype"] != code.encode():
         got = array.data[:_NPY_SHOWN_BYTES]
-        raise ReplyError(f"{what_is} no flat float32 array in NumPy's format; got {got!r}")
-    numel, offset = int(head["numel"]), head.end()
-    if len(array.data) - offset != 4 * numel:
+        raise ReplyError(f"{what_is} no flat {dtype} array in NumPy's format; got {got!r}")
+    numel, offset, width = int(head["numel"]), head.end(), np.dtype(code).itemsize
+    if len(array.data) - offset != width * numel:
         got_bytes = len(array.data) - offset
-        raise ReplyError(f"{numel} weights take {4 * numel} bytes; got {got_bytes}")
-    return torch.from_numpy(np.asarray(_Lent(np.frombuffer(array.data, "<f4", offset=offset))))
+        raise ReplyError(f"{numel} weights take {width * numel} bytes; got {got_bytes}")
+    return torch.from_numpy(np.asarray(_Lent(np.frombuffer(array.data, code, offset=offset))))
 
 
 class _Lent:

@@ -7,13 +7,17 @@ Every section is frozen and refuses unknown keys. Units are in the names (``_s``
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from pathlib import Path
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SelectionPolicy = Literal[
     "homogeneity", "best_homogeneity", "balanced", "min_kl", "random", "static"
 ]
+
+# The name in reports of the only features in which a Frechet distance is a FID.
+INCEPTION: Final = "inception-v3"
 
 
 class Section(BaseModel):
@@ -266,9 +270,74 @@ class EvaluationConfig(Section):
     classifier_epochs: int = Field(
         20, ge=1, description="epochs of the feature classifier on the reference data"
     )
+    features: Literal["auto", "classifier", "inception"] = Field(
+        "auto",
+        description="what images are compared in: a small classifier's features or Inception's; "
+        "auto: Inception where inception_weights is given",
+    )
+    features_file: Path | None = Field(
+        None,
+        description="classifier written by fedphd features train; absent: trained on reference",
+    )
+    inception_weights: Path | None = Field(
+        None, description="torch-fidelity's Inception weights on this machine"
+    )
+    inception_sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-fA-F]{64}$",
+        description="SHA-256 that the file inception_weights must have",
+    )
+    raw_too: bool = Field(
+        False, description="measure the raw weights beside the averaged (EMA) ones"
+    )
+    reference_file: Path | None = Field(
+        None, description="compare with statistics written by fedphd statistics"
+    )
+    reference_clients: bool = Field(
+        False, description="compare with the sum of statistics that the clients compute"
+    )
     reference: DataConfig | None = Field(
         None, description="data set to compare with; absent: samples, but no distance"
     )
+
+    @property
+    def wants_inception(self) -> bool:
+        """Whether distances are in Inception's features."""
+        auto = self.features == "auto" and self.inception_weights is not None
+        return auto or self.features == "inception"
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> EvaluationConfig:
+        given = {
+            "reference": self.reference is not None,
+            "reference_file": self.reference_file is not None,
+            "reference_clients": self.reference_clients,
+        }
+        names = [name for name, there in given.items() if there]
+        if len(names) > 1:
+            raise ValueError(
+                f"evaluation.{' and evaluation.'.join(names)} are both given; there is one "
+                "reference, so unset the others (null, or false)"
+            )
+        ready = self.wants_inception or self.features_file is not None
+        if names and self.reference is None and not ready:
+            raise ValueError(
+                f"evaluation.{names[0]} needs features that do not depend on images at the cloud: "
+                "set evaluation.features_file (fedphd features train) or "
+                "evaluation.inception_weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _inception_is_meant(self) -> EvaluationConfig:
+        if self.inception_sha256 is not None and self.inception_weights is None:
+            raise ValueError("evaluation.inception_sha256 needs evaluation.inception_weights")
+        if self.features == "classifier" and self.inception_weights is not None:
+            raise ValueError(
+                "evaluation.inception_weights is given, but evaluation.features = 'classifier'; "
+                "set features to 'auto' or 'inception', or unset the weights"
+            )
+        return self
 
 
 class WaitConfig(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -22,8 +21,10 @@ from fedphd.common.config import (
     load_config,
     section_class,
 )
-from fedphd.common.errors import ConfigError, FedPhDError, Interrupted, exit_code_of
+from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
+from fedphd.deploy import cli_checkpoint, cli_features
+from fedphd.deploy.flags import ConfigFile, Preset, Set, overrides, say
 from fedphd.deploy.launch import run_cloud, run_edge, run_simulation, stop_on_signal
 from fedphd.deploy.local import part_of_data, run_local, toml_value
 from fedphd.deploy.runs import VERDICT, check_data, open_client_data, run_folder
@@ -34,7 +35,6 @@ EXIT_HELP = (
     "example a port in use), 4 too few participants, 5 connection lost, 130 interrupted."
 )
 START_HELP = "Try it on this machine: fedphd local. Every setting: fedphd config cloud."
-EXAMPLE = "num_threads=4"
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -43,22 +43,6 @@ app = typer.Typer(
     f"{START_HELP}\n\n{EXIT_HELP}",
 )
 
-# rich takes [default: ...] in a help text for mark-up and swallows it; show_default is safe.
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="TOML file with the settings that differ from the defaults; other flags win over it",
-        show_default="no file",
-    ),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        help="settings to start from: digits (minutes on 2 CPU cores), cifar10 or celeba",
-        show_default="digits",
-    ),
-]
 RunDir = Annotated[
     Path | None,
     typer.Option(
@@ -68,15 +52,6 @@ RunDir = Annotated[
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="check and print the configuration, start nothing")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help=f"one setting, such as {EXAMPLE}; JSON or plain text, null for none; may be repeated",
-        show_default="none",
-    ),
 ]
 
 
@@ -113,31 +88,6 @@ ROLE_CONFIGS: dict[str, type[CloudConfig] | type[EdgeConfig] | type[ClientConfig
     "edge": EdgeConfig,
     "client": ClientConfig,
 }
-
-
-def say(line: str) -> None:
-    """Print a line for people, at once and in one piece, since several threads do."""
-    print(f"{line}\n", end="", flush=True)
-
-
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """``["a.b=3"]`` -> ``{"a.b": 3}``; a value is JSON, and otherwise text."""
-    values: dict[str, Any] = {}
-    for setting in settings or []:
-        key, separator, text = setting.partition("=")
-        if not separator or not key.strip():
-            raise ConfigError(f"--set {setting}: write KEY=VALUE, such as {EXAMPLE}")
-        try:
-            values[key.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            values[key.strip()] = text
-    return values
-
-
-def overrides(flags: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
-    """The flags that were given, and ``--set``, which wins over them."""
-    given = {key: value for key, value in flags.items() if value is not None}
-    return {**given, **parse_settings(settings)}
 
 
 def load_and_show(
@@ -388,6 +338,10 @@ def _limits(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         limits.append(" | ".join(get_args(field.annotation)))
     return f"  [{', '.join(limits)}]" if limits else ""
+
+
+cli_checkpoint.register(app)
+cli_features.register(app)
 
 
 def main() -> None:

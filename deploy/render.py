@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fedphd.common.settings import INCEPTION
+
 
 class Tail:
     """Reads the JSON lines that are appended to a file."""
@@ -58,7 +60,7 @@ def render_summary(summary: dict[str, Any]) -> str:
     """The end of a run, from its ``summary.json``."""
     sizes, macs, moved = summary["parameters"], summary["macs"], summary["bytes"]
     rows = [
-        ("Frechet distance", _quality(summary)),
+        *_quality(summary),
         ("parameters", f"{sizes['before'] / 1e6:.2f} M -> {sizes['after'] / 1e6:.2f} M"),
         ("MACs per image", f"{macs['before'] / 1e6:.2f} M -> {macs['after'] / 1e6:.2f} M"),
         ("bytes client-edge", human_bytes(moved["client_edge"])),
@@ -73,16 +75,47 @@ def render_summary(summary: dict[str, Any]) -> str:
     return "\n".join(f"  {name:<18} {value}" for name, value in rows)
 
 
-def _quality(summary: dict[str, Any]) -> str:
+def _quality(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows on the samples: the distance over the run, and the last evaluation's other numbers."""
     measured = [e for e in summary["evaluations"] if e["frechet_distance"] is not None]
     if not measured:
-        return "none: the configuration names no reference data (evaluation.reference)"
+        none = "none: the configuration names no reference data (evaluation.reference)"
+        return [("Frechet distance", none)]
     path = " -> ".join(f"{e['frechet_distance']:.1f}" for e in measured)
     last = measured[-1]
-    return (
-        f"{path} (features of {last['features']}, {last['num_samples']} samples, "
+    how = (
+        f"(features of {last['features']}, {last['num_samples']} samples, "
         f"{last['sampling_steps']} DDIM steps, EMA weights)"
     )
+    rows = [(distance_name(last), f"{path} {how}")]
+    if others := other_numbers(last):
+        rows.append(("samples", ", ".join(others)))
+    return rows
+
+
+def distance_name(evaluation: dict[str, Any]) -> str:
+    """What the distance is called: FID in Inception's features, and only there."""
+    return "FID" if evaluation["features"] == INCEPTION else "Frechet distance"
+
+
+def other_numbers(evaluation: dict[str, Any]) -> list[str]:
+    """What an evaluation says beside the distance, each with its name."""
+    kernel = "KID" if evaluation["features"] == INCEPTION else "kernel distance"
+    formats = (
+        ("kernel_distance", f"{kernel} {{:.3g}}"),
+        ("inception_score", "Inception score {:.2f}"),
+        ("precision", "precision {:.2f}"),
+        ("recall", "recall {:.2f}"),
+    )
+    given = {key: evaluation.get(key) for key, _ in formats}
+    found = [text.format(given[key]) for key, text in formats if given[key] is not None]
+    if evaluation.get("least_class_ratio") is not None:
+        label, ratio = evaluation["least_class"], evaluation["least_class_ratio"]
+        found.append(f"class {label} at {ratio:.0%} of its share")
+    raw = evaluation.get("raw")
+    if raw and raw["frechet_distance"] is not None:
+        found.append(f"raw weights {raw['frechet_distance']:.1f}")
+    return found
 
 
 def _saving(moved: dict[str, Any]) -> str:
@@ -142,12 +175,21 @@ def _evaluated(event: dict[str, Any]) -> str:
     value = (
         "no reference data, no distance"
         if distance is None
-        else (f"Frechet distance {distance:.1f} in features of {event['features']}")
+        else (f"{distance_name(event)} {distance:.1f} in features of {event['features']}")
     )
+    others = "".join(f" | {text}" for text in other_numbers(event))
     return (
-        f"evaluated {event['what']}: {value} "
+        f"evaluated {event['what']}: {value}{others} "
         f"({event['num_samples']} samples, {event['sampling_steps']} DDIM steps, "
         f"{event['seconds']:.1f} s)"
+    )
+
+
+def _client_statistics(event: dict[str, Any]) -> str:
+    failed = f" | without {'; '.join(event['failures'])}" if event["failures"] else ""
+    return (
+        f"reference statistics of {event['num_images']} images of {len(event['clients'])} clients "
+        f"| {event['seconds']:.1f} s{failed}"
     )
 
 
@@ -162,5 +204,6 @@ _FORMATS = {
     "interval": _interval,
     "pruned": _pruned,
     "evaluated": _evaluated,
+    "client_statistics": _client_statistics,
     "message": _message,
 }

@@ -104,8 +104,13 @@ def show_summary(run_dir: Path, say: Say) -> None:
 
 
 def check_data(config: CloudConfig) -> None:
-    """Raise ConfigError if the reference data cannot be read or has other classes."""
-    reference = config.evaluation.reference
+    """Raise ConfigError if what evaluation needs is not there or has other classes."""
+    evaluation = config.evaluation
+    if evaluation.wants_inception or evaluation.features_file or evaluation.reference_file:
+        from fedphd.server.reference import check_features
+
+        check_features(evaluation)
+    reference = evaluation.reference
     if reference is None:
         return
     # Imported here: it takes seconds, and an edge does without.

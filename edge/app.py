@@ -17,12 +17,14 @@ from fedphd.common.messages import (
     CHOOSE,
     FINISH,
     HELLO,
+    STATISTICS,
     TRAIN,
     Ack,
     Finish,
     Hello,
     HelloReply,
     IntervalTask,
+    StatisticsTask,
     read_payload,
     read_variate,
     read_weights,
@@ -33,6 +35,7 @@ from fedphd.common.roster import Roster
 from fedphd.common.settings import ScheduleConfig, WaitConfig
 from fedphd.common.timing import stop_soon
 from fedphd.edge.interval import run_interval
+from fedphd.edge.statistics import collect_statistics
 from fedphd.edge.strategy import EdgeAverage, RoundStats
 
 logger = logging.getLogger(__name__)
@@ -81,6 +84,8 @@ class EdgeService:
             return self._hello(message)
         if kind == TRAIN:
             return self._interval(message)
+        if kind == STATISTICS:
+            return self._statistics(message)
         if kind == FINISH:
             return self._finish(message)
         raise ValueError(f"an edge does not answer {kind!r} ({CHOOSE!r} is for clients)")
@@ -112,6 +117,16 @@ class EdgeService:
             shared_questions=self.shared_questions,
         )
         return Message(to_records(reply, weights.contiguous(), change), reply_to=message)
+
+    def _statistics(self, message: Message) -> Message:
+        reply, sums = collect_statistics(
+            read_payload(message, StatisticsTask),
+            read_weights(message),
+            edge_id=self.edge_id,
+            grid=self.grid,
+            roster=self.roster,
+        )
+        return Message(to_records(reply, sums), reply_to=message)
 
     def _finish(self, message: Message) -> Message:
         finish = read_payload(message, Finish)

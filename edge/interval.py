@@ -93,6 +93,7 @@ def run_interval(
         label_distribution=tuple(float(share) for share in strategy.holdings.label_distribution),
         loss=sum(stats.loss_sum for stats in rounds) / samples if samples else 0.0,
         mean_steps=strategy.interval_mean_steps(),
+        images=sum(stats.images_sum for stats in rounds),
         traffic=grid.traffic.minus(traffic_before),
         seconds=time.monotonic() - started_s,
         clients=tuple(sorted({name for stats in rounds for name in stats.clients})),

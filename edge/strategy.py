@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedphd.common.costs import images_of_steps
 from fedphd.common.errors import ReplyError
 from fedphd.common.homogeneity import merge
 from fedphd.common.layout import TensorLayout
@@ -53,6 +54,7 @@ class RoundStats:
     penalty_sum: float = 0.0
     term_sum: float = 0.0
     steps_sum: int = 0
+    images_sum: int = 0
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -302,6 +304,9 @@ class EdgeAverage(Strategy):
             stats.penalty_sum += answer.sparsity_penalty * peer.num_samples
             stats.term_sum += answer.objective_term * peer.num_samples
             stats.steps_sum += answer.steps
+            stats.images_sum += images_of_steps(
+                peer.num_samples, answer.steps, self._task.plan.training.batch_size
+            )
         stats.clients = sorted(trained)
         # Those that chose this edge but did not deliver must not weigh in later offers.
         self.holdings = self._held_before

@@ -15,6 +15,7 @@ from fedphd.common.config import CloudConfig
 from fedphd.common.data import LabelledImages
 from fedphd.common.errors import FedPhDError, ParticipantsError, exit_code_of
 from fedphd.common.events import EventLog, Verdict
+from fedphd.common.extractor import Extractor
 from fedphd.common.grid import StreamingGrid, streaming_grid
 from fedphd.common.messages import FINISH, Finish, to_records, weights_record
 from fedphd.common.model import (
@@ -26,9 +27,19 @@ from fedphd.common.model import (
     unet_from_config,
 )
 from fedphd.common.roster import Roster
+from fedphd.common.settings import EvaluationConfig
+from fedphd.common.statistics import StatisticsFile
 from fedphd.server.checkpoint import save_checkpoint
+from fedphd.server.collect import STATISTICS_FILE, collect_statistics
 from fedphd.server.evaluation import Evaluator
 from fedphd.server.pruning import count_costs
+from fedphd.server.reference import (
+    Reference,
+    fixed_extractor,
+    reference_of_file,
+    reference_of_images,
+    reference_of_statistics,
+)
 from fedphd.server.report import Report
 from fedphd.server.simulation import VirtualEdges
 from fedphd.server.strategy import FedPhD, IntervalStats
@@ -63,6 +74,13 @@ class Cloud:
         self.scheduler = build_scheduler(self.config.diffusion)
         self.report = Report(self.run_dir, self.config.federation(), self.events, count_costs(unet))
         self.evaluator = self._evaluator()
+        evaluation = self.config.evaluation
+        # Made now, so that a wrong file ends the run before anybody is waited for.
+        self.extractor = fixed_extractor(evaluation) if evaluation.reference_clients else None
+        model = self.config.model
+        for measuring in (self.evaluator, self.extractor):
+            if measuring is not None:
+                measuring.check_shape((model.channels, model.image_size, model.image_size))
         self.strategy = FedPhD(
             self.config.federation(),
             unet,
@@ -82,6 +100,8 @@ class Cloud:
         num_edges = self.config.schedule.num_edges if self.config.topology == "hierarchical" else 1
         self.gather(num_edges, self.config.schedule.min_clients)
         self.report.spent("waiting_for_participants", time.monotonic() - started_s)
+        if self.extractor is not None:
+            self._ask_clients(self.extractor)
         self.strategy.start(
             self.grid,
             weights_record(self.strategy.weights()),
@@ -133,18 +153,36 @@ class Cloud:
         self.gather(1, 1)
 
     def _evaluator(self) -> Evaluator:
-        config, model = self.config, self.config.model
-        reference = None
-        if config.evaluation.reference is not None:
-            data = LabelledImages(config.evaluation.reference)
-            data.check_covers(config.num_classes)
-            reference = data.decode(image_size=model.image_size, channels=model.channels)
-        return Evaluator(
-            config.evaluation,
-            reference,
-            cache_dir=config.out_dir / ".cache",
+        config = self.config.evaluation
+        return Evaluator(config, self._reference(config), device=self.device)
+
+    def _reference(self, config: EvaluationConfig) -> Reference | None:
+        """The reference that this machine has; None if there is none, or clients give it later."""
+        model = self.config.model
+        if config.reference_file is not None:
+            return reference_of_file(config, config.reference_file, device=self.device)
+        if config.reference is None:
+            return None
+        data = LabelledImages(config.reference)
+        data.check_covers(self.config.num_classes)
+        return reference_of_images(
+            config,
+            data.decode(image_size=model.image_size, channels=model.channels),
+            cache_dir=self.config.out_dir / ".cache",
             device=self.device,
         )
+
+    def _ask_clients(self, extractor: Extractor) -> None:
+        """Let the clients make the reference, and keep it in the run's folder."""
+        result = collect_statistics(self.config, extractor, self.grid, self.roster)
+        self.report.client_statistics(result, edge_cloud=self.grid.traffic)
+        kept = StatisticsFile(result.statistics, extractor.name, extractor.fingerprint())
+        kept.save(self.run_dir / STATISTICS_FILE)
+        config = self.config.evaluation
+        reference = reference_of_statistics(
+            config, extractor, result.statistics, device=self.device
+        )
+        self.evaluator = Evaluator(config, reference, device=self.device)
 
     def _on_interval(self, stats: IntervalStats) -> None:
         self.report.interval(
@@ -159,7 +197,8 @@ class Cloud:
         every, last = self.config.evaluation.every_intervals, self.config.schedule.intervals
         if interval % every and interval != last:
             return None
-        result = self.evaluator.evaluate(self._ema_unet(), self.scheduler)
+        raw = self.strategy.unet if self.config.evaluation.raw_too else None
+        result = self.evaluator.evaluate(self._ema_unet(), self.scheduler, raw)
         self.report.evaluated(interval, result)
         if result.frechet_distance is None:
             return None

@@ -9,29 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fedphd.common.data import ImageSet
 from fedphd.common.errors import ConfigError
+from fedphd.common.extractor import FeatureClassifier
 from fedphd.common.rng import derive_seed, generator
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _SMALL_IMAGE = 16
-_SMALLEST_MAP = 4
 
 
 @dataclass(frozen=True)
@@ -43,64 +40,6 @@ class ClassifierSettings:
     learning_rate: float = 3e-3  # Adam's, falling to 0 along a cosine
     held_out: float = 0.1  # share of the images that only measures the accuracy
     seed: int = 0
-
-
-class FeatureClassifier(nn.Module):
-    """A small convolutional classifier; calling it gives its penultimate features.
-
-    It takes images as (N, C, H, W), uint8 in 0 to 255 or floating point in 0 to 1, as
-    torchmetrics hands them to a feature extractor, and returns (N, num_features), float32, >= 0.
-
-    Args:
-        channels: image channels C.
-        image_size: H and W in pixels; sets how often the resolution is halved.
-        num_classes: classes that ``logits`` tells apart.
-        seed: of the first weights.
-    """
-
-    num_features = 64
-
-    def __init__(self, *, channels: int, image_size: int, num_classes: int, seed: int) -> None:
-        super().__init__()
-        # Built without memory: PyTorch's own first weights would draw from the global generator.
-        with torch.device("meta"):
-            self.body = _body(channels, image_size, self.num_features)
-            self.head = nn.Linear(self.num_features, num_classes)
-        self.to_empty(device="cpu")
-        noise = generator("classifier-weights", seed)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=noise)
-            else:
-                nn.init.zeros_(parameter)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Penultimate features of ``images``, (N, num_features)."""
-        unit = images.float() if images.is_floating_point() else images.float() / 255
-        features: Tensor = self.body(unit * 2 - 1)
-        return features
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Class scores of ``images``, (N, num_classes)."""
-        scores: Tensor = self.head(self(images))
-        return scores
-
-
-def _body(channels: int, image_size: int, num_features: int) -> nn.Sequential:
-    """Convolutions down to a 4x4 map, then the mean over it, so any image size will do."""
-    first_stride = 1 if image_size <= _SMALL_IMAGE else 2
-    widths, strides = [channels, 32, 32], [first_stride, 1]
-    map_size = -(-image_size // first_stride)
-    while map_size > _SMALLEST_MAP:
-        widths.append(64)
-        strides.append(2)
-        map_size = -(-map_size // 2)
-    widths.append(num_features)
-    strides.append(1)
-    layers: list[nn.Module] = []
-    for (width_in, width_out), stride in zip(pairwise(widths), strides, strict=True):
-        layers += [nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def load_feature_classifier(

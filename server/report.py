@@ -8,9 +8,11 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from fedphd.common.costs import FLOPS_CONVENTION, training_flops
 from fedphd.common.events import EventLog, write_json
 from fedphd.common.messages import PACKAGE_VERSION, Traffic
 from fedphd.common.settings import FederationConfig
+from fedphd.server.collect import ClientStatistics
 from fedphd.server.evaluation import Evaluation, save_grid
 from fedphd.server.pruning import PruneReport
 from fedphd.server.strategy import IntervalStats
@@ -45,6 +47,8 @@ class Report:
         self._phases: dict[str, float] = {}
         self._intervals_s = 0.0
         self._intervals = 0
+        self._rounds: list[dict[str, Any]] = []
+        self._client_statistics: dict[str, Any] | None = None
 
     def message(self, text: str) -> None:
         """Say something to people."""
@@ -56,7 +60,17 @@ class Report:
 
     def interval(self, stats: IntervalStats, *, sparse: bool, edge_cloud: Traffic) -> None:
         """Record a finished interval; ``edge_cloud`` counts from the run's start."""
-        edge_cloud = self._over_cloud_links(stats.client_edge, edge_cloud)
+        flops = training_flops(self._costs["macs"], stats.images)
+        self._rounds.append(
+            {
+                "interval": stats.interval,
+                "client_rounds": stats.client_rounds,
+                **self._moved(stats.client_edge, edge_cloud),
+                "images": stats.images,
+                "training_flops": flops,
+            }
+        )
+        edge_cloud = self._cloud
         self.spent("sparse_training" if sparse else "training", stats.seconds)
         self._client_rounds += stats.client_rounds
         self._intervals += 1
@@ -71,6 +85,7 @@ class Report:
             "macs": self._costs["macs"],
             "client_edge_bytes": self._client_edge.total_bytes,
             "edge_cloud_bytes": edge_cloud.total_bytes,
+            "training_flops": flops,
             "left_s": left * self._intervals_s / self._intervals,
         }
         self._events.write("interval", **values)
@@ -84,15 +99,40 @@ class Report:
         self._board.add_scalar("bytes/client_edge", self._client_edge.total_bytes, step)
         self._board.add_scalar("bytes/edge_cloud", edge_cloud.total_bytes, step)
         self._board.add_scalar("network/parameters", self._costs["parameters"], step)
+        self._board.add_scalar("cost/training_flops", self._training_flops, step)
 
-    def _over_cloud_links(self, from_clients: Traffic, edge_cloud: Traffic) -> Traffic:
-        """Add what the clients moved to the link it went over; return the cloud's total."""
+    def client_statistics(self, result: ClientStatistics, *, edge_cloud: Traffic) -> None:
+        """Record that the clients gave the reference; ``edge_cloud`` as in ``interval``."""
+        self.spent("client_statistics", result.seconds)
+        self._client_statistics = {
+            "num_images": result.statistics.count,
+            "label_counts": list(result.statistics.label_counts),
+            "clients": result.clients,
+            "failures": result.failures,
+            **self._moved(result.client_edge, edge_cloud),
+        }
+        self._events.write("client_statistics", **self._client_statistics, seconds=result.seconds)
+
+    @property
+    def _training_flops(self) -> float:
+        return float(sum(row["training_flops"] for row in self._rounds))
+
+    def _moved(self, from_clients: Traffic, edge_cloud: Traffic) -> dict[str, int]:
+        """Add to the links' totals; return what each moved since the last time, in bytes."""
+        before = self._client_edge.total_bytes, self._cloud.total_bytes
+        self._over_cloud_links(from_clients, edge_cloud)
+        return {
+            "client_edge_bytes": self._client_edge.total_bytes - before[0],
+            "edge_cloud_bytes": self._cloud.total_bytes - before[1],
+        }
+
+    def _over_cloud_links(self, from_clients: Traffic, edge_cloud: Traffic) -> None:
+        """Add what the clients moved to the link it went over."""
         if self._config.topology == "flat":
             self._cloud += from_clients
         else:
             self._client_edge += from_clients
             self._cloud = edge_cloud
-        return self._cloud
 
     def pruned(self, interval: int, report: PruneReport) -> None:
         """Record that the U-Net got smaller after ``interval``."""
@@ -103,22 +143,19 @@ class Report:
     def evaluated(self, interval: int, result: Evaluation) -> None:
         """Record an evaluation, and draw its grid of samples."""
         self.spent("evaluation", result.seconds)
-        values = {
-            "interval": interval,
-            "frechet_distance": result.frechet_distance,
-            "features": result.features,
-            "num_samples": result.num_samples,
-            "sampling_steps": result.sampling_steps,
-            "seconds": result.seconds,
-        }
+        values = {"interval": interval, **result.values()}
         self._evaluations.append(values)
         what = f"after interval {interval}" if interval else "before training"
         self._events.write("evaluated", what=what, weights="ema", **values)
         rows = self._config.evaluation.grid_rows
         save_grid(result.samples, self._run_dir / "grids" / f"interval-{interval:04d}.png", rows)
         save_grid(result.samples, self._run_dir / "samples.png", rows)
-        if result.frechet_distance is not None:
-            self._board.add_scalar("quality/frechet_distance", result.frechet_distance, interval)
+        for prefix, quality in (("quality", result.quality), ("quality_raw", result.raw)):
+            for name, value in asdict(quality).items() if quality else ():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{prefix}/{name}", value, interval)
+        for label, share in enumerate(result.quality.class_shares or ()):
+            self._board.add_scalar(f"class_share/{label}", share, interval)
 
     def summary(self, seconds: float) -> dict[str, Any]:
         """Write ``summary.json`` and return it."""
@@ -144,6 +181,13 @@ class Report:
                 "cloud_saving": 1 - self._cloud.total_bytes / flat_bytes if flat_bytes else None,
             },
             "client_rounds": self._client_rounds,
+            "training_cost": {
+                "flops": self._training_flops,
+                "images": sum(row["images"] for row in self._rounds),
+                "convention": FLOPS_CONVENTION,
+            },
+            "rounds": self._rounds,
+            "client_statistics": self._client_statistics,
             "seconds": {**{k: round(v, 2) for k, v in self._phases.items()}, "total": seconds},
         }
         write_json(self._run_dir / "summary.json", summary)

@@ -50,6 +50,7 @@ class IntervalStats:
     loss: float = 0.0
     num_samples: float = 0.0
     mean_steps: float = 0.0
+    images: int = 0
     edge_weights: dict[str, float] = field(default_factory=dict)
     edge_homogeneity: dict[str, float] = field(default_factory=dict)
     clients: list[str] = field(default_factory=list)
@@ -251,6 +252,7 @@ class FedPhD(Strategy):
             stats.edge_homogeneity[answer.edge_id] = float(score)
             stats.mean_steps += float(share) * answer.mean_steps
             stats.client_rounds += answer.client_rounds
+            stats.images += answer.images
         stats.num_samples = sum(sizes)
         stats.loss = sum(a.loss * n for a, n in zip(answers, sizes, strict=True)) / sum(sizes)
         stats.clients = sorted({name for answer in answers for name in answer.clients})

@@ -120,12 +120,12 @@ class Federation:
         self._logs.append(EventLog(path, role=role, node=node))
         return self._logs[-1]
 
-    def run(self) -> Verdict:
-        """The whole training run."""
+    def run(self, *, simulated: bool = False) -> Verdict:
+        """The whole training run; ``simulated``: ``cloud_grid`` has clients for nodes."""
         before = torch.get_num_threads()
         try:
             log = self._log(self.run_dir / "metrics.jsonl", "cloud", "cloud")
-            return main(self.cloud_grid, self.config, log, self.run_dir)
+            return main(self.cloud_grid, self.config, log, self.run_dir, simulated=simulated)
         finally:
             torch.set_num_threads(before)
             for log in self._logs:

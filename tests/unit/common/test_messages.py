@@ -20,6 +20,7 @@ from fedphd.common.messages import (
     Choose,
     ChooseReply,
     EdgeOffer,
+    ExtractorSpec,
     Finish,
     Hello,
     HelloReply,
@@ -27,6 +28,8 @@ from fedphd.common.messages import (
     IntervalTask,
     Network,
     Payload,
+    StatisticsReply,
+    StatisticsTask,
     Traffic,
     TrainReply,
     TrainTask,
@@ -72,6 +75,14 @@ PAYLOADS: list[Payload] = [
         traffic=Traffic(sent_bytes=2**40, received_bytes=1), seconds=0.0,
         clients=("client-0",), failures=("client-1: error 5: gone",),
     ),
+    StatisticsTask(
+        asking="edge-0", extractor=ExtractorSpec.inception("[]"), image_size=8, channels=1,
+        num_classes=2, batch_size=64, wait_s=1.5, clients=("client-0",),
+    ),
+    StatisticsReply(
+        name="edge-0", count=3, label_counts=(1, 2), clients=("client-0",), failures=("b: gone",),
+        traffic=Traffic(sent_bytes=1),
+    ),
     Finish(exit_code=0, message="finished"),
     Ack(name="edge-0"),
 ]  # fmt: skip
@@ -109,6 +120,18 @@ def test_round_trip(payload: Payload, with_weights: bool) -> None:
         got = read_weights(reply)
         assert got.dtype == torch.float32
         assert got.numpy().tobytes() == weights.numpy().tobytes()
+
+
+def test_sums_travel_in_double_precision() -> None:
+    sums = torch.tensor([1 / 3, -0.0, 1e300], dtype=torch.float64)
+    reply = message(to_records(Ack(name="a"), sums))
+    got = read_weights(reply, "float64")
+    assert got.dtype == torch.float64
+    assert got.numpy().tobytes() == sums.numpy().tobytes()
+    with pytest.raises(ReplyError, match="no flat float32 array"):
+        read_weights(reply)
+    with pytest.raises(ReplyError, match="no flat float64 array"):
+        read_weights(message(to_records(Ack(name="a"), sums.float())), "float64")
 
 
 def test_scalars_are_one_json_text_and_weights_one_array() -> None:

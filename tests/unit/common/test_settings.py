@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, section_class
 from fedphd.common.settings import (
+    EvaluationConfig,
     ExchangeConfig,
     FederationConfig,
     ModelConfig,
@@ -226,3 +229,47 @@ def test_one_shot_pruning_ignores_the_sparse_phase() -> None:
     assert federation(pruning=pruning).pruning.mode == "one_shot"
     assert federation(pruning={"sparse_rounds": 35}, schedule=schedule()).pruning.ratio == 0.25
     assert federation(schedule=schedule()).schedule.total_edge_rounds == 40
+
+
+FILE = "f.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (
+            {"reference": {}, "reference_clients": True},
+            "evaluation.reference and evaluation.reference_clients are both given",
+        ),
+        (
+            {"reference_file": FILE, "reference_clients": True, "features_file": FILE},
+            "evaluation.reference_file and evaluation.reference_clients are both given",
+        ),
+        ({"reference_clients": True}, "reference_clients needs features that do not depend on"),
+        ({"reference_file": FILE}, "reference_file needs features that do not depend on images"),
+        ({"inception_sha256": "0" * 64}, "inception_sha256 needs evaluation.inception_weights"),
+        ({"inception_sha256": "0" * 63, "inception_weights": "w"}, "inception_sha256"),
+        (
+            {"inception_weights": "w", "features": "classifier"},
+            "inception_weights is given, but evaluation.features = 'classifier'",
+        ),
+    ],
+)
+def test_references_and_features_that_do_not_go_together_are_refused(
+    values: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValidationError, match=text):
+        EvaluationConfig.model_validate_json(json.dumps(values))
+
+
+def test_inception_is_used_where_its_weights_are_or_where_it_is_asked_for() -> None:
+    weights = Path("w")
+    for config, expected in (
+        (EvaluationConfig(), False),
+        (EvaluationConfig(inception_weights=weights), True),
+        (EvaluationConfig(features="inception"), True),
+        (EvaluationConfig(features="classifier"), False),
+        (EvaluationConfig(features_file=weights), False),
+    ):
+        assert config.wants_inception is expected
+    assert EvaluationConfig(inception_weights=weights, reference_clients=True).reference is None

@@ -18,7 +18,8 @@ from click import Command, Group
 from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
 from fedphd.common.errors import ConfigError
 from fedphd.common.settings import Section
-from fedphd.deploy.cli import app, overrides, parse_settings
+from fedphd.deploy.cli import app
+from fedphd.deploy.flags import overrides, parse_settings
 
 ROLES: dict[str, type[Section]] = {
     "cloud": CloudConfig,
@@ -137,6 +138,22 @@ def test_cloud_names_a_busy_port_and_exits_3(busy: str, tmp_path: Path) -> None:
     assert "cannot listen there" in again.stderr
 
 
+def test_a_checkpoint_that_is_not_there_exits_2(tmp_path: Path) -> None:
+    for command in ("evaluate", "sample"):
+        done = fedphd(command, "nowhere", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("fedphd: checkpoint nowhere: there is no such folder")
+
+
+def test_a_missing_features_file_is_found_before_anything_starts(tmp_path: Path) -> None:
+    done = fedphd("cloud", "--dry-run", "--set", "evaluation.features_file=no", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "evaluation.features_file = no: no such file" in done.stderr
+    done = fedphd("cloud", "--dry-run", "--set", "evaluation.inception_weights=no", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "evaluation.inception_weights = no: no such file" in done.stderr
+
+
 def test_edge_names_a_busy_port_and_exits_3(busy: str, tmp_path: Path) -> None:
     done = fedphd("edge", "--address", busy, cwd=tmp_path)
     assert done.returncode == 3
@@ -188,7 +205,7 @@ def commands() -> dict[str, Command]:
     return group.commands
 
 
-@pytest.mark.parametrize("name", [*ROLES, "config"])
+@pytest.mark.parametrize("name", [*ROLES, "config", "evaluate", "sample"])
 def test_help_explains_every_flag_with_its_default(name: str) -> None:
     done = fedphd(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -197,7 +214,8 @@ def test_help_explains_every_flag_with_its_default(name: str) -> None:
     for option in options:
         assert max(option.opts, key=len) in text
         assert getattr(option, "help", None), option.name
-    with_default = [option for option in options if option.name not in ("dry_run", "help")]
+    plain = ("dry_run", "as_json", "help")
+    with_default = [option for option in options if option.name not in plain]
     assert text.count("[default: ") == len(with_default)
 
 

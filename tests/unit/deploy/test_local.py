@@ -23,7 +23,7 @@ from fedphd.common.errors import ConfigError
 from fedphd.common.events import Verdict, write_verdict
 from fedphd.common.settings import Section
 from fedphd.deploy import local
-from fedphd.deploy.cli import parse_settings
+from fedphd.deploy.flags import parse_settings
 from fedphd.deploy.local import (
     LocalCluster,
     merge_events,

@@ -119,6 +119,48 @@ def test_pruning_and_evaluation() -> None:
     )
 
 
+FULL: dict[str, Any] = {
+    "event": "evaluated", "node": "cloud", "what": "after interval 2", "features": "digits",
+    "frechet_distance": 56.04, "num_samples": 512, "sampling_steps": 50, "seconds": 9.96,
+    "kernel_distance": 0.01234, "kernel_distance_std": 0.1, "inception_score": None,
+    "precision": 0.612, "recall": 0.4, "class_shares": [0.5, 0.5], "least_class": 8,
+    "least_class_ratio": 0.123, "raw": {"frechet_distance": 61.26},
+}  # fmt: skip
+
+
+def test_an_evaluation_says_all_its_numbers_in_one_line() -> None:
+    assert render(FULL) == (
+        "cloud     evaluated after interval 2: Frechet distance 56.0 in features of digits | "
+        "kernel distance 0.0123 | precision 0.61 | recall 0.40 | class 8 at 12% of its share | "
+        "raw weights 61.3 (512 samples, 50 DDIM steps, 10.0 s)"
+    )
+    summary_rows = {"parameters": {"before": 1, "after": 1}, "macs": {"before": 1, "after": 1}}
+    moved = {"client_edge": 0, "edge_cloud": 0, "flat_fedavg_client_cloud": 0}
+    table = render_summary(
+        {**summary_rows, "bytes": moved, "seconds": {}, "evaluations": [FULL]}
+    ).split("\n")
+    assert table[1] == (
+        "  samples            kernel distance 0.0123, precision 0.61, recall 0.40, "
+        "class 8 at 12% of its share, raw weights 61.3"
+    )
+
+
+def test_only_inceptions_features_make_a_fid_and_a_kid() -> None:
+    line = str(render({**FULL, "features": "inception-v3", "inception_score": 3.456}))
+    assert ": FID 56.0 in features of inception-v3 | KID 0.0123 | Inception score 3.46 |" in line
+    assert "FID" not in str(render(FULL))
+
+
+def test_statistics_from_clients_name_who_is_missing() -> None:
+    event = {
+        "event": "client_statistics", "node": "cloud", "num_images": 1200,
+        "clients": ["client-0", "client-1"], "failures": [], "seconds": 1.23,
+    }  # fmt: skip
+    line = "cloud     reference statistics of 1200 images of 2 clients | 1.2 s"
+    assert render(event) == line
+    assert render({**event, "failures": ["client-2: late"]}) == f"{line} | without client-2: late"
+
+
 def test_peers_links_and_messages() -> None:
     peer = {"event": "peer", "node": "edge-0", "peer": "client-3", "change": "left", "detail": ""}
     assert render(peer) == "edge-0    client-3 left"

@@ -22,13 +22,14 @@ from fedphd.common.settings import (
     EvaluationConfig,
     ModelConfig,
 )
-from fedphd.server.evaluation import Evaluator, sample_images, save_grid
+from fedphd.server.evaluation import Evaluator, Protocol, Quality, sample_images, save_grid
 from fedphd.server.features import (
     ClassifierSettings,
     FeatureClassifier,
     load_feature_classifier,
     train_classifier,
 )
+from fedphd.server.reference import reference_of_images
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(block_out_channels=(8, 8), attention_head_dim=8, norm_num_groups=4)
@@ -82,7 +83,10 @@ def sample(unet: nn.Module, num: int = 5, batch_size: int = 5, **changes: int) -
 def evaluator_of(
     config: EvaluationConfig, reference: ImageSet | None, cache_dir: Path
 ) -> Evaluator:
-    return Evaluator(config, reference, cache_dir=cache_dir, device=CPU)
+    if reference is None:
+        return Evaluator(config, None, device=CPU)
+    made = reference_of_images(config, reference, cache_dir=cache_dir, device=CPU)
+    return Evaluator(config, made, device=CPU)
 
 
 def noise_images(num: int, *shape: int) -> torch.Tensor:
@@ -358,8 +362,11 @@ def test_an_evaluation_says_what_it_measured(unet: PrunedUNet, digits_cache: Pat
     evaluator = evaluator_of(config, DIGITS, digits_cache)
     result = evaluator.evaluate(unet, build_scheduler(DiffusionConfig()))
     assert result.samples.shape == (20, 1, 8, 8)
-    assert result.features == "classifier(digits)"
-    assert (result.num_samples, result.sampling_steps) == (20, 2)
+    protocol = result.protocol
+    assert protocol.features == "classifier(digits)"
+    assert (protocol.num_samples, protocol.sampling_steps, protocol.seed) == (20, 2, 1234)
+    assert (protocol.num_reference_images, protocol.sampler) == (1797, "DDIM, eta 0, no clipping")
+    assert (protocol.neighbours, protocol.manifold_images) == (3, 20)
     assert result.frechet_distance == evaluator.frechet_distance(result.samples)
     assert result.seconds > 0
 
@@ -378,7 +385,8 @@ def test_without_reference_there_are_samples_but_no_distance(
     result = evaluator_of(config, None, tmp_path).evaluate(unet, build_scheduler(DiffusionConfig()))
     assert result.samples.shape == (2, 1, 8, 8)
     assert result.frechet_distance is None
-    assert result.features == "none"
+    assert result.quality == Quality()
+    assert result.protocol == Protocol("none", 2, "DDIM, eta 0, no clipping", 1, 1234)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,43 @@
+"""A client's part of the reference statistics: sums over the features of its images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedphd.common.data import ImageSet
+from fedphd.common.extractor import restore_extractor
+from fedphd.common.messages import StatisticsTask
+from fedphd.common.statistics import FeatureStatistics, measure
+
+
+def summed_features(
+    task: StatisticsTask, weights: Tensor, data: ImageSet, *, device: torch.device
+) -> FeatureStatistics:
+    """Count, sum and sum of outer products of the features of ``data``, in float64.
+
+    The sums are of all images together; no image and no single image's features are in them,
+    unless there is only one image.
+
+    Args:
+        task: which features.
+        weights: the extractor's, (numel,), float32.
+        data: this client's training images.
+        device: where the extractor runs.
+
+    Raises:
+        ConfigError: the images have another shape than the extractor takes, or it is Inception
+            and torch-fidelity is missing here.
+        ReplyError: the extractor's weights do not fit its description.
+    """
+    extractor = restore_extractor(task.extractor, weights)
+    extractor.check_shape(tuple(data.images.shape[1:]))
+    return measure(
+        extractor.network.to(device),
+        data.images,
+        data.labels,
+        num_features=extractor.num_features,
+        num_classes=task.num_classes,
+        batch_size=task.batch_size,
+        device=device,
+    )

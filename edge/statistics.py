@@ -1,0 +1,95 @@
+"""An edge's part of the reference statistics: it asks its clients and adds what they answer."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from flwr.app import Message
+
+from fedphd.common.errors import ReplyError
+from fedphd.common.grid import StreamingGrid
+from fedphd.common.messages import (
+    STATISTICS,
+    StatisticsReply,
+    StatisticsTask,
+    read_payload,
+    to_records,
+)
+from fedphd.common.roster import Peer, Roster
+from fedphd.common.statistics import FeatureStatistics, read_statistics
+
+logger = logging.getLogger(__name__)
+
+
+def collect_statistics(
+    task: StatisticsTask,
+    weights: torch.Tensor,
+    *,
+    edge_id: str,
+    grid: StreamingGrid,
+    roster: Roster,
+) -> tuple[StatisticsReply, torch.Tensor]:
+    """Ask the clients that ``task`` names and add their statistics, one reply at a time.
+
+    Args:
+        task: the cloud's order.
+        weights: the extractor's, (numel,), float32.
+        edge_id: this edge.
+        grid: reaches the clients.
+        roster: the clients that this edge sees.
+
+    Returns:
+        The reply to the cloud and the packed sums, float64; a client that failed is named.
+    """
+    traffic_before, in_order = grid.traffic, grid.in_order
+    known = roster.everyone
+    asked = {known[name].node_id: known[name] for name in sorted(task.clients) if name in known}
+    failures = [
+        f"{name}: is not connected to {edge_id}" for name in task.clients if name not in known
+    ]
+    order = task.model_copy(update={"asking": edge_id, "clients": ()})
+    records = to_records(order, weights)
+    messages = [Message(records, node_id, STATISTICS) for node_id in asked]
+    total = FeatureStatistics.zeros(task.extractor.num_features, task.num_classes)
+    names = []
+    # In order: sums of floating-point numbers depend on it, and their hash is in every report.
+    grid.in_order = True
+    try:
+        for reply in grid.send_and_receive(messages, timeout=task.wait_s):
+            peer = asked[reply.metadata.src_node_id]
+            try:
+                statistics = _check(peer, task, reply)
+            except ReplyError as error:
+                failures.append(f"{peer.name}: {error}")
+                logger.warning("statistics go without %s: %s", peer.name, error)
+                roster.rest(peer.name, str(error))
+                continue
+            total += statistics
+            names.append(peer.name)
+    finally:
+        grid.in_order = in_order
+    reply_to_cloud = StatisticsReply(
+        name=edge_id,
+        count=total.count,
+        label_counts=total.label_counts,
+        clients=tuple(names),
+        failures=tuple(failures),
+        traffic=grid.traffic.minus(traffic_before),
+    )
+    return reply_to_cloud, total.pack()
+
+
+def _check(peer: Peer, task: StatisticsTask, reply: Message) -> FeatureStatistics:
+    answer = read_payload(reply, StatisticsReply)
+    if answer.name != peer.name or answer.count != peer.num_samples:
+        raise ReplyError(
+            f"answers as {answer.name} with {answer.count} images, but registered as {peer.name} "
+            f"with {peer.num_samples}"
+        )
+    return read_statistics(
+        reply,
+        answer,
+        num_features=task.extractor.num_features,
+        num_classes=task.num_classes,
+    )

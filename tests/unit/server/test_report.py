@@ -1,0 +1,113 @@
+"""What a run's folder says about an evaluation and about the run's costs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fedphd.common.events import EventLog
+from fedphd.common.messages import Traffic
+from fedphd.common.settings import FederationConfig
+from fedphd.common.statistics import FeatureStatistics
+from fedphd.server.collect import ClientStatistics
+from fedphd.server.evaluation import Evaluation, Protocol, Quality
+from fedphd.server.pruning import PruneReport
+from fedphd.server.report import Report
+from fedphd.server.strategy import IntervalStats
+
+DENSE, PRUNED = {"parameters": 10.0, "macs": 1000.0}, {"parameters": 5.0, "macs": 600.0}
+QUALITY = Quality(
+    frechet_distance=12.5, kernel_distance=0.5, kernel_distance_std=0.1, precision=0.75,
+    recall=0.25, class_shares=(0.9, 0.1), least_class=1, least_class_ratio=0.2,
+)  # fmt: skip
+PROTOCOL = Protocol(
+    features="classifier(digits)", num_samples=4, sampler="DDIM", sampling_steps=5, seed=6,
+    num_reference_images=7, reference_sha256="ab", neighbours=3, manifold_images=4,
+)  # fmt: skip
+EVALUATION = Evaluation(
+    samples=torch.zeros(4, 1, 8, 8, dtype=torch.uint8), quality=QUALITY,
+    raw=replace(QUALITY, frechet_distance=20.0), protocol=PROTOCOL, seconds=1.5,
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a run with three intervals, pruned after the second."""
+    config = FederationConfig.model_validate_json('{"topology": "hierarchical"}')
+    log = EventLog(tmp_path / "metrics.jsonl", role="cloud", node="cloud")
+    report = Report(tmp_path, config, log, DENSE)
+    asked = ClientStatistics(
+        FeatureStatistics.zeros(2, 2), ["client-0"], ["client-1: late"], Traffic(sent_bytes=3), 0.5
+    )
+    report.client_statistics(asked, edge_cloud=Traffic(received_bytes=10))
+    for interval, edge_cloud in ((1, 110), (2, 310), (3, 360)):
+        stats = IntervalStats(
+            interval, images=20, client_rounds=4, client_edge=Traffic(sent_bytes=1000 * interval)
+        )
+        report.interval(stats, sparse=False, edge_cloud=Traffic(sent_bytes=edge_cloud))
+        if interval == 2:
+            report.pruned(2, PruneReport(0.5, 0.5, (0.5,), (8,), (4,), DENSE, PRUNED))
+    report.evaluated(3, EVALUATION)
+    report.summary(seconds=9.0)
+    report.close()
+    log.close()
+    return tmp_path
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
+    return content
+
+
+def test_an_evaluation_is_told_whole_with_its_protocol(folder: Path) -> None:
+    expected = {
+        "interval": 3, "frechet_distance": 12.5, "kernel_distance": 0.5,
+        "kernel_distance_std": 0.1, "inception_score": None, "precision": 0.75, "recall": 0.25,
+        "class_shares": [0.9, 0.1], "least_class": 1, "least_class_ratio": 0.2,
+        "features": "classifier(digits)", "num_samples": 4, "sampler": "DDIM",
+        "sampling_steps": 5, "seed": 6, "num_reference_images": 7, "reference_sha256": "ab",
+        "neighbours": 3, "manifold_images": 4, "seconds": 1.5,
+    }  # fmt: skip
+    told = summary(folder)["evaluation"]
+    raw = told.pop("raw")
+    assert told == expected
+    assert (raw["frechet_distance"], raw["precision"]) == (20.0, 0.75)
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    (event,) = [e for e in map(json.loads, lines) if e["event"] == "evaluated"]
+    assert {key: event[key] for key in expected} == expected
+    assert (event["weights"], event["raw"]["frechet_distance"]) == ("ema", 20.0)
+
+
+def test_tensorboard_gets_every_number(folder: Path) -> None:
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    values = {tag: board.Scalars(tag)[-1].value for tag in board.Tags()["scalars"]}
+    for tag, value in {
+        "quality/frechet_distance": 12.5, "quality/kernel_distance": 0.5,
+        "quality/precision": 0.75, "quality/recall": 0.25, "quality/least_class_ratio": 0.2,
+        "quality_raw/frechet_distance": 20.0, "class_share/0": 0.9, "class_share/1": 0.1,
+        "cost/training_flops": 312_000,
+    }.items():  # fmt: skip
+        assert values[tag] == pytest.approx(value), tag
+
+
+def test_costs_per_round_and_link(folder: Path) -> None:
+    """Six operations per multiply-accumulate and image: 6 x 1000 x 20, later 6 x 600 x 20."""
+    rows = summary(folder)["rounds"]
+    assert [row["training_flops"] for row in rows] == [120_000, 120_000, 72_000]
+    assert [row["client_edge_bytes"] for row in rows] == [1000, 2000, 3000]
+    # The edges' count runs from the start of the run.
+    assert [row["edge_cloud_bytes"] for row in rows] == [100, 200, 50]
+    asked = summary(folder)["client_statistics"]
+    assert (asked["client_edge_bytes"], asked["edge_cloud_bytes"]) == (3, 10)
+    assert asked["failures"] == ["client-1: late"]
+    assert summary(folder)["bytes"]["client_edge"] == 6003
+    assert summary(folder)["bytes"]["edge_cloud"] == 360
+    cost = summary(folder)["training_cost"]
+    assert (cost["flops"], cost["images"]) == (312_000, 60)
+    assert cost["convention"].startswith("3 x 2 x MACs x images")
