@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -17,24 +15,38 @@ from pydantic.fields import FieldInfo
 from fedphd.common.config import (
     ClientConfig,
     CloudConfig,
-    ConfigT,
     EdgeConfig,
     load_config,
     section_class,
 )
-from fedphd.common.errors import ConfigError, FedPhDError, Interrupted, exit_code_of
+from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
+from fedphd.deploy.compare.command import register as register_compare
 from fedphd.deploy.launch import run_cloud, run_edge, run_simulation, stop_on_signal
 from fedphd.deploy.local import part_of_data, run_local, toml_value
+from fedphd.deploy.options import (
+    ClassesPerClient,
+    ConfigFile,
+    Data,
+    DryRun,
+    NumClients,
+    NumEdges,
+    Preset,
+    RunDir,
+    Set,
+    end,
+    load_and_show,
+    overrides,
+    say,
+)
 from fedphd.deploy.runs import VERDICT, check_data, open_client_data, run_folder
-from fedphd.deploy.simulate import CLASSES, SOURCE
+from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients
 
 EXIT_HELP = (
     "Exit codes: 0 success, 1 internal error, 2 bad configuration, 3 could not start (for "
     "example a port in use), 4 too few participants, 5 connection lost, 130 interrupted."
 )
 START_HELP = "Try it on this machine: fedphd local. Every setting: fedphd config cloud."
-EXAMPLE = "num_threads=4"
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -42,62 +54,6 @@ app = typer.Typer(
     help="FedPhD: hierarchical federated training of diffusion models with Flower.\n\n"
     f"{START_HELP}\n\n{EXIT_HELP}",
 )
-
-# rich takes [default: ...] in a help text for mark-up and swallows it; show_default is safe.
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="TOML file with the settings that differ from the defaults; other flags win over it",
-        show_default="no file",
-    ),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        help="settings to start from: digits (minutes on 2 CPU cores), cifar10 or celeba",
-        show_default="digits",
-    ),
-]
-RunDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="folder of this run, for its checkpoints, samples and figures",
-        show_default="a new one in out_dir, runs/DATE-TIME",
-    ),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="check and print the configuration, start nothing")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help=f"one setting, such as {EXAMPLE}; JSON or plain text, null for none; may be repeated",
-        show_default="none",
-    ),
-]
-
-
-NumEdges = Annotated[
-    int | None,
-    typer.Option("--edges", help="number of edges", show_default="schedule.num_edges, 2"),
-]
-NumClients = Annotated[
-    int | None,
-    typer.Option(
-        "--clients",
-        help="number of clients",
-        show_default="schedule.min_clients, 6; other presets 20",
-    ),
-]
-Data = Annotated[
-    str, typer.Option(help="data set of the clients: digits, a Hugging Face name or a local path")
-]
-ClassesPerClient = Annotated[
-    int, typer.Option(min=1, help="classes of images that each client holds")
-]
 
 
 class RoleName(StrEnum):
@@ -113,55 +69,6 @@ ROLE_CONFIGS: dict[str, type[CloudConfig] | type[EdgeConfig] | type[ClientConfig
     "edge": EdgeConfig,
     "client": ClientConfig,
 }
-
-
-def say(line: str) -> None:
-    """Print a line for people, at once and in one piece, since several threads do."""
-    print(f"{line}\n", end="", flush=True)
-
-
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """``["a.b=3"]`` -> ``{"a.b": 3}``; a value is JSON, and otherwise text."""
-    values: dict[str, Any] = {}
-    for setting in settings or []:
-        key, separator, text = setting.partition("=")
-        if not separator or not key.strip():
-            raise ConfigError(f"--set {setting}: write KEY=VALUE, such as {EXAMPLE}")
-        try:
-            values[key.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            values[key.strip()] = text
-    return values
-
-
-def overrides(flags: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
-    """The flags that were given, and ``--set``, which wins over them."""
-    given = {key: value for key, value in flags.items() if value is not None}
-    return {**given, **parse_settings(settings)}
-
-
-def load_and_show(
-    cls: type[ConfigT],
-    path: Path | None,
-    values: dict[str, Any],
-    *,
-    dry_run: bool,
-    check: Callable[[ConfigT], None] = lambda config: None,
-) -> ConfigT:
-    """Load a role's configuration and ``check`` it; on a dry run print it and end with success."""
-    config = load_config(cls, path, values)
-    check(config)
-    if dry_run:
-        say(config.model_dump_json(indent=2))
-        raise typer.Exit(0)
-    return config
-
-
-def end(verdict: Verdict) -> None:
-    """End the process with the verdict's exit code, and say why if it is not success."""
-    if verdict.exit_code:
-        print(f"fedphd: {verdict.message}", file=sys.stderr, flush=True)
-    raise typer.Exit(verdict.exit_code)
 
 
 @app.command()
@@ -331,20 +238,14 @@ def simulate(
     }
     values = overrides(flags, settings)
     resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check_data)
-    clients = {SOURCE: data, CLASSES: classes_per_client, "seed": resolved.seed}
-    federation = {
-        "num-supernodes": resolved.schedule.min_clients,
-        "client-resources-num-cpus": cpus,
-        "client-resources-num-gpus": gpus,
-    }
+    clients = SimulatedClients({SOURCE: data, CLASSES: classes_per_client}, cpus=cpus, gpus=gpus)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
-        # Flower's home goes into the run's folder, so that simulations can run side by side.
-        resolved = resolved.model_copy(update={"state_dir": folder / "state"})
-        verdict = run_simulation(
-            resolved, clients=clients, federation=federation, run_dir=folder, stop=stop, say=say
-        )
+        verdict = run_simulation(resolved, clients=clients, run_dir=folder, stop=stop, say=say)
     end(verdict)
+
+
+register_compare(app)
 
 
 @app.command("config")

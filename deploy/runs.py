@@ -19,6 +19,8 @@ EVENTS = "metrics.jsonl"
 EDGE_EVENTS = "events.jsonl"
 VERDICT = "verdict.json"
 ROLE = "role.json"
+SIMULATION = "simulation.json"
+SUMMARY = "summary.json"
 
 Say = Callable[[str], None]
 
@@ -97,7 +99,7 @@ def prepare(role: Literal["cloud", "simulation"], config: CloudConfig, run_dir: 
 
 def show_summary(run_dir: Path, say: Say) -> None:
     """Say how a run ended, if it left a summary."""
-    summary = run_dir / "summary.json"
+    summary = run_dir / SUMMARY
     if summary.exists():
         say(f"\nfinished; everything is in {run_dir}")
         say(render_summary(json.loads(summary.read_text("utf-8"))))

@@ -8,7 +8,8 @@ the value "" for "as in the preset".
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -32,6 +33,33 @@ CLIENT_DEFAULTS: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class SimulatedClients:
+    """The clients of a simulation: their data, and each one's share of the machine.
+
+    Attributes:
+        data: the run configuration's ``data.*`` keys that differ from their defaults.
+        cpus: CPU cores per client.
+        gpus: GPUs per client, parts allowed.
+    """
+
+    data: Mapping[str, Any]
+    cpus: int = 1
+    gpus: float = 0.0
+
+    def run_config(self, config: CloudConfig) -> dict[str, Any]:
+        """Keys of Flower's run configuration; the run's seed is the split's too."""
+        return {**self.data, "seed": config.seed}
+
+    def federation(self, config: CloudConfig) -> dict[str, Any]:
+        """Flower's own settings of the simulation."""
+        return {
+            "num-supernodes": config.schedule.min_clients,
+            "client-resources-num-cpus": self.cpus,
+            "client-resources-num-gpus": self.gpus,
+        }
+
+
 def setting_keys(cls: type[BaseModel] = FederationConfig, prefix: str = "") -> list[str]:
     """Dotted names of all settings of a training run."""
     keys: list[str] = []
@@ -39,6 +67,15 @@ def setting_keys(cls: type[BaseModel] = FederationConfig, prefix: str = "") -> l
         section = section_class(field.annotation)
         keys += setting_keys(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
     return keys
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def default_run_config() -> dict[str, Any]:

@@ -12,13 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedphd.common.data import (
-    ImageSet,
-    LabelledImages,
-    partition_indices,
-    to_model_range,
-)
+from fedphd.common.data import ImageSet, LabelledImages, to_model_range
 from fedphd.common.errors import ConfigError
+from fedphd.common.partition import partition_indices
 from fedphd.common.settings import DataConfig, PartitionConfig
 
 CIFAR10 = Path(__file__).parents[4] / "shared/data/cifar10/train.parquet"

@@ -18,7 +18,8 @@ from click import Command, Group
 from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
 from fedphd.common.errors import ConfigError
 from fedphd.common.settings import Section
-from fedphd.deploy.cli import app, overrides, parse_settings
+from fedphd.deploy.cli import app
+from fedphd.deploy.options import overrides, parse_settings
 
 ROLES: dict[str, type[Section]] = {
     "cloud": CloudConfig,
