@@ -49,12 +49,14 @@ class EdgeService:
         grid: reaches the clients.
         events: what happens is written here.
         stop: set when the cloud says that the run is over.
+        hello_s: seconds that a client has to introduce itself, until an order says otherwise.
     """
 
     edge_id: str
     grid: StreamingGrid
     events: EventLog
     stop: threading.Event
+    hello_s: float = WaitConfig().query_s
 
     def __post_init__(self) -> None:
         waits, schedule = WaitConfig(), ScheduleConfig()
@@ -65,7 +67,7 @@ class EdgeService:
             self.grid,
             asking=self.edge_id,
             kind="client",
-            hello_s=waits.query_s,
+            hello_s=self.hello_s,
             retry_s=waits.retry_s,
             max_samples=schedule.max_client_samples,
             on_change=self._on_change,
