@@ -110,12 +110,12 @@ class Comparison:
         self.plan.write(self.common.out)
         runner = Runner(self.common.clients, self.common.out / LOGS, jobs=jobs, say=say)
         if self.budget == CLOUD_BYTES:
-            self._fit_rounds(runner, stop, say)
+            self.fit_rounds(runner, stop, say)
             if stop.is_set():
                 return {}
         return runner.run(self.runs(), stop)
 
-    def _fit_rounds(self, runner: Runner, stop: threading.Event, say: Say) -> None:
+    def fit_rounds(self, runner: Runner, stop: threading.Event, say: Say) -> None:
         """Find the number of bytes, and each method's cloud rounds, and store both."""
         if self.plan.cloud_bytes is None:
             (reference,) = choose_methods(self.table, [self.byte_reference])
@@ -146,7 +146,7 @@ class Comparison:
 
         None if ``stop`` was set meanwhile.
         """
-        run = self._probe(method)
+        run = self.probe(method)
         self._must(runner.run([run], stop), stop)
         if stop.is_set():
             return None
@@ -155,7 +155,8 @@ class Comparison:
         scheduled = run.config.pruning.mode == "scheduled"
         return RoundBytes(first=first, later=both - first, scheduled=scheduled)
 
-    def _probe(self, method: Method) -> PlannedRun:
+    def probe(self, method: Method) -> PlannedRun:
+        """The run that measures a method's bytes: as little training and sampling as there is."""
         base, seed = self.common.base(), self.plan.seeds[0]
         settings = {
             **method_settings(method, base, intervals=PROBE_ROUNDS),

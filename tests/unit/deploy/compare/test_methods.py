@@ -61,7 +61,7 @@ def test_wrong_entries_are_named(text: str, message: str, tmp_path: Path) -> Non
 def test_names_that_are_no_methods_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"--methods: fedpdh: unknown; choose among fedavg, "):
         choose_methods(read_methods(), ["fedavg", "fedpdh"])
-    with pytest.raises(ConfigError, match="no.toml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"no\.toml: cannot be read"):
         read_methods(Path("no.toml"))
 
 
