@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,26 @@ def test_flat_topology_counts_the_clients_on_the_clouds_links(tmp_path: Path) ->
     assert moved["client_edge"] == 0
     # Weights both ways per client and round; greetings, questions and manifests on top.
     assert 1.0 < moved["edge_cloud"] / moved["flat_fedavg_client_cloud"] < 1.3
+
+
+def test_a_simulated_client_may_take_long_for_its_first_answer(tmp_path: Path) -> None:
+    def waking_up(handler: Handler) -> Handler:
+        slept: list[bool] = []
+
+        def handle(message: Message) -> Message:
+            if not slept:
+                slept.append(True)
+                # Ray imports everything before a client's first answer.
+                time.sleep(1.0)
+            return handler(message)
+
+        return handle
+
+    nodes = {FIRST_CLIENT + n: waking_up(node(n, False)) for n in range(NUM_CLIENTS)}
+    short = {**IDENTITY, "waits.query_s": 0.5, "schedule.intervals": 1}
+    run(MemoryGrid(nodes, threaded=True), tmp_path, short)
+    lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    changes = [(e["peer"], e["change"]) for e in events if e["event"] == "peer"]
+    assert "refused" not in [change for _, change in changes]
+    assert ("client-0", "joined") in changes
