@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fedphd.common.errors import ConfigError
-from fedphd.common.partition import partition_indices
+from fedphd.common.partition import all_parts, partition_name
 from fedphd.common.rng import generator
 from fedphd.common.settings import DataConfig
 from fedphd.common.sources import Indices, open_source
@@ -68,6 +68,8 @@ class LabelledImages:
 
     Attributes:
         labels: of the part, in the data set's order, (N,), int64.
+        partition_name: by which others can cite the split; None without one.
+        part_sizes: images of every part.
         train_indices: positions of the training images in ``labels``, ascending, int64.
         validation_indices: the other positions; empty where ``validation_fraction`` is 0.
 
@@ -87,8 +89,19 @@ class LabelledImages:
                 "split or another label_column"
             )
         self._positions = np.arange(len(every))
+        self.partition_name: str | None = None
+        self.part_sizes: tuple[int, ...] = (len(every),)
         if config.partition is not None:
-            self._positions = partition_indices(every, config.partition)
+            parts = all_parts(every, config.partition)
+            self._positions = parts[config.partition.partition_id]
+            self.part_sizes = tuple(len(part) for part in parts)
+            self.partition_name = partition_name(config.source, config.partition, parts)
+            logger.info(
+                "part %d of %s: %d images",
+                config.partition.partition_id,
+                self.partition_name,
+                len(self._positions),
+            )
         self.labels = every[self._positions]
         self.train_indices, self.validation_indices = _held_out(len(self.labels), config)
         self._decoded: dict[tuple[int, int], ImageSet] = {}
@@ -127,7 +140,9 @@ class LabelledImages:
         """
         if (image_size, channels) not in self._decoded:
             pictures = self._source.read(self._positions)
-            images = _stack(pictures, len(self.labels), image_size, channels, self._config.source)
+            images = stack_pictures(
+                pictures, len(self.labels), image_size, channels, self._config.source
+            )
             labels = torch.from_numpy(self.labels)
             self._decoded = {(image_size, channels): ImageSet(images, labels)}
         return self._decoded[image_size, channels]
@@ -160,10 +175,14 @@ def _held_out(num: int, config: DataConfig) -> tuple[Indices, Indices]:
     return np.sort(order[num_validation:]), np.sort(order[:num_validation])
 
 
-def _stack(
+def stack_pictures(
     pictures: Iterable[Image.Image], num: int, size: int, channels: int, source: str
 ) -> Tensor:
-    """Pictures as one tensor, (num, channels, size, size), uint8."""
+    """Pictures as one tensor, (num, channels, size, size), uint8.
+
+    Raises:
+        ConfigError: a picture has more than 8 bits per channel, or cannot be decoded.
+    """
     if channels not in _MODES:
         raise ConfigError(f"channels = {channels}: images have one of {list(_MODES)} channels")
     images = np.empty((num, channels, size, size), dtype=np.uint8)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Indices = NDArray[np.int64]
 
+# Of a run, where a launcher that cut the data says how.
+PARTITION_FILE = "partition.json"
 _COMMON_STEMS = ("train", "test", "data", "images")
 _HASH_DIGITS = 8
 

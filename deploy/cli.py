@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -23,7 +23,7 @@ from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
 from fedphd.deploy.compare.command import register as register_compare
 from fedphd.deploy.launch import run_cloud, run_edge, run_simulation, stop_on_signal
-from fedphd.deploy.local import part_of_data, run_local, toml_value
+from fedphd.deploy.local import run_local, toml_value
 from fedphd.deploy.options import (
     ClassesPerClient,
     ConfigFile,
@@ -39,8 +39,9 @@ from fedphd.deploy.options import (
     overrides,
     say,
 )
-from fedphd.deploy.runs import VERDICT, check_data, open_client_data, run_folder
-from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients
+from fedphd.deploy.pseudo_labels import register as register_pseudo_labels
+from fedphd.deploy.runs import VERDICT, Split, check_data, open_client_data, run_folder
+from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, data_of, take_data
 
 EXIT_HELP = (
     "Exit codes: 0 success, 1 internal error, 2 bad configuration, 3 could not start (for "
@@ -155,7 +156,7 @@ def client(
         "data.partition.partition_id": partition,
     }
     # A client that starts opens its data anyway, so only a dry run does it here.
-    check = open_client_data if dry_run else lambda config: None
+    check = _open_data if dry_run else lambda config: None
     values = overrides(flags, settings)
     resolved = load_and_show(ClientConfig, config, values, dry_run=dry_run, check=check)
     # torch and diffusers take seconds to import; the other commands do without.
@@ -192,21 +193,20 @@ def local(
         "schedule.min_clients": num_clients,
     }
 
-    def check(cloud: CloudConfig) -> None:
-        check_data(cloud)
-        part = part_of_data(cloud, 0, source=data, classes_per_client=classes_per_client)
-        open_client_data(ClientConfig(data=part))
-
-    # The processes look at their data themselves, so only a dry run does it here.
-    checked = check if dry_run else lambda config: None
-    values = overrides(flags, settings)
-    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=checked)
+    values, of_data = take_data(overrides(flags, settings))
+    given = {SOURCE: data, CLASSES: classes_per_client, **of_data}
+    splits: list[Split] = []
+    check = _checks(given, splits, show=dry_run)
+    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
+        say(f"data      {splits[0]}")
+        splits[0].write(folder)
         verdict = run_local(
             resolved,
             source=data,
             classes_per_client=classes_per_client,
+            data=of_data,
             run_dir=folder,
             stop=stop,
             say=say,
@@ -236,16 +236,42 @@ def simulate(
         "schedule.num_edges": num_edges,
         "schedule.min_clients": num_clients,
     }
-    values = overrides(flags, settings)
-    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check_data)
-    clients = SimulatedClients({SOURCE: data, CLASSES: classes_per_client}, cpus=cpus, gpus=gpus)
+    values, of_data = take_data(overrides(flags, settings))
+    given = {SOURCE: data, CLASSES: classes_per_client, **of_data}
+    splits: list[Split] = []
+    check = _checks(given, splits, show=dry_run)
+    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)
+    clients = SimulatedClients(given, cpus=cpus, gpus=gpus)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
+        say(f"data      {splits[0]}")
+        splits[0].write(folder)
         verdict = run_simulation(resolved, clients=clients, run_dir=folder, stop=stop, say=say)
     end(verdict)
 
 
+def _open_data(config: ClientConfig) -> None:
+    open_client_data(config.data)
+
+
+def _checks(
+    data: dict[str, object], splits: list[Split], *, show: bool
+) -> Callable[[CloudConfig], None]:
+    """A check of the cloud's and the clients' data, which also tells how the latter is split."""
+
+    def check(cloud: CloudConfig) -> None:
+        check_data(cloud)
+        part = data_of(data, 0, cloud.schedule.min_clients, seed=cloud.seed)
+        splits.append(open_client_data(part))
+        if show:
+            # Standard output is the configuration alone.
+            print(f"data      {splits[0]}", file=sys.stderr, flush=True)
+
+    return check
+
+
 register_compare(app)
+register_pseudo_labels(app)
 
 
 @app.command("config")

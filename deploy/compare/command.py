@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from fedphd.common.config import ClientConfig, validate
 from fedphd.common.errors import ConfigError, FedPhDError, Interrupted
 from fedphd.common.events import Verdict
 from fedphd.deploy.compare.comparison import Comparison
@@ -31,8 +30,8 @@ from fedphd.deploy.options import (
     overrides,
     say,
 )
-from fedphd.deploy.runs import check_data
-from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, client_values
+from fedphd.deploy.runs import check_data, open_client_data
+from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, data_of, take_data
 
 
 class BudgetName(StrEnum):
@@ -141,9 +140,10 @@ def compare(
         "schedule.num_edges": num_edges,
         "schedule.min_clients": num_clients,
     }
-    values = overrides(flags, settings)
+    values, of_data = take_data(overrides(flags, settings))
     check_common(values)
-    clients = SimulatedClients({SOURCE: data, CLASSES: classes_per_client}, cpus=cpus, gpus=gpus)
+    given = {SOURCE: data, CLASSES: classes_per_client, **of_data}
+    clients = SimulatedClients(given, cpus=cpus, gpus=gpus)
     common = Common(config, values, clients, out)
     comparison = Comparison(
         common,
@@ -154,10 +154,13 @@ def compare(
         cloud_bytes=cloud_bytes,
         byte_reference=byte_reference,
     )
-    check_data(common.base())
-    sizes = _part_sizes(common)
+    base = common.base()
+    check_data(base)
+    # With the first seed; every seed has a split of its own.
+    part = data_of(given, 0, base.schedule.min_clients, seed=comparison.plan.seeds[0])
+    split = open_client_data(part)
     if dry_run:
-        for line in describe(comparison, sizes):
+        for line in describe(comparison, split):
             say(line)
         return
     end(_run(comparison, jobs))
@@ -200,18 +203,3 @@ def _numbers(text: str) -> list[int]:
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds {text}: write different whole numbers from 0, such as 0,1,2")
     return seeds
-
-
-def _part_sizes(common: Common) -> list[int]:
-    """Images of each client with the common seed; raises ConfigError if data cannot be cut."""
-    # They take seconds to import; --list and --report-only do without.
-    from fedphd.common.data import LabelledImages
-    from fedphd.common.partition import all_parts
-
-    base = common.base()
-    run_config = {**common.clients.run_config(base)}
-    values = client_values(run_config, 0, base.schedule.min_clients)
-    data = validate(ClientConfig, values, source="clients").data
-    assert data.partition is not None
-    every = LabelledImages(data.model_copy(update={"partition": None})).labels
-    return [len(part) for part in all_parts(every, data.partition)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from fedphd.common.config import CloudConfig, load_config
 from fedphd.deploy.compare.budget import Work, method_settings, work_of
@@ -10,6 +10,7 @@ from fedphd.deploy.compare.comparison import CLOUD_BYTES, Comparison
 from fedphd.deploy.compare.methods import Method
 from fedphd.deploy.compare.plan import differences, identity, method_config
 from fedphd.deploy.render import human_bytes
+from fedphd.deploy.runs import Split
 
 
 def list_methods(methods: Iterable[Method]) -> Iterator[str]:
@@ -24,20 +25,21 @@ def list_methods(methods: Iterable[Method]) -> Iterator[str]:
     yield "* compared where --methods names none (the comparison of arXiv:2507.06449)"
 
 
-def describe(comparison: Comparison, sizes: Sequence[int]) -> Iterator[str]:
+def describe(comparison: Comparison, split: Split) -> Iterator[str]:
     """Per method the budget's arithmetic, and the settings that are its own.
 
     Args:
         comparison: what would be run.
-        sizes: images of each client.
+        split: how the clients share the data with the first seed.
     """
     plan, base = comparison.plan, comparison.common.base()
     methods = comparison.all_methods
     yield (
         f"{len(methods)} methods x seeds {', '.join(map(str, plan.seeds))} = "
-        f"{len(methods) * len(plan.seeds)} runs into {comparison.common.out}; {len(sizes)} clients "
-        f"with {min(sizes)} to {max(sizes)} images"
+        f"{len(methods) * len(plan.seeds)} runs "
+        f"into {comparison.common.out}; {len(split.sizes)} clients"
     )
+    yield f"data of seed {plan.seeds[0]}: {split}"
     usual = load_config(CloudConfig, None, {"preset": base.preset, "pruning.mode": "none"})
     changed = differences(identity(usual, {}), identity(base, {}))
     yield f"common settings unlike preset {base.preset}: {changed or 'none'}"
@@ -52,7 +54,7 @@ def describe(comparison: Comparison, sizes: Sequence[int]) -> Iterator[str]:
             yield "  what a cloud round moves is measured at the start; with the common settings'"
         seed = plan.seeds[0]
         config = method_config(comparison.common, base, method, seed=seed, intervals=rounds)
-        yield from _arithmetic(work_of(config, sizes))
+        yield from _arithmetic(work_of(config, split.sizes))
         for key, value in method_settings(method, base, intervals=rounds).items():
             yield f"  {key} = {value!r}"
 

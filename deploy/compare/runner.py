@@ -21,7 +21,7 @@ from fedphd.deploy.compare.plan import PlannedRun
 from fedphd.deploy.local import to_toml, unset_keys
 from fedphd.deploy.render import human_bytes, human_seconds
 from fedphd.deploy.runs import EVENTS, SUMMARY, VERDICT, Say
-from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients
+from fedphd.deploy.simulate import SimulatedClients
 from fedphd.deploy.superlink import die_with_parent, last_line
 
 POLL_S = 0.2
@@ -110,9 +110,8 @@ class Runner:
         config.write_text(to_toml(values), encoding="utf-8")
         clients = self._clients
         arguments = ["simulate", "--config", str(config), "--run-dir", str(run.folder)]
-        for flag, key in (("--data", SOURCE), ("--classes-per-client", CLASSES)):
-            if key in clients.data:
-                arguments += [flag, str(clients.data[key])]
+        for key, value in clients.data.items():
+            arguments += ["--set", f"{key}={json.dumps(value)}"]
         arguments += ["--cpus", str(clients.cpus), "--gpus", str(clients.gpus)]
         # TOML has no null: what is absent here, but in the preset, would come back.
         for key in unset_keys(values):

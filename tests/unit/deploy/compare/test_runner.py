@@ -22,6 +22,7 @@ from fedphd.deploy.compare.runner import (
     why_failed,
 )
 from fedphd.deploy.options import parse_settings
+from fedphd.deploy.simulate import take_data
 
 TABLE = read_methods()
 
@@ -39,10 +40,11 @@ def test_a_child_resolves_exactly_the_planned_settings(common: Common) -> None:
     arguments = Runner(common.clients, common.out, jobs=1, say=print).arguments(run)
     values = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     assert arguments[0] == "simulate"
-    assert (values["--data"], values["--classes-per-client"]) == ("digits", "2")
     assert values["--run-dir"] == str(run.folder)
     sets = [word for flag, word in pairwise(arguments) if flag == "--set"]
-    config = load_config(CloudConfig, Path(values["--config"]), parse_settings(sets))
+    of_cloud, of_data = take_data(parse_settings(sets))
+    assert of_data == dict(common.clients.data)
+    config = load_config(CloudConfig, Path(values["--config"]), of_cloud)
     assert config.evaluation.reference is None
     assert identity(config, {}) == identity(run.config, {})
     assert config.out_dir == run.config.out_dir
