@@ -22,9 +22,7 @@ from fedphd.common.config import (
 from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
 from fedphd.deploy.compare.command import register as register_compare
-from fedphd.deploy.launch import run_cloud, run_edge, run_simulation, stop_on_signal
-from fedphd.deploy.local import run_local, toml_value
-from fedphd.deploy.options import (
+from fedphd.deploy.flags import (
     ClassesPerClient,
     ConfigFile,
     Data,
@@ -39,6 +37,8 @@ from fedphd.deploy.options import (
     overrides,
     say,
 )
+from fedphd.deploy.launch import run_cloud, run_edge, run_simulation, stop_on_signal
+from fedphd.deploy.local import run_local, toml_value
 from fedphd.deploy.pseudo_labels import register as register_pseudo_labels
 from fedphd.deploy.runs import VERDICT, Split, check_data, open_client_data, run_folder
 from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, data_of, take_data

@@ -13,7 +13,7 @@ from fedphd.common.config import validate
 from fedphd.common.errors import ConfigError
 from fedphd.common.labels import write_labels
 from fedphd.common.settings import DataConfig
-from fedphd.deploy.options import Set, overrides, say
+from fedphd.deploy.flags import Set, overrides, say
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,7 @@ from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.describe import describe, list_methods
 from fedphd.deploy.compare.methods import check_common, choose_methods, read_methods
 from fedphd.deploy.compare.plan import Common
-from fedphd.deploy.launch import stop_on_signal
-from fedphd.deploy.options import (
+from fedphd.deploy.flags import (
     ClassesPerClient,
     ConfigFile,
     Data,
@@ -30,6 +29,7 @@ from fedphd.deploy.options import (
     overrides,
     say,
 )
+from fedphd.deploy.launch import stop_on_signal
 from fedphd.deploy.runs import check_data, open_client_data
 from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, data_of, take_data
 

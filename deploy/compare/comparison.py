@@ -170,7 +170,7 @@ class Comparison:
             "evaluation.grid_rows": 1,
         }
         config = self.common.load(settings)
-        run = PlannedRun(method, seed, config, self.common.out / PROBES / method.name)
+        run = PlannedRun(method, seed, config, self.common.out / PROBES / method.name, "probe-")
         run.check(self.common.clients)
         return run
 

@@ -62,11 +62,12 @@ class PlannedRun:
     seed: int
     config: CloudConfig
     folder: Path
+    purpose: str = ""
 
     @property
     def name(self) -> str:
         """For people and for the names of logs."""
-        return f"{self.method.name}-seed-{self.seed}"
+        return f"{self.purpose}{self.method.name}-seed-{self.seed}"
 
     @property
     def finished(self) -> bool:

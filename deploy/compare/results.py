@@ -18,9 +18,8 @@ from fedphd.deploy.runs import EVENTS, SIMULATION, SUMMARY
 from fedphd.deploy.simulate import flattened
 
 DISTANCE = "frechet_distance"
-# What an evaluation did rather than what it found.
-PROTOCOL = ("num_samples", "sampling_steps")
-NOT_A_METRIC = ("interval", "seconds", *PROTOCOL)
+# Of an evaluation neither what it found nor how it was done.
+_ASIDE = ("interval", "seconds", "least_class", "raw.least_class")
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,10 @@ class Result:
     Attributes:
         seed: of the run.
         folder: where it lies.
-        quality: every number of the last evaluation, nested ones with dotted names.
+        quality: every real number of the last evaluation, nested ones with dotted names.
         costs: parameters, MACs, bytes, FLOPs and seconds.
         curve: the evaluations.
-        protocol: how it was evaluated: samples, steps, features and the like.
+        protocol: its texts and whole numbers: features, samples, steps and the like.
         origin: version, commit and machine that the run recorded.
         partition: name of the clients' split of the data, if the run recorded it.
     """
@@ -113,18 +112,9 @@ def read_result(run: PlannedRun) -> Result:
         events = list(Tail(run.folder / EVENTS).new_events())
         curve = read_curve(events, summary["evaluations"], run.config)
         evaluation = dict(flattened(summary["evaluation"]))
-        quality = {
-            key: float(value)
-            for key, value in evaluation.items()
-            if key not in NOT_A_METRIC
-            and isinstance(value, int | float)
-            and not isinstance(value, bool)
-        }
-        protocol = {
-            key: value
-            for key, value in evaluation.items()
-            if key in PROTOCOL or isinstance(value, str)
-        }
+        said = {key: value for key, value in evaluation.items() if key not in _ASIDE}
+        quality = {key: value for key, value in said.items() if isinstance(value, float)}
+        protocol = {key: value for key, value in said.items() if isinstance(value, int | str)}
         costs = {
             "parameters": float(summary["parameters"]["after"]),
             "macs": float(summary["macs"]["after"]),
@@ -170,9 +160,14 @@ def images_of(event: Mapping[str, Any], config: CloudConfig) -> float:
 
 
 def spent_flops(events: Iterable[Mapping[str, Any]], config: CloudConfig) -> float:
-    """Training FLOPs of all clients in a whole run."""
-    intervals = [event for event in events if event["event"] == "interval"]
-    return sum(training_flops(event["macs"], images_of(event, config)) for event in intervals)
+    """Training FLOPs of all clients in a run's intervals: as reported, or else worked out."""
+    return sum(
+        event["training_flops"]
+        if "training_flops" in event
+        else training_flops(event["macs"], images_of(event, config))
+        for event in events
+        if event["event"] == "interval"
+    )
 
 
 def read_curve(

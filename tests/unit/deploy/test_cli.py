@@ -20,7 +20,7 @@ from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, load_con
 from fedphd.common.errors import ConfigError
 from fedphd.common.settings import Section
 from fedphd.deploy.cli import app
-from fedphd.deploy.options import overrides, parse_settings
+from fedphd.deploy.flags import overrides, parse_settings
 
 ROLES: dict[str, type[Section]] = {
     "cloud": CloudConfig,

@@ -22,6 +22,7 @@ from fedphd.common.config import (
 from fedphd.common.events import Verdict, write_verdict
 from fedphd.common.settings import Section
 from fedphd.deploy import local
+from fedphd.deploy.flags import parse_settings
 from fedphd.deploy.local import (
     LocalCluster,
     merge_events,
@@ -30,7 +31,6 @@ from fedphd.deploy.local import (
     toml_value,
     unset_keys,
 )
-from fedphd.deploy.options import parse_settings
 
 ODD_TEXTS = [
     "", "plain", 'say "hi"', "back\\slash", "C:\\new\\table", "tab\tnew\nline\r", "'single'",

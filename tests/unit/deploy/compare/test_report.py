@@ -145,21 +145,30 @@ def test_without_distances_there_are_samples_but_no_curves(common: Common) -> No
     assert [path.name for path in files] == ["table.csv", "table.md", "sample-grids.png"]
 
 
-def test_every_number_of_an_evaluation_becomes_a_column(comparison: Comparison) -> None:
+def test_every_real_number_of_an_evaluation_becomes_a_column(comparison: Comparison) -> None:
     for run in comparison.runs():
         if run.finished:
             file = run.folder / "summary.json"
             text = file.read_text("utf-8").replace(
-                '"evaluation": {', '"evaluation": {"raw": {"frechet_distance": 33.5}, "kid": 0.25,'
+                '"evaluation": {',
+                '"evaluation": {"raw": {"frechet_distance": 33.5}, "kid": 0.25, "seed": 7,',
             )
             file.write_text(text, encoding="utf-8")
     comparison.report({}, command="c")
     text = (comparison.common.out / "table.csv").read_text("utf-8")
     row = next(csv.DictReader(io.StringIO(text)))
     assert (float(row["raw.frechet_distance_mean"]), float(row["kid_mean"])) == (33.5, 0.25)
-    assert "| Frechet distance | Kid | Raw frechet distance |" in (
-        comparison.common.out / "table.md"
-    ).read_text("utf-8")
+    report = (comparison.common.out / "table.md").read_text("utf-8")
+    assert "| Frechet distance | Kid | Raw frechet distance |" in report
+    assert "- seed 7, features classifier(digits), num_samples 4, sampling_steps 2\n" in report
+
+
+def test_flops_that_a_run_reported_itself_count(comparison: Comparison) -> None:
+    events = comparison.runs()[0].folder / "metrics.jsonl"
+    text = events.read_text("utf-8").replace('"sparse": false', '"training_flops": 11.0')
+    events.write_text(text, encoding="utf-8")
+    found = outcomes_of(comparison)["fedavg"]
+    assert found.values("training_flops") == [22, 72_000, 72_000]
 
 
 def test_a_summary_that_is_none_is_named(comparison: Comparison) -> None:

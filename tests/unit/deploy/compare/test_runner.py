@@ -21,7 +21,7 @@ from fedphd.deploy.compare.runner import (
     time_left_s,
     why_failed,
 )
-from fedphd.deploy.options import parse_settings
+from fedphd.deploy.flags import parse_settings
 from fedphd.deploy.simulate import take_data
 
 TABLE = read_methods()
