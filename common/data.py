@@ -1,17 +1,14 @@
 """Labelled images: the embedded digits or anything that HF ``datasets`` loads.
 
-Every client calls this in its own process, so the split is made on the labels alone and only the
-images of the client's own part are decoded. flwr-datasets takes a second to import and is
-imported only where data is cut into parts.
+Every client calls this in its own process, so the split (``common/partition.py``) is made on the
+labels alone and only the images of the client's own part are decoded.
 """
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,13 +16,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fedphd.common.errors import ConfigError
+from fedphd.common.partition import all_parts, partition_name
 from fedphd.common.rng import generator
-from fedphd.common.settings import DataConfig, PartitionConfig
+from fedphd.common.settings import DataConfig
 from fedphd.common.sources import Indices, open_source
-
-if TYPE_CHECKING:
-    import datasets  # type: ignore[import-untyped]
-    from flwr_datasets.partitioner import Partitioner  # type: ignore[import-untyped]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +68,8 @@ class LabelledImages:
 
     Attributes:
         labels: of the part, in the data set's order, (N,), int64.
+        partition_name: by which others can cite the split; None without one.
+        part_sizes: images of every part.
         train_indices: positions of the training images in ``labels``, ascending, int64.
         validation_indices: the other positions; empty where ``validation_fraction`` is 0.
 
@@ -93,8 +89,19 @@ class LabelledImages:
                 "split or another label_column"
             )
         self._positions = np.arange(len(every))
+        self.partition_name: str | None = None
+        self.part_sizes: tuple[int, ...] = (len(every),)
         if config.partition is not None:
-            self._positions = partition_indices(every, config.partition)
+            parts = all_parts(every, config.partition)
+            self._positions = parts[config.partition.partition_id]
+            self.part_sizes = tuple(len(part) for part in parts)
+            self.partition_name = partition_name(config.source, config.partition, parts)
+            logger.info(
+                "part %d of %s: %d images",
+                config.partition.partition_id,
+                self.partition_name,
+                len(self._positions),
+            )
         self.labels = every[self._positions]
         self.train_indices, self.validation_indices = _held_out(len(self.labels), config)
         self._decoded: dict[tuple[int, int], ImageSet] = {}
@@ -133,7 +140,9 @@ class LabelledImages:
         """
         if (image_size, channels) not in self._decoded:
             pictures = self._source.read(self._positions)
-            images = _stack(pictures, len(self.labels), image_size, channels, self._config.source)
+            images = stack_pictures(
+                pictures, len(self.labels), image_size, channels, self._config.source
+            )
             labels = torch.from_numpy(self.labels)
             self._decoded = {(image_size, channels): ImageSet(images, labels)}
         return self._decoded[image_size, channels]
@@ -166,124 +175,14 @@ def _held_out(num: int, config: DataConfig) -> tuple[Indices, Indices]:
     return np.sort(order[num_validation:]), np.sort(order[:num_validation])
 
 
-def partition_indices(labels: Indices, config: PartitionConfig) -> Indices:
-    """Which images are this process's part, by a flwr-datasets partitioner.
-
-    The order is shuffled by the seed first, so all kinds depend on the seed. Pathological parts
-    take ``classes_per_partition`` classes in turn (0 and 1, 2 and 3, ...), going round; a class
-    that several parts take is shared out evenly.
-
-    Args:
-        labels: of the whole data set, (N,), int64.
-        config: how to cut, and which part to return.
-
-    Returns:
-        Ascending positions in ``labels``, (M,), int64, M >= 1.
-
-    Raises:
-        ConfigError: the parts would lose images, be empty or be too small; names the fix.
-    """
-    import datasets
-
-    table = datasets.Dataset.from_dict({"label": labels, "index": np.arange(len(labels))})
-    per_part = 1
-    if config.kind == "pathological":
-        _check_classes_covered(labels, config)
-        per_part = config.classes_per_partition
-    num_pieces = config.num_partitions * per_part
-    pieces = _cut(table.shuffle(seed=config.seed), num_pieces, config)
-    start = config.partition_id * per_part
-    return np.sort(np.concatenate(pieces[start : start + per_part]))
-
-
-def _partitioner(num_pieces: int, config: PartitionConfig) -> Partitioner:
-    from flwr_datasets import partitioner  # type: ignore[import-untyped]
-
-    if config.kind == "pathological":
-        # One class per piece and several pieces per part: with several classes per piece the
-        # deterministic mode shifts by one class per part and leaves the last classes out.
-        return partitioner.PathologicalPartitioner(
-            num_partitions=num_pieces,
-            partition_by="label",
-            num_classes_per_partition=1,
-            class_assignment_mode="deterministic",
-            seed=config.seed,
-        )
-    if config.kind == "dirichlet":
-        return partitioner.DirichletPartitioner(
-            num_partitions=num_pieces,
-            partition_by="label",
-            alpha=config.alpha,
-            min_partition_size=config.min_partition_size,
-            seed=config.seed,
-        )
-    return partitioner.IidPartitioner(num_partitions=num_pieces)
-
-
-def _cut(table: datasets.Dataset, num_pieces: int, config: PartitionConfig) -> list[Indices]:
-    """All pieces of ``table``; raises ConfigError where flwr-datasets gives up or drops images."""
-    if config.num_partitions > len(table):
-        raise ConfigError(
-            f"partition.num_partitions = {config.num_partitions}, but the data set has only "
-            f"{len(table)} images; use fewer parts"
-        )
-    try:
-        with warnings.catch_warnings():
-            # The advice for each of Dirichlet's ten tries is given once, in the error below.
-            warnings.simplefilter("ignore", UserWarning)
-            cutter = _partitioner(num_pieces, config)
-            cutter.dataset = table
-            pieces = [
-                np.asarray(cutter.load_partition(piece)["index"][:], dtype=np.int64)
-                for piece in range(num_pieces)
-            ]
-    except ValueError as error:
-        raise ConfigError(_why_not_cut(config)) from error
-    if sum(map(len, pieces)) != len(table) or not all(map(len, pieces)):
-        raise ConfigError(
-            f"{_described(config)} would cut {len(table)} images into parts of "
-            f"{[len(piece) for piece in pieces]}; use fewer parts"
-        )
-    return pieces
-
-
-def _described(config: PartitionConfig) -> str:
-    return f"partition.kind = {config.kind!r} with num_partitions = {config.num_partitions}"
-
-
-def _why_not_cut(config: PartitionConfig) -> str:
-    if config.kind == "dirichlet":
-        return (
-            f"{_described(config)} and alpha = {config.alpha} gave no split with "
-            f"min_partition_size = {config.min_partition_size} images in every part in 10 tries; "
-            "raise alpha, or lower min_partition_size or num_partitions"
-        )
-    return (
-        f"{_described(config)}: a class has fewer images than parts that take it "
-        f"(classes_per_partition = {config.classes_per_partition}); use fewer parts"
-    )
-
-
-def _check_classes_covered(labels: Indices, config: PartitionConfig) -> None:
-    num_classes, per_part = len(np.unique(labels)), config.classes_per_partition
-    if per_part > num_classes:
-        raise ConfigError(
-            f"partition.classes_per_partition = {per_part}, but the data set has only "
-            f"{num_classes} classes; use {num_classes} or less"
-        )
-    if config.num_partitions * per_part < num_classes:
-        raise ConfigError(
-            f"{_described(config)} and classes_per_partition = {per_part} leaves out "
-            f"{num_classes - config.num_partitions * per_part} of {num_classes} classes; use at "
-            f"least {-(-num_classes // per_part)} parts or "
-            f"{-(-num_classes // config.num_partitions)} classes per part"
-        )
-
-
-def _stack(
+def stack_pictures(
     pictures: Iterable[Image.Image], num: int, size: int, channels: int, source: str
 ) -> Tensor:
-    """Pictures as one tensor, (num, channels, size, size), uint8."""
+    """Pictures as one tensor, (num, channels, size, size), uint8.
+
+    Raises:
+        ConfigError: a picture has more than 8 bits per channel, or cannot be decoded.
+    """
     if channels not in _MODES:
         raise ConfigError(f"channels = {channels}: images have one of {list(_MODES)} channels")
     images = np.empty((num, channels, size, size), dtype=np.uint8)

@@ -63,12 +63,39 @@ class DataConfig(Section):
     split: str = Field("train", min_length=1, description="split of the data set")
     image_column: str = Field("image", min_length=1, description="column with the images")
     label_column: str = Field("label", min_length=1, description="column with integer labels")
+    attribute_file: str | None = Field(
+        None, description="attribute list (CelebA's text, or CSV) that gives labels instead"
+    )
+    label_attributes: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="attributes that make the class, binary digits from the most significant: "
+        '["Male", "Young"] is 2 * Male + Young',
+    )
+    label_file: str | None = Field(
+        None, description="file of `fedphd pseudo-labels` that gives labels instead"
+    )
     partition: PartitionConfig | None = Field(
         None, description="the part of it that is used; absent: all of it"
     )
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the images held out for validation"
     )
+
+    @model_validator(mode="after")
+    def _labels_have_one_origin(self) -> DataConfig:
+        if (self.label_attributes is None) != (self.attribute_file is None):
+            given, other = "label_attributes", "attribute_file"
+            if self.label_attributes is None:
+                given, other = other, given
+            raise ValueError(f"{given} needs {other}; give both, or neither")
+        if self.label_attributes and len(set(self.label_attributes)) < len(self.label_attributes):
+            raise ValueError(
+                f"label_attributes = {list(self.label_attributes)} names an attribute twice"
+            )
+        if self.label_file is not None and self.attribute_file is not None:
+            raise ValueError("label_file and attribute_file both give labels; keep one")
+        return self
 
 
 class ModelConfig(Section):

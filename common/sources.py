@@ -1,6 +1,7 @@
 """Where images come from: the embedded digits, parquet, image folder, saved data set or hub.
 
 HF ``datasets`` is imported only for sources that need it. Its errors become ConfigError here.
+Labels that do not come with the images are in ``common/labels.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedphd.common.errors import ConfigError
+from fedphd.common.labels import has_own_labels, read_labels
 from fedphd.common.settings import DataConfig
 
 if TYPE_CHECKING:
@@ -30,13 +32,28 @@ Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Images that are decoded only when asked for.
+
+    Attributes:
+        num: how many there are.
+        read: decodes the images at the given positions, in that order; raises ConfigError for
+            an image that cannot be decoded.
+        names: their file names in order, None where they are no files.
+    """
+
+    num: int
+    read: Callable[[Indices], Iterable[Image.Image]]
+    names: Callable[[], list[str] | None]
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set whose images are decoded only when asked for.
 
     Attributes:
         labels: of all images, (N,), int64.
-        read: decodes the images at the given positions, in that order; raises ConfigError for
-            an image that cannot be decoded.
+        read: as in ``Pictures``.
     """
 
     labels: Indices
@@ -49,18 +66,43 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         ConfigError: nothing is there, it cannot be read, or it has no such split or column.
     """
-    if config.source == DIGITS and config.format == "auto":
-        return _digits()
-    return _columns(config, _load_table(config))
+    if _is_digits(config):
+        pictures, labels = _digits()
+    else:
+        table = _load_table(config)
+        pictures = _pictures(config, table)
+        if not has_own_labels(config):
+            _check_column(config, table, "label_column", config.label_column)
+            labels = _labels_of(config, table)
+    if has_own_labels(config):
+        labels = read_labels(config, pictures.names(), pictures.num)
+    return Source(labels, pictures.read)
 
 
-def _digits() -> Source:
+def open_pictures(config: DataConfig) -> Pictures:
+    """Find the data set's images, whether they have labels or not.
+
+    Raises:
+        ConfigError: nothing is there, it cannot be read, or it has no such split or column.
+    """
+    return _digits()[0] if _is_digits(config) else _pictures(config, _load_table(config))
+
+
+def _is_digits(config: DataConfig) -> bool:
+    return config.source == DIGITS and config.format == "auto"
+
+
+def _digits() -> tuple[Pictures, Indices]:
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / _DIGITS_MAX)).astype(np.uint8)
-    labels = digits.target.astype(np.int64)
-    return Source(labels, lambda indices: (Image.fromarray(images[i]) for i in indices))
+    pictures = Pictures(
+        num=len(images),
+        read=lambda indices: (Image.fromarray(images[i]) for i in indices),
+        names=lambda: None,
+    )
+    return pictures, digits.target.astype(np.int64)
 
 
 def _load_table(config: DataConfig) -> datasets.Dataset:
@@ -136,20 +178,37 @@ def _kind_of(path: Path) -> str:
     return "parquet" if next(path.rglob("*.parquet"), None) else "imagefolder"
 
 
-def _columns(config: DataConfig, table: datasets.Dataset) -> Source:
-    for field, column in (
-        ("image_column", config.image_column),
-        ("label_column", config.label_column),
-    ):
-        if column not in table.column_names:
-            raise ConfigError(
-                f"{field} = {column!r}: source = {config.source!r} has no such column; its "
-                f"columns are {table.column_names}. Set {field} to one of them; an image folder "
-                "gets labels from one sub-folder per class"
-            )
-    labels = _labels_of(config, table)
+def _pictures(config: DataConfig, table: datasets.Dataset) -> Pictures:
+    _check_column(config, table, "image_column", config.image_column)
     pictures = _as_pictures(config, table)
-    return Source(labels, lambda indices: _decode(config, pictures, indices))
+    return Pictures(
+        num=len(pictures),
+        read=lambda indices: _decode(config, pictures, indices),
+        names=lambda: _names(config, pictures),
+    )
+
+
+def _check_column(config: DataConfig, table: datasets.Dataset, field: str, column: str) -> None:
+    if column not in table.column_names:
+        advice = (
+            "; an image folder gets labels from one sub-folder per class, and images without "
+            "labels from attribute_file or `fedphd pseudo-labels`"
+        )
+        raise ConfigError(
+            f"{field} = {column!r}: source = {config.source!r} has no such column; its columns "
+            f"are {table.column_names}. Set {field} to one of them"
+            f"{advice if field == 'label_column' else ''}"
+        )
+
+
+def _names(config: DataConfig, pictures: datasets.Dataset) -> list[str] | None:
+    """File names of the images, without their folders; None where one has none."""
+    import datasets
+
+    column = config.image_column
+    encoded = pictures.cast_column(column, datasets.Image(decode=False))
+    paths = encoded.with_format("arrow")[:][column].combine_chunks().field("path").to_pylist()
+    return None if None in paths else [Path(path).name for path in paths]
 
 
 def _labels_of(config: DataConfig, table: datasets.Dataset) -> Indices:

@@ -6,8 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -16,7 +15,6 @@ from pydantic.fields import FieldInfo
 from fedphd.common.config import (
     ClientConfig,
     CloudConfig,
-    ConfigT,
     EdgeConfig,
     load_config,
     section_class,
@@ -24,11 +22,27 @@ from fedphd.common.config import (
 from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
 from fedphd.deploy import cli_checkpoint, cli_features
-from fedphd.deploy.flags import ConfigFile, Preset, Set, overrides, say
+from fedphd.deploy.compare.command import register as register_compare
+from fedphd.deploy.flags import (
+    ClassesPerClient,
+    ConfigFile,
+    Data,
+    DryRun,
+    NumClients,
+    NumEdges,
+    Preset,
+    RunDir,
+    Set,
+    end,
+    load_and_show,
+    overrides,
+    say,
+)
 from fedphd.deploy.launch import run_cloud, run_edge, run_simulation, stop_on_signal
-from fedphd.deploy.local import part_of_data, run_local, toml_value
-from fedphd.deploy.runs import VERDICT, check_data, open_client_data, run_folder
-from fedphd.deploy.simulate import CLASSES, SOURCE
+from fedphd.deploy.local import run_local, toml_value
+from fedphd.deploy.pseudo_labels import register as register_pseudo_labels
+from fedphd.deploy.runs import VERDICT, Split, check_data, open_client_data, run_folder
+from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, data_of, take_data
 
 EXIT_HELP = (
     "Exit codes: 0 success, 1 internal error, 2 bad configuration, 3 could not start (for "
@@ -42,37 +56,6 @@ app = typer.Typer(
     help="FedPhD: hierarchical federated training of diffusion models with Flower.\n\n"
     f"{START_HELP}\n\n{EXIT_HELP}",
 )
-
-RunDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="folder of this run, for its checkpoints, samples and figures",
-        show_default="a new one in out_dir, runs/DATE-TIME",
-    ),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="check and print the configuration, start nothing")
-]
-
-
-NumEdges = Annotated[
-    int | None,
-    typer.Option("--edges", help="number of edges", show_default="schedule.num_edges, 2"),
-]
-NumClients = Annotated[
-    int | None,
-    typer.Option(
-        "--clients",
-        help="number of clients",
-        show_default="schedule.min_clients, 6; other presets 20",
-    ),
-]
-Data = Annotated[
-    str, typer.Option(help="data set of the clients: digits, a Hugging Face name or a local path")
-]
-ClassesPerClient = Annotated[
-    int, typer.Option(min=1, help="classes of images that each client holds")
-]
 
 
 class RoleName(StrEnum):
@@ -88,30 +71,6 @@ ROLE_CONFIGS: dict[str, type[CloudConfig] | type[EdgeConfig] | type[ClientConfig
     "edge": EdgeConfig,
     "client": ClientConfig,
 }
-
-
-def load_and_show(
-    cls: type[ConfigT],
-    path: Path | None,
-    values: dict[str, Any],
-    *,
-    dry_run: bool,
-    check: Callable[[ConfigT], None] = lambda config: None,
-) -> ConfigT:
-    """Load a role's configuration and ``check`` it; on a dry run print it and end with success."""
-    config = load_config(cls, path, values)
-    check(config)
-    if dry_run:
-        say(config.model_dump_json(indent=2))
-        raise typer.Exit(0)
-    return config
-
-
-def end(verdict: Verdict) -> None:
-    """End the process with the verdict's exit code, and say why if it is not success."""
-    if verdict.exit_code:
-        print(f"fedphd: {verdict.message}", file=sys.stderr, flush=True)
-    raise typer.Exit(verdict.exit_code)
 
 
 @app.command()
@@ -198,7 +157,7 @@ def client(
         "data.partition.partition_id": partition,
     }
     # A client that starts opens its data anyway, so only a dry run does it here.
-    check = open_client_data if dry_run else lambda config: None
+    check = _open_data if dry_run else lambda config: None
     values = overrides(flags, settings)
     resolved = load_and_show(ClientConfig, config, values, dry_run=dry_run, check=check)
     # torch and diffusers take seconds to import; the other commands do without.
@@ -235,21 +194,20 @@ def local(
         "schedule.min_clients": num_clients,
     }
 
-    def check(cloud: CloudConfig) -> None:
-        check_data(cloud)
-        part = part_of_data(cloud, 0, source=data, classes_per_client=classes_per_client)
-        open_client_data(ClientConfig(data=part))
-
-    # The processes look at their data themselves, so only a dry run does it here.
-    checked = check if dry_run else lambda config: None
-    values = overrides(flags, settings)
-    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=checked)
+    values, of_data = take_data(overrides(flags, settings))
+    given = {SOURCE: data, CLASSES: classes_per_client, **of_data}
+    splits: list[Split] = []
+    check = _checks(given, splits, show=dry_run)
+    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
+        say(f"data      {splits[0]}")
+        splits[0].write(folder)
         verdict = run_local(
             resolved,
             source=data,
             classes_per_client=classes_per_client,
+            data=of_data,
             run_dir=folder,
             stop=stop,
             say=say,
@@ -279,22 +237,42 @@ def simulate(
         "schedule.num_edges": num_edges,
         "schedule.min_clients": num_clients,
     }
-    values = overrides(flags, settings)
-    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check_data)
-    clients = {SOURCE: data, CLASSES: classes_per_client, "seed": resolved.seed}
-    federation = {
-        "num-supernodes": resolved.schedule.min_clients,
-        "client-resources-num-cpus": cpus,
-        "client-resources-num-gpus": gpus,
-    }
+    values, of_data = take_data(overrides(flags, settings))
+    given = {SOURCE: data, CLASSES: classes_per_client, **of_data}
+    splits: list[Split] = []
+    check = _checks(given, splits, show=dry_run)
+    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)
+    clients = SimulatedClients(given, cpus=cpus, gpus=gpus)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
-        # Flower's home goes into the run's folder, so that simulations can run side by side.
-        resolved = resolved.model_copy(update={"state_dir": folder / "state"})
-        verdict = run_simulation(
-            resolved, clients=clients, federation=federation, run_dir=folder, stop=stop, say=say
-        )
+        say(f"data      {splits[0]}")
+        splits[0].write(folder)
+        verdict = run_simulation(resolved, clients=clients, run_dir=folder, stop=stop, say=say)
     end(verdict)
+
+
+def _open_data(config: ClientConfig) -> None:
+    open_client_data(config.data)
+
+
+def _checks(
+    data: dict[str, object], splits: list[Split], *, show: bool
+) -> Callable[[CloudConfig], None]:
+    """A check of the cloud's and the clients' data, which also tells how the latter is split."""
+
+    def check(cloud: CloudConfig) -> None:
+        check_data(cloud)
+        part = data_of(data, 0, cloud.schedule.min_clients, seed=cloud.seed)
+        splits.append(open_client_data(part))
+        if show:
+            # Standard output is the configuration alone.
+            print(f"data      {splits[0]}", file=sys.stderr, flush=True)
+
+    return check
+
+
+register_compare(app)
+register_pseudo_labels(app)
 
 
 @app.command("config")

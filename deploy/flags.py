@@ -1,14 +1,18 @@
-"""Flags that several commands of ``fedphd`` have, and what becomes of them."""
+"""Flags that several commands of ``fedphd`` have, and how their values become a configuration."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fedphd.common.config import ConfigT, load_config
 from fedphd.common.errors import ConfigError
+from fedphd.common.events import Verdict
 
 EXAMPLE = "num_threads=4"
 
@@ -28,6 +32,16 @@ Preset = Annotated[
         show_default="digits",
     ),
 ]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="folder of this run, for its checkpoints, samples and figures",
+        show_default="a new one in out_dir, runs/DATE-TIME",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="check and print the configuration, start nothing")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -36,6 +50,26 @@ Set = Annotated[
         help=f"one setting, such as {EXAMPLE}; JSON or plain text, null for none; may be repeated",
         show_default="none",
     ),
+]
+
+
+NumEdges = Annotated[
+    int | None,
+    typer.Option("--edges", help="number of edges", show_default="schedule.num_edges, 2"),
+]
+NumClients = Annotated[
+    int | None,
+    typer.Option(
+        "--clients",
+        help="number of clients",
+        show_default="schedule.min_clients, 6; other presets 20",
+    ),
+]
+Data = Annotated[
+    str, typer.Option(help="data set of the clients: digits, a Hugging Face name or a local path")
+]
+ClassesPerClient = Annotated[
+    int, typer.Option(min=1, help="classes of images that each client holds")
 ]
 
 
@@ -62,3 +96,27 @@ def overrides(flags: dict[str, Any], settings: list[str] | None) -> dict[str, An
     """The flags that were given, and ``--set``, which wins over them."""
     given = {key: value for key, value in flags.items() if value is not None}
     return {**given, **parse_settings(settings)}
+
+
+def load_and_show(
+    cls: type[ConfigT],
+    path: Path | None,
+    values: dict[str, Any],
+    *,
+    dry_run: bool,
+    check: Callable[[ConfigT], None] = lambda config: None,
+) -> ConfigT:
+    """Load a role's configuration and ``check`` it; on a dry run print it and end with success."""
+    config = load_config(cls, path, values)
+    check(config)
+    if dry_run:
+        say(config.model_dump_json(indent=2))
+        raise typer.Exit(0)
+    return config
+
+
+def end(verdict: Verdict) -> None:
+    """End the process with the verdict's exit code, and say why if it is not success."""
+    if verdict.exit_code:
+        print(f"fedphd: {verdict.message}", file=sys.stderr, flush=True)
+    raise typer.Exit(verdict.exit_code)

@@ -6,17 +6,27 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedphd.common.config import CloudConfig, EdgeConfig
 from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json
+from fedphd.deploy.origin import origin
 from fedphd.deploy.processes import alive
 from fedphd.deploy.render import Tail, render
-from fedphd.deploy.runs import EDGE_EVENTS, ROLE, VERDICT, RoleFile, Say, prepare, show_summary
-from fedphd.deploy.simulate import ROLE_FILE
+from fedphd.deploy.runs import (
+    EDGE_EVENTS,
+    ROLE,
+    SIMULATION,
+    VERDICT,
+    RoleFile,
+    Say,
+    prepare,
+    show_summary,
+)
+from fedphd.deploy.simulate import ROLE_FILE, SimulatedClients
 from fedphd.deploy.superlink import SuperLink, last_line, make_folder
 
 POLL_S = 0.1
@@ -55,8 +65,7 @@ def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say:
 def run_simulation(
     config: CloudConfig,
     *,
-    clients: Mapping[str, object],
-    federation: Mapping[str, object],
+    clients: SimulatedClients,
     run_dir: Path,
     stop: threading.Event,
     say: Say,
@@ -65,16 +74,20 @@ def run_simulation(
 
     Args:
         config: the training run.
-        clients: the run configuration's keys about the clients' data.
-        federation: Flower's own settings of the simulation, such as ``num-supernodes``.
-        run_dir: the run's folder.
+        clients: who is simulated.
+        run_dir: the run's folder, where Flower's home goes too, so that simulations can run
+            side by side.
         stop: set from outside to end early.
         say: gets the lines for people.
     """
+    config = config.model_copy(update={"state_dir": run_dir / "state"})
     path = prepare("simulation", config, run_dir)
+    run_config, federation = clients.run_config(config), clients.federation(config)
+    record = {"clients": run_config, "federation": federation, "origin": origin()}
+    write_json(run_dir / SIMULATION, record)
     with _superlink(SuperLink(config.superlink, config.state_dir, simulation=True)) as link:
-        run_config = {**clients, ROLE_FILE: str(path.resolve())}
-        say(f"running   {link.submit(run_config, federation)}")
+        submitted = link.submit({**run_config, ROLE_FILE: str(path.resolve())}, federation)
+        say(f"running   {submitted}")
         verdict = _serve(link, RoleFile.read(path), stop, say)
     if verdict.exit_code == EXIT_OK:
         show_summary(run_dir, say)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from fedphd.common.config import CloudConfig
@@ -23,9 +24,10 @@ from fedphd.common.errors import (
     exit_code_of,
 )
 from fedphd.common.events import Verdict, read_verdict
-from fedphd.common.settings import DataConfig, PartitionConfig
+from fedphd.common.settings import DataConfig
 from fedphd.deploy.render import Tail
 from fedphd.deploy.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
+from fedphd.deploy.simulate import CLASSES, SOURCE, data_of
 from fedphd.deploy.superlink import die_with_parent, flower_environment, free_ports
 
 STOP_S = 4.0
@@ -52,6 +54,7 @@ class LocalCluster:
             many edges and clients are started.
         source: data set of the clients, as in data.source.
         classes_per_client: classes of a client, as in data.partition.classes_per_partition.
+        data: other settings of the clients' data, with dotted keys from ``data.``.
         run_dir: the run's folder; logs go to its folder ``logs``.
         say: gets the lines for people.
 
@@ -65,6 +68,7 @@ class LocalCluster:
         *,
         source: str,
         classes_per_client: int = 2,
+        data: Mapping[str, object] = MappingProxyType({}),
         run_dir: Path,
         say: Say,
     ) -> None:
@@ -76,6 +80,7 @@ class LocalCluster:
         self._config = config
         self._source = source
         self._classes_per_client = classes_per_client
+        self._data = data
         self._run_dir = run_dir
         self._say = say
         self._state = run_dir / "state"
@@ -115,6 +120,7 @@ class LocalCluster:
             number,
             source=self._source,
             classes_per_client=self._classes_per_client,
+            data=self._data,
         )
         return {
             "client_id": name,
@@ -205,17 +211,16 @@ class LocalCluster:
 
 
 def part_of_data(
-    config: CloudConfig, number: int, *, source: str, classes_per_client: int
+    config: CloudConfig,
+    number: int,
+    *,
+    source: str,
+    classes_per_client: int,
+    data: Mapping[str, object] = MappingProxyType({}),
 ) -> DataConfig:
     """The data of client ``number``, from 0, of ``schedule.min_clients`` clients."""
-    partition = PartitionConfig(
-        kind="pathological",
-        num_partitions=config.schedule.min_clients,
-        partition_id=number,
-        classes_per_partition=classes_per_client,
-        seed=config.seed,
-    )
-    return DataConfig(source=source, partition=partition)
+    settings = {SOURCE: source, CLASSES: classes_per_client, **data}
+    return data_of(settings, number, config.schedule.min_clients, seed=config.seed)
 
 
 def _why(role: Role) -> str:
@@ -251,13 +256,19 @@ def run_local(
     *,
     source: str,
     classes_per_client: int = 2,
+    data: Mapping[str, object] = MappingProxyType({}),
     run_dir: Path,
     stop: threading.Event,
     say: Say,
 ) -> Verdict:
     """Run a whole federation on loopback and return the cloud's verdict."""
     cluster = LocalCluster(
-        config, source=source, classes_per_client=classes_per_client, run_dir=run_dir, say=say
+        config,
+        source=source,
+        classes_per_client=classes_per_client,
+        data=data,
+        run_dir=run_dir,
+        say=say,
     )
     try:
         cluster.start()

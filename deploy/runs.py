@@ -9,9 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from fedphd.common.config import ClientConfig, CloudConfig
+from fedphd.common.config import CloudConfig
 from fedphd.common.errors import StartError
 from fedphd.common.events import write_json
+from fedphd.common.partition import PARTITION_FILE
+from fedphd.common.settings import DataConfig
 from fedphd.deploy.render import render_summary
 from fedphd.deploy.superlink import make_folder
 
@@ -19,6 +21,8 @@ EVENTS = "metrics.jsonl"
 EDGE_EVENTS = "events.jsonl"
 VERDICT = "verdict.json"
 ROLE = "role.json"
+SIMULATION = "simulation.json"
+SUMMARY = "summary.json"
 
 Say = Callable[[str], None]
 
@@ -97,7 +101,7 @@ def prepare(role: Literal["cloud", "simulation"], config: CloudConfig, run_dir: 
 
 def show_summary(run_dir: Path, say: Say) -> None:
     """Say how a run ended, if it left a summary."""
-    summary = run_dir / "summary.json"
+    summary = run_dir / SUMMARY
     if summary.exists():
         say(f"\nfinished; everything is in {run_dir}")
         say(render_summary(json.loads(summary.read_text("utf-8"))))
@@ -119,8 +123,24 @@ def check_data(config: CloudConfig) -> None:
     LabelledImages(reference).check_covers(config.num_classes)
 
 
-def open_client_data(config: ClientConfig) -> None:
-    """Raise ConfigError if a client's data cannot be opened or cut into the wanted parts."""
+@dataclass(frozen=True)
+class Split:
+    """How clients share a data set: a name that others can cite, and the images of each."""
+
+    name: str
+    sizes: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {min(self.sizes)} to {max(self.sizes)} images per client"
+
+    def write(self, run_dir: Path) -> None:
+        """Store it for the run's summary."""
+        write_json(run_dir / PARTITION_FILE, asdict(self))
+
+
+def open_client_data(data: DataConfig) -> Split:
+    """Open a client's data; raises ConfigError if it cannot be read or cut into parts."""
     from fedphd.common.data import LabelledImages
 
-    LabelledImages(config.data)
+    opened = LabelledImages(data)
+    return Split(opened.partition_name or "whole data set", opened.part_sizes)

@@ -8,13 +8,15 @@ the value "" for "as in the preset".
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
-from fedphd.common.config import CloudConfig, load_config, section_class
-from fedphd.common.settings import FederationConfig
+from fedphd.common.config import ClientConfig, CloudConfig, load_config, section_class
+from fedphd.common.errors import ConfigError
+from fedphd.common.settings import DataConfig, FederationConfig
 
 UNSET = ""
 PRESET = "preset"
@@ -24,12 +26,38 @@ CLASSES = "data.partition.classes_per_partition"
 ALPHA = "data.partition.alpha"
 ROLE_FILE = "role-file"
 
-CLIENT_DEFAULTS: dict[str, Any] = {
-    SOURCE: "digits",
-    KIND: "pathological",
-    CLASSES: 2,
-    ALPHA: 0.5,
-}
+
+@dataclass(frozen=True)
+class SimulatedClients:
+    """The clients of a simulation: their data, and each one's share of the machine.
+
+    Attributes:
+        data: settings of their data, with dotted keys from ``data.``; the others have their
+            defaults.
+        cpus: CPU cores per client.
+        gpus: GPUs per client, parts allowed.
+    """
+
+    data: Mapping[str, Any]
+    cpus: int = 1
+    gpus: float = 0.0
+
+    def run_config(self, config: CloudConfig) -> dict[str, Any]:
+        """Keys of Flower's run configuration; the run's seed is the split's too."""
+        # Flower's run configuration knows no lists: they travel as text.
+        data = {
+            key: json.dumps(value) if isinstance(value, list | tuple) else value
+            for key, value in self.data.items()
+        }
+        return {**data, "seed": config.seed}
+
+    def federation(self, config: CloudConfig) -> dict[str, Any]:
+        """Flower's own settings of the simulation."""
+        return {
+            "num-supernodes": config.schedule.min_clients,
+            "client-resources-num-cpus": self.cpus,
+            "client-resources-num-gpus": self.gpus,
+        }
 
 
 def setting_keys(cls: type[BaseModel] = FederationConfig, prefix: str = "") -> list[str]:
@@ -39,6 +67,65 @@ def setting_keys(cls: type[BaseModel] = FederationConfig, prefix: str = "") -> l
         section = section_class(field.annotation)
         keys += setting_keys(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
     return keys
+
+
+def _data_defaults() -> dict[str, Any]:
+    """Settings of clients' data that a run configuration may have, at their defaults."""
+    # Which part is whose, and of how many, follows from the number of clients; the seed, too,
+    # is the run's.
+    own = ("num_partitions", "partition_id", "seed")
+    keys = setting_keys(DataConfig, "data.")
+    unset = {key: UNSET for key in keys if key.rpartition(".")[2] not in own}
+    return {**unset, SOURCE: "digits", KIND: "pathological", CLASSES: 2, ALPHA: 0.5}
+
+
+CLIENT_DEFAULTS: dict[str, Any] = _data_defaults()
+
+
+def take_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part settings of ``--set`` into the cloud's and those of the clients' data (``data.``).
+
+    Raises:
+        ConfigError: a key of the data is unknown, or is not for people to set.
+    """
+    data = {key: value for key, value in values.items() if key.startswith("data.")}
+    for key in data:
+        if key not in CLIENT_DEFAULTS:
+            raise ConfigError(
+                f"{key}: no setting of the clients' data; known: {', '.join(CLIENT_DEFAULTS)}"
+            )
+    return {key: value for key, value in values.items() if key not in data}, data
+
+
+def data_of(
+    data: Mapping[str, Any], partition_id: int, num_partitions: int, *, seed: int
+) -> DataConfig:
+    """The data of one of several clients that share a data set.
+
+    Args:
+        data: settings with dotted keys from ``data.``, as ``SimulatedClients`` has them; "" is
+            for "as by default".
+        partition_id: which client, from 0.
+        num_partitions: of how many.
+        seed: of the split.
+
+    Raises:
+        ConfigError: a setting is wrong; names it.
+    """
+    own = {"num_partitions": num_partitions, "partition_id": partition_id, "seed": seed}
+    settings = {**CLIENT_DEFAULTS, **data}
+    values = {key: _value(value) for key, value in settings.items() if value not in (UNSET, None)}
+    values |= {f"data.partition.{key}": value for key, value in own.items()}
+    return load_config(ClientConfig, None, values).data
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def default_run_config() -> dict[str, Any]:
@@ -64,20 +151,13 @@ def client_values(
     run_config: Mapping[str, Any], partition_id: int, num_partitions: int
 ) -> dict[str, Any]:
     """A simulated client's configuration as plain values."""
-    given = {key: run_config.get(key, default) for key, default in CLIENT_DEFAULTS.items()}
+    given = {key: run_config[key] for key in CLIENT_DEFAULTS if key in run_config}
     seed = run_config.get("seed", UNSET)
-    partition = {
-        "kind": given[KIND],
-        "num_partitions": num_partitions,
-        "partition_id": partition_id,
-        "classes_per_partition": given[CLASSES],
-        "alpha": given[ALPHA],
-        "seed": 0 if seed == UNSET else seed,
-    }
+    data = data_of(given, partition_id, num_partitions, seed=0 if seed == UNSET else seed)
     return {
         "client_id": f"client-{partition_id}",
         "device": run_config.get("device", UNSET) or "auto",
-        "data": {"source": given[SOURCE], "partition": partition},
+        "data": data.model_dump(mode="json"),
     }
 
 

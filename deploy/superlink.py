@@ -187,9 +187,9 @@ class SuperLink:
             StartError: ``flwr run`` failed.
         """
         self._write_connection()
-        arguments = ["run", str(BUNDLE), "here", "--run-config", _pairs(run_config)]
+        arguments = ["run", str(BUNDLE), "here", "--run-config", pairs(run_config)]
         if federation:
-            arguments += ["--federation-config", _pairs(federation)]
+            arguments += ["--federation-config", pairs(federation)]
         try:
             done = self._flwr([*arguments, *_JSON], SUBMIT_S)
         except subprocess.TimeoutExpired as error:
@@ -254,9 +254,16 @@ class SuperLink:
         end(started, within_s=CHILDREN_S)
 
 
-def _pairs(values: Mapping[str, object]) -> str:
+def pairs(values: Mapping[str, object]) -> str:
     """Keys and values as ``flwr`` takes them: TOML, separated by spaces."""
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+    return " ".join(f"{key}={_literal(value)}" for key, value in values.items())
+
+
+def _literal(value: object) -> str:
+    """A value as TOML, such that ``flwr`` finds its end: it knows no escaped quotes."""
+    if isinstance(value, str) and '"' in value:
+        return f"'{value}'"
+    return json.dumps(value)
 
 
 def _executable(name: str) -> str:

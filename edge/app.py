@@ -54,6 +54,7 @@ class EdgeService:
         events: what happens is written here.
         stop: set when the cloud says that the run is over.
         shared_questions: what a client is asked waits until all edges have asked it.
+        hello_s: seconds that a client has to introduce itself, until an order says otherwise.
     """
 
     edge_id: str
@@ -61,6 +62,7 @@ class EdgeService:
     events: EventLog
     stop: threading.Event
     shared_questions: bool = False
+    hello_s: float = WaitConfig().query_s
 
     def __post_init__(self) -> None:
         waits, schedule = WaitConfig(), ScheduleConfig()
@@ -71,7 +73,7 @@ class EdgeService:
             self.grid,
             asking=self.edge_id,
             kind="client",
-            hello_s=waits.query_s,
+            hello_s=self.hello_s,
             retry_s=waits.retry_s,
             max_samples=schedule.max_client_samples,
             on_change=self._on_change,

@@ -242,11 +242,14 @@ def main(
         FedPhDError: the run cannot start or go on.
     """
     torch.set_num_threads(config.num_threads)
+    # A simulated client answers only when Ray has started and imported everything, which takes
+    # a busy machine longer than any later question; given up, it would be left alone for a minute.
+    hello_s = config.waits.start_s if simulated else config.waits.query_s
     if config.topology == "flat":
-        grid = VirtualEdges(grid, ["cloud"], events)
+        grid = VirtualEdges(grid, ["cloud"], events, hello_s=hello_s)
     elif simulated:
         names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
-        grid = VirtualEdges(grid, names, events)
+        grid = VirtualEdges(grid, names, events, hello_s=hello_s)
     edges = streaming_grid(
         grid, upload_stall_s=config.waits.upload_stall_s, in_order=config.reproducible
     )
@@ -254,7 +257,7 @@ def main(
         edges,
         asking="cloud",
         kind="edge",
-        hello_s=config.waits.query_s,
+        hello_s=hello_s,
         retry_s=config.waits.retry_s,
         max_samples=config.schedule.max_client_samples,
         on_change=lambda name, change, detail: events.write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from fedphd.common.costs import FLOPS_CONVENTION, training_flops
 from fedphd.common.events import EventLog, write_json
 from fedphd.common.messages import PACKAGE_VERSION, Traffic
+from fedphd.common.partition import PARTITION_FILE
 from fedphd.common.settings import FederationConfig
 from fedphd.server.collect import ClientStatistics
 from fedphd.server.evaluation import Evaluation, save_grid
@@ -188,10 +190,16 @@ class Report:
             },
             "rounds": self._rounds,
             "client_statistics": self._client_statistics,
+            "partition": self._partition(),
             "seconds": {**{k: round(v, 2) for k, v in self._phases.items()}, "total": seconds},
         }
         write_json(self._run_dir / "summary.json", summary)
         return summary
+
+    def _partition(self) -> dict[str, Any] | None:
+        """How the clients share a data set, where a launcher that cut it says so."""
+        path = self._run_dir / PARTITION_FILE
+        return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
 
     def close(self) -> None:
         """Flush TensorBoard's file."""

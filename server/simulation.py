@@ -30,6 +30,7 @@ from fedphd.common.messages import (
     to_records,
 )
 from fedphd.common.replies import envelope
+from fedphd.common.settings import WaitConfig
 from fedphd.edge.app import EdgeService
 
 _SHARED = (HELLO, CHOOSE, FINISH)
@@ -163,9 +164,17 @@ class VirtualEdges(Grid):
         clients: Flower's grid of the clients.
         edge_ids: names of the edges; their node ids are 1, 2, ... in this order.
         events: the run's event log, where the edges write too.
+        hello_s: seconds that a client has to introduce itself before the first interval.
     """
 
-    def __init__(self, clients: Grid, edge_ids: Sequence[str], events: EventLog) -> None:
+    def __init__(
+        self,
+        clients: Grid,
+        edge_ids: Sequence[str],
+        events: EventLog,
+        *,
+        hello_s: float = WaitConfig().query_s,
+    ) -> None:
         self._clients = clients
         shared = SharedClients(clients, len(edge_ids))
         self._edges = {}
@@ -178,6 +187,7 @@ class VirtualEdges(Grid):
                 events.sibling(role="edge", node=edge_id),
                 threading.Event(),
                 shared_questions=own is not clients,
+                hello_s=hello_s,
             )
         self._pool = ThreadPoolExecutor(max_workers=len(edge_ids))
         self._replies: dict[str, Message] = {}

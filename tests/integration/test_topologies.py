@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,26 @@ def test_scaffold_moves_twice_the_weights_and_udec_only_the_decoder(tmp_path: Pa
         assert 0 < double[link] - plain[link] - models * 4 * layout.numel < models * 1000
         # The manifest of names and shapes, some 10 kB, gets shorter too.
         assert 0 < plain[link] - less[link] - models * 4 * rest < models * 10_000
+
+
+def test_a_simulated_client_may_take_long_for_its_first_answer(tmp_path: Path) -> None:
+    def waking_up(handler: Handler) -> Handler:
+        slept: list[bool] = []
+
+        def handle(message: Message) -> Message:
+            if not slept:
+                slept.append(True)
+                # Ray imports everything before a client's first answer.
+                time.sleep(1.0)
+            return handler(message)
+
+        return handle
+
+    nodes = {FIRST_CLIENT + n: waking_up(node(n, False)) for n in range(NUM_CLIENTS)}
+    short = {**IDENTITY, "waits.query_s": 0.5, "schedule.intervals": 1}
+    run(MemoryGrid(nodes, threaded=True), tmp_path, short)
+    lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    changes = [(e["peer"], e["change"]) for e in events if e["event"] == "peer"]
+    assert "refused" not in [change for _, change in changes]
+    assert ("client-0", "joined") in changes

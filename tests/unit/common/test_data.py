@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedphd.common.data import (
-    ImageSet,
-    LabelledImages,
-    partition_indices,
-    to_model_range,
-)
+from fedphd.common.data import ImageSet, LabelledImages, to_model_range
 from fedphd.common.errors import ConfigError
+from fedphd.common.partition import all_parts, partition_indices, partition_name
 from fedphd.common.settings import DataConfig, PartitionConfig
 
 CIFAR10 = Path(__file__).parents[4] / "shared/data/cifar10/train.parquet"
@@ -113,6 +111,43 @@ def test_dirichlet_parts_that_cannot_be_drawn_name_alpha_and_minimum() -> None:
     config = PartitionConfig(kind="dirichlet", num_partitions=6, alpha=0.01, min_partition_size=10)
     with pytest.raises(ConfigError, match=r"alpha = 0\.01 .* min_partition_size = 10 images"):
         partition_indices(labels, config)
+
+
+def test_a_split_has_a_name_that_tells_it_from_others() -> None:
+    def name_of(source: str = "digits", labels: np.ndarray | None = None, **values: object) -> str:
+        config = PartitionConfig.model_validate({"num_partitions": 10, **values})
+        parts = all_parts(np.arange(60) % 10 if labels is None else labels, config)
+        return partition_name(source, config, parts)
+
+    plain = name_of()
+    assert re.fullmatch("digits-pathological-2x10-seed0-[0-9a-f]{8}", plain)
+    # Whichever part a process holds, the split is the same.
+    assert name_of(partition_id=3) == plain
+    assert name_of(seed=1).startswith("digits-pathological-2x10-seed1-")
+    assert name_of(seed=1)[-8:] != plain[-8:]
+    # Other labels give other parts under the same settings.
+    assert name_of(labels=np.arange(60)[::-1] % 10)[-8:] != plain[-8:]
+    assert name_of(kind="dirichlet", alpha=0.5, min_partition_size=1).startswith(
+        "digits-dirichlet-0.5x10-seed0-"
+    )
+    assert name_of("/data/CIFAR-10/train.parquet", kind="iid").startswith("cifar-10-iid-10-seed0-")
+    assert name_of("uoft-cs/cifar10", kind="iid").startswith("cifar10-iid-10-seed0-")
+
+
+def test_the_hash_of_a_split_is_over_lengths_and_positions() -> None:
+    parts = [np.array([0, 2]), np.array([1])]
+    digest = hashlib.sha256(np.array([2, 0, 2, 1, 1], dtype="<i8").tobytes()).hexdigest()
+    name = partition_name("digits", PartitionConfig(num_partitions=2), parts)
+    assert name == f"digits-pathological-2x2-seed0-{digest[:8]}"
+
+
+def test_opened_images_name_their_split(caplog: pytest.LogCaptureFixture) -> None:
+    config = DataConfig(partition=PartitionConfig(partition_id=1))
+    with caplog.at_level(logging.INFO, logger="fedphd.common.data"):
+        opened = LabelledImages(config)
+    assert opened.part_sizes == (180, 360, 363, 360, 354, 180)
+    assert caplog.messages == [f"part 1 of {opened.partition_name}: 360 images"]
+    assert LabelledImages(DataConfig()).partition_name is None
 
 
 def test_more_parts_than_images_are_refused() -> None:

@@ -23,6 +23,7 @@ from fedphd.deploy.superlink import (
     free_ports,
     last_line,
     make_folder,
+    pairs,
 )
 
 
@@ -248,3 +249,10 @@ def ended(pid: int) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+@pytest.mark.parametrize("value", ['["Male", "Young"]', "C:\\\\data", "it's", 3, 0.5, True, ""])
+def test_flower_reads_the_values_that_are_submitted(value: object) -> None:
+    from flwr.common.config import parse_config_args
+
+    assert parse_config_args([pairs({"a.b": value, "c": 1})]) == {"a.b": value, "c": 1}

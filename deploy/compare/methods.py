@@ -1,0 +1,128 @@
+"""The methods that can be compared, and what each of them sets (``methods.toml``)."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from fedphd.common.config import check_id, explain
+from fedphd.common.errors import ConfigError
+from fedphd.common.settings import FederationConfig, Section
+from fedphd.deploy.simulate import flattened, setting_keys
+
+# What makes a method: where an entry of the table does not set it, it has its plain value.
+_PLAIN = ("objective.method", "exchange.parts")
+# Set for each method or run, so it cannot be common to all.
+_OWN = ("topology", "seed", "pruning.mode", "pruning.sparse_rounds", *_PLAIN)
+
+
+class Method(Section):
+    """One entry of the table of methods."""
+
+    name: str = Field(description="name on the command line and of the folder of its runs")
+    title: str = Field(min_length=1, description="name in tables and plots")
+    reference: str = Field(min_length=1, description="where the method is described")
+    paper: bool = Field(False, description="part of the comparison of arXiv:2507.06449")
+    topology: Literal["flat", "hierarchical"] = Field(description="as the setting topology")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="dotted settings that make the method what it is"
+    )
+
+    _name = field_validator("name")(check_id)
+
+    def check_known(self) -> None:
+        """Raise ConfigError for a setting that this version does not have."""
+        known = set(setting_keys())
+        unknown = [key for key in self.settings if key not in known]
+        if unknown:
+            raise ConfigError(
+                f"method {self.name!r} ({self.title}) needs {', '.join(unknown)}: no such setting "
+                "in this version of fedphd; leave the method out (--methods), or correct its "
+                "entry in the table of methods"
+            )
+
+
+def read_methods(path: Path | None = None) -> dict[str, Method]:
+    """The table of methods by name.
+
+    Args:
+        path: a TOML file with more methods, which may build on the known ones by ``base``.
+
+    Raises:
+        ConfigError: the file cannot be read, or an entry is wrong; names it.
+    """
+    text = resources.files("fedphd.deploy.compare").joinpath("methods.toml").read_text("utf-8")
+    tables: dict[str, Any] = tomllib.loads(text)
+    if path is not None:
+        try:
+            more = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: is not valid TOML: {error}") from error
+        if both := sorted(tables.keys() & more.keys()):
+            raise ConfigError(f"{path}: {', '.join(both)}: there is a method of that name already")
+        tables |= more
+    return {name: _method(name, tables, ()) for name in tables}
+
+
+def _method(name: str, tables: Mapping[str, Any], above: tuple[str, ...]) -> Method:
+    try:
+        return Method.model_validate(_entry(name, tables, above))
+    except ValidationError as error:
+        raise ConfigError(explain(Method, error, f"method {name!r}")) from error
+
+
+def _entry(name: str, tables: Mapping[str, Any], above: tuple[str, ...]) -> dict[str, Any]:
+    """The values of an entry, with those of its ``base`` below them."""
+    own = tables.get(name)
+    if not isinstance(own, dict):
+        raise ConfigError(f"method {name!r}: there is no [{name}]; known: {', '.join(tables)}")
+    base = own.get("base")
+    if base is None:
+        return {**own, "name": name}
+    if base in (name, *above):
+        raise ConfigError(f"method {name!r}: base = {base!r} leads back to itself")
+    under = _entry(str(base), tables, (name, *above))
+    rest = {key: value for key, value in own.items() if key != "base"}
+    settings = {**under.get("settings", {}), **own.get("settings", {})}
+    return {**under, **rest, "name": name, "settings": settings}
+
+
+def choose_methods(table: Mapping[str, Method], names: Iterable[str] | None) -> list[Method]:
+    """The named methods in the table's order; None: those of the paper.
+
+    Raises:
+        ConfigError: a name is unknown, or a method needs a setting that is not there.
+    """
+    wanted = {name for name, method in table.items() if method.paper} if names is None else {*names}
+    if unknown := sorted(wanted - table.keys()):
+        raise ConfigError(
+            f"--methods: {', '.join(unknown)}: unknown; choose among {', '.join(table)}"
+        )
+    chosen = [method for name, method in table.items() if name in wanted]
+    for method in chosen:
+        method.check_known()
+    return chosen
+
+
+def plain_settings() -> dict[str, Any]:
+    """What makes a method, at the values of plain averaging, as far as this version has it."""
+    defaults = dict(flattened(FederationConfig().model_dump(mode="json")))
+    return {key: defaults[key] for key in _PLAIN if key in defaults}
+
+
+def check_common(values: Iterable[str]) -> None:
+    """Raise ConfigError where ``values``, keys meant for all methods, has what each one sets."""
+    for key in values:
+        if key in _OWN:
+            raise ConfigError(
+                f"{key} cannot be set for all methods: each method or run has its own (--methods, "
+                "--seeds); write a method with `base` and `settings`, and name its file by "
+                "--methods-file"
+            )

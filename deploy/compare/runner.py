@@ -1,0 +1,205 @@
+"""Runs what is planned: each run a process ``fedphd simulate`` of its own, some at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedphd.common.events import Verdict, read_verdict
+from fedphd.deploy.compare.plan import PlannedRun
+from fedphd.deploy.local import to_toml, unset_keys
+from fedphd.deploy.render import human_bytes, human_seconds
+from fedphd.deploy.runs import EVENTS, SUMMARY, VERDICT, Say
+from fedphd.deploy.simulate import SimulatedClients
+from fedphd.deploy.superlink import die_with_parent, last_line
+
+POLL_S = 0.2
+# `fedphd simulate` ends all that it started within this time.
+STOP_S = 15.0
+REQUEST = "request.toml"
+
+
+@dataclass
+class Started:
+    """A run in progress."""
+
+    run: PlannedRun
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+class Runner:
+    """Starts planned runs in order and tells how they end.
+
+    Args:
+        clients: whose data it is.
+        logs: folder for what the runs print.
+        jobs: runs at a time.
+        say: gets a line per start and per end.
+    """
+
+    def __init__(self, clients: SimulatedClients, logs: Path, *, jobs: int, say: Say) -> None:
+        self._clients = clients
+        self._logs = logs
+        self._jobs = jobs
+        self._say = say
+        self._running: list[Started] = []
+        self._failed: dict[str, str] = {}
+
+    def run(self, runs: Sequence[PlannedRun], stop: threading.Event) -> dict[str, str]:
+        """Run all that are not finished, until ``stop`` is set.
+
+        Returns:
+            Why runs failed, by name; empty if none did.
+        """
+        waiting = deque(run for run in runs if not run.finished)
+        if skipped := len(runs) - len(waiting):
+            self._say(f"{skipped} of {len(runs)} runs are finished already")
+        try:
+            while (waiting or self._running) and not stop.is_set():
+                while waiting and self._may_start(runs):
+                    self._running.append(self._start(waiting.popleft()))
+                self._collect(runs)
+                stop.wait(POLL_S if self._running else 0)
+        finally:
+            self._end()
+        return self._failed
+
+    def _may_start(self, runs: Sequence[PlannedRun]) -> bool:
+        """A place is free, and the shared feature classifier is there or is nobody's work.
+
+        Two processes that train it at the same time need not get the same one.
+        """
+        if len(self._running) >= self._jobs:
+            return False
+        return not self._running or any(_has_evaluated(run.folder) for run in runs)
+
+    def _start(self, run: PlannedRun) -> Started:
+        set_aside(run.folder)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        log = self._logs / f"{run.name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fedphd.deploy.cli", *self.arguments(run)],
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        self._say(f"started   {run.name}; {log}")
+        return Started(run, process, log)
+
+    def arguments(self, run: PlannedRun) -> list[str]:
+        """``simulate`` and its flags; the settings go into a file in the run's folder."""
+        values = run.config.model_dump(mode="json")
+        config = run.folder / REQUEST
+        config.write_text(to_toml(values), encoding="utf-8")
+        clients = self._clients
+        arguments = ["simulate", "--config", str(config), "--run-dir", str(run.folder)]
+        for key, value in clients.data.items():
+            arguments += ["--set", f"{key}={json.dumps(value)}"]
+        arguments += ["--cpus", str(clients.cpus), "--gpus", str(clients.gpus)]
+        # TOML has no null: what is absent here, but in the preset, would come back.
+        for key in unset_keys(values):
+            arguments += ["--set", f"{key}=null"]
+        return arguments
+
+    def _collect(self, runs: Sequence[PlannedRun]) -> None:
+        for started in [s for s in self._running if s.process.poll() is not None]:
+            self._running.remove(started)
+            run = started.run
+            if started.process.returncode == 0 and run.finished:
+                self._say(finished_line(run, runs, jobs=self._jobs))
+            else:
+                self._failed[run.name] = why_failed(started.log, run, started.process.returncode)
+                self._say(f"FAILED    {run.name}: {self._failed[run.name]}")
+
+    def _end(self) -> None:
+        """End what still runs, and what it would leave."""
+        for started in self._running:
+            if started.process.poll() is None:
+                started.process.send_signal(signal.SIGTERM)
+        deadline_s = time.monotonic() + STOP_S
+        for started in self._running:
+            with suppress(subprocess.TimeoutExpired):
+                started.process.wait(max(0.0, deadline_s - time.monotonic()))
+            with suppress(ProcessLookupError):
+                os.killpg(started.process.pid, signal.SIGKILL)
+            started.process.wait()
+
+
+def set_aside(folder: Path) -> None:
+    """Move what a failed or interrupted run left to ``<folder>.failed``, ``.failed-2``, ..."""
+    if not (folder / EVENTS).exists():
+        return
+    for number in range(1, 1000):
+        suffix = ".failed" if number == 1 else f".failed-{number}"
+        aside = folder.with_name(folder.name + suffix)
+        if not aside.exists():
+            folder.rename(aside)
+            return
+
+
+def finished_line(run: PlannedRun, runs: Sequence[PlannedRun], *, jobs: int) -> str:
+    """The progress line of a run that ended well."""
+    summary = _summary(run)
+    done = [other for other in runs if other.finished]
+    left = [other for other in runs if not other.finished]
+    distance = summary["frechet_distance"]
+    quality = "no distance" if distance is None else f"Frechet distance {distance:.1f}"
+    text = (
+        f"finished  {run.name}: {quality} | {run.config.schedule.intervals} cloud rounds, "
+        f"{human_bytes(summary['bytes']['edge_cloud'])} over the cloud's links | "
+        f"{human_seconds(summary['seconds']['total'])} | {len(done)} of {len(runs)} runs"
+    )
+    if not left:
+        return text
+    return f"{text} | about {human_seconds(time_left_s(done, left, jobs=jobs))} left"
+
+
+def time_left_s(done: Sequence[PlannedRun], left: Sequence[PlannedRun], *, jobs: int) -> float:
+    """Seconds for ``left``, by the mean of each method's finished runs, else of all."""
+    took: dict[str, list[float]] = {}
+    for run in done:
+        took.setdefault(run.method.name, []).append(float(_summary(run)["seconds"]["total"]))
+    every = [seconds for runs in took.values() for seconds in runs]
+    total = 0.0
+    for run in left:
+        known = took.get(run.method.name, every)
+        total += sum(known) / len(known)
+    return total / min(jobs, len(left))
+
+
+def why_failed(log: Path, run: PlannedRun, code: int) -> str:
+    """The run's own verdict, else the last that it printed."""
+    verdict: Verdict | None = read_verdict(run.folder / VERDICT)
+    if verdict is not None and verdict.exit_code:
+        return verdict.message
+    said = last_line(log.read_text("utf-8", "replace")).removeprefix("fedphd: ")
+    return f"exit code {code}: {said}"
+
+
+def _summary(run: PlannedRun) -> Mapping[str, Any]:
+    summary: Mapping[str, Any] = json.loads((run.folder / SUMMARY).read_text("utf-8"))
+    return summary
+
+
+def _has_evaluated(folder: Path) -> bool:
+    try:
+        return '"event": "evaluated"' in (folder / EVENTS).read_text("utf-8")
+    except OSError:
+        return False

@@ -1,0 +1,78 @@
+"""``fedphd compare`` with real simulations of a tiny network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.processes import Processes
+from support.tiny import CLASSES_PER_CLIENT, TINY, flags
+
+METHOD_KEYS = ("pruning.mode", "pruning.sparse_rounds")
+SETTINGS = {key: value for key, value in TINY.items() if key not in METHOD_KEYS}
+PEOPLE = ["--clients", "3", "--edges", "2", "--classes-per-client", str(CLASSES_PER_CLIENT)]
+COMMON = [*PEOPLE, *flags({**SETTINGS, "schedule.intervals": 2})]
+RUNS_S = 280.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_methods_are_compared_and_finished_runs_are_kept(processes: Processes) -> None:
+    out = processes.folder / "out"
+    first = processes.start(
+        "compare", "--out", "out", "--methods", "fedavg", "--seeds", "0", *COMMON
+    )
+    assert first.wait_exit(within_s=RUNS_S) == 0, first.text
+    kept = (out / "fedavg/seed-0/summary.json").stat().st_mtime_ns
+
+    arguments = ["compare", "--out", "out", "--methods", "fedavg,fedphd", "--seeds", "0", *COMMON]
+    stopped = processes.start(*arguments)
+    stopped.wait_line("started   fedphd-seed-0")
+    wait_for(out / "fedphd/seed-0/metrics.jsonl")
+    stopped.process.send_signal(signal.SIGINT)
+    assert stopped.wait_exit(within_s=30) == 130, stopped.text
+    processes.wait_gone()
+    assert "fedphd seed 0: not run yet" in (out / "table.md").read_text("utf-8")
+
+    again = processes.start(*arguments)
+    assert again.wait_exit(within_s=RUNS_S) == 0, again.text
+    processes.wait_gone()
+    assert "1 of 2 runs are finished already" in again.text
+    assert "2 of 2 runs" in again.text
+    assert (out / "fedavg/seed-0/summary.json").stat().st_mtime_ns == kept
+    assert (out / "fedphd/seed-0.failed").is_dir()
+    check_report(out)
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a run has begun to write its events."""
+    deadline_s = time.monotonic() + RUNS_S
+    while not path.exists():
+        assert time.monotonic() < deadline_s, f"no {path}"
+        time.sleep(0.2)
+
+
+def check_report(out: Path) -> None:
+    with (out / "table.csv").open(encoding="utf-8") as file:
+        fedavg, fedphd = csv.DictReader(file)
+    assert (fedavg["n"], fedphd["n"]) == ("1", "1")
+    summary = json.loads((out / "fedphd/seed-0/summary.json").read_text("utf-8"))
+    assert float(fedphd["cloud_bytes_mean"]) == summary["bytes"]["edge_cloud"]
+    # 3 clients against 2 edges, and half of the rounds with half of the widths.
+    assert float(fedphd["cloud_bytes_mean"]) < 0.6 * float(fedavg["cloud_bytes_mean"])
+    assert float(fedphd["parameters_mean"]) < 0.3 * float(fedavg["parameters_mean"])
+    # 2 cloud rounds x 2 x 2 epochs of all 1797 digits, 6 FLOPs per MAC.
+    per_image = 6 * float(fedavg["macs_mean"])
+    assert float(fedavg["training_flops_mean"]) == pytest.approx(2 * 4 * 1797 * per_image)
+    text = (out / "table.md").read_text("utf-8")
+    assert "All planned runs are in the table." in text
+    assert "NOT all evaluated alike" not in text
+    for name in ("quality-rounds", "quality-cloud-bytes", "quality-compute", "sample-grids"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert np.asarray(picture.convert("L")).std() > 5, name

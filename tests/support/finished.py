@@ -1,0 +1,75 @@
+"""Folders of finished runs, written by the cloud's own report from figures that a test gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fedphd.common.events import EventLog, write_json
+from fedphd.common.messages import Traffic
+from fedphd.deploy.compare.plan import PlannedRun
+from fedphd.deploy.runs import EVENTS, SIMULATION
+from fedphd.deploy.simulate import SimulatedClients
+from fedphd.server.evaluation import Evaluation
+from fedphd.server.report import Report
+from fedphd.server.strategy import IntervalStats
+
+ORIGIN = {"fedphd_version": "9.9", "commit": "abc123", "machine": "a test's"}
+
+
+def write_finished(
+    run: PlannedRun,
+    clients: SimulatedClients,
+    *,
+    distances: Sequence[float | None],
+    bytes_per_round: int = 1000,
+    samples_per_round: float = 10.0,
+    macs: float = 100.0,
+    parameters: float = 5.0,
+    seconds: float = 60.0,
+    brightness: int = 200,
+) -> None:
+    """Write what ``run`` would leave with an evaluation before training and after each interval.
+
+    Args:
+        run: the planned run; its folder is made.
+        clients: whose data it was.
+        distances: one per evaluation, the first before training.
+        bytes_per_round: over the cloud's links in each cloud round.
+        samples_per_round: images of the clients that trained, per edge round.
+        macs, parameters: of the network.
+        seconds: the run's wall time.
+        brightness: of the sampled images, 0 to 255.
+    """
+    run.folder.mkdir(parents=True)
+    write_json(run.folder / "config.json", run.config.model_dump(mode="json"))
+    record = {"clients": clients.run_config(run.config), "origin": ORIGIN}
+    write_json(run.folder / SIMULATION, record)
+    events = EventLog(run.folder / EVENTS, role="cloud", node="cloud")
+    costs = {"parameters": parameters, "macs": macs}
+    report = Report(run.folder, run.config.federation(), events, costs)
+    flat = run.config.topology == "flat"
+    for interval, distance in enumerate(distances):
+        if interval:
+            stats = IntervalStats(interval, num_samples=samples_per_round, client_rounds=3)
+            moved = Traffic(sent_bytes=bytes_per_round if flat else 10 * bytes_per_round)
+            stats.client_edge = moved
+            total = Traffic(sent_bytes=bytes_per_round * interval)
+            report.interval(stats, sparse=False, edge_cloud=total)
+        report.evaluated(interval, evaluation(distance, brightness))
+    report.summary(seconds)
+    report.close()
+    events.close()
+
+
+def evaluation(distance: float | None, brightness: int) -> Evaluation:
+    """An evaluation of four images of one brightness."""
+    return Evaluation(
+        samples=torch.full((4, 1, 8, 8), brightness, dtype=torch.uint8),
+        frechet_distance=distance,
+        features="classifier(digits)",
+        num_samples=4,
+        sampling_steps=2,
+        seconds=0.5,
+    )

@@ -1,0 +1,191 @@
+"""Labels from attribute lists and from files of labels."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from fedphd.common.data import LabelledImages
+from fedphd.common.errors import ConfigError
+from fedphd.common.labels import read_attributes, write_labels
+from fedphd.common.settings import DataConfig, PartitionConfig
+
+ATTRIBUTES = ["Bald", "Male", "Smiling", "Young"]
+# Per file the values of ATTRIBUTES; the class of Male and Young stands behind it.
+FACES = {
+    "000001.jpg": ([-1, -1, 1, -1], 0),
+    "000002.jpg": ([-1, -1, -1, 1], 1),
+    "000003.jpg": ([1, 1, -1, -1], 2),
+    "000004.jpg": ([-1, 1, 1, 1], 3),
+    "000005.jpg": ([-1, 1, -1, 1], 3),
+}
+BOTH = ("Male", "Young")
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converted data sets stay in the test's own folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def as_text(rows: dict[str, list[int]]) -> str:
+    """As CelebA's own list_attr_celeba.txt has it: two spaces before a positive value."""
+    lines = [str(len(rows)), " ".join(ATTRIBUTES) + " "]
+    lines += [name + "".join(f" {value:>2}" for value in values) for name, values in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(rows: dict[str, list[int]]) -> str:
+    lines = [",".join(["image_id", *ATTRIBUTES])]
+    lines += [",".join([name, *map(str, values)]) for name, values in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+ROWS = {name: values for name, (values, _) in FACES.items()}
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """A folder of images whose brightness is 10 times the number in their name."""
+    folder = tmp_path / "img_align_celeba"
+    folder.mkdir()
+    for number, name in enumerate(FACES, start=1):
+        Image.new("RGB", (10, 12), (10 * number,) * 3).save(folder / name, quality=95)
+    return folder
+
+
+def config_of(folder: Path, text: str, name: str = "list_attr_celeba.txt") -> DataConfig:
+    file = folder.parent / name
+    file.write_text(text, encoding="utf-8")
+    return DataConfig(source=str(folder), attribute_file=str(file), label_attributes=BOTH)
+
+
+@pytest.mark.parametrize("form", [as_text, as_csv])
+def test_a_class_is_two_times_male_plus_young(faces: Path, form: object) -> None:
+    assert callable(form)
+    data = LabelledImages(config_of(faces, form(ROWS)))
+    assert data.labels.tolist() == [expected for _, expected in FACES.values()]
+    images = data.decode(image_size=8, channels=1)
+    # Each label stays with its image, whatever JPEG made of its brightness.
+    brightness = images.images.float().mean((1, 2, 3)).tolist()
+    assert brightness == pytest.approx([10, 20, 30, 40, 50], abs=1.5)
+
+
+def test_the_first_attribute_is_the_most_significant(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text(as_text(ROWS), encoding="utf-8")
+    found = read_attributes(file, ["Young", "Male", "Bald"])
+    # 4 * Young + 2 * Male + Bald.
+    assert list(found.values()) == [0, 4, 3, 6, 6]
+
+
+def test_clients_get_one_class_each(faces: Path) -> None:
+    config = config_of(faces, as_text(ROWS))
+    for part, expected in enumerate([{0}, {1}, {2}, {3}]):
+        split = PartitionConfig(num_partitions=4, classes_per_partition=1, partition_id=part)
+        data = LabelledImages(config.model_copy(update={"partition": split}))
+        assert set(data.labels.tolist()) == expected
+
+
+def test_rows_without_an_image_are_only_logged(
+    faces: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = {**ROWS, "000006.jpg": [1, 1, 1, 1], "000007.jpg": [1, 1, 1, 1]}
+    with caplog.at_level(logging.WARNING, logger="fedphd.common.labels"):
+        LabelledImages(config_of(faces, as_text(rows)))
+    assert [r.getMessage().split(": ")[1] for r in caplog.records] == ["2 rows have no image here"]
+
+
+def cut(text: str) -> str:
+    return "".join(text.splitlines(keepends=True)[:-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (as_csv({"000001.jpg": [1, 1, 1, 1]}), r"no row for 4 of 5 images: 000002.jpg, 000003.jpg,"
+         r" 000004.jpg and 1 more; add"),
+        (cut(as_text(ROWS)), "announces 5 rows but has 4; it is incomplete"),
+        (as_csv(ROWS).replace("Young", "Old"),
+         "label_attributes: Young: .* no such attribute; it has Bald, Male, Smiling, Old"),
+        (as_text(ROWS).replace("000002.jpg -1 -1", "000002.jpg -1"),
+         "line 4: must be a file name and 4 values of 1 or -1"),
+        (as_csv(ROWS).replace("000003.jpg,1,1", "000003.jpg,1,yes"), "line 4: must be a file name"),
+        ("", "Male, Young: .* no such attribute; it has none"),
+    ],
+)  # fmt: skip
+def test_what_an_attribute_list_lacks_is_named(faces: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LabelledImages(config_of(faces, text))
+
+
+def test_a_missing_attribute_list_is_named(faces: Path) -> None:
+    config = DataConfig(source=str(faces), attribute_file="/no/list", label_attributes=BOTH)
+    with pytest.raises(ConfigError, match="attribute_file = '/no/list': cannot be read: No such"):
+        LabelledImages(config)
+
+
+def test_attributes_need_file_names(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text(as_text(ROWS), encoding="utf-8")
+    config = DataConfig(attribute_file=str(file), label_attributes=BOTH)
+    with pytest.raises(ConfigError, match="source = 'digits' has none; use a folder of image"):
+        LabelledImages(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"label_attributes": BOTH}, "label_attributes needs attribute_file"),
+        ({"attribute_file": "a"}, "attribute_file needs label_attributes"),
+        ({"attribute_file": "a", "label_attributes": ("A", "A")}, "names an attribute twice"),
+        ({"attribute_file": "a", "label_attributes": BOTH, "label_file": "b"},
+         "label_file and attribute_file both give labels; keep one"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_together_are_refused(
+    values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataConfig.model_validate(values)
+
+
+def test_a_file_of_labels_gives_images_without_labels_theirs(faces: Path, tmp_path: Path) -> None:
+    bare = DataConfig(source=str(faces))
+    with pytest.raises(ConfigError, match=r"label_column = 'label': .* or `fedphd pseudo-labels`"):
+        LabelledImages(bare)
+    file = tmp_path / "labels.csv"
+    write_labels(file, [1, 0, 1, 2, 0], list(FACES))
+    labelled = bare.model_copy(update={"label_file": str(file)})
+    assert LabelledImages(labelled).labels.tolist() == [1, 0, 1, 2, 0]
+
+
+def test_a_file_of_labels_may_replace_those_that_are_there(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    write_labels(file, [n % 3 for n in range(1797)], None)
+    data = LabelledImages(DataConfig(label_file=str(file)))
+    assert data.labels[:5].tolist() == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("position,file,label\n0,000001.jpg,1\n", "has 1 labels, but the data set has 5 images"),
+        ("a,b\n1,2\n", "its first line must be position,file,label"),
+        ("position,file,label\n" + "".join(f"{n},00000{n + 1}.jpg,x\n" for n in range(5)),
+         "line 2: must be 0,FILE,LABEL"),
+        ("position,file,label\n" + "".join(f"{n},00000{5 - n}.jpg,1\n" for n in range(5)),
+         "line 2: names '000005.jpg', but image 0 is '000001.jpg'; make it anew"),
+    ],
+)  # fmt: skip
+def test_a_file_of_labels_for_other_images_is_refused(
+    faces: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        LabelledImages(DataConfig(source=str(faces), label_file=str(file)))

@@ -1,0 +1,75 @@
+"""``fedphd compare`` as a user meets it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def compare(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedphd.deploy.cli", "compare", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"},
+    )
+
+
+def test_list_names_methods_and_where_they_are_described(tmp_path: Path) -> None:
+    done = compare("--list", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "* fedphd_os " in done.stdout
+    assert "  fedphd_dense " in done.stdout
+    assert "arXiv:1602.05629" in done.stdout
+
+
+def test_dry_run_prints_the_arithmetic_and_starts_nothing(tmp_path: Path) -> None:
+    flags = ["--clients", "20", "--set", "schedule.participation=0.4"]
+    flags += ["--set", "training.local_amount=1", "--set", "schedule.intervals=10"]
+    done = compare("--dry-run", "--methods", "fedavg,fedphd", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    work = "local epochs = 400 local epochs (40 per cloud round)"
+    assert f"10 cloud rounds x 1 training round(s) x 8 clients x 5 {work}" in done.stdout
+    assert f"10 cloud rounds x 5 training round(s) x 8 clients x 1 {work}" in done.stdout
+    assert "2 methods x seeds 0, 1, 2 = 6 runs into runs/compare; 20 clients" in done.stdout
+    assert "  pruning.sparse_rounds = 25\n" in done.stdout
+    assert "schedule.participation = 1.0, now 0.4" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--methods", "fedsgd"], "--methods: fedsgd: unknown; choose among fedavg, "),
+        (["--seeds", "0,0"], "--seeds 0,0: write different whole numbers from 0, such as 0,1,2"),
+        (["--seeds", "many"], "--seeds many: write different whole numbers"),
+        (["--set", "pruning.mode=none"], "pruning.mode cannot be set for all methods"),
+        (["--set", "training.batch_size=0"], "training.batch_size = 0: input should be"),
+        (["--data", "/no/data"], "source = '/no/data': no such file or folder"),
+        (["--report-only"], "--out runs/compare: holds no comparison; run it without"),
+    ],
+)
+def test_wrong_words_exit_2_before_anything_starts(
+    arguments: list[str], text: str, tmp_path: Path
+) -> None:
+    done = compare("--methods", "fedavg", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_explains_every_flag(tmp_path: Path) -> None:
+    text = " ".join(compare("--help", cwd=tmp_path).stdout.split())
+    for flag in ("--out", "--methods", "--seeds", "--budget", "--cloud-bytes", "--jobs", "--list",
+                 "--dry-run", "--report-only", "--byte-reference", "--methods-file"):  # fmt: skip
+        assert flag in text
+    assert "[default: 0,1,2]" in text
+    assert "[default: (the paper's)]" in text

@@ -1,0 +1,178 @@
+"""Numbers, words and pictures of the report, worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.finished import write_finished
+
+from fedphd.common.errors import FedPhDError
+from fedphd.deploy.compare.comparison import Comparison
+from fedphd.deploy.compare.methods import choose_methods, read_methods
+from fedphd.deploy.compare.plan import Common
+from fedphd.deploy.compare.plots import mean_curve
+from fedphd.deploy.compare.results import Outcome, collect, mean_and_spread, training_flops
+
+TABLE = read_methods()
+BOTH = choose_methods(TABLE, ["fedavg", "fedphd"])
+
+
+@pytest.fixture
+def comparison(common: Common) -> Comparison:
+    """FedAvg has seeds 0, 1 and 2, FedPhD only 0 and 1."""
+    made = Comparison(common, TABLE, BOTH, [0, 1, 2])
+    final = {
+        "fedavg-seed-0": 10.0, "fedavg-seed-1": 20.0, "fedavg-seed-2": 60.0,
+        "fedphd-seed-0": 6.0, "fedphd-seed-1": 12.0,
+    }  # fmt: skip
+    for run in made.runs():
+        if run.name in final:
+            write_finished(
+                run, common.clients, distances=[100.0, 50.0, final[run.name]],
+                bytes_per_round=4000 if run.method.name == "fedavg" else 1000,
+                brightness=50 if run.method.name == "fedavg" else 250,
+            )  # fmt: skip
+    made.plan.write(common.out)
+    return made
+
+
+def outcomes_of(comparison: Comparison) -> dict[str, Outcome]:
+    return {outcome.name: outcome for outcome in collect(comparison.runs(), {})}
+
+
+def test_spread_is_the_sample_standard_deviation() -> None:
+    # Deviations -20, -10, 30 from 30: (400 + 100 + 900) / 2 = 700.
+    assert mean_and_spread([10.0, 20.0, 60.0]) == (30.0, pytest.approx(math.sqrt(700)))
+    assert mean_and_spread([7.0]) == (7.0, None)
+
+
+def test_training_flops_are_six_per_mac_and_image(comparison: Comparison) -> None:
+    assert training_flops(100.0, 10.0) == 6000.0
+    found = outcomes_of(comparison)
+    # 2 cloud rounds x 10 images x 100 MACs x 6, times 1 round x 6 epochs or 3 rounds x 2.
+    for name in ("fedavg", "fedphd"):
+        assert found[name].results[0].costs["training_flops"] == 72_000
+        assert [point.training_flops for point in found[name].results[0].curve] == [
+            0, 36_000, 72_000,
+        ]  # fmt: skip
+
+
+def test_curves_say_what_had_been_spent(comparison: Comparison) -> None:
+    found = outcomes_of(comparison)
+    bytes_spent = {
+        name: [point.cloud_bytes for point in found[name].results[0].curve] for name in found
+    }
+    assert bytes_spent == {"fedavg": [0, 4000, 8000], "fedphd": [0, 1000, 2000]}
+    curve = mean_curve(found["fedphd"], lambda point: point.cloud_bytes)
+    assert [(x, mean) for x, mean, _ in curve] == [(0, 100), (1000, 50), (2000, 9)]
+    # 6 and 12: deviations of 3, so the root of 9 + 9.
+    assert curve[-1][2] == pytest.approx(math.sqrt(18))
+
+
+def test_csv_has_means_spreads_and_the_distance_from_fedavg(comparison: Comparison) -> None:
+    comparison.report({}, command="c")
+    text = (comparison.common.out / "table.csv").read_text("utf-8")
+    fedavg, fedphd = csv.DictReader(io.StringIO(text))
+    assert (fedavg["method"], fedavg["n"], fedavg["cloud_rounds"]) == ("fedavg", "3", "2")
+    assert float(fedavg["frechet_distance_mean"]) == 30
+    assert float(fedavg["frechet_distance_std"]) == pytest.approx(math.sqrt(700))
+    assert fedavg["frechet_distance_relative_to_fedavg_percent"] == ""
+    assert (fedphd["n"], float(fedphd["frechet_distance_mean"])) == ("2", 9.0)
+    # Over the seeds that both have: 18 against 30, so 40% less.
+    assert float(fedphd["frechet_distance_relative_to_fedavg_percent"]) == pytest.approx(-40)
+    assert float(fedphd["cloud_bytes_mean"]) == 2000
+    # 10 times as much between clients and edges.
+    assert float(fedphd["client_edge_bytes_mean"]) == 20_000
+    assert float(fedavg["client_edge_bytes_mean"]) == 0
+    assert (float(fedphd["seconds_mean"]), float(fedphd["seconds_std"])) == (60, 0)
+
+
+def test_report_has_all_seeds_and_names_those_that_are_missing(comparison: Comparison) -> None:
+    comparison.report({"fedphd-seed-2": "too few clients"}, command="fedphd compare --x")
+    text = (comparison.common.out / "table.md").read_text("utf-8")
+    assert "| FedAvg | 3 | 2 | 30 ± 26 |  | 0.00 M |" in text
+    assert "| FedPhD | 2 | 2 | 9 ± 4.2 | -40.0% |" in text
+    assert "## Missing runs\n\n- fedphd seed 2: too few clients\n" in text
+    assert "- features classifier(digits), num_samples 4, sampling_steps 2\n" in text
+    assert "- 5 run(s): fedphd_version 9.9, commit abc123, machine a test's\n" in text
+    assert "a client that takes part trains 6 local epochs" in text
+    assert "written by `fedphd compare --x`" in text
+    assert "- FedPhD (arXiv:2507.06449): pruning.mode = 'scheduled', " in text
+    assert "    training.batch_size = 32\n" in text
+
+
+def test_runs_that_were_not_evaluated_alike_are_pointed_out(comparison: Comparison) -> None:
+    summary = comparison.runs()[0].folder / "summary.json"
+    text = summary.read_text("utf-8").replace("classifier(digits)", "another(digits)")
+    summary.write_text(text, encoding="utf-8")
+    comparison.report({}, command="c")
+    report = (comparison.common.out / "table.md").read_text("utf-8")
+    assert "the runs were NOT all evaluated alike" in report
+    assert "features another(digits), num_samples 4, sampling_steps 2: fedavg seed 0" in report
+
+
+def test_pictures_show_every_method(comparison: Comparison) -> None:
+    files = comparison.report({}, command="c")
+    pictures = [path for path in files if path.suffix == ".png"]
+    assert [path.name for path in pictures] == [
+        "quality-rounds.png", "quality-cloud-bytes.png", "quality-compute.png", "sample-grids.png",
+    ]  # fmt: skip
+    for path in pictures[:3]:
+        colours = colours_of(path)
+        # matplotlib's first two colours, of the two methods' lines.
+        assert {(31, 119, 180), (255, 127, 14)} <= colours, path
+    grids = colours_of(pictures[3])
+    assert {(50, 50, 50), (250, 250, 250)} <= grids
+    assert all(f"]({path.name})" in files[1].read_text("utf-8") for path in pictures)
+
+
+def colours_of(path: Path) -> set[tuple[int, ...]]:
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    return {tuple(int(c) for c in colour) for colour in np.unique(pixels, axis=0)}
+
+
+def test_without_distances_there_are_samples_but_no_curves(common: Common) -> None:
+    made = Comparison(common, TABLE, BOTH[:1], [0])
+    write_finished(made.runs()[0], common.clients, distances=[None, None, None])
+    files = made.report({}, command="c")
+    assert [path.name for path in files] == ["table.csv", "table.md", "sample-grids.png"]
+
+
+def test_every_real_number_of_an_evaluation_becomes_a_column(comparison: Comparison) -> None:
+    for run in comparison.runs():
+        if run.finished:
+            file = run.folder / "summary.json"
+            text = file.read_text("utf-8").replace(
+                '"evaluation": {',
+                '"evaluation": {"raw": {"frechet_distance": 33.5}, "kid": 0.25, "seed": 7,',
+            )
+            file.write_text(text, encoding="utf-8")
+    comparison.report({}, command="c")
+    text = (comparison.common.out / "table.csv").read_text("utf-8")
+    row = next(csv.DictReader(io.StringIO(text)))
+    assert (float(row["raw.frechet_distance_mean"]), float(row["kid_mean"])) == (33.5, 0.25)
+    report = (comparison.common.out / "table.md").read_text("utf-8")
+    assert "| Frechet distance | Kid | Raw frechet distance |" in report
+    assert "- seed 7, features classifier(digits), num_samples 4, sampling_steps 2\n" in report
+
+
+def test_flops_that_a_run_reported_itself_count(comparison: Comparison) -> None:
+    events = comparison.runs()[0].folder / "metrics.jsonl"
+    text = events.read_text("utf-8").replace('"sparse": false', '"training_flops": 11.0')
+    events.write_text(text, encoding="utf-8")
+    found = outcomes_of(comparison)["fedavg"]
+    assert found.values("training_flops") == [22, 72_000, 72_000]
+
+
+def test_a_summary_that_is_none_is_named(comparison: Comparison) -> None:
+    folder = comparison.runs()[0].folder
+    (folder / "summary.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(FedPhDError, match=r"seed-0 is not what a finished run leaves \(KeyError"):
+        comparison.report({}, command="c")

@@ -1,0 +1,135 @@
+"""How runs are started, and what is said when they end."""
+
+from __future__ import annotations
+
+import json
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+from support.finished import write_finished
+
+from fedphd.common.config import CloudConfig, load_config
+from fedphd.common.events import Verdict, write_verdict
+from fedphd.deploy.compare.comparison import Comparison
+from fedphd.deploy.compare.methods import choose_methods, read_methods
+from fedphd.deploy.compare.plan import Common, PlannedRun, identity, plan_runs
+from fedphd.deploy.compare.runner import (
+    Runner,
+    finished_line,
+    set_aside,
+    time_left_s,
+    why_failed,
+)
+from fedphd.deploy.flags import parse_settings
+from fedphd.deploy.simulate import take_data
+
+TABLE = read_methods()
+
+
+def runs_of(common: Common, seeds: tuple[int, ...] = (0, 1)) -> list[PlannedRun]:
+    return plan_runs(common, choose_methods(TABLE, ["fedavg", "fedphd"]), seeds)
+
+
+def test_a_child_resolves_exactly_the_planned_settings(common: Common) -> None:
+    lonely = Common(
+        None, {**common.values, "evaluation.reference": None}, common.clients, common.out
+    )
+    run = runs_of(lonely)[1]
+    run.folder.mkdir(parents=True)
+    arguments = Runner(common.clients, common.out, jobs=1, say=print).arguments(run)
+    values = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+    assert arguments[0] == "simulate"
+    assert values["--run-dir"] == str(run.folder)
+    sets = [word for flag, word in pairwise(arguments) if flag == "--set"]
+    of_cloud, of_data = take_data(parse_settings(sets))
+    assert of_data == dict(common.clients.data)
+    config = load_config(CloudConfig, Path(values["--config"]), of_cloud)
+    assert config.evaluation.reference is None
+    assert identity(config, {}) == identity(run.config, {})
+    assert config.out_dir == run.config.out_dir
+
+
+def test_only_finished_runs_are_skipped_and_a_start_that_fails_is_told(
+    common: Common,
+) -> None:
+    first, second = runs_of(common, (0,))
+    write_finished(first, common.clients, distances=[9.0, 4.0])
+    # Data that is not there ends `fedphd simulate` at once, with its own message.
+    config = common.load({"pruning.mode": "none", "evaluation.reference.source": "/no/such/data"})
+    broken = PlannedRun(second.method, second.seed, config, second.folder)
+    said: list[str] = []
+    runner = Runner(common.clients, common.out / "logs", jobs=1, say=said.append)
+    failed = runner.run([first, broken], threading.Event())
+    assert list(failed) == ["fedphd-seed-0"]
+    assert "source = '/no/such/data': no such file or folder" in failed["fedphd-seed-0"]
+    assert said[0] == "1 of 2 runs are finished already"
+    assert said[-1].startswith("FAILED    fedphd-seed-0: exit code 2: source = ")
+    assert not broken.finished
+
+
+def test_what_an_interrupted_run_left_is_set_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "seed-0"
+    for expected in ("seed-0.failed", "seed-0.failed-2"):
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(expected, encoding="utf-8")
+        set_aside(folder)
+        assert not folder.exists()
+        assert (tmp_path / expected / "metrics.jsonl").read_text("utf-8") == expected
+    folder.mkdir()
+    set_aside(folder)
+    assert folder.exists()
+
+
+def test_time_left_goes_by_the_same_method_where_it_is_known(common: Common) -> None:
+    a0, p0, a1, p1 = runs_of(common)
+    write_finished(a0, common.clients, distances=[9.0, 4.0], seconds=100.0)
+    # Nothing is known of the other method: the mean of all.
+    assert time_left_s([a0], [p0, a1, p1], jobs=1) == 300
+    write_finished(p0, common.clients, distances=[9.0, 4.0], seconds=40.0)
+    assert time_left_s([a0, p0], [a1, p1], jobs=1) == 140
+    assert time_left_s([a0, p0], [a1, p1], jobs=2) == 70
+    assert time_left_s([a0, p0], [p1], jobs=2) == 40
+
+
+def test_a_finished_run_is_one_line(common: Common) -> None:
+    runs = runs_of(common, (0,))
+    write_finished(
+        runs[0], common.clients, distances=[9.0, 5.0, 4.25], bytes_per_round=1500, seconds=100.0
+    )
+    assert finished_line(runs[0], runs, jobs=1) == (
+        "finished  fedavg-seed-0: Frechet distance 4.2 | 2 cloud rounds, 3.0 kB over the cloud's "
+        "links | 1 min 40 s | 1 of 2 runs | about 1 min 40 s left"
+    )
+
+
+def test_a_failed_run_says_its_verdict_else_its_last_words(common: Common, tmp_path: Path) -> None:
+    (run,) = runs_of(common, (0,))[:1]
+    log = tmp_path / "log"
+    log.write_text("running\nfedphd: out of luck\n", encoding="utf-8")
+    assert why_failed(log, run, 3) == "exit code 3: out of luck"
+    run.folder.mkdir(parents=True)
+    write_verdict(run.folder / "verdict.json", Verdict(4, "too few clients"))
+    assert why_failed(log, run, 4) == "too few clients"
+
+
+def test_rounds_that_fit_come_from_the_bytes_of_a_probe(common: Common) -> None:
+    """A probe of two rounds stands ready, as a run would leave it."""
+    by_bytes = Comparison(
+        common,
+        TABLE,
+        choose_methods(TABLE, ["fedavg"]),
+        [0],
+        budget="cloud-bytes",
+        cloud_bytes=7000,
+    )
+    probe = by_bytes.probe(TABLE["fedavg"])
+    assert (probe.config.schedule.intervals, probe.config.training.local_amount) == (2, 1)
+    write_finished(probe, common.clients, distances=[None, None, None], bytes_per_round=2000)
+    runner = Runner(common.clients, common.out / "logs", jobs=1, say=print)
+    said: list[str] = []
+    by_bytes.fit_rounds(runner, threading.Event(), said.append)
+    assert by_bytes.plan.intervals == {"fedavg": 3}
+    assert "fedavg: 3 cloud rounds fit in 7.0 kB (2.0 kB in the first, 2.0 kB later)" in said[0]
+    stored = json.loads((common.out / "compare.json").read_text("utf-8"))
+    assert (stored["cloud_bytes"], stored["intervals"]) == (7000, {"fedavg": 3})

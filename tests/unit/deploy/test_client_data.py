@@ -1,0 +1,75 @@
+"""Settings of the clients' data on their way to simulated and to local clients."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedphd.common.config import CloudConfig, load_config
+from fedphd.common.errors import ConfigError
+from fedphd.deploy.local import part_of_data
+from fedphd.deploy.simulate import (
+    CLIENT_DEFAULTS,
+    SimulatedClients,
+    client_values,
+    data_of,
+    default_run_config,
+    take_data,
+)
+
+CELEBA = {
+    "data.source": "faces",
+    "data.partition.classes_per_partition": 1,
+    "data.attribute_file": "list.txt",
+    "data.label_attributes": ["Male", "Young"],
+}
+
+
+def test_settings_of_the_data_are_parted_from_the_clouds() -> None:
+    cloud, data = take_data({"seed": 3, "data.split": "test", "data.partition.alpha": 0.1})
+    assert cloud == {"seed": 3}
+    assert data == {"data.split": "test", "data.partition.alpha": 0.1}
+
+
+@pytest.mark.parametrize(
+    "key", ["data.colour", "data.partition.seed", "data.partition.partition_id"]
+)
+def test_what_is_no_setting_of_all_clients_data_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: no setting of the clients' data; known: data.s"):
+        take_data({key: 1})
+
+
+def test_simulated_and_local_clients_get_the_same_data() -> None:
+    cloud = load_config(CloudConfig, None, {"schedule.min_clients": 4, "seed": 5})
+    run_config = {**default_run_config(), **SimulatedClients(CELEBA).run_config(cloud)}
+    assert all(isinstance(value, str | int | float) for value in run_config.values())
+    simulated = client_values(run_config, 2, 4)
+    other = {
+        key: value
+        for key, value in CELEBA.items()
+        if key.rpartition(".")[2] not in ("source", "classes_per_partition")
+    }
+    local = part_of_data(cloud, 2, source="faces", classes_per_client=1, data=other)
+    assert simulated["data"] == local.model_dump(mode="json")
+    assert local.label_attributes == ("Male", "Young")
+    assert local.partition is not None
+    assert (local.partition.partition_id, local.partition.num_partitions) == (2, 4)
+    assert (local.partition.seed, local.partition.classes_per_partition) == (5, 1)
+
+
+def test_defaults_are_those_of_the_run_configuration() -> None:
+    run_config = default_run_config()
+    assert {key: run_config[key] for key in CLIENT_DEFAULTS} == CLIENT_DEFAULTS
+    data = data_of({}, 0, 6, seed=0)
+    assert data.partition is not None
+    assert (data.source, data.partition.kind, data.partition.alpha) == (
+        "digits",
+        "pathological",
+        0.5,
+    )
+
+
+def test_a_wrong_value_names_its_setting() -> None:
+    with pytest.raises(ConfigError, match=r"data.partition.alpha = -1"):
+        data_of({"data.partition.alpha": -1}, 0, 6, seed=0)
+    with pytest.raises(ConfigError, match="label_attributes needs attribute_file"):
+        data_of({"data.label_attributes": ["Male"]}, 0, 6, seed=0)
