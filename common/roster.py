@@ -68,6 +68,10 @@ class Roster:
         self._resting: dict[str, float] = {}
         self._refused: dict[int, float] = {}
 
+    def greet_within(self, hello_s: float) -> None:
+        """Set how long a node has to introduce itself, before a run's plan is known."""
+        self._hello_s = hello_s
+
     def configure(self, *, hello_s: float, retry_s: float, max_samples: int) -> None:
         """Set the limits that a run's plan brings; drop clients that exceed them."""
         self._hello_s, self._retry_s, self._max_samples = hello_s, retry_s, max_samples
@@ -117,7 +121,8 @@ class Roster:
         return self.peers
 
     def _greet(self, node_ids: Iterable[int]) -> None:
-        hello = Hello(asking=self._asking)
+        # A node that greets others first gets half of the time for that.
+        hello = Hello(asking=self._asking, wait_s=self._hello_s / 2)
         messages = [Message(to_records(hello), node_id, HELLO) for node_id in node_ids]
         for reply in self._grid.send_and_receive(messages, timeout=self._hello_s):
             node_id = reply.metadata.src_node_id

@@ -215,7 +215,8 @@ def main(
         edges,
         asking="cloud",
         kind="edge",
-        hello_s=config.waits.query_s,
+        # An edge greets its new clients meanwhile, for up to query_s.
+        hello_s=2 * config.waits.query_s,
         retry_s=config.waits.retry_s,
         max_samples=config.schedule.max_client_samples,
         on_change=lambda name, change, detail: events.write(
