@@ -26,7 +26,7 @@ from fedphd.common.errors import ConfigError, FedPhDError, Interrupted, exit_cod
 from fedphd.common.events import Verdict, write_verdict
 from fedphd.deploy.launch import run_cloud, run_edge, run_simulation, stop_on_signal
 from fedphd.deploy.local import part_of_data, run_local, toml_value
-from fedphd.deploy.runs import VERDICT, check_data, open_client_data, run_folder
+from fedphd.deploy.runs import VERDICT, check_client_data, check_data, open_client_data, run_folder
 from fedphd.deploy.simulate import CLASSES, SOURCE
 
 EXIT_HELP = (
@@ -329,8 +329,14 @@ def simulate(
         "schedule.num_edges": num_edges,
         "schedule.min_clients": num_clients,
     }
+
+    def check(cloud: CloudConfig) -> None:
+        check_data(cloud)
+        part = part_of_data(cloud, 0, source=data, classes_per_client=classes_per_client)
+        check_client_data(ClientConfig(data=part), cloud.num_classes)
+
     values = overrides(flags, settings)
-    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check_data)
+    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)
     clients = {SOURCE: data, CLASSES: classes_per_client, "seed": resolved.seed}
     federation = {
         "num-supernodes": resolved.schedule.min_clients,

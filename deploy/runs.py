@@ -119,3 +119,10 @@ def open_client_data(config: ClientConfig) -> None:
     from fedphd.common.data import LabelledImages
 
     LabelledImages(config.data)
+
+
+def check_client_data(config: ClientConfig, num_classes: int) -> None:
+    """``open_client_data``; raises ConfigError also for more than ``num_classes`` classes."""
+    from fedphd.common.data import LabelledImages
+
+    LabelledImages(config.data).check_classes(num_classes)

@@ -13,9 +13,9 @@ import torch
 from flwr.app import Context
 
 from fedphd.client.app import ClientRuntime, build_app
-from fedphd.common.config import ClientConfig, load_config, validate
+from fedphd.common.config import ClientConfig, load_config
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.simulate import client_values
+from fedphd.deploy.simulate import client_config
 
 CACHED_CLIENTS = 64
 
@@ -30,12 +30,12 @@ def runtime_of(context: Context) -> ClientRuntime:
         ConfigError: the node's configuration names no client.
     """
     if "partition-id" in context.node_config:
-        values = client_values(
-            dict(context.run_config),
+        config = client_config(
+            context.run_config,
             int(context.node_config["partition-id"]),
             int(context.node_config["num-partitions"]),
         )
-        return _runtime(validate(ClientConfig, values, source="simulated node"))
+        return _runtime(config)
     path = context.node_config.get("config")
     if not path:
         raise ConfigError(
