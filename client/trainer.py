@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from fedphd.client.network import Moments, Network
+from fedphd.client.network import Moments, Network, Networks
 from fedphd.client.objectives import Batch, EpsilonObjective, Objective
 from fedphd.common.data import to_model_range
 from fedphd.common.errors import ConfigError, FedPhDError
@@ -63,15 +63,18 @@ class Trainer:
     Args:
         client_id: stable name of the client; part of every seed.
         device: "auto", "cpu" or "cuda", resolved here.
+        networks: shared with other trainers of this thread; None: of its own.
 
     Raises:
         ConfigError: no such device.
     """
 
-    def __init__(self, *, client_id: str, device: str = "auto") -> None:
+    def __init__(
+        self, *, client_id: str, device: str = "auto", networks: Networks | None = None
+    ) -> None:
         self.client_id = client_id
         self.device = resolve_device(device)
-        self._network: Network | None = None
+        self._networks = networks or Networks()
         self._moments: Moments | None = None
         self._steps = 0
 
@@ -230,10 +233,9 @@ class Trainer:
         return Moments(layout, step, *flats)
 
     def _load(self, unet_config: Mapping[str, Any], weights: torch.Tensor) -> Network:
-        if self._network is None or self._network.unet_config != dict(unet_config):
-            self._network = Network(unet_config, self.device)
-        self._network.load(weights)
-        return self._network
+        network = self._networks.get(unet_config, self.device)
+        network.load(weights)
+        return network
 
     def _optimizer(
         self, network: Network, training: TrainingConfig, cut: Cut | None

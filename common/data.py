@@ -1,8 +1,9 @@
 """Labelled images: the embedded digits or anything that HF ``datasets`` loads.
 
 Every client calls this in its own process, so the split is made on the labels alone and only the
-images of the client's own part are decoded. flwr-datasets takes a second to import and is
-imported only where data is cut into parts.
+images of the client's own part are decoded. A process that plays many clients opens the data set
+and cuts it once, and must not expect to see a change to its files. flwr-datasets takes a second
+to import and is imported only where data is cut into parts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +23,7 @@ from torch import Tensor
 from fedphd.common.errors import ConfigError
 from fedphd.common.rng import generator
 from fedphd.common.settings import DataConfig, PartitionConfig
-from fedphd.common.sources import Indices, open_source
+from fedphd.common.sources import Indices, Source, open_source
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -84,18 +86,10 @@ class LabelledImages:
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
-        self._source = open_source(config)
-        every = self._source.labels
-        if len(every) == 0 or every.min() < 0:
-            raise ConfigError(
-                f"source = {config.source!r} has {len(every)} images, labels from "
-                f"{every.min(initial=0)}; labels must be 0 to num_classes - 1. Choose a labelled "
-                "split or another label_column"
-            )
-        self._positions = np.arange(len(every))
-        if config.partition is not None:
-            self._positions = partition_indices(every, config.partition)
-        self.labels = every[self._positions]
+        part = config.partition
+        self._source, parts = _opened_and_cut(_of_all_parts(config))
+        self._positions = parts[part.partition_id if part else 0]
+        self.labels = self._source.labels[self._positions]
         self.train_indices, self.validation_indices = _held_out(len(self.labels), config)
         self._decoded: dict[tuple[int, int], ImageSet] = {}
 
@@ -147,6 +141,29 @@ class LabelledImages:
         return data.subset(train), data.subset(validation)
 
 
+def _of_all_parts(config: DataConfig) -> DataConfig:
+    """What the configurations of all parts of a data set have in common."""
+    part = config.partition
+    first = part.model_copy(update={"partition_id": 0}) if part else None
+    return config.model_copy(update={"partition": first, "validation_fraction": 0.0})
+
+
+@lru_cache(maxsize=2)
+def _opened_and_cut(config: DataConfig) -> tuple[Source, list[Indices]]:
+    """A data set, and the positions of each of its parts, ascending."""
+    source = open_source(config)
+    labels = source.labels
+    if len(labels) == 0 or labels.min() < 0:
+        raise ConfigError(
+            f"source = {config.source!r} has {len(labels)} images, labels from "
+            f"{labels.min(initial=0)}; labels must be 0 to num_classes - 1. Choose a labelled "
+            "split or another label_column"
+        )
+    if config.partition is None:
+        return source, [np.arange(len(labels))]
+    return source, all_parts(labels, config.partition)
+
+
 def _held_out(num: int, config: DataConfig) -> tuple[Indices, Indices]:
     """Positions of the training and of the validation images, each ascending.
 
@@ -167,7 +184,12 @@ def _held_out(num: int, config: DataConfig) -> tuple[Indices, Indices]:
 
 
 def partition_indices(labels: Indices, config: PartitionConfig) -> Indices:
-    """Which images are this process's part, by a flwr-datasets partitioner.
+    """Which images are this process's part, one of ``all_parts``: (M,), int64, M >= 1."""
+    return all_parts(labels, config)[config.partition_id]
+
+
+def all_parts(labels: Indices, config: PartitionConfig) -> list[Indices]:
+    """Which images are whose part, by a flwr-datasets partitioner.
 
     The order is shuffled by the seed first, so all kinds depend on the seed. Pathological parts
     take ``classes_per_partition`` classes in turn (0 and 1, 2 and 3, ...), going round; a class
@@ -175,10 +197,10 @@ def partition_indices(labels: Indices, config: PartitionConfig) -> Indices:
 
     Args:
         labels: of the whole data set, (N,), int64.
-        config: how to cut, and which part to return.
+        config: how to cut.
 
     Returns:
-        Ascending positions in ``labels``, (M,), int64, M >= 1.
+        For each part its ascending positions in ``labels``, (M,), int64, M >= 1.
 
     Raises:
         ConfigError: the parts would lose images, be empty or be too small; names the fix.
@@ -192,8 +214,8 @@ def partition_indices(labels: Indices, config: PartitionConfig) -> Indices:
         per_part = config.classes_per_partition
     num_pieces = config.num_partitions * per_part
     pieces = _cut(table.shuffle(seed=config.seed), num_pieces, config)
-    start = config.partition_id * per_part
-    return np.sort(np.concatenate(pieces[start : start + per_part]))
+    starts = range(0, num_pieces, per_part)
+    return [np.sort(np.concatenate(pieces[start : start + per_part])) for start in starts]
 
 
 def _partitioner(num_pieces: int, config: PartitionConfig) -> Partitioner:

@@ -155,6 +155,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 def main() -> None:
     """Print the table."""
+    datasets.disable_progress_bars()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=numbers, default=[10, 100, 1000])
     parser.add_argument("--edges", type=numbers, default=[2, 5, 20])
