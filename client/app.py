@@ -15,6 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedphd.client.choice import choose_edge
+from fedphd.client.network import Networks
 from fedphd.client.state import restore, store
 from fedphd.client.statistics import summed_features
 from fedphd.client.trainer import Trainer
@@ -56,6 +57,7 @@ class ClientRuntime:
     Args:
         config: the client's own world.
         on_finish: told the run's exit code and message when its end is announced.
+        networks: shared with other clients that this thread plays; None: of its own.
 
     Raises:
         ConfigError: the data cannot be read, or the device is not there.
@@ -66,11 +68,12 @@ class ClientRuntime:
         config: ClientConfig,
         *,
         on_finish: Callable[[Finish], None] = lambda finish: None,
+        networks: Networks | None = None,
     ) -> None:
         self.config = config
         self._data = LabelledImages(config.data)
         self._labels = torch.from_numpy(self._data.labels[self._data.train_indices])
-        self._trainer = Trainer(client_id=config.client_id, device=config.device)
+        self._trainer = Trainer(client_id=config.client_id, device=config.device, networks=networks)
         self._on_finish = on_finish
         self._choices: dict[tuple[int, int, int], str] = {}
         self._training = threading.Lock()
@@ -86,6 +89,7 @@ class ClientRuntime:
         key = (asked.seed, asked.interval, asked.edge_round)
         with self._choosing:
             if key not in self._choices:
+                self._forget_choices_before(asked.interval - 1)
                 self._choices[key] = choose_edge(
                     [
                         Offer(offer.edge_id, offer.label_distribution, offer.num_samples)
@@ -107,6 +111,9 @@ class ClientRuntime:
         return ChooseReply(
             edge_id=chosen, num_samples=sum(counts), label_counts=counts if mine else ()
         )
+
+    def _forget_choices_before(self, interval: int) -> None:
+        self._choices = {key: edge for key, edge in self._choices.items() if key[1] >= interval}
 
     def train(self, task: TrainTask, message: Message, state: RecordDict | None = None) -> Message:
         """Train the received weights on this client's data for one edge round.
@@ -146,6 +153,8 @@ class ClientRuntime:
             )
             if state is not None:
                 store(self._trainer, state)
+                # A process may play many clients; what is stored need not stay here too.
+                self._trainer.load_state_dict({"steps": 0})
         sent = Selection(result.layout, task.send)
         reply = TrainReply(
             client_id=self.config.client_id,

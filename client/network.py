@@ -58,3 +58,25 @@ class Network:
             )
         with torch.no_grad():
             self.flat.copy_(weights)
+
+
+class Networks:
+    """The network that was asked for last; trainers that take turns may share one holder.
+
+    Building a network takes longer than a short round, and loading weights makes any network
+    anybody's.
+    """
+
+    def __init__(self) -> None:
+        self._latest: Network | None = None
+
+    def get(self, unet_config: Mapping[str, Any], device: torch.device) -> Network:
+        """A network of this architecture on ``device``, whatever weights it holds."""
+        latest = self._latest
+        if (
+            latest is None
+            or latest.unet_config != dict(unet_config)
+            or latest.flat.device.type != device.type
+        ):
+            latest = self._latest = Network(unet_config, device)
+        return latest

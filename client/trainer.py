@@ -14,7 +14,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from fedphd.client.kept import MOMENTS, OWN_WEIGHTS, Kept
-from fedphd.client.network import Network
+from fedphd.client.network import Network, Networks
 from fedphd.client.objectives import (
     Batch,
     EpsilonObjective,
@@ -76,15 +76,18 @@ class Trainer:
     Args:
         client_id: stable name of the client; part of every seed.
         device: "auto", "cpu" or "cuda", resolved here.
+        networks: shared with other trainers of this thread; None: of its own.
 
     Raises:
         ConfigError: no such device.
     """
 
-    def __init__(self, *, client_id: str, device: str = "auto") -> None:
+    def __init__(
+        self, *, client_id: str, device: str = "auto", networks: Networks | None = None
+    ) -> None:
         self.client_id = client_id
         self.device = resolve_device(device)
-        self._network: Network | None = None
+        self._networks = networks or Networks()
         self._kept = Kept(client_id, self.device)
         self._steps = 0
 
@@ -140,7 +143,7 @@ class Trainer:
             FedPhDError: the loss or its gradient is not finite; names client, round and step.
         """
         start_s = time.perf_counter()
-        network = self._network_for(unet_config)
+        network = self._networks.get(unet_config, self.device)
         check_images(images, network)
         self._kept.fit(network.layout, cut, prune_moments=prune_moments)
         network.load(self._completed(network, weights, parts, initial))
@@ -213,7 +216,7 @@ class Trainer:
         Raises:
             ConfigError, ReplyError: as ``train``.
         """
-        network = self._network_for(unet_config)
+        network = self._networks.get(unet_config, self.device)
         network.load(weights)
         check_images(images, network)
         scheduler, objective = build_scheduler(diffusion), EpsilonObjective()
@@ -246,11 +249,6 @@ class Trainer:
                 "remove it to start afresh"
             ) from error
         self._steps, self._kept = steps, kept
-
-    def _network_for(self, unet_config: Mapping[str, Any]) -> Network:
-        if self._network is None or self._network.unet_config != dict(unet_config):
-            self._network = Network(unet_config, self.device)
-        return self._network
 
     def _completed(
         self,

@@ -170,7 +170,11 @@ ConfigT = TypeVar("ConfigT", bound=Section)
 
 
 def load_config(
-    cls: type[ConfigT], path: Path | None = None, overrides: dict[str, Any] | None = None
+    cls: type[ConfigT],
+    path: Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    *,
+    source: str = "command line",
 ) -> ConfigT:
     """Read a role's configuration.
 
@@ -179,6 +183,7 @@ def load_config(
         path: TOML file; None means defaults only.
         overrides: dotted keys and values that win over the file, such as
             ``{"schedule.intervals": 12}``; None unsets an optional one.
+        source: what an error names as the place of the settings where there is no file.
 
     Returns:
         The checked, frozen configuration. A CloudConfig starts from its preset.
@@ -191,7 +196,7 @@ def load_config(
         _put(values, key, value)
     if issubclass(cls, CloudConfig):
         values = _merge(read_preset(values.get("preset", "digits")), values)
-    return validate(cls, values, source=str(path) if path else "command line")
+    return validate(cls, values, source=str(path) if path else source)
 
 
 def with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

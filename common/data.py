@@ -1,7 +1,8 @@
 """Labelled images: the embedded digits or anything that HF ``datasets`` loads.
 
 Every client calls this in its own process, so the split (``common/partition.py``) is made on the
-labels alone and only the images of the client's own part are decoded.
+labels alone and only the images of the client's own part are decoded. A process that plays many
+clients opens the data set and cuts it once, and must not expect to see a change to its files.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from fedphd.common.errors import ConfigError
 from fedphd.common.partition import all_parts, partition_name
 from fedphd.common.rng import generator
 from fedphd.common.settings import DataConfig
-from fedphd.common.sources import Indices, open_source
+from fedphd.common.sources import Indices, Source, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +156,29 @@ class LabelledImages:
             return data, None
         train, validation = map(torch.from_numpy, (self.train_indices, self.validation_indices))
         return data.subset(train), data.subset(validation)
+
+
+def _of_all_parts(config: DataConfig) -> DataConfig:
+    """What the configurations of all parts of a data set have in common."""
+    part = config.partition
+    first = part.model_copy(update={"partition_id": 0}) if part else None
+    return config.model_copy(update={"partition": first, "validation_fraction": 0.0})
+
+
+@lru_cache(maxsize=2)
+def _opened_and_cut(config: DataConfig) -> tuple[Source, list[Indices]]:
+    """A data set, and the positions of each of its parts, ascending."""
+    source = open_source(config)
+    labels = source.labels
+    if len(labels) == 0 or labels.min() < 0:
+        raise ConfigError(
+            f"source = {config.source!r} has {len(labels)} images, labels from "
+            f"{labels.min(initial=0)}; labels must be 0 to num_classes - 1. Choose a labelled "
+            "split or another label_column"
+        )
+    if config.partition is None:
+        return source, [np.arange(len(labels))]
+    return source, all_parts(labels, config.partition)
 
 
 def _held_out(num: int, config: DataConfig) -> tuple[Indices, Indices]:

@@ -68,6 +68,7 @@ class StreamingGrid(Grid):
         grid: Flower's grid of the running ServerApp.
         replies: how replies are pulled.
         in_order: yield replies in the order of the messages (reproducible sums).
+        window: messages that may be under way at a time, at least 1; None: all.
         clock, sleep: monotonic seconds, and waiting; for tests.
     """
 
@@ -77,6 +78,7 @@ class StreamingGrid(Grid):
         replies: Replies,
         *,
         in_order: bool = False,
+        window: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -86,6 +88,8 @@ class StreamingGrid(Grid):
         self._replies = replies
         self._clock = clock
         self._sleep = sleep
+        self._window = window
+        self._num_refused = 0
 
     def configure(self, *, in_order: bool, upload_stall_s: float) -> None:
         """Set what a run's plan brings."""
@@ -135,34 +139,47 @@ class StreamingGrid(Grid):
 
         What was lost, refused or not there ``timeout`` seconds after its message was sent is
         yielded as an error reply that says why; ``metadata.src_node_id`` is always the node
-        that was asked.
+        that was asked. Beyond the window a message is sent when a reply has come.
         """
-        pending = self._send_all(messages, float("inf") if timeout is None else timeout)
-        return self._receive_all(pending, timeout)
+        source, pending = iter(messages), dict[str, _Sent]()
+        self._send(source, pending, timeout)
+        return self._receive_all(source, pending, timeout)
 
-    def _send_all(self, messages: Iterable[Message], timeout_s: float) -> dict[str, _Sent]:
-        pending: dict[str, _Sent] = {}
-        source = iter(messages)
-        while batch := list(islice(source, _PUSH_BATCH)):
+    def _send(
+        self, source: Iterator[Message], pending: dict[str, _Sent], timeout: float | None
+    ) -> None:
+        """Send what the window has room for, and note it in ``pending``."""
+        timeout_s = float("inf") if timeout is None else timeout
+        while batch := list(islice(source, self._room(len(pending)))):
             message_ids = list(self.push_messages(batch))
             message_ids += [""] * (len(batch) - len(message_ids))
             for message, message_id in zip(batch, message_ids, strict=True):
                 sent = _Sent(envelope(message), self._clock() + timeout_s)
                 # A message that the SuperLink refused has no id: its own is as good as any.
-                key = message_id or f"refused-{len(pending)}"
+                self._num_refused += not message_id
+                key = message_id or f"refused-{self._num_refused}"
                 pending[key] = sent
                 if not message_id:
                     sent.deadline_s = float("-inf")
-        return pending
 
-    def _receive_all(self, pending: dict[str, _Sent], timeout: float | None) -> Iterator[Message]:
+    def _room(self, num_pending: int) -> int:
+        if self._window is None:
+            return _PUSH_BATCH
+        return max(0, min(_PUSH_BATCH, self._window - num_pending))
+
+    def _receive_all(
+        self, source: Iterator[Message], pending: dict[str, _Sent], timeout: float | None
+    ) -> Iterator[Message]:
         backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
         while pending:
             asked = list(pending)[:1] if self.in_order else list(pending)
             asked = [key for key in asked if not key.startswith("refused-")]
             found = self._replies.poll(asked) if asked else []
-            for message_id, reply in found:
-                yield self._accept(pending.pop(message_id).message, reply)
+            came = [(pending.pop(message_id).message, reply) for message_id, reply in found]
+            # Before the replies are worked on, so that nobody idles meanwhile.
+            self._send(source, pending, timeout)
+            for message, reply in came:
+                yield self._accept(message, reply)
             if found:
                 backoff.reset()
                 continue
@@ -179,6 +196,7 @@ class StreamingGrid(Grid):
                     else (f"no reply within {timeout:g} s")
                 )
                 yield _failure(sent.message, reason)
+            self._send(source, pending, timeout)
 
     def _late(self, pending: dict[str, _Sent], first: int) -> list[str]:
         now_s = self._clock()
@@ -198,10 +216,16 @@ class StreamingGrid(Grid):
         return reply
 
 
+def over_grpc(grid: Grid) -> bool:
+    """Whether a grid of Flower's reaches real nodes through a SuperLink."""
+    return hasattr(grid, "_stub")
+
+
 def streaming_grid(grid: Grid, *, upload_stall_s: float, in_order: bool) -> StreamingGrid:
     """Wrap the grid that Flower hands to a ServerApp, whichever kind it is."""
-    over_grpc = hasattr(grid, "_stub")
-    replies = GrpcReplies(grid, stall_s=upload_stall_s) if over_grpc else PlainReplies(grid)
+    replies: Replies = PlainReplies(grid)
+    if over_grpc(grid):
+        replies = GrpcReplies(grid, stall_s=upload_stall_s)
     return StreamingGrid(grid, replies, in_order=in_order)
 
 

@@ -77,6 +77,8 @@ class Hello(Payload):
     asking: str
     protocol: int = PROTOCOL
     version: str = PACKAGE_VERSION
+    # An edge greets its own new clients before it answers; in seconds.
+    wait_s: float = Field(20.0, gt=0)
 
 
 class HelloReply(Payload):

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from flwr.app import Message
@@ -16,6 +17,8 @@ from fedphd.common.errors import ReplyError
 from fedphd.common.messages import HELLO, Hello, HelloReply, check_version, read_payload, to_records
 
 logger = logging.getLogger(__name__)
+
+GREET_BATCH = 64
 
 Change = Callable[[str, str, str], None]
 
@@ -68,6 +71,10 @@ class Roster:
         self._resting: dict[str, float] = {}
         self._refused: dict[int, float] = {}
 
+    def greet_within(self, hello_s: float) -> None:
+        """Set how long a node has to introduce itself, before a run's plan is known."""
+        self._hello_s = hello_s
+
     def configure(self, *, hello_s: float, retry_s: float, max_samples: int) -> None:
         """Set the limits that a run's plan brings; drop clients that exceed them."""
         self._hello_s, self._retry_s, self._max_samples = hello_s, retry_s, max_samples
@@ -117,7 +124,15 @@ class Roster:
         return self.peers
 
     def _greet(self, node_ids: Iterable[int]) -> None:
-        hello = Hello(asking=self._asking)
+        """Greet as many nodes as ``hello_s`` allows; the rest have their turn next time."""
+        deadline_s = self._clock() + self._hello_s
+        left = iter(node_ids)
+        while (batch := list(islice(left, GREET_BATCH))) and self._clock() <= deadline_s:
+            self._greet_at_once(batch)
+
+    def _greet_at_once(self, node_ids: Iterable[int]) -> None:
+        # A node that greets others first gets half of the time for that.
+        hello = Hello(asking=self._asking, wait_s=self._hello_s / 2)
         messages = [Message(to_records(hello), node_id, HELLO) for node_id in node_ids]
         for reply in self._grid.send_and_receive(messages, timeout=self._hello_s):
             node_id = reply.metadata.src_node_id

@@ -263,7 +263,7 @@ def _checks(
     def check(cloud: CloudConfig) -> None:
         check_data(cloud)
         part = data_of(data, 0, cloud.schedule.min_clients, seed=cloud.seed)
-        splits.append(open_client_data(part))
+        splits.append(open_client_data(part, cloud.num_classes))
         if show:
             # Standard output is the configuration alone.
             print(f"data      {splits[0]}", file=sys.stderr, flush=True)

@@ -50,8 +50,8 @@ class LocalCluster:
     """Starts ``fedphd cloud``, ``fedphd edge`` and ``fedphd client`` and ends them together.
 
     Args:
-        config: the cloud's configuration; schedule.num_edges and schedule.min_clients say how
-            many edges and clients are started.
+        config: the cloud's configuration; schedule.num_edges (none where topology is flat) and
+            schedule.min_clients say how many edges and clients are started.
         source: data set of the clients, as in data.source.
         classes_per_client: classes of a client, as in data.partition.classes_per_partition.
         data: other settings of the clients' data, with dotted keys from ``data.``.
@@ -89,7 +89,8 @@ class LocalCluster:
     def start(self) -> None:
         """Start all processes at once: any order works, since each waits for its peers."""
         schedule = self._config.schedule
-        ports = free_ports(1 + schedule.num_edges)
+        flat = self._config.topology == "flat"
+        ports = free_ports(1 if flat else 1 + schedule.num_edges)
         cloud, *edges = [f"127.0.0.1:{port}" for port in ports]
         self._start("cloud", ["cloud", *self._cloud_arguments(cloud)])
         for number, address in enumerate(edges):
@@ -100,7 +101,8 @@ class LocalCluster:
             self._start(name, ["edge", "--config", str(config)])
         for number in range(schedule.min_clients):
             name = f"client-{number}"
-            config = self._write(name, self._client_values(name, number, edges))
+            # Flat: the cloud is the only edge that a client knows.
+            config = self._write(name, self._client_values(name, number, edges or [cloud]))
             self._start(name, ["client", "--config", str(config)])
 
     def _cloud_arguments(self, address: str) -> list[str]:

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedphd.common.config import CloudConfig, EdgeConfig, validate
-from fedphd.common.errors import Interrupted, exit_code_of
+from fedphd.common.errors import ConfigError, Interrupted, StartError, exit_code_of
 from fedphd.common.events import EventLog, Verdict, write_verdict
 from fedphd.deploy.render import render
-from fedphd.deploy.runs import RoleFile, Say, check_data, prepare, run_folder, show_summary
-from fedphd.deploy.simulate import cloud_config
+from fedphd.deploy.runs import (
+    RoleFile,
+    Say,
+    check_data,
+    open_client_data,
+    prepare,
+    run_folder,
+    show_summary,
+)
+from fedphd.deploy.simulate import client_config, cloud_config
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 logger = logging.getLogger(__name__)
+
+NODES_S = 60.0
+SETTLED_S = 0.3
 
 
 def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
@@ -64,15 +76,36 @@ def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
     """A run that ``flwr run`` submitted itself: make its folder, run it, show its events.
 
     Raises:
-        ConfigError: a setting of the run configuration is wrong.
+        ConfigError: a setting of the run configuration is wrong; also printed, since Flower
+            shows what its ServerApp raises between two pages of tracebacks.
     """
-    config = cloud_config(run_config)
-    check_data(config)
+    try:
+        num_nodes = count_nodes(grid)
+        config = cloud_config(run_config, num_nodes)
+        check_data(config)
+        data = client_config(run_config, 0, num_nodes).data
+        split = open_client_data(data, config.num_classes)
+    except ConfigError as error:
+        print(f"fedphd: refused before the start: {error}", flush=True)
+        raise
     run_dir = run_folder(None, config.out_dir.absolute())
-    print(f"run folder {run_dir}", flush=True)
+    print(f"run folder {run_dir}\ndata {split}", flush=True)
+    split.write(run_dir)
     path = prepare("simulation", config, run_dir)
     run_role(grid, path, say=lambda line: print(line, flush=True))
     show_summary(run_dir, say=lambda line: print(line, flush=True))
+
+
+def count_nodes(grid: Grid, *, sleep: Callable[[float], None] = time.sleep) -> int:
+    """How many nodes are simulated; Flower starts the ServerApp while it still adds them."""
+    deadline_s = time.monotonic() + NODES_S
+    before = -1
+    while (count := len(list(grid.get_node_ids()))) != before or count == 0:
+        if time.monotonic() > deadline_s:
+            raise StartError(f"Flower simulates no node after {NODES_S:g} s; see its own log")
+        before = count
+        sleep(SETTLED_S)
+    return count
 
 
 def _shown(say: Say | None) -> Callable[[dict[str, Any]], None]:

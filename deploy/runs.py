@@ -138,9 +138,15 @@ class Split:
         write_json(run_dir / PARTITION_FILE, asdict(self))
 
 
-def open_client_data(data: DataConfig) -> Split:
-    """Open a client's data; raises ConfigError if it cannot be read or cut into parts."""
+def open_client_data(data: DataConfig, num_classes: int | None = None) -> Split:
+    """Open a client's data.
+
+    Raises:
+        ConfigError: it cannot be read or cut into parts, or has more than ``num_classes`` classes.
+    """
     from fedphd.common.data import LabelledImages
 
     opened = LabelledImages(data)
+    if num_classes is not None:
+        opened.check_classes(num_classes)
     return Split(opened.partition_name or "whole data set", opened.part_sizes)

@@ -14,7 +14,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fedphd.common.config import ClientConfig, CloudConfig, load_config, section_class
+from fedphd.common.config import (
+    ClientConfig,
+    CloudConfig,
+    load_config,
+    section_class,
+    validate,
+)
 from fedphd.common.errors import ConfigError
 from fedphd.common.settings import DataConfig, FederationConfig
 
@@ -25,6 +31,8 @@ KIND = "data.partition.kind"
 CLASSES = "data.partition.classes_per_partition"
 ALPHA = "data.partition.alpha"
 ROLE_FILE = "role-file"
+MIN_CLIENTS = "schedule.min_clients"
+RUN_CONFIG = "--run-config"
 
 
 @dataclass(frozen=True)
@@ -134,17 +142,37 @@ def default_run_config() -> dict[str, Any]:
     return {PRESET: "digits", **CLIENT_DEFAULTS, **settings, ROLE_FILE: UNSET}
 
 
-def cloud_config(run_config: Mapping[str, Any]) -> CloudConfig:
+def cloud_config(run_config: Mapping[str, Any], num_nodes: int) -> CloudConfig:
     """The training run that a run configuration describes.
 
     Lists are given as text, such as ``model.block_out_channels="[32, 64]"``.
+
+    Args:
+        run_config: keys and values; "" is as in the preset.
+        num_nodes: simulated nodes; the run waits for all of them, unless it is told otherwise.
 
     Raises:
         ConfigError: a value is wrong; names the key.
     """
     known = {*setting_keys(), "out_dir", "device", "num_threads", PRESET}
     given = {key: run_config[key] for key in known if run_config.get(key, UNSET) != UNSET}
-    return load_config(CloudConfig, None, {key: _value(value) for key, value in given.items()})
+    values = {MIN_CLIENTS: num_nodes, **{key: _value(value) for key, value in given.items()}}
+    config = load_config(CloudConfig, None, values, source=RUN_CONFIG)
+    if config.schedule.min_clients > num_nodes:
+        raise ConfigError(
+            f"{RUN_CONFIG}: {MIN_CLIENTS} = {config.schedule.min_clients}, but {num_nodes} nodes "
+            "are simulated; lower it, or simulate more by --federation-config "
+            f"'num-supernodes={config.schedule.min_clients}'"
+        )
+    return config
+
+
+def client_config(
+    run_config: Mapping[str, Any], partition_id: int, num_partitions: int
+) -> ClientConfig:
+    """A simulated client's configuration; raises ConfigError that names the key."""
+    values = client_values(run_config, partition_id, num_partitions)
+    return validate(ClientConfig, values, source=RUN_CONFIG)
 
 
 def client_values(

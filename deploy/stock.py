@@ -13,11 +13,14 @@ import torch
 from flwr.app import Context
 
 from fedphd.client.app import ClientRuntime, build_app
-from fedphd.common.config import ClientConfig, load_config, validate
+from fedphd.client.network import Networks
+from fedphd.common.config import ClientConfig, load_config
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.simulate import client_values
+from fedphd.deploy.simulate import client_config
 
 CACHED_CLIENTS = 64
+# Simulated clients of one process answer one message after the other.
+_NETWORKS = Networks()
 
 
 def runtime_of(context: Context) -> ClientRuntime:
@@ -30,12 +33,12 @@ def runtime_of(context: Context) -> ClientRuntime:
         ConfigError: the node's configuration names no client.
     """
     if "partition-id" in context.node_config:
-        values = client_values(
-            dict(context.run_config),
+        config = client_config(
+            context.run_config,
             int(context.node_config["partition-id"]),
             int(context.node_config["num-partitions"]),
         )
-        return _runtime(validate(ClientConfig, values, source="simulated node"))
+        return _runtime(config)
     path = context.node_config.get("config")
     if not path:
         raise ConfigError(
@@ -49,7 +52,7 @@ def runtime_of(context: Context) -> ClientRuntime:
 def _runtime(config: ClientConfig) -> ClientRuntime:
     """A process may serve many simulated clients; their data need not be read each time."""
     torch.set_num_threads(config.num_threads)
-    return ClientRuntime(config)
+    return ClientRuntime(config, networks=_NETWORKS)
 
 
 client_app = build_app(runtime_of, state_in_context=True)

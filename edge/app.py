@@ -54,7 +54,6 @@ class EdgeService:
         events: what happens is written here.
         stop: set when the cloud says that the run is over.
         shared_questions: what a client is asked waits until all edges have asked it.
-        hello_s: seconds that a client has to introduce itself, until an order says otherwise.
     """
 
     edge_id: str
@@ -62,7 +61,6 @@ class EdgeService:
     events: EventLog
     stop: threading.Event
     shared_questions: bool = False
-    hello_s: float = WaitConfig().query_s
 
     def __post_init__(self) -> None:
         waits, schedule = WaitConfig(), ScheduleConfig()
@@ -73,7 +71,7 @@ class EdgeService:
             self.grid,
             asking=self.edge_id,
             kind="client",
-            hello_s=self.hello_s,
+            hello_s=waits.query_s,
             retry_s=waits.retry_s,
             max_samples=schedule.max_client_samples,
             on_change=self._on_change,
@@ -93,7 +91,7 @@ class EdgeService:
         raise ValueError(f"an edge does not answer {kind!r} ({CHOOSE!r} is for clients)")
 
     def _hello(self, message: Message) -> Message:
-        read_payload(message, Hello)
+        self.roster.greet_within(read_payload(message, Hello).wait_s)
         peers = self.roster.refresh()
         clients = {peer.name: peer.num_samples for peer in peers.values()}
         reply = HelloReply(kind="edge", name=self.edge_id, clients=clients)

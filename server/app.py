@@ -246,10 +246,10 @@ def main(
     # a busy machine longer than any later question; given up, it would be left alone for a minute.
     hello_s = config.waits.start_s if simulated else config.waits.query_s
     if config.topology == "flat":
-        grid = VirtualEdges(grid, ["cloud"], events, hello_s=hello_s)
+        grid = VirtualEdges(grid, ["cloud"], events)
     elif simulated:
         names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
-        grid = VirtualEdges(grid, names, events, hello_s=hello_s)
+        grid = VirtualEdges(grid, names, events)
     edges = streaming_grid(
         grid, upload_stall_s=config.waits.upload_stall_s, in_order=config.reproducible
     )
@@ -257,7 +257,8 @@ def main(
         edges,
         asking="cloud",
         kind="edge",
-        hello_s=hello_s,
+        # An edge greets its new clients meanwhile.
+        hello_s=2 * hello_s,
         retry_s=config.waits.retry_s,
         max_samples=config.schedule.max_client_samples,
         on_change=lambda name, change, detail: events.write(

@@ -6,42 +6,53 @@ is ``VirtualEdges``, which run the same edge code over one grid of clients that 
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
 from fedphd.common.events import EventLog
-from fedphd.common.grid import streaming_grid
+from fedphd.common.grid import StreamingGrid, over_grpc, streaming_grid
 from fedphd.common.messages import (
     CHOOSE,
     EVERY_EDGE,
     FINISH,
     HELLO,
     Choose,
+    EdgeOffer,
     read_payload,
     to_records,
 )
 from fedphd.common.replies import envelope
-from fedphd.common.settings import WaitConfig
 from fedphd.edge.app import EdgeService
 
-_SHARED = (HELLO, CHOOSE, FINISH)
+# Answered once for all edges.
+_ONCE = (HELLO, FINISH)
+# Flower's simulation looks through all waiting messages for every node, ten times a second.
+_WINDOW = 64
+
+Key = tuple[Any, ...]
 
 
 @dataclass
 class _Question:
     """One real message to a client, and the edges that wait for its answer."""
 
+    key: Key
+    kind: str
+    node_id: int
     askers: list[Message] = field(default_factory=list)
     choices: list[Choose] = field(default_factory=list)
+    deadline_s: float = float("inf")
     sent_as: str | None = None
 
 
@@ -49,20 +60,32 @@ class SharedClients:
     """One grid of clients, as several virtual edges use it at the same time.
 
     What all edges ask of a client becomes one message: the greeting, the end of the run, and
-    the choice of an edge, which holds all edges' offers and is sent when the last has made its.
+    the choice of an edge. The last holds all edges' offers, as a resident client brings them
+    together: it waits for the edges that have made no offer in this interval yet, as long as
+    ``offer_wait_s`` allows (synchronised: in this very edge round, by every edge itself).
 
     Args:
         grid: Flower's grid of the clients.
         num_edges: edges that share it.
+        clock: monotonic seconds; for tests.
     """
 
-    def __init__(self, grid: Grid, num_edges: int) -> None:
+    def __init__(
+        self, grid: Grid, num_edges: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.grid = grid
         self._num_edges = num_edges
+        self._clock = clock
         self._lock = threading.RLock()
-        self._open: dict[tuple[Any, ...], _Question] = {}
+        # By what is asked: questions that an edge may still join, and answers for late edges.
+        self._open: dict[Key, _Question] = {}
+        self._kept: dict[Key, RecordDict] = {}
+        # By the id that an edge knows, and by the one that Flower knows.
         self._question_of: dict[str, _Question] = {}
+        self._sent: dict[str, _Question] = {}
         self._answers: dict[str, Message] = {}
+        self._interval = 0
+        self._offers: dict[str, EdgeOffer] = {}
 
     def push(self, messages: Iterable[Message]) -> list[str]:
         """Take an edge's messages; returns ids of their own for them."""
@@ -79,51 +102,114 @@ class SharedClients:
 
     def _add(self, message: Message) -> None:
         kind, node_id = message.metadata.message_type, message.metadata.dst_node_id
-        key: tuple[Any, ...] = (kind, node_id)
-        if kind not in _SHARED:
-            key = (message.metadata.message_id,)
         asked = read_payload(message, Choose) if kind == CHOOSE else None
+        key: Key = (kind, node_id) if kind in _ONCE else (message.metadata.message_id,)
         if asked is not None:
             key = (kind, node_id, asked.interval, asked.edge_round)
-        question = self._open.setdefault(key, _Question())
+            self._note(asked)
+        if key in self._kept:
+            answer = Message(self._kept[key], reply_to=envelope(message))
+            self._answers[message.metadata.message_id] = answer
+            return
+        question = self._open.setdefault(key, _Question(key, kind, node_id))
         question.askers.append(envelope(message))
+        self._question_of[message.metadata.message_id] = question
         if asked is not None:
             question.choices.append(asked)
-        self._question_of[message.metadata.message_id] = question
-        if len(question.askers) == (self._num_edges if kind in _SHARED else 1):
-            del self._open[key]
-            choices = question.choices
-            content = to_records(_merged(choices)) if choices else message.content
-            sent = self.grid.push_messages([Message(content, node_id, kind)])
-            question.sent_as = next(iter(sent), "")
+            question.deadline_s = min(question.deadline_s, self._clock() + asked.offer_wait_s)
+        if question.sent_as is not None:
+            return
+        if asked is None:
+            self._send(question, message.content)
+        elif self._complete(asked, question):
+            self._send(question, to_records(self._merged(question)))
+
+    def _note(self, asked: Choose) -> None:
+        """Remember the edges' latest offers of the interval; forget what nobody asks again."""
+        if asked.interval > self._interval:
+            self._interval = asked.interval
+            self._offers = {}
+            # An edge may be late by the end of an interval, not by more.
+            self._kept = {
+                key: content
+                for key, content in self._kept.items()
+                if key[0] != CHOOSE or key[2] >= asked.interval - 1
+            }
+        if asked.interval == self._interval:
+            self._offers.update({offer.edge_id: offer for offer in asked.offers})
+
+    def _complete(self, asked: Choose, question: _Question) -> bool:
+        """Whether no edge's offer is missing that the question should wait for."""
+        if asked.synchronised:
+            return len(question.choices) == self._num_edges
+        return len(self._offers) == self._num_edges
+
+    def _merged(self, question: _Question) -> Choose:
+        """One question with all edges' offers; its answer is for whichever edge is chosen."""
+        first = question.choices[0]
+        latest = first.interval == self._interval and not first.synchronised
+        offers = dict(self._offers) if latest else {}
+        offers.update({o.edge_id: o for asked in question.choices for o in asked.offers})
+        ordered = tuple(sorted(offers.values(), key=lambda offer: offer.edge_id))
+        return first.model_copy(update={"asking": EVERY_EDGE, "offers": ordered})
+
+    def _send(self, question: _Question, content: RecordDict) -> None:
+        message = Message(content, question.node_id, question.kind)
+        question.sent_as = next(iter(self.grid.push_messages([message])), "")
+        self._sent[question.sent_as] = question
 
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers that are there; each edge gets its own copy."""
         with self._lock:
-            wanted = list(message_ids)
-            open_ = {
-                id(q): q
-                for q in (self._question_of.get(message_id) for message_id in wanted)
-                if q is not None and q.sent_as is not None
-            }
-            by_real_id = {q.sent_as: q for q in open_.values()}
-            for reply in self.grid.pull_messages([i for i in by_real_id if i]):
-                self._deliver(by_real_id[reply.metadata.reply_to_message_id], reply)
-            return [self._answers.pop(i) for i in wanted if i in self._answers]
+            self._send_overdue()
+            # All that came, also for other edges, so that nothing stays behind in Flower's store.
+            for reply in self.grid.pull_messages([i for i in self._sent if i]):
+                self._deliver(self._sent.pop(reply.metadata.reply_to_message_id), reply)
+            return [self._answers.pop(i) for i in message_ids if i in self._answers]
+
+    def _send_overdue(self) -> None:
+        """Send the questions that have waited long enough for other edges' offers."""
+        now_s = self._clock()
+        for question in list(self._open.values()):
+            if question.sent_as is None and now_s > question.deadline_s:
+                self._send(question, to_records(self._merged(question)))
 
     def _deliver(self, question: _Question, reply: Message) -> None:
+        self._open.pop(question.key, None)
+        if question.kind in (*_ONCE, CHOOSE) and not reply.has_error():
+            self._kept[question.key] = reply.content
         for asker in question.askers:
             message_id = asker.metadata.message_id
             body = reply.error if reply.has_error() else reply.content
             self._answers[message_id] = Message(body, reply_to=asker)
             del self._question_of[message_id]
 
+    def forget(self, message_id: str) -> None:
+        """An edge waits no more for the answer to this message."""
+        with self._lock:
+            self._answers.pop(message_id, None)
+            question = self._question_of.pop(message_id, None)
+            if question is not None:
+                question.askers = [
+                    asker for asker in question.askers if asker.metadata.message_id != message_id
+                ]
 
-def _merged(asked: Sequence[Choose]) -> Choose:
-    """One question with all edges' offers; its answer is for whichever edge is chosen."""
-    offers = tuple(offer for question in asked for offer in question.offers)
-    ordered = tuple(sorted(offers, key=lambda offer: offer.edge_id))
-    return asked[0].model_copy(update={"asking": EVERY_EDGE, "offers": ordered})
+
+class SharedReplies:
+    """Replies of ``SharedClients`` as a StreamingGrid looks for them."""
+
+    def __init__(self, clients: SharedClients) -> None:
+        self.stall_s = float("inf")
+        self._clients = clients
+
+    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
+        """Look once for replies."""
+        found = self._clients.pull(message_ids)
+        return [(reply.metadata.reply_to_message_id, reply) for reply in found]
+
+    def forget(self, message_id: str) -> None:
+        """Nobody waits for this reply any more."""
+        self._clients.forget(message_id)
 
 
 class _View(Grid):
@@ -157,6 +243,15 @@ class _View(Grid):
         raise NotImplementedError("wrap this grid in a StreamingGrid")
 
 
+def _grid_of_edge(clients: Grid, shared: SharedClients, num_edges: int) -> StreamingGrid:
+    """An edge's way to the clients; over gRPC, where clients are real, they all work at once."""
+    if over_grpc(clients):
+        return streaming_grid(clients, upload_stall_s=float("inf"), in_order=False)
+    # More than the simulation's processes, or these would idle.
+    window = max(_WINDOW, 4 * (os.cpu_count() or 1))
+    return StreamingGrid(_View(shared), SharedReplies(shared), window=-(-window // num_edges))
+
+
 class VirtualEdges(Grid):
     """A Grid whose nodes are edges within this process.
 
@@ -164,30 +259,19 @@ class VirtualEdges(Grid):
         clients: Flower's grid of the clients.
         edge_ids: names of the edges; their node ids are 1, 2, ... in this order.
         events: the run's event log, where the edges write too.
-        hello_s: seconds that a client has to introduce itself before the first interval.
     """
 
-    def __init__(
-        self,
-        clients: Grid,
-        edge_ids: Sequence[str],
-        events: EventLog,
-        *,
-        hello_s: float = WaitConfig().query_s,
-    ) -> None:
+    def __init__(self, clients: Grid, edge_ids: Sequence[str], events: EventLog) -> None:
         self._clients = clients
         shared = SharedClients(clients, len(edge_ids))
         self._edges = {}
         for number, edge_id in enumerate(edge_ids, start=1):
-            # A single edge shares its clients with nobody, and can pull over gRPC with bounds.
-            own = clients if len(edge_ids) == 1 else _View(shared)
             self._edges[number] = EdgeService(
                 edge_id,
-                streaming_grid(own, upload_stall_s=float("inf"), in_order=False),
+                _grid_of_edge(clients, shared, len(edge_ids)),
                 events.sibling(role="edge", node=edge_id),
                 threading.Event(),
-                shared_questions=own is not clients,
-                hello_s=hello_s,
+                shared_questions=len(edge_ids) > 1,
             )
         self._pool = ThreadPoolExecutor(max_workers=len(edge_ids))
         self._replies: dict[str, Message] = {}

@@ -8,68 +8,15 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import pytest
-from support.processes import Processes, Program, free_port
-from support.tiny import CLASSES_PER_CLIENT, TINY, events, flags, write_toml
+from support.processes import Processes
+from support.site import EDGES, Site
+from support.tiny import CLASSES_PER_CLIENT, TINY, flags, write_toml
 
 INTERVALS = 4
-EDGES = ("edge-0", "edge-1")
-CLIENTS = ("client-0", "client-1", "client-2")
-
-
-@dataclass
-class Site:
-    """``fedphd cloud``, ``edge`` and ``client`` with a configuration file each."""
-
-    processes: Processes
-    programs: dict[str, Program] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.folder = self.processes.folder
-        self.ports = {name: free_port() for name in ("cloud", *EDGES)}
-
-    def address(self, name: str) -> str:
-        return f"127.0.0.1:{self.ports[name]}"
-
-    def start(self, name: str, **settings: Any) -> Program:
-        kind = name.partition("-")[0]
-        values = {**getattr(self, f"_{kind}")(name), **settings}
-        config = write_toml(self.folder / f"{name}.toml", values)
-        extra = ["--run-dir", str(self.run_dir)] if kind == "cloud" else []
-        self.programs[name] = self.processes.start(kind, "--config", str(config), *extra)
-        return self.programs[name]
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "run"
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return [e for e in events(self.run_dir / "metrics.jsonl") if e["event"] == kind]
-
-    def _cloud(self, name: str) -> dict[str, Any]:
-        own = {"superlink.address": self.address(name), "state_dir": str(self.folder / name)}
-        return {**TINY, "schedule.intervals": INTERVALS, "schedule.min_clients": 2, **own}
-
-    def _edge(self, name: str) -> dict[str, Any]:
-        return {
-            "edge_id": name,
-            "cloud": self.address("cloud"),
-            "superlink.address": self.address(name),
-            "state_dir": str(self.folder / name),
-        }
-
-    def _client(self, name: str) -> dict[str, Any]:
-        return {
-            "client_id": name,
-            "edges": [self.address(edge) for edge in EDGES],
-            "data.partition.num_partitions": len(CLIENTS),
-            "data.partition.classes_per_partition": CLASSES_PER_CLIENT,
-            "data.partition.partition_id": int(name[-1]),
-        }
+RUN = {"schedule.intervals": INTERVALS, "schedule.min_clients": 2}
 
 
 @dataclass(frozen=True)
@@ -84,7 +31,7 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     with Processes(tmp_path_factory.mktemp("failures")) as processes:
-        site = Site(processes)
+        site = Site(processes, RUN)
         # A client whose edges are not there, and edges whose cloud is not there, wait for them.
         first = site.start("client-0")
         edges = {name: site.start(name) for name in EDGES}
@@ -164,7 +111,7 @@ def test_interrupting_local_ends_every_process_at_once(processes: Processes) -> 
 
 
 def test_too_few_participants_are_named(processes: Processes) -> None:
-    site = Site(processes)
+    site = Site(processes, RUN)
     site.start("edge-0")
     site.programs["edge-0"].wait_line("listening on")
     client = site.start("client-0", edges=[site.address("edge-0")])
@@ -181,7 +128,7 @@ def test_too_few_participants_are_named(processes: Processes) -> None:
 
 
 def test_a_client_without_an_edge_gives_up(processes: Processes) -> None:
-    site = Site(processes)
+    site = Site(processes, RUN)
     client = site.start("client-0", **{"node.lost_after_s": 1.0})
     assert client.wait_exit() == 5
     assert "fedphd: no SuperLink at 127.0.0.1:" in client.lines[-1]

@@ -62,6 +62,7 @@ class Federation:
         overrides: dotted settings of the cloud, on top of ``TINY``.
         num_edges, num_clients: participants.
         parts: parts that the digits are cut into; clients have the first ones.
+        classes: classes of images of each part.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Federation:
         num_edges: int = 2,
         num_clients: int = 4,
         parts: int = 30,
+        classes: int = 2,
     ) -> None:
         values = {**TINY, "out_dir": str(folder), **overrides}
         self.config = load_config(CloudConfig, None, values)
@@ -79,7 +81,7 @@ class Federation:
         self._logs: list[EventLog] = []
         self.stop = threading.Event()
         self.addresses = [f"127.0.0.1:{n + 1}" for n in range(num_edges)]
-        self.clients = [self._client(n, parts) for n in range(num_clients)]
+        self.clients = [self._client(n, parts, classes) for n in range(num_clients)]
         self.edge_grids = [self._edge_grid(address) for address in self.addresses]
         self.edges = [self._edge(n, folder) for n in range(num_edges)]
         self.cloud_grid = MemoryGrid(
@@ -87,8 +89,12 @@ class Federation:
             threaded=True,
         )
 
-    def _client(self, number: int, parts: int) -> Resident:
-        partition = {"num_partitions": parts, "partition_id": number}
+    def _client(self, number: int, parts: int, classes: int) -> Resident:
+        partition = {
+            "num_partitions": parts,
+            "partition_id": number,
+            "classes_per_partition": classes,
+        }
         client = Resident(
             ClientConfig.model_validate(
                 {

@@ -15,11 +15,13 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
+
+from fedphd.deploy.superlink import flower_environment
 
 MARK = "FEDPHD_TEST"
 # Bounds of what takes seconds on a machine with nothing else to do.
@@ -30,14 +32,13 @@ _ESTABLISHED = "01"
 
 
 class Program:
-    """A started ``fedphd`` command, leader of a process group, and the lines that it prints."""
+    """A started command, leader of a process group, and the lines that it prints."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
-        self.arguments = arguments
+    def __init__(self, command: list[str], environment: dict[str, str], folder: Path) -> None:
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fedphd.deploy.cli", *arguments],
+            command,
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -127,8 +128,23 @@ class Processes:
 
     def start(self, *arguments: str) -> Program:
         """Start ``fedphd`` with ``arguments``."""
-        environment = {**os.environ, MARK: self.mark, "PYTHONUNBUFFERED": "1"}
-        program = Program(list(arguments), environment, self.folder)
+        return self.start_command([sys.executable, "-m", "fedphd.deploy.cli", *arguments])
+
+    def start_flower(self, name: str, *arguments: str, folder: Path | None = None) -> Program:
+        """Start one of Flower's own commands, such as ``flwr``, in ``folder``."""
+        environment = flower_environment(self.folder / "flower-home")
+        command = [str(Path(sys.executable).parent / name), *arguments]
+        return self.start_command(command, environment, folder)
+
+    def start_command(
+        self,
+        command: list[str],
+        environment: Mapping[str, str] = os.environ,
+        folder: Path | None = None,
+    ) -> Program:
+        """Start ``command`` with this test's mark in its environment."""
+        marked = {**environment, MARK: self.mark, "PYTHONUNBUFFERED": "1"}
+        program = Program(command, marked, folder or self.folder)
         self.programs.append(program)
         return program
 

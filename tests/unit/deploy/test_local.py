@@ -159,12 +159,13 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 def started(shell: Cluster, **overrides: Any) -> list[list[str]]:
     """Start and stop a cluster; return the command line of each role."""
     cluster = shell.make(**overrides)
+    num_roles = 4 if overrides.get("topology") == "flat" else 6
     try:
         cluster.start()
-        assert len(cluster.roles) == 6
+        assert len(cluster.roles) == num_roles
         deadline_s = time.monotonic() + 10
         calls = shell.folder / "calls"
-        while not calls.exists() or calls.read_text("utf-8").count("\n") < 6:
+        while not calls.exists() or calls.read_text("utf-8").count("\n") < num_roles:
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
     finally:
@@ -194,6 +195,14 @@ def test_written_configurations_fit_together(shell: Cluster) -> None:
         assert client.data.partition.partition_id == number
         assert client.data.partition.num_partitions == 3
         assert client.data.partition.seed == 5
+
+
+def test_a_flat_federation_has_no_edge(shell: Cluster) -> None:
+    calls = started(shell, topology="flat")
+    assert sorted(call[2] for call in calls) == ["client"] * 3 + ["cloud"]
+    cloud = load_config(CloudConfig, shell.state("cloud"))
+    clients = [load_config(ClientConfig, shell.state(f"client-{n}")) for n in range(3)]
+    assert {client.edges for client in clients} == {(cloud.superlink.address,)}
 
 
 @pytest.mark.parametrize("overrides", [{}, {"evaluation.reference": None}, {"preset": "cifar10"}])

@@ -1,0 +1,80 @@
+"""``flwr run .`` in the project's folder, as Flower's users start it and change its settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.processes import Processes, free_port
+from support.tiny import TINY, events
+
+PROJECT = Path(__file__).parents[2]
+NUM_NODES = 3
+
+Run = Callable[[dict[str, Any]], str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("flwr")
+
+
+@pytest.fixture(scope="module")
+def flwr_run(folder: Path) -> Iterator[Run]:
+    """Runs ``flwr run . --stream`` with settings on a SuperLink of the test's own."""
+    with Processes(folder) as processes:
+        control = f"127.0.0.1:{free_port()}"
+        link = processes.start_flower(
+            "flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess",
+            "--control-api-address", control, "--serverappio-api-address", "127.0.0.1:0",
+        )  # fmt: skip
+        home = folder / "flower-home"
+        home.mkdir(exist_ok=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{control}"\n'
+            "insecure = true\n"
+        )
+
+        def run(settings: dict[str, Any]) -> str:
+            settings = {"out_dir": str(folder / "runs"), **settings}
+            program = processes.start_flower(
+                "flwr", "run", ".", "--stream",
+                "--run-config", " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items()),
+                "--federation-config",
+                f"num-supernodes={NUM_NODES} client-resources-num-cpus=1",
+                folder=PROJECT,
+            )  # fmt: skip
+            program.wait_exit()
+            assert link.process.poll() is None, link.text
+            return program.text
+
+        yield run
+
+
+def test_an_unknown_key_is_refused_with_its_name(flwr_run: Run, folder: Path) -> None:
+    text = flwr_run({"schedule.intervalz": 3})
+    assert "Key 'schedule.intervalz' is not present" in text
+    assert "Successfully started run" not in text
+    assert not (folder / "runs").exists()
+
+
+def test_a_wrong_value_is_refused_before_the_start(flwr_run: Run, folder: Path) -> None:
+    text = flwr_run({"schedule.intervals": "many"})
+    assert "fedphd: refused before the start: --run-config: 1 setting(s) refused" in text
+    assert "schedule.intervals = 'many': input should be a valid integer (cloud rounds)" in text
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.slow
+def test_it_runs_to_the_end(flwr_run: Run, folder: Path) -> None:
+    values = {key: str(value) if isinstance(value, list) else value for key, value in TINY.items()}
+    own = {"schedule.intervals": 2, "data.partition.classes_per_partition": 4}
+    text = flwr_run({**values, **own})
+    (run_dir,) = (folder / "runs").glob("2*")
+    assert f"finished; everything is in {run_dir}" in text
+    finished = [e for e in events(run_dir / "metrics.jsonl") if e["event"] == "interval"]
+    assert [event["interval"] for event in finished] == [1, 2]
+    assert finished[-1]["clients"] == [f"client-{number}" for number in range(NUM_NODES)]

@@ -1,0 +1,97 @@
+"""A federation of real processes that a test starts one by one, each with a file of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from support.processes import Processes, Program, free_port
+from support.tiny import CLASSES_PER_CLIENT, TINY, events, write_toml
+
+EDGES = ("edge-0", "edge-1")
+NUM_PARTS = 3
+
+
+@dataclass
+class Site:
+    """``fedphd cloud``, ``edge`` and ``client`` with a configuration file each.
+
+    Args:
+        processes: starts them.
+        run: dotted settings of the cloud, on top of ``TINY``.
+        edges: names of the edges.
+    """
+
+    processes: Processes
+    run: dict[str, Any] = field(default_factory=dict)
+    edges: tuple[str, ...] = EDGES
+    programs: dict[str, Program] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder = self.processes.folder
+        self.ports = {name: free_port() for name in ("cloud", *self.edges)}
+
+    def address(self, name: str) -> str:
+        """Where a cloud or an edge listens."""
+        return f"127.0.0.1:{self.ports[name]}"
+
+    def start(self, name: str, **settings: Any) -> Program:
+        """Start a role by its name, such as ``client-0``; ``settings`` win over the usual."""
+        kind = name.partition("-")[0]
+        extra = ["--run-dir", str(self.run_dir)] if kind == "cloud" else []
+        config = self.write(name, **settings)
+        self.programs[name] = self.processes.start(kind, "--config", str(config), *extra)
+        return self.programs[name]
+
+    def start_stock(self, name: str, edge: str, **settings: Any) -> Program:
+        """Start Flower's own node as a client of ``edge``."""
+        config = self.write(name, **settings)
+        self.programs[name] = self.processes.start_flower(
+            "flower-supernode",
+            "--insecure",
+            *("--superlink", self.address(edge)),
+            *("--clientappio-api-address", "127.0.0.1:0"),
+            *("--node-config", f'config="{config}"'),
+        )
+        return self.programs[name]
+
+    def write(self, name: str, **settings: Any) -> Path:
+        """Write a role's configuration file."""
+        kind = name.partition("-")[0]
+        values = {**getattr(self, f"_{kind}")(name), **settings}
+        return write_toml(self.folder / f"{name}.toml", values)
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.folder / "run"
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The cloud's events of a kind."""
+        return [e for e in events(self.run_dir / "metrics.jsonl") if e["event"] == kind]
+
+    def rounds(self, edge: str) -> list[dict[str, Any]]:
+        """An edge's finished rounds."""
+        return [e for e in events(self.folder / edge / "events.jsonl") if e["event"] == "round"]
+
+    def _cloud(self, name: str) -> dict[str, Any]:
+        own = {"superlink.address": self.address(name), "state_dir": str(self.folder / name)}
+        return {**TINY, **self.run, **own}
+
+    def _edge(self, name: str) -> dict[str, Any]:
+        return {
+            "edge_id": name,
+            "cloud": self.address("cloud"),
+            "superlink.address": self.address(name),
+            "state_dir": str(self.folder / name),
+        }
+
+    def _client(self, name: str) -> dict[str, Any]:
+        return {
+            "client_id": name,
+            "edges": [self.address(edge) for edge in self.edges or ("cloud",)],
+            "data.partition.num_partitions": NUM_PARTS,
+            "data.partition.classes_per_partition": CLASSES_PER_CLIENT,
+            "data.partition.partition_id": int(name[-1]),
+        }
