@@ -106,7 +106,12 @@ def take_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def data_of(
-    data: Mapping[str, Any], partition_id: int, num_partitions: int, *, seed: int
+    data: Mapping[str, Any],
+    partition_id: int,
+    num_partitions: int,
+    *,
+    seed: int,
+    source: str = "command line",
 ) -> DataConfig:
     """The data of one of several clients that share a data set.
 
@@ -116,6 +121,7 @@ def data_of(
         partition_id: which client, from 0.
         num_partitions: of how many.
         seed: of the split.
+        source: what an error names as the place of the settings.
 
     Raises:
         ConfigError: a setting is wrong; names it.
@@ -124,7 +130,7 @@ def data_of(
     settings = {**CLIENT_DEFAULTS, **data}
     values = {key: _value(value) for key, value in settings.items() if value not in (UNSET, None)}
     values |= {f"data.partition.{key}": value for key, value in own.items()}
-    return load_config(ClientConfig, None, values).data
+    return load_config(ClientConfig, None, values, source=source).data
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -181,7 +187,13 @@ def client_values(
     """A simulated client's configuration as plain values."""
     given = {key: run_config[key] for key in CLIENT_DEFAULTS if key in run_config}
     seed = run_config.get("seed", UNSET)
-    data = data_of(given, partition_id, num_partitions, seed=0 if seed == UNSET else seed)
+    data = data_of(
+        given,
+        partition_id,
+        num_partitions,
+        seed=0 if seed == UNSET else seed,
+        source=RUN_CONFIG,
+    )
     return {
         "client_id": f"client-{partition_id}",
         "device": run_config.get("device", UNSET) or "auto",

@@ -53,7 +53,8 @@ class EdgeService:
         grid: reaches the clients.
         events: what happens is written here.
         stop: set when the cloud says that the run is over.
-        shared_questions: what a client is asked waits until all edges have asked it.
+        shared_questions: the edges ask through one process, where an answer may come after the
+            other edges' training.
     """
 
     edge_id: str

@@ -44,7 +44,8 @@ def run_interval(
         grid: reaches the clients.
         roster: the clients that this edge sees.
         on_round: told about each finished round.
-        shared_questions: what a client is asked waits until all edges have asked it.
+        shared_questions: the edges ask through one process, where an answer may come after the
+            other edges' training.
 
     Returns:
         The reply to the cloud; the weights of its ``parts``, (numel,): the cloud's own where no

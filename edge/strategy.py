@@ -110,7 +110,8 @@ class EdgeAverage(Strategy):
         task: the cloud's order for the interval.
         roster: the clients that this edge sees.
         on_round: told the statistics of each finished round.
-        shared_questions: what a client is asked waits until all edges have asked it.
+        shared_questions: the edges ask through one process, where an answer may come after the
+            other edges' training.
         variate: SCAFFOLD's server variate, where that is the method.
 
     Attributes:

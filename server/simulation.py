@@ -61,8 +61,8 @@ class SharedClients:
 
     What all edges ask of a client becomes one message: the greeting, the end of the run, and
     the choice of an edge. The last holds all edges' offers, as a resident client brings them
-    together: it waits for the edges that have made no offer in this interval yet, as long as
-    ``offer_wait_s`` allows (synchronised: in this very edge round, by every edge itself).
+    together: it waits for every edge's offer of this edge round, as long as ``offer_wait_s``
+    allows; then it goes with the latest offers of the others (synchronised: without them).
 
     Args:
         grid: Flower's grid of the clients.
@@ -121,7 +121,7 @@ class SharedClients:
             return
         if asked is None:
             self._send(question, message.content)
-        elif self._complete(asked, question):
+        elif len(question.choices) == self._num_edges:
             self._send(question, to_records(self._merged(question)))
 
     def _note(self, asked: Choose) -> None:
@@ -137,12 +137,6 @@ class SharedClients:
             }
         if asked.interval == self._interval:
             self._offers.update({offer.edge_id: offer for offer in asked.offers})
-
-    def _complete(self, asked: Choose, question: _Question) -> bool:
-        """Whether no edge's offer is missing that the question should wait for."""
-        if asked.synchronised:
-            return len(question.choices) == self._num_edges
-        return len(self._offers) == self._num_edges
 
     def _merged(self, question: _Question) -> Choose:
         """One question with all edges' offers; its answer is for whichever edge is chosen."""

@@ -110,7 +110,7 @@ def read_result(run: PlannedRun) -> Result:
         summary = json.loads((run.folder / SUMMARY).read_text("utf-8"))
         simulation = json.loads((run.folder / SIMULATION).read_text("utf-8"))
         events = list(Tail(run.folder / EVENTS).new_events())
-        curve = read_curve(events, summary["evaluations"], run.config)
+        curve = read_curve(events, summary["evaluations"])
         evaluation = dict(flattened(summary["evaluation"]))
         said = {key: value for key, value in evaluation.items() if key not in _ASIDE}
         quality = {key: value for key, value in said.items() if isinstance(value, float)}
@@ -120,7 +120,7 @@ def read_result(run: PlannedRun) -> Result:
             "macs": float(summary["macs"]["after"]),
             "client_edge_bytes": float(summary["bytes"]["client_edge"]),
             "cloud_bytes": float(summary["bytes"]["edge_cloud"]),
-            "training_flops": spent_flops(events, run.config),
+            "training_flops": spent_flops(events),
             "seconds": float(summary["seconds"]["total"]),
         }
         partition = summary.get("partition")
@@ -141,39 +141,13 @@ def read_result(run: PlannedRun) -> Result:
         ) from error
 
 
-def training_flops(macs: float, images: float) -> float:
-    """Floating-point operations of training on ``images``, one forward and backward pass each.
-
-    A multiply-accumulate is two operations, and a backward pass costs twice the forward pass.
-    """
-    return 6.0 * macs * images
-
-
-def images_of(event: Mapping[str, Any], config: CloudConfig) -> float:
-    """Images that all clients trained on in the interval of an ``interval`` event, with repeats."""
-    training = config.training
-    if training.local_unit == "steps":
-        return float(event["client_rounds"] * training.local_amount * training.batch_size)
-    # num_samples: images of the clients that trained, summed over the edges, mean per edge round.
-    visits = event["num_samples"] * config.schedule.edge_rounds
-    return float(visits * training.local_amount)
-
-
-def spent_flops(events: Iterable[Mapping[str, Any]], config: CloudConfig) -> float:
-    """Training FLOPs of all clients in a run's intervals: as reported, or else worked out."""
-    return sum(
-        event["training_flops"]
-        if "training_flops" in event
-        else training_flops(event["macs"], images_of(event, config))
-        for event in events
-        if event["event"] == "interval"
-    )
+def spent_flops(events: Iterable[Mapping[str, Any]]) -> float:
+    """Training FLOPs of all clients in a run's intervals."""
+    return float(sum(e["training_flops"] for e in events if e["event"] == "interval"))
 
 
 def read_curve(
-    events: Sequence[Mapping[str, Any]],
-    evaluations: Iterable[Mapping[str, Any]],
-    config: CloudConfig,
+    events: Sequence[Mapping[str, Any]], evaluations: Iterable[Mapping[str, Any]]
 ) -> list[Point]:
     """The evaluations of a run with what was spent before each."""
     intervals = [event for event in events if event["event"] == "interval"]
@@ -184,7 +158,7 @@ def read_curve(
             Point(
                 cloud_rounds=evaluation["interval"],
                 cloud_bytes=before[-1]["edge_cloud_bytes"] if before else 0,
-                training_flops=spent_flops(before, config),
+                training_flops=spent_flops(before),
                 distance=evaluation[DISTANCE],
             )
         )

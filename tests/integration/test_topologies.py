@@ -271,6 +271,8 @@ def test_scaffold_moves_twice_the_weights_and_udec_only_the_decoder(tmp_path: Pa
 
 
 def test_a_simulated_client_may_take_long_for_its_first_answer(tmp_path: Path) -> None:
+    turn = threading.Lock()
+
     def waking_up(handler: Handler) -> Handler:
         slept: list[bool] = []
 
@@ -283,7 +285,7 @@ def test_a_simulated_client_may_take_long_for_its_first_answer(tmp_path: Path) -
 
         return handle
 
-    nodes = {FIRST_CLIENT + n: waking_up(node(n, False)) for n in range(NUM_CLIENTS)}
+    nodes = {FIRST_CLIENT + n: waking_up(node(n, None, turn)) for n in range(NUM_CLIENTS)}
     short = {**IDENTITY, "waits.query_s": 0.5, "schedule.intervals": 1}
     run(MemoryGrid(nodes, threaded=True), tmp_path, short)
     lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()

@@ -11,7 +11,7 @@ from fedphd.common.messages import Traffic
 from fedphd.deploy.compare.plan import PlannedRun
 from fedphd.deploy.runs import EVENTS, SIMULATION
 from fedphd.deploy.simulate import SimulatedClients
-from fedphd.server.evaluation import Evaluation
+from fedphd.server.evaluation import Evaluation, Protocol, Quality
 from fedphd.server.report import Report
 from fedphd.server.strategy import IntervalStats
 
@@ -24,7 +24,7 @@ def write_finished(
     *,
     distances: Sequence[float | None],
     bytes_per_round: int = 1000,
-    samples_per_round: float = 10.0,
+    images_per_round: int = 60,
     macs: float = 100.0,
     parameters: float = 5.0,
     seconds: float = 60.0,
@@ -37,7 +37,7 @@ def write_finished(
         clients: whose data it was.
         distances: one per evaluation, the first before training.
         bytes_per_round: over the cloud's links in each cloud round.
-        samples_per_round: images of the clients that trained, per edge round.
+        images_per_round: images that all clients trained on in a cloud round, with repeats.
         macs, parameters: of the network.
         seconds: the run's wall time.
         brightness: of the sampled images, 0 to 255.
@@ -52,7 +52,7 @@ def write_finished(
     flat = run.config.topology == "flat"
     for interval, distance in enumerate(distances):
         if interval:
-            stats = IntervalStats(interval, num_samples=samples_per_round, client_rounds=3)
+            stats = IntervalStats(interval, images=images_per_round, client_rounds=3)
             moved = Traffic(sent_bytes=bytes_per_round if flat else 10 * bytes_per_round)
             stats.client_edge = moved
             total = Traffic(sent_bytes=bytes_per_round * interval)
@@ -67,9 +67,8 @@ def evaluation(distance: float | None, brightness: int) -> Evaluation:
     """An evaluation of four images of one brightness."""
     return Evaluation(
         samples=torch.full((4, 1, 8, 8), brightness, dtype=torch.uint8),
-        frechet_distance=distance,
-        features="classifier(digits)",
-        num_samples=4,
-        sampling_steps=2,
+        quality=Quality(frechet_distance=distance),
+        raw=None,
+        protocol=Protocol("classifier(digits)", 4, "DDIM", 2, seed=1234),
         seconds=0.5,
     )
