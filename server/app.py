@@ -203,11 +203,11 @@ def main(
         FedPhDError: the run cannot start or go on.
     """
     torch.set_num_threads(config.num_threads)
+    names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
     if config.topology == "flat":
-        grid = VirtualEdges(grid, ["cloud"], events)
-    elif simulated:
-        names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
-        grid = VirtualEdges(grid, names, events)
+        names = ["cloud"]
+    if simulated or config.topology == "flat":
+        grid = virtual = VirtualEdges(grid, names, events)
     edges = streaming_grid(
         grid, upload_stall_s=config.waits.upload_stall_s, in_order=config.reproducible
     )
@@ -225,6 +225,8 @@ def main(
     )
     cloud = Cloud(config, edges, roster, events, run_dir)
     try:
+        if simulated:
+            virtual.wait_ready(config.waits.start_s)
         verdict = cloud.run()
     except FedPhDError as error:
         cloud.finish(Verdict(exit_code_of(error), str(error)))
