@@ -82,29 +82,20 @@ class LabelledImages:
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
-        self._source = open_source(config)
-        every = self._source.labels
-        if len(every) == 0 or every.min() < 0:
-            raise ConfigError(
-                f"source = {config.source!r} has {len(every)} images, labels from "
-                f"{every.min(initial=0)}; labels must be 0 to num_classes - 1. Choose a labelled "
-                "split or another label_column"
-            )
-        self._positions = np.arange(len(every))
+        part = config.partition
+        self._source, parts = _opened_and_cut(_of_all_parts(config))
+        self._positions = parts[part.partition_id if part else 0]
+        self.labels = self._source.labels[self._positions]
+        self.part_sizes = tuple(len(positions) for positions in parts)
         self.partition_name: str | None = None
-        self.part_sizes: tuple[int, ...] = (len(every),)
-        if config.partition is not None:
-            parts = all_parts(every, config.partition)
-            self._positions = parts[config.partition.partition_id]
-            self.part_sizes = tuple(len(part) for part in parts)
-            self.partition_name = partition_name(config.source, config.partition, parts)
+        if part is not None:
+            self.partition_name = partition_name(config.source, part, parts)
             logger.info(
                 "part %d of %s: %d images",
-                config.partition.partition_id,
+                part.partition_id,
                 self.partition_name,
-                len(self._positions),
+                len(self.labels),
             )
-        self.labels = every[self._positions]
         self.train_indices, self.validation_indices = _held_out(len(self.labels), config)
         self._decoded: dict[tuple[int, int], ImageSet] = {}
 

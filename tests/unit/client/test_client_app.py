@@ -107,6 +107,14 @@ def test_label_counts_go_to_the_chosen_edge_only(runtime: ClientRuntime) -> None
     assert not_chosen.label_counts == ()
 
 
+def test_choices_of_long_ago_are_forgotten() -> None:
+    client = ClientRuntime(config())
+    for interval in range(1, 6):
+        for edge_round in (1, 2):
+            client.choose(question(offer("edge-0"), interval=interval, edge_round=edge_round))
+    assert {key[1] for key in client._choices} == {4, 5}
+
+
 def test_choice_of_a_round_is_made_once() -> None:
     client = ClientRuntime(config())
     # Full of what others brought, an edge is chosen with a chance of nearly 0.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fedphd.common import data as data_module
 from fedphd.common.data import ImageSet, LabelledImages, to_model_range
 from fedphd.common.errors import ConfigError
 from fedphd.common.partition import all_parts, partition_indices, partition_name
@@ -347,3 +348,27 @@ def test_one_part_of_cifar10_loads_from_parquet() -> None:
     assert data.images.shape == (250, 3, 32, 32)
     assert data.label_counts(10) == (0, 0, 0, 0, 125, 125, 0, 0, 0, 0)
     assert 90 < data.images.float().mean() < 150
+
+
+def test_a_process_with_many_parts_cuts_the_data_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts: list[int] = []
+
+    def counted(labels: np.ndarray, config: PartitionConfig) -> list[np.ndarray]:
+        cuts.append(config.num_partitions)
+        return all_parts(labels, config)
+
+    monkeypatch.setattr(data_module, "all_parts", counted)
+    path = tmp_path / "some.parquet"
+    table([n % 5 for n in range(25)]).to_parquet(str(path))
+    found = []
+    for part in range(5):
+        partition = PartitionConfig(num_partitions=5, partition_id=part)
+        fraction = 0.25 if part % 2 else 0.0
+        config = DataConfig(source=str(path), partition=partition, validation_fraction=fraction)
+        images = LabelledImages(config).decode(image_size=8, channels=1).images
+        # Brightness is 10 times the position.
+        found += images[:, 0, 0, 0].tolist()
+    assert cuts == [5]
+    assert sorted(found) == [10 * n for n in range(25)]

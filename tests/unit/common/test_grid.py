@@ -281,3 +281,32 @@ def test_replies_of_threads_all_arrive() -> None:
     memory = MemoryGrid({n: partial(echo) for n in range(2, 12)}, threaded=True)
     replies = list(streaming(memory, in_order=False).send_and_receive(to(*range(2, 12))))
     assert sorted(sources(replies)) == list(range(2, 12))
+
+
+def test_no_more_messages_are_under_way_than_the_window_holds() -> None:
+    memory = MemoryGrid({n: silent for n in (2, 3, 4, 5)})
+    at = {0.5: answer_later(memory, 3), 1.0: answer_later(memory, 2)}
+    time = FakeTime({**at, 2.0: answer_later(memory, 5), 3.0: answer_later(memory, 4)})
+    grid = StreamingGrid(memory, PlainReplies(memory), window=2, clock=time.clock, sleep=time.sleep)
+    replies = grid.send_and_receive(to(2, 3, 4, 5), timeout=1.9)
+    assert len(memory.pushed) == 2
+    sent_after = [(next(replies).metadata.src_node_id, len(memory.pushed)) for _ in range(2)]
+    # The next one is on its way before the reply is worked on.
+    assert sent_after == [(3, 3), (2, 4)]
+    # Sent at 0.5 s it would be late at 2.4 s; sent at 1.0 s it has until 2.9 s.
+    last = list(replies)
+    assert [(r.metadata.src_node_id, r.has_error()) for r in last] == [(5, False), (4, True)]
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_window_loses_no_message(in_order: bool) -> None:
+    nodes = {2: echo, 3: failing, 4: silent, 5: echo, 6: silent, 7: echo}
+    memory, time = MemoryGrid(dict(nodes)), FakeTime()
+    memory.refused = {5}
+    grid = StreamingGrid(
+        memory, PlainReplies(memory), in_order=in_order, window=1,
+        clock=time.clock, sleep=time.sleep,
+    )  # fmt: skip
+    replies = list(grid.send_and_receive(to(*nodes), timeout=1.0))
+    assert sources(replies) == [2, 3, 4, 5, 6, 7]
+    assert sources([r for r in replies if not r.has_error()]) == [2, 7]

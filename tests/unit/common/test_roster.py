@@ -9,7 +9,7 @@ from flwr.app import Message
 from support.memory import FakeTime, Handler, MemoryGrid, streaming
 
 from fedphd.common.messages import HELLO, Hello, HelloReply, read_payload, to_records
-from fedphd.common.roster import Peer, Roster
+from fedphd.common.roster import GREET_BATCH, Peer, Roster
 
 
 def introduces(name: str, num_samples: int = 10, **changes: Any) -> Handler:
@@ -186,3 +186,25 @@ def test_configure_sets_the_waits() -> None:
     world.time.now_s += 4.0
     world.roster.refresh()
     assert world.asked() == [5]
+
+
+def test_greeting_many_nodes_stops_in_time_and_goes_on_later() -> None:
+    """Two batches fit before the first silent node has used up the time."""
+    nodes = {n: introduces(f"client-{n:03}") for n in range(1, 3 * GREET_BATCH + 1)}
+    world = Fixture({**nodes, GREET_BATCH + 1: silent})
+    assert len(world.roster.refresh()) == 2 * GREET_BATCH - 1
+    assert world.time.now_s >= 2.0
+    world.asked()
+    assert len(world.roster.refresh()) == 3 * GREET_BATCH - 1
+    assert world.asked() == list(range(2 * GREET_BATCH + 1, 3 * GREET_BATCH + 1))
+
+
+def test_a_node_that_greets_others_first_gets_half_of_the_time() -> None:
+    heard: list[float] = []
+
+    def listening(message: Message) -> Message:
+        heard.append(read_payload(message, Hello).wait_s)
+        return introduces("a")(message)
+
+    Fixture({5: listening}).roster.refresh()
+    assert heard == [1.0]

@@ -1,0 +1,163 @@
+"""Virtual edges that share one grid of clients: what is asked once, and with whose offers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flwr.app import Message
+from support.memory import FakeTime, MemoryGrid
+from support.peers import FakeClient
+
+from fedphd.common.messages import (
+    CHOOSE,
+    FINISH,
+    HELLO,
+    Choose,
+    ChooseReply,
+    EdgeOffer,
+    Finish,
+    Hello,
+    HelloReply,
+    Payload,
+    read_payload,
+    to_records,
+)
+from fedphd.server.simulation import SharedClients
+
+NODE = 5
+
+
+class World:
+    """One client, shared by ``num_edges`` edges."""
+
+    def __init__(self, num_edges: int = 2) -> None:
+        self.client = FakeClient("client-0", counts=(6, 4), edge="edge-1")
+        self.memory = MemoryGrid({NODE: self.client})
+        self.time = FakeTime()
+        self.shared = SharedClients(self.memory, num_edges, clock=self.time.clock)
+
+    def ask(self, kind: str, payload: Payload) -> str:
+        """Push an edge's message; returns its id."""
+        return self.shared.push([Message(to_records(payload), NODE, kind)])[0]
+
+    def choose(self, edge_id: str, *, held: float = 0.0, **changes: Any) -> str:
+        offer = EdgeOffer(edge_id=edge_id, label_distribution=(0.5, 0.5), num_samples=held)
+        values: dict[str, Any] = {
+            "interval": 1, "edge_round": 1, "policy": "homogeneity", "target": (0.5, 0.5), "factor": 1.0, "offset": 0.0,
+            "epsilon": 1e-8, "seed": 0, "offer_wait_s": 5.0, "synchronised": False,
+        }  # fmt: skip
+        asked = Choose(asking=edge_id, offers=(offer,), **(values | changes))
+        return self.ask(CHOOSE, asked)
+
+    def answers(self, *message_ids: str) -> list[Message]:
+        return self.shared.pull(message_ids)
+
+    def offers(self) -> list[dict[str, float]]:
+        """What each question that reached the client offered: samples held, by edge."""
+        return [{o.edge_id: o.num_samples for o in asked.offers} for asked in self.client.asked]
+
+
+def test_a_client_is_greeted_once_for_all_edges() -> None:
+    world = World()
+    first = world.ask(HELLO, Hello(asking="edge-0"))
+    second = world.ask(HELLO, Hello(asking="edge-1"))
+    answers = world.answers(first, second)
+    late = world.ask(HELLO, Hello(asking="edge-1"))
+    answers += world.answers(late)
+    assert [read_payload(a, HelloReply).name for a in answers] == ["client-0"] * 3
+    assert [a.metadata.reply_to_message_id for a in answers] == [first, second, late]
+    assert len(world.memory.pushed) == 1
+
+
+def failing(message: Message) -> Message:
+    raise ValueError("no data")
+
+
+def test_a_greeting_that_failed_is_asked_again() -> None:
+    world = World()
+    world.memory.nodes = {NODE: failing}
+    failed = world.ask(HELLO, Hello(asking="edge-0"))
+    [answer] = world.answers(failed)
+    assert answer.has_error()
+    world.memory.nodes = {NODE: world.client}
+    again = world.ask(HELLO, Hello(asking="edge-0"))
+    assert not world.answers(again)[0].has_error()
+
+
+def test_the_end_is_told_once() -> None:
+    world = World()
+    ids = [world.ask(FINISH, Finish(exit_code=0, message="done")) for _ in range(2)]
+    assert len(world.answers(*ids)) == 2
+    assert len(world.memory.pushed) == 1
+
+
+def test_a_question_waits_for_all_edges_offers() -> None:
+    world = World()
+    first = world.choose("edge-0", held=3.0)
+    assert world.answers(first) == []
+    second = world.choose("edge-1", held=4.0)
+    replies = [read_payload(a, ChooseReply) for a in world.answers(first, second)]
+    assert [reply.edge_id for reply in replies] == ["edge-1", "edge-1"]
+    assert world.offers() == [{"edge-0": 3.0, "edge-1": 4.0}]
+
+
+def test_a_question_that_waited_in_vain_goes_out_with_the_latest_offers() -> None:
+    world = World()
+    world.answers(world.choose("edge-0"), world.choose("edge-1", held=4.0))
+    early = world.choose("edge-0", held=10.0, edge_round=2)
+    assert world.answers(early) == []
+    world.time.now_s = 5.1
+    assert len(world.answers(early)) == 1
+    assert world.offers()[1] == {"edge-0": 10.0, "edge-1": 4.0}
+    # The other edge gets the choice that was made, and the client is not asked again.
+    late = world.choose("edge-1", held=9.0, edge_round=2)
+    assert len(world.answers(late)) == 1
+    assert len(world.client.asked) == 2
+
+
+def test_synchronised_questions_wait_for_every_edge_itself() -> None:
+    world = World()
+    world.answers(world.choose("edge-0"), world.choose("edge-1"))
+    early = world.choose("edge-0", edge_round=2, synchronised=True)
+    assert world.answers(early) == []
+    late = world.choose("edge-1", held=7.0, edge_round=2, synchronised=True)
+    assert len(world.answers(early, late)) == 2
+    assert world.offers()[1] == {"edge-0": 0.0, "edge-1": 7.0}
+
+
+def test_offers_that_do_not_come_are_waited_for_no_longer_than_allowed() -> None:
+    world = World()
+    early = world.choose("edge-0", held=3.0)
+    world.time.now_s = 4.9
+    assert world.answers(early) == []
+    world.time.now_s = 5.1
+    assert len(world.answers(early)) == 1
+    assert world.offers() == [{"edge-0": 3.0}]
+
+
+def test_an_interval_begins_with_new_offers() -> None:
+    world = World()
+    world.answers(world.choose("edge-0"), world.choose("edge-1", held=4.0))
+    assert world.answers(world.choose("edge-0", interval=2)) == []
+
+
+@pytest.mark.parametrize("before_the_answer", [True, False])
+def test_nothing_is_kept_of_what_nobody_waits_for(before_the_answer: bool) -> None:
+    world = World()
+    first, second = world.choose("edge-0"), world.choose("edge-1")
+    if not before_the_answer:
+        world.answers()
+    world.shared.forget(first)
+    assert len(world.answers(first, second)) == 1
+    for store in (world.shared._answers, world.shared._question_of, world.shared._open):
+        assert store == {}
+    assert world.shared._sent == {}
+
+
+def test_choices_of_long_ago_are_forgotten() -> None:
+    world = World()
+    for interval in range(1, 5):
+        ids = [world.choose(edge, interval=interval) for edge in ("edge-0", "edge-1")]
+        assert len(world.answers(*ids)) == 2
+    assert [key[2] for key in world.shared._kept] == [3, 4]
