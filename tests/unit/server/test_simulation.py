@@ -44,8 +44,9 @@ class World:
     def choose(self, edge_id: str, *, held: float = 0.0, **changes: Any) -> str:
         offer = EdgeOffer(edge_id=edge_id, label_distribution=(0.5, 0.5), num_samples=held)
         values: dict[str, Any] = {
-            "interval": 1, "edge_round": 1, "policy": "homogeneity", "target": (0.5, 0.5), "factor": 1.0, "offset": 0.0,
-            "epsilon": 1e-8, "seed": 0, "offer_wait_s": 5.0, "synchronised": False,
+            "interval": 1, "edge_round": 1, "policy": "homogeneity", "target": (0.5, 0.5),
+            "factor": 1.0, "offset": 0.0, "epsilon": 1e-8, "seed": 0, "offer_wait_s": 5.0,
+            "synchronised": False,
         }  # fmt: skip
         asked = Choose(asking=edge_id, offers=(offer,), **(values | changes))
         return self.ask(CHOOSE, asked)
