@@ -18,8 +18,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from fedphd.common.data_settings import DataConfig, Section
 from fedphd.common.errors import ConfigError
-from fedphd.common.settings import DataConfig, FederationConfig, Section
+from fedphd.common.settings import FederationConfig
 
 PRESETS = ("digits", "cifar10", "celeba")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")

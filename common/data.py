@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fedphd.common.data_settings import DataConfig
 from fedphd.common.errors import ConfigError
 from fedphd.common.partition import all_parts, partition_name
 from fedphd.common.rng import generator
-from fedphd.common.settings import DataConfig
 from fedphd.common.sources import Indices, Source, open_source
 
 logger = logging.getLogger(__name__)

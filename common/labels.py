@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedphd.common.data_settings import DataConfig
 from fedphd.common.errors import ConfigError
-from fedphd.common.settings import DataConfig
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedphd.common.data_settings import PartitionConfig
 from fedphd.common.errors import ConfigError
-from fedphd.common.settings import PartitionConfig
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]

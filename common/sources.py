@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedphd.common.data_settings import DataConfig
 from fedphd.common.errors import ConfigError
 from fedphd.common.labels import has_own_labels, read_labels
-from fedphd.common.settings import DataConfig
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]

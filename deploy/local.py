@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import IO
 
 from fedphd.common.config import CloudConfig
+from fedphd.common.data_settings import DataConfig
 from fedphd.common.errors import (
     ConfigError,
     FedPhDError,
@@ -24,7 +25,6 @@ from fedphd.common.errors import (
     exit_code_of,
 )
 from fedphd.common.events import Verdict, read_verdict
-from fedphd.common.settings import DataConfig
 from fedphd.deploy.render import Tail
 from fedphd.deploy.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
 from fedphd.deploy.simulate import CLASSES, SOURCE, data_of

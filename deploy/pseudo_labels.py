@@ -10,9 +10,9 @@ import typer
 from numpy.typing import NDArray
 
 from fedphd.common.config import validate
+from fedphd.common.data_settings import DataConfig
 from fedphd.common.errors import ConfigError
 from fedphd.common.labels import write_labels
-from fedphd.common.settings import DataConfig
 from fedphd.deploy.flags import Set, overrides, say
 
 if TYPE_CHECKING:

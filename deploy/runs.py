@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from fedphd.common.config import CloudConfig
+from fedphd.common.data_settings import DataConfig
 from fedphd.common.errors import StartError
 from fedphd.common.events import write_json
 from fedphd.common.partition import PARTITION_FILE
-from fedphd.common.settings import DataConfig
 from fedphd.deploy.render import render_summary
 from fedphd.deploy.superlink import make_folder
 

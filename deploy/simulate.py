@@ -21,8 +21,9 @@ from fedphd.common.config import (
     section_class,
     validate,
 )
+from fedphd.common.data_settings import DataConfig
 from fedphd.common.errors import ConfigError
-from fedphd.common.settings import DataConfig, FederationConfig
+from fedphd.common.settings import FederationConfig
 
 UNSET = ""
 PRESET = "preset"

@@ -13,10 +13,10 @@ from support.federation import FIRST_CLIENT, Federation, one_at_a_time
 from support.memory import MemoryGrid
 
 from fedphd.common.data import LabelledImages
+from fedphd.common.data_settings import DataConfig, PartitionConfig
 from fedphd.common.errors import ConfigError, ParticipantsError
 from fedphd.common.extractor import classifier_extractor, load_extractor, save_extractor
 from fedphd.common.messages import STATISTICS
-from fedphd.common.settings import DataConfig, PartitionConfig
 from fedphd.common.statistics import FeatureStatistics, StatisticsFile, measure
 from fedphd.server.features import ClassifierSettings, load_feature_classifier
 

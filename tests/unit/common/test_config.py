@@ -20,8 +20,9 @@ from fedphd.common.config import (
     section_class,
     validate,
 )
+from fedphd.common.data_settings import DataConfig, Section
 from fedphd.common.errors import ConfigError
-from fedphd.common.settings import DataConfig, FederationConfig, Section
+from fedphd.common.settings import FederationConfig
 
 
 def write(folder: Path, text: str) -> Path:

@@ -16,9 +16,9 @@ from PIL import Image
 
 from fedphd.common import data as data_module
 from fedphd.common.data import ImageSet, LabelledImages, to_model_range
+from fedphd.common.data_settings import DataConfig, PartitionConfig
 from fedphd.common.errors import ConfigError
 from fedphd.common.partition import all_parts, partition_indices, partition_name
-from fedphd.common.settings import DataConfig, PartitionConfig
 
 CIFAR10 = Path(__file__).parents[4] / "shared/data/cifar10/train.parquet"
 

@@ -18,12 +18,13 @@ import pytest
 import torch
 
 from fedphd.common.data import LabelledImages
+from fedphd.common.data_settings import DataConfig
 from fedphd.common.errors import ConfigError
 from fedphd.common.extractor import inception_extractor, restore_extractor
 from fedphd.common.inception import Inception, check_installed, check_weights
 from fedphd.common.messages import ExtractorSpec
 from fedphd.common.rng import generator
-from fedphd.common.settings import DataConfig, EvaluationConfig
+from fedphd.common.settings import EvaluationConfig
 from fedphd.common.statistics import FeatureStatistics
 from fedphd.server.evaluation import Evaluator
 from fedphd.server.reference import Reference, check_features

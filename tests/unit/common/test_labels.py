@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from fedphd.common.data import LabelledImages
+from fedphd.common.data_settings import DataConfig, PartitionConfig
 from fedphd.common.errors import ConfigError
 from fedphd.common.labels import read_attributes, write_labels
-from fedphd.common.settings import DataConfig, PartitionConfig
 
 ATTRIBUTES = ["Bald", "Male", "Smiling", "Young"]
 # Per file the values of ATTRIBUTES; the class of Male and Young stands behind it.

@@ -11,16 +11,15 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, section_class
+from fedphd.common.data_settings import PartitionConfig, Section
 from fedphd.common.settings import (
     EvaluationConfig,
     ExchangeConfig,
     FederationConfig,
     ModelConfig,
     ObjectiveConfig,
-    PartitionConfig,
     PruningConfig,
     ScheduleConfig,
-    Section,
     SelectionConfig,
     TrainingConfig,
     WaitConfig,

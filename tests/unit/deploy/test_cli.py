@@ -17,8 +17,8 @@ import typer
 from click import Command, Group
 
 from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
+from fedphd.common.data_settings import Section
 from fedphd.common.errors import ConfigError
-from fedphd.common.settings import Section
 from fedphd.deploy.cli import app
 from fedphd.deploy.flags import overrides, parse_settings
 

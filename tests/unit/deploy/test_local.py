@@ -19,9 +19,9 @@ from fedphd.common.config import (
     EdgeConfig,
     load_config,
 )
+from fedphd.common.data_settings import Section
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import Verdict, write_verdict
-from fedphd.common.settings import Section
 from fedphd.deploy import local
 from fedphd.deploy.flags import parse_settings
 from fedphd.deploy.local import (

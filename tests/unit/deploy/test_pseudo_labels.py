@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fedphd.common.data import LabelledImages
+from fedphd.common.data_settings import DataConfig, PartitionConfig
 from fedphd.common.errors import ConfigError
-from fedphd.common.settings import DataConfig, PartitionConfig
 from fedphd.deploy.pseudo_labels import cluster
 
 

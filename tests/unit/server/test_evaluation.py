@@ -13,15 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedphd.common.data import ImageSet, LabelledImages
+from fedphd.common.data_settings import DataConfig
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.model import PrunedUNet, build_scheduler, build_unet
 from fedphd.common.rng import generator
-from fedphd.common.settings import (
-    DataConfig,
-    DiffusionConfig,
-    EvaluationConfig,
-    ModelConfig,
-)
+from fedphd.common.settings import DiffusionConfig, EvaluationConfig, ModelConfig
 from fedphd.server.evaluation import Evaluator, Protocol, Quality, sample_images, save_grid
 from fedphd.server.features import (
     ClassifierSettings,
