@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedphd.common.config import CloudConfig, EdgeConfig
 from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
-from fedphd.common.events import Verdict, read_verdict, write_json
+from fedphd.common.events import Verdict, read_verdict, write_json, write_verdict
 from fedphd.deploy.origin import origin
 from fedphd.deploy.processes import alive
 from fedphd.deploy.render import Tail, render
@@ -151,10 +151,21 @@ def _serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> 
             return verdict
         if stop.is_set():
             _end(pid, Path(file.verdict))
-            return read_verdict(Path(file.verdict)) or Verdict(Interrupted.exit_code, "stopped")
+            return _interrupted(Path(file.verdict))
         link.check_alive()
         _check_serverapp(pid, submitted_s, link, file)
         time.sleep(POLL_S)
+
+
+def _interrupted(path: Path) -> Verdict:
+    """The verdict on a run that was ended from outside, unless it had just succeeded."""
+    verdict = read_verdict(path)
+    if verdict is not None and verdict.exit_code == EXIT_OK:
+        return verdict
+    # What a ServerApp says of an end that it did not expect is no defect of its own.
+    stopped = Verdict(Interrupted.exit_code, "stopped")
+    write_verdict(path, stopped)
+    return stopped
 
 
 def _check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file: RoleFile) -> None:

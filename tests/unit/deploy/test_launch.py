@@ -15,7 +15,7 @@ import pytest
 
 from fedphd.common.config import EdgeConfig, load_config
 from fedphd.common.errors import FedPhDError, StartError
-from fedphd.common.events import Verdict, write_verdict
+from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.deploy import launch
 from fedphd.deploy.launch import run_edge, stop_on_signal
 from fedphd.deploy.runs import RoleFile, new_run_dir, run_folder
@@ -121,6 +121,15 @@ def test_edge_with_a_file_for_a_state_folder_says_so(tmp_path: Path) -> None:
     config = load_config(EdgeConfig, overrides={"state_dir": str(tmp_path / "file")})
     with pytest.raises(StartError, match=r"state_dir = .*file: cannot be made"):
         run_edge(config, stop=threading.Event(), say=print)
+
+
+def test_whatever_a_stopped_serverapp_says_the_run_was_interrupted(tmp_path: Path) -> None:
+    path = tmp_path / "verdict.json"
+    assert launch._interrupted(path) == Verdict(130, "stopped")
+    write_verdict(path, Verdict(1, "cannot schedule new futures after shutdown"))
+    assert launch._interrupted(path) == read_verdict(path) == Verdict(130, "stopped")
+    write_verdict(path, Verdict(0, "finished after 3 intervals"))
+    assert launch._interrupted(path) == Verdict(0, "finished after 3 intervals")
 
 
 class PrintingLink:
