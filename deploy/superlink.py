@@ -44,6 +44,8 @@ def flower_environment(home: Path) -> dict[str, str]:
         # busy machine before it became Ray's server: "Timed out waiting for file ...
         # gcs_server_port". Flower and Ray only fork to start programs, which need no gRPC.
         "GRPC_ENABLE_FORK_SUPPORT": "0",
+        # Each thread's own arena of freed memory adds up where 20 edges share a process.
+        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
         # At INFO a SuperLink logs a line for every look of every node for messages.
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
         "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),

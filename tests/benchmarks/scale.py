@@ -6,7 +6,7 @@ and edges: the seconds of an edge round after the first (which also starts Ray's
 most memory that the ServerApp's process ever held (with Ray's driver and Flower's in-memory
 SuperLink), and the bytes over each link.
 
-    python tests/benchmarks/scale.py                        # all cases, about 20 minutes
+    python tests/benchmarks/scale.py                        # all cases, about 12 minutes
     python tests/benchmarks/scale.py --clients 10,100 --edges 2
     python tests/benchmarks/scale.py --set training.optimizer_state=keep
 """
@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     # Flower keeps a simulated client's state, so moments, in the ServerApp's process.
     "training.optimizer_state": "fresh",
     "schedule.intervals": 1,
-    "schedule.edge_rounds": 3,
+    "schedule.edge_rounds": 2,
     "schedule.query_batch": 100,
     "pruning.mode": "none",
     "evaluation.reference": None,
