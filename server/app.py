@@ -242,11 +242,14 @@ def main(
         FedPhDError: the run cannot start or go on.
     """
     torch.set_num_threads(config.num_threads)
+    # A simulated client answers only when Ray has started and imported everything, which takes
+    # a busy machine longer than any later question; given up, it would be left alone for a minute.
+    greeting_s = config.waits.start_s if simulated else config.waits.query_s
     names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
     if config.topology == "flat":
         names = ["cloud"]
     if simulated or config.topology == "flat":
-        grid = virtual = VirtualEdges(grid, names, events)
+        grid = VirtualEdges(grid, names, events)
     edges = streaming_grid(
         grid, upload_stall_s=config.waits.upload_stall_s, in_order=config.reproducible
     )
@@ -254,8 +257,8 @@ def main(
         edges,
         asking="cloud",
         kind="edge",
-        # An edge greets its new clients meanwhile, for up to query_s.
-        hello_s=2 * config.waits.query_s,
+        # An edge greets its new clients meanwhile, for up to half of this.
+        hello_s=2 * greeting_s,
         retry_s=config.waits.retry_s,
         max_samples=config.schedule.max_client_samples,
         on_change=lambda name, change, detail: events.write(
@@ -264,8 +267,6 @@ def main(
     )
     cloud = Cloud(config, edges, roster, events, run_dir)
     try:
-        if simulated:
-            virtual.wait_ready(config.waits.start_s)
         verdict = cloud.run()
     except FedPhDError as error:
         cloud.finish(Verdict(exit_code_of(error), str(error)))

@@ -30,7 +30,6 @@ from fedphd.common.messages import (
     HELLO,
     Choose,
     EdgeOffer,
-    Hello,
     read_payload,
     to_records,
 )
@@ -43,7 +42,6 @@ logger = logging.getLogger(__name__)
 _ONCE = (HELLO, FINISH)
 # Flower's simulation looks through all waiting messages for every node, ten times a second.
 _WINDOW = 64
-_NODES_POLL_S = 0.1
 
 Key = tuple[Any, ...]
 
@@ -274,19 +272,6 @@ class VirtualEdges(Grid):
             )
         self._pool = ThreadPoolExecutor(max_workers=len(edge_ids))
         self._replies: dict[str, Message] = {}
-
-    def wait_ready(self, within_s: float) -> None:
-        """Wait until a client answers: Ray takes longer to start than a client may to answer."""
-        deadline_s = time.monotonic() + within_s
-        while not (nodes := sorted(self._clients.get_node_ids())):
-            if time.monotonic() > deadline_s:
-                return
-            time.sleep(_NODES_POLL_S)
-        edge = next(iter(self._edges.values()))
-        hello = Message(to_records(Hello(asking=edge.edge_id)), nodes[0], HELLO)
-        for reply in edge.grid.send_and_receive([hello], timeout=within_s):
-            if reply.has_error():
-                logger.warning("the first client does not answer: %s", reply.error.reason)
 
     @property
     def run(self) -> Run:
