@@ -48,6 +48,14 @@ logger = logging.getLogger(__name__)
 
 GATHER_POLL_S = 0.5
 FINISH_S = 8.0
+REPRODUCIBLE = (
+    "reproducible = true: replies enter in fixed order and edges keep step, so that equal runs are "
+    "equal to the bit"
+)
+LIVE = (
+    "reproducible = false: replies enter as they come, so that equal runs differ in rounding (1e-5) "
+    "and, with several edges, in what clients saw when they chose"
+)
 
 
 @dataclass
@@ -97,6 +105,7 @@ class Cloud:
             ParticipantsError: too few edges or clients, at the start or later.
         """
         started_s = time.monotonic()
+        self.report.message(REPRODUCIBLE if self.config.reproducible else LIVE)
         num_edges = self.config.schedule.num_edges if self.config.topology == "hierarchical" else 1
         self.gather(num_edges, self.config.schedule.min_clients)
         self.report.spent("waiting_for_participants", time.monotonic() - started_s)

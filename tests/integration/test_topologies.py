@@ -178,6 +178,40 @@ def test_flat_topology_counts_the_clients_on_the_clouds_links(tmp_path: Path) ->
     assert 1.0 < moved["edge_cloud"] / moved["flat_fedavg_client_cloud"] < 1.3
 
 
+def late(handler: Handler) -> Handler:
+    """A client whose trained weights come after the others'."""
+
+    def answer(message: Message) -> Message | None:
+        reply = handler(message)
+        if message.metadata.message_type == TRAIN:
+            time.sleep(0.5)
+        return reply
+
+    return answer
+
+
+def test_replies_in_another_order_change_only_the_rounding(tmp_path: Path) -> None:
+    overrides = {**IDENTITY, "topology": "flat", "schedule.intervals": 1}
+    first = sample_participants(
+        [f"client-{n}" for n in range(NUM_CLIENTS)],
+        fraction=1.0, seed=0, interval=1, edge_round=1,
+    )[0]  # fmt: skip
+    found = {}
+    for reproducible in (True, False):
+        grid = clients()
+        held_back = FIRST_CLIENT + int(first.removeprefix("client-"))
+        grid.nodes[held_back] = late(grid.nodes[held_back])
+        folder = tmp_path / str(reproducible)
+        run(grid, folder, {**overrides, "reproducible": reproducible})
+        found[reproducible] = final_weights(folder)
+        said = [event["text"] for event in events(folder, "message")]
+        assert [text.partition(":")[0] for text in said] == [
+            f"reproducible = {str(reproducible).lower()}"
+        ]
+    difference = found[True] - found[False]
+    assert 0 < float(difference.norm()) < 1e-5 * float(found[True].norm())
+
+
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == kind]
