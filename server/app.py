@@ -53,8 +53,8 @@ REPRODUCIBLE = (
     "equal to the bit"
 )
 LIVE = (
-    "reproducible = false: replies enter as they come, so that equal runs differ in rounding (1e-5) "
-    "and, with several edges, in what clients saw when they chose"
+    "reproducible = false: replies enter as they come, so that equal runs differ in rounding "
+    "(1e-5) and, with several edges, in what clients saw when they chose"
 )
 
 
