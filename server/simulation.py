@@ -6,7 +6,6 @@ is ``VirtualEdges``, which run the same edge code over one grid of clients that 
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -35,8 +34,6 @@ from fedphd.common.messages import (
 )
 from fedphd.common.replies import envelope
 from fedphd.edge.app import EdgeService
-
-logger = logging.getLogger(__name__)
 
 # Answered once for all edges.
 _ONCE = (HELLO, FINISH)

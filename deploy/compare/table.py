@@ -18,7 +18,6 @@ from fedphd.deploy.compare.results import (
 from fedphd.deploy.render import human_bytes, human_seconds
 
 REFERENCE = "fedavg"
-PLOTS = ("rounds", "cloud-bytes", "compute")
 _COSTS = ("parameters", "macs", "client_edge_bytes", "cloud_bytes", "training_flops", "seconds")
 _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda v: f"{v / 1e6:.2f} M"),
