@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedphd.client.choice import choose_edge
 from fedphd.client.network import Networks
-from fedphd.client.state import restore, store
+from fedphd.client.state import TrainerState
 from fedphd.client.statistics import summed_features
 from fedphd.client.trainer import Trainer
 from fedphd.common.config import ClientConfig
@@ -115,7 +115,9 @@ class ClientRuntime:
     def _forget_choices_before(self, interval: int) -> None:
         self._choices = {key: edge for key, edge in self._choices.items() if key[1] >= interval}
 
-    def train(self, task: TrainTask, message: Message, state: RecordDict | None = None) -> Message:
+    def train(
+        self, task: TrainTask, message: Message, state: TrainerState | None = None
+    ) -> Message:
         """Train the received weights on this client's data for one edge round.
 
         Args:
@@ -133,7 +135,7 @@ class ClientRuntime:
         # Several edges may hand out work at once; the data and the optimiser exist once.
         with self._training:
             if state is not None:
-                restore(self._trainer, state)
+                state.restore(self._trainer)
             result = self._trainer.train(
                 images=images.images,
                 weights=weights,
@@ -152,7 +154,7 @@ class ClientRuntime:
                 initial=lambda: initial_weights(task, cut),
             )
             if state is not None:
-                store(self._trainer, state)
+                state.store(self._trainer)
                 # A process may play many clients; what is stored need not stay here too.
                 self._trainer.load_state_dict({"steps": 0})
         sent = Selection(result.layout, task.send)
@@ -211,14 +213,16 @@ def initial_weights(task: TrainTask, cut: Cut | None) -> torch.Tensor:
 
 
 def build_app(
-    runtime_of: Callable[[Context], ClientRuntime], *, state_in_context: bool = False
+    runtime_of: Callable[[Context], ClientRuntime],
+    *,
+    state_of: Callable[[Context], TrainerState | None] = lambda context: None,
 ) -> ClientApp:
     """The ClientApp.
 
     Args:
         runtime_of: gives the runtime that a message's context belongs to.
-        state_in_context: the process may end after each message, so what the trainer must
-            remember is kept in ``context.state``.
+        state_of: gives the place for what the trainer must remember where the process may end
+            after each message; None: it stays in the runtime.
     """
     app = ClientApp()
 
@@ -243,7 +247,7 @@ def build_app(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        state = context.state if state_in_context else None
-        return runtime_of(context).train(read_payload(message, TrainTask), message, state)
+        task = read_payload(message, TrainTask)
+        return runtime_of(context).train(task, message, state_of(context))
 
     return app

@@ -1,44 +1,118 @@
-"""A trainer's lasting state in a Flower ``Context``, for processes that end after each message.
+"""Where a trainer's lasting state is between messages, for processes that end after each one.
 
-A resident client keeps its trainer in memory; a stock ``flower-supernode`` and the simulation
-start afresh for every message and keep only ``context.state``.
+A resident client keeps its trainer in memory. A stock ``flower-supernode`` and the simulation
+start afresh for every message; what Flower keeps of a node for them is its ``context.state``.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+import os
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from fedphd.client.trainer import Trainer
+from fedphd.common.errors import FedPhDError
 from fedphd.common.messages import read_array
 
 _SCALARS: Final = "fedphd-trainer"
 _TENSORS: Final = "fedphd-kept"
+_FILE: Final = "fedphd-kept-in"
 _JSON: Final = "json"
+_PATH: Final = "path"
 
 
-def store(trainer: Trainer, records: RecordDict) -> None:
-    """Put the trainer's counters and kept vectors into ``records``."""
+class TrainerState(Protocol):
+    """A place that outlives the process."""
+
+    def restore(self, trainer: Trainer) -> None:
+        """Bring the trainer to the kept state; a new client has none and starts afresh.
+
+        Raises:
+            FedPhDError: the state is malformed or gone.
+        """
+        ...
+
+    def store(self, trainer: Trainer) -> None:
+        """Keep the trainer's counters and vectors."""
+        ...
+
+
+class ContextState:
+    """The state lies in the records that Flower keeps for a node: in a node's own process."""
+
+    def __init__(self, records: RecordDict) -> None:
+        self._records = records
+
+    def restore(self, trainer: Trainer) -> None:
+        """See ``TrainerState``."""
+        if _SCALARS not in self._records:
+            trainer.load_state_dict({"steps": 0})
+            return
+        state: dict[str, Any] = json.loads(str(self._records.config_records[_SCALARS][_JSON]))
+        for key, array in self._records.array_records[_TENSORS].items():
+            state[key] = read_array(array)
+        trainer.load_state_dict(state)
+
+    def store(self, trainer: Trainer) -> None:
+        """See ``TrainerState``."""
+        scalars, tensors = _split(trainer)
+        arrays = {key: Array(tensor.numpy()) for key, tensor in tensors.items()}
+        self._records[_SCALARS] = ConfigRecord({_JSON: json.dumps(scalars)})
+        self._records[_TENSORS] = ArrayRecord(arrays)
+
+
+class FileState:
+    """The state lies in a file; the records that Flower keeps only say that there is one.
+
+    Flower holds the records of all simulated nodes in one process, which many clients' moments
+    would fill.
+
+    Args:
+        records: ``context.state``.
+        path: the file, of this run and node alone.
+    """
+
+    def __init__(self, records: RecordDict, path: Path) -> None:
+        self._records = records
+        self._path = path
+
+    def restore(self, trainer: Trainer) -> None:
+        """See ``TrainerState``."""
+        if _FILE not in self._records:
+            trainer.load_state_dict({"steps": 0})
+            return
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                state: dict[str, Any] = json.loads(file.metadata()[_JSON])
+                names = tuple(file.keys())
+                # A copy: a tensor that maps the file would change with it.
+                state.update({name: file.get_tensor(name).clone() for name in names})
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise FedPhDError(
+                f"the kept training state of client {trainer.client_id} cannot be read from "
+                f"{self._path}: {error}; it must stay there until the run ends"
+            ) from error
+        trainer.load_state_dict(state)
+
+    def store(self, trainer: Trainer) -> None:
+        """See ``TrainerState``."""
+        scalars, tensors = _split(trainer)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_suffix(".new")
+        save_file(tensors, beside, metadata={_JSON: json.dumps(scalars)})
+        # A process that is killed here leaves the old state or the new one, whole.
+        os.replace(beside, self._path)
+        self._records[_FILE] = ConfigRecord({_PATH: str(self._path)})
+
+
+def _split(trainer: Trainer) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The trainer's state as JSON scalars and tensors."""
     state = trainer.state_dict()
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    scalars = {key: value for key, value in state.items() if key not in tensors}
-    records[_SCALARS] = ConfigRecord({_JSON: json.dumps(scalars)})
-    records[_TENSORS] = ArrayRecord({key: Array(value.numpy()) for key, value in tensors.items()})
-
-
-def restore(trainer: Trainer, records: RecordDict) -> None:
-    """Bring the trainer to the state in ``records``; a new client has none and starts afresh.
-
-    Raises:
-        FedPhDError: the state is malformed.
-    """
-    if _SCALARS not in records:
-        trainer.load_state_dict({"steps": 0})
-        return
-    state: dict[str, Any] = json.loads(str(records.config_records[_SCALARS][_JSON]))
-    for key, array in records.array_records[_TENSORS].items():
-        state[key] = read_array(array)
-    trainer.load_state_dict(state)
+    return {key: value for key, value in state.items() if key not in tensors}, tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from fedphd.deploy.runs import (
     run_folder,
     show_summary,
 )
-from fedphd.deploy.simulate import client_config, cloud_config
+from fedphd.deploy.simulate import client_config, cloud_config, kept_states
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -128,4 +129,8 @@ def _run(grid: Grid, file: RoleFile, events: EventLog) -> Verdict:
 
     cloud = validate(CloudConfig, file.config, source="role file")
     simulated = file.role == "simulation"
-    return cloud_app.main(grid, cloud, events, Path(file.run_dir), simulated=simulated)
+    try:
+        return cloud_app.main(grid, cloud, events, Path(file.run_dir), simulated=simulated)
+    finally:
+        if simulated:
+            shutil.rmtree(kept_states(grid.run.run_id), ignore_errors=True)

@@ -8,8 +8,10 @@ the value "" for "as in the preset".
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -132,6 +134,12 @@ def data_of(
     values = {key: _value(value) for key, value in settings.items() if value not in (UNSET, None)}
     values |= {f"data.partition.{key}": value for key, value in own.items()}
     return load_config(ClientConfig, None, values, source=source).data
+
+
+def kept_states(run_id: int) -> Path:
+    """The folder of simulated clients' training states while a run lasts, in Flower's home."""
+    home = os.environ.get("FLWR_HOME") or Path.home() / ".flwr"
+    return Path(home) / "fedphd" / f"run-{run_id}"
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """The ClientApp as Flower runs it: by its own ``flower-supernode``, and simulated.
 
-Both start from nothing for each message but the node's and the run's configuration, and keep
-what must last in ``context.state``.
+Both start from nothing for each message but the node's and the run's configuration. What must last
+a node keeps in its ``context.state``, and a simulated client in a file.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from flwr.app import Context
 
 from fedphd.client.app import ClientRuntime, build_app
 from fedphd.client.network import Networks
+from fedphd.client.state import ContextState, FileState, TrainerState
 from fedphd.common.config import ClientConfig, load_config
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.simulate import client_config
+from fedphd.deploy.simulate import client_config, kept_states
 
 CACHED_CLIENTS = 64
 # Simulated clients of one process answer one message after the other.
@@ -32,7 +33,7 @@ def runtime_of(context: Context) -> ClientRuntime:
     Raises:
         ConfigError: the node's configuration names no client.
     """
-    if "partition-id" in context.node_config:
+    if _is_simulated(context):
         config = client_config(
             context.run_config,
             int(context.node_config["partition-id"]),
@@ -55,4 +56,16 @@ def _runtime(config: ClientConfig) -> ClientRuntime:
     return ClientRuntime(config, networks=_NETWORKS)
 
 
-client_app = build_app(runtime_of, state_in_context=True)
+def state_of(context: Context) -> TrainerState:
+    """Where the client that a node is keeps its training state."""
+    if _is_simulated(context):
+        name = f"node-{context.node_id}.safetensors"
+        return FileState(context.state, kept_states(context.run_id) / name)
+    return ContextState(context.state)
+
+
+def _is_simulated(context: Context) -> bool:
+    return "partition-id" in context.node_config
+
+
+client_app = build_app(runtime_of, state_of=state_of)

@@ -37,8 +37,9 @@ from fedphd.edge.app import EdgeService
 
 # Answered once for all edges.
 _ONCE = (HELLO, FINISH)
-# Flower's simulation looks through all waiting messages for every node, ten times a second.
-_WINDOW = 64
+# Messages to clients under way: Flower's simulation holds them in the ServerApp's process, and
+# looks through all that wait for every node, ten times a second.
+_WINDOW = 16
 
 Key = tuple[Any, ...]
 

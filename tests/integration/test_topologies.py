@@ -6,17 +6,19 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
+from safetensors.torch import load_file
 from support.federation import FIRST_CLIENT, TINY
 from support.memory import Handler, MemoryGrid
 
 from fedphd.client.app import ClientRuntime, build_app
+from fedphd.client.state import ContextState, FileState, TrainerState
 from fedphd.client.trainer import Trainer
 from fedphd.common.config import ClientConfig, CloudConfig, load_config
 from fedphd.common.data import LabelledImages
@@ -27,7 +29,6 @@ from fedphd.common.messages import (
     TRAIN,
     Choose,
     TrainTask,
-    read_array,
     read_payload,
     read_variate,
 )
@@ -55,14 +56,17 @@ def runtime(number: int) -> ClientRuntime:
     return ClientRuntime(ClientConfig.model_validate(values))
 
 
-def node(number: int, context: Context | None, turn: threading.Lock) -> Handler:
-    """A client as a function from message to answer; keeps its state in ``context``, if any.
+StateOf = Callable[[Context], TrainerState | None]
+
+
+def node(number: int, state_of: StateOf, turn: threading.Lock) -> Handler:
+    """A client as a function from message to answer; keeps its state where ``state_of`` says.
 
     Clients take turns: they draw from torch's global generator, which in a run is each its own.
     """
     made = runtime(number)
-    app = build_app(lambda context: made, state_in_context=context is not None)
-    context = context or Context(1, number, {}, RecordDict(), {})
+    app = build_app(lambda context: made, state_of=state_of)
+    context = Context(1, number, {}, RecordDict(), {})
 
     def answer(message: Message) -> Message:
         with turn:
@@ -71,15 +75,15 @@ def node(number: int, context: Context | None, turn: threading.Lock) -> Handler:
     return answer
 
 
-def new_contexts() -> list[Context]:
-    """What Flower keeps for each client between its messages."""
-    return [Context(1, number, {}, RecordDict(), {}) for number in range(NUM_CLIENTS)]
+def in_files(folder: Path) -> StateOf:
+    """A file for each client."""
+    return lambda context: FileState(context.state, folder / f"{context.node_id}.kept")
 
 
-def clients(contexts: Sequence[Context | None] = (None,) * NUM_CLIENTS) -> MemoryGrid:
+def clients(state_of: StateOf = lambda context: None) -> MemoryGrid:
     """Clients that all virtual edges share."""
     turn = threading.Lock()
-    nodes = {FIRST_CLIENT + n: node(n, context, turn) for n, context in enumerate(contexts)}
+    nodes = {FIRST_CLIENT + n: node(n, state_of, turn) for n in range(NUM_CLIENTS)}
     return MemoryGrid(nodes, threaded=True)
 
 
@@ -147,7 +151,7 @@ def test_one_edge_with_one_round_is_flat_fedavg_to_the_bit(tmp_path: Path) -> No
 
 
 def test_client_state_survives_between_messages(tmp_path: Path) -> None:
-    """Kept in the process or in Flower's context, pruned or not: the same bits."""
+    """Kept in the process, in Flower's context or in files, pruned or not: the same bits."""
     overrides = {
         **IDENTITY,
         "schedule.num_edges": 2,
@@ -155,9 +159,17 @@ def test_client_state_survives_between_messages(tmp_path: Path) -> None:
         "pruning.mode": "scheduled",
         "pruning.sparse_rounds": 1,
     }
-    run(clients(), tmp_path / "process", overrides)
-    run(clients(new_contexts()), tmp_path / "context", overrides)
-    assert torch.equal(final_weights(tmp_path / "process"), final_weights(tmp_path / "context"))
+    places: dict[str, StateOf] = {
+        "process": lambda context: None,
+        "context": lambda context: ContextState(context.state),
+        "files": in_files(tmp_path),
+    }
+    for place, state_of in places.items():
+        run(clients(state_of), tmp_path / place, overrides)
+    weights = [final_weights(tmp_path / place) for place in places]
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    assert len(list(tmp_path.glob("*.kept"))) == NUM_CLIENTS
 
 
 def test_virtual_edges_ask_a_client_once_with_all_offers(tmp_path: Path) -> None:
@@ -254,24 +266,24 @@ def test_every_method_survives_pruning(
 ) -> None:
     caplog.set_level(logging.INFO)
     overrides = pruned_in_the_middle(topology, **METHODS[method])
-    run(clients(new_contexts()), tmp_path / "context", overrides)
-    assert [event["failures"] for event in events(tmp_path / "context", "interval")] == [[]] * 3
-    assert [event["interval"] for event in events(tmp_path / "context", "pruned")] == [1]
+    run(clients(in_files(tmp_path)), tmp_path / "run", overrides)
+    assert [event["failures"] for event in events(tmp_path / "run", "interval")] == [[]] * 3
+    assert [event["interval"] for event in events(tmp_path / "run", "pruned")] == [1]
     for kind in filter(None, ("optimiser moments", KEPT.get(method))):
         assert caplog.text.count(f"weights; {kind} cut") == NUM_CLIENTS
     assert " reset (" not in caplog.text
     if topology == "hierarchical" and method in KEPT:
         # The same bits where the state stays in the process.
         run(clients(), tmp_path / "process", overrides)
-        assert torch.equal(final_weights(tmp_path / "process"), final_weights(tmp_path / "context"))
+        assert torch.equal(final_weights(tmp_path / "process"), final_weights(tmp_path / "run"))
 
 
 def test_server_variate_is_the_mean_of_the_clients(tmp_path: Path) -> None:
     """Each client's change reaches the cloud once, whichever edge it came through."""
     overrides = pruned_in_the_middle("hierarchical", **METHODS["scaffold"])
-    contexts = new_contexts()
-    run(clients(contexts), tmp_path / "two", {**overrides, "schedule.intervals": 2})
-    own = [read_array(c.state.array_records["fedphd-kept"]["variate"]) for c in contexts]
+    run(clients(in_files(tmp_path)), tmp_path / "two", {**overrides, "schedule.intervals": 2})
+    own = [load_file(path)["variate"] for path in sorted(tmp_path.glob("*.kept"))]
+    assert len(own) == NUM_CLIENTS
     grid = clients()
     run(grid, tmp_path / "three", overrides)
     trainings = [message for message in grid.pushed if message.metadata.message_type == TRAIN]

@@ -1,0 +1,71 @@
+"""Where a trainer's state outlives its process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import RecordDict
+
+from fedphd.client.kept import OWN_WEIGHTS
+from fedphd.client.state import ContextState, FileState, TrainerState
+from fedphd.client.trainer import Trainer
+from fedphd.common.errors import FedPhDError
+from fedphd.common.layout import TensorLayout
+
+LAYOUT = TensorLayout(("weight",), ((3,),))
+
+
+def trained(steps: int) -> Trainer:
+    trainer = Trainer(client_id="client-7", device="cpu")
+    own = torch.tensor([1.0, 2.0, float(steps)])
+    trainer.load_state_dict({"steps": steps, "layout": LAYOUT.to_json(), OWN_WEIGHTS: own})
+    return trainer
+
+
+def place(kind: str, records: RecordDict, folder: Path) -> TrainerState:
+    return ContextState(records) if kind == "context" else FileState(records, folder / "a" / "kept")
+
+
+@pytest.mark.parametrize("kind", ["context", "file"])
+def test_another_process_goes_on_from_the_state_that_was_stored_last(
+    kind: str, tmp_path: Path
+) -> None:
+    records = RecordDict()
+    for steps in (4, 9):
+        place(kind, records, tmp_path).store(trained(steps))
+    after = Trainer(client_id="client-7", device="cpu")
+    place(kind, records, tmp_path).restore(after)
+    state = after.state_dict()
+    assert state["steps"] == 9
+    assert state["layout"] == LAYOUT.to_json()
+    assert torch.equal(torch.as_tensor(state[OWN_WEIGHTS]), torch.tensor([1.0, 2.0, 9.0]))
+
+
+@pytest.mark.parametrize("kind", ["context", "file"])
+def test_a_new_client_starts_afresh(kind: str, tmp_path: Path) -> None:
+    # The file of an earlier run with the same node is not this client's.
+    place("file", RecordDict(), tmp_path).store(trained(4))
+    trainer = trained(3)
+    place(kind, RecordDict(), tmp_path).restore(trainer)
+    assert trainer.state_dict() == {"steps": 0}
+
+
+def test_a_file_leaves_no_vector_in_flowers_records(tmp_path: Path) -> None:
+    records = RecordDict()
+    place("file", records, tmp_path).store(trained(4))
+    assert not records.array_records
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut short"])
+def test_a_file_that_cannot_be_read_is_named(damage: str, tmp_path: Path) -> None:
+    records, path = RecordDict(), tmp_path / "a" / "kept"
+    place("file", records, tmp_path).store(trained(4))
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(FedPhDError, match=rf"client-7 cannot be read from {path}"):
+        place("file", records, tmp_path).restore(trained(4))
