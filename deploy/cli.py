@@ -39,10 +39,10 @@ from fedphd.deploy.flags import (
     say,
 )
 from fedphd.deploy.launch import run_cloud, run_edge, run_simulation, stop_on_signal
-from fedphd.deploy.local import run_local, toml_value
+from fedphd.deploy.local import part_of_data, run_local, toml_value
 from fedphd.deploy.pseudo_labels import register as register_pseudo_labels
 from fedphd.deploy.runs import VERDICT, Split, check_data, open_client_data, run_folder
-from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, data_of, take_data
+from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, take_data
 
 EXIT_HELP = (
     "Exit codes: 0 success, 1 internal error, 2 bad configuration, 3 could not start (for "
@@ -181,7 +181,7 @@ def local(
     preset: Preset = None,
     num_edges: NumEdges = None,
     num_clients: NumClients = None,
-    data: Data = "digits",
+    data: Data = None,
     classes_per_client: ClassesPerClient = 2,
     run_dir: RunDir = None,
     settings: Set = None,
@@ -192,26 +192,18 @@ def local(
         "preset": preset,
         "schedule.num_edges": num_edges,
         "schedule.min_clients": num_clients,
+        SOURCE: data,
+        CLASSES: classes_per_client,
     }
-
     values, of_data = take_data(overrides(flags, settings))
-    given = {SOURCE: data, CLASSES: classes_per_client, **of_data}
     splits: list[Split] = []
-    check = _checks(given, splits, show=dry_run)
+    check = _checks(of_data, splits, show=dry_run)
     resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
         say(f"data      {splits[0]}")
         splits[0].write(folder)
-        verdict = run_local(
-            resolved,
-            source=data,
-            classes_per_client=classes_per_client,
-            data=of_data,
-            run_dir=folder,
-            stop=stop,
-            say=say,
-        )
+        verdict = run_local(resolved, data=of_data, run_dir=folder, stop=stop, say=say)
     end(verdict)
 
 
@@ -221,7 +213,7 @@ def simulate(
     preset: Preset = None,
     num_edges: NumEdges = None,
     num_clients: NumClients = None,
-    data: Data = "digits",
+    data: Data = None,
     classes_per_client: ClassesPerClient = 2,
     cpus: Annotated[
         int, typer.Option(min=1, help="CPU cores per client; fewer cores, fewer at a time")
@@ -236,13 +228,14 @@ def simulate(
         "preset": preset,
         "schedule.num_edges": num_edges,
         "schedule.min_clients": num_clients,
+        SOURCE: data,
+        CLASSES: classes_per_client,
     }
     values, of_data = take_data(overrides(flags, settings))
-    given = {SOURCE: data, CLASSES: classes_per_client, **of_data}
     splits: list[Split] = []
-    check = _checks(given, splits, show=dry_run)
+    check = _checks(of_data, splits, show=dry_run)
     resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)
-    clients = SimulatedClients(given, cpus=cpus, gpus=gpus)
+    clients = SimulatedClients(of_data, cpus=cpus, gpus=gpus)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
         say(f"data      {splits[0]}")
@@ -262,7 +255,7 @@ def _checks(
 
     def check(cloud: CloudConfig) -> None:
         check_data(cloud)
-        part = data_of(data, 0, cloud.schedule.min_clients, seed=cloud.seed)
+        part = part_of_data(cloud, 0, data)
         splits.append(open_client_data(part, cloud.num_classes))
         if show:
             # Standard output is the configuration alone.

@@ -66,7 +66,11 @@ NumClients = Annotated[
     ),
 ]
 Data = Annotated[
-    str, typer.Option(help="data set of the clients: digits, a Hugging Face name or a local path")
+    str | None,
+    typer.Option(
+        help="data set of the clients: digits, a Hugging Face name or a local path",
+        show_default="the preset's",
+    ),
 ]
 ClassesPerClient = Annotated[
     int, typer.Option(min=1, help="classes of images that each client holds")

@@ -27,7 +27,7 @@ from fedphd.common.errors import (
 from fedphd.common.events import Verdict, read_verdict
 from fedphd.deploy.render import Tail
 from fedphd.deploy.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
-from fedphd.deploy.simulate import CLASSES, SOURCE, data_of
+from fedphd.deploy.simulate import data_of
 from fedphd.deploy.superlink import die_with_parent, flower_environment, free_ports
 
 STOP_S = 4.0
@@ -52,9 +52,8 @@ class LocalCluster:
     Args:
         config: the cloud's configuration; schedule.num_edges (none where topology is flat) and
             schedule.min_clients say how many edges and clients are started.
-        source: data set of the clients, as in data.source.
-        classes_per_client: classes of a client, as in data.partition.classes_per_partition.
-        data: other settings of the clients' data, with dotted keys from ``data.``.
+        data: settings of the clients' data, with dotted keys from ``data.``; the others have
+            their defaults, the source that of the preset.
         run_dir: the run's folder; logs go to its folder ``logs``.
         say: gets the lines for people.
 
@@ -66,8 +65,6 @@ class LocalCluster:
         self,
         config: CloudConfig,
         *,
-        source: str,
-        classes_per_client: int = 2,
         data: Mapping[str, object] = MappingProxyType({}),
         run_dir: Path,
         say: Say,
@@ -78,8 +75,6 @@ class LocalCluster:
                 "registered keys; set it to false, or start cloud, edges and clients one by one"
             )
         self._config = config
-        self._source = source
-        self._classes_per_client = classes_per_client
         self._data = data
         self._run_dir = run_dir
         self._say = say
@@ -117,13 +112,7 @@ class LocalCluster:
         return arguments
 
     def _client_values(self, name: str, number: int, edges: list[str]) -> dict[str, object]:
-        data = part_of_data(
-            self._config,
-            number,
-            source=self._source,
-            classes_per_client=self._classes_per_client,
-            data=self._data,
-        )
+        data = part_of_data(self._config, number, self._data)
         return {
             "client_id": name,
             "edges": edges,
@@ -212,17 +201,10 @@ class LocalCluster:
             role.forward.join(FORWARD_S)
 
 
-def part_of_data(
-    config: CloudConfig,
-    number: int,
-    *,
-    source: str,
-    classes_per_client: int,
-    data: Mapping[str, object] = MappingProxyType({}),
-) -> DataConfig:
+def part_of_data(config: CloudConfig, number: int, data: Mapping[str, object]) -> DataConfig:
     """The data of client ``number``, from 0, of ``schedule.min_clients`` clients."""
-    settings = {SOURCE: source, CLASSES: classes_per_client, **data}
-    return data_of(settings, number, config.schedule.min_clients, seed=config.seed)
+    num_clients = config.schedule.min_clients
+    return data_of(data, number, num_clients, seed=config.seed, preset=config.preset)
 
 
 def _why(role: Role) -> str:
@@ -256,22 +238,13 @@ def _kill_group(group: int) -> None:
 def run_local(
     config: CloudConfig,
     *,
-    source: str,
-    classes_per_client: int = 2,
     data: Mapping[str, object] = MappingProxyType({}),
     run_dir: Path,
     stop: threading.Event,
     say: Say,
 ) -> Verdict:
     """Run a whole federation on loopback and return the cloud's verdict."""
-    cluster = LocalCluster(
-        config,
-        source=source,
-        classes_per_client=classes_per_client,
-        data=data,
-        run_dir=run_dir,
-        say=say,
-    )
+    cluster = LocalCluster(config, data=data, run_dir=run_dir, say=say)
     try:
         cluster.start()
         verdict = cluster.wait(stop)

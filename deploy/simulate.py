@@ -54,13 +54,13 @@ class SimulatedClients:
     gpus: float = 0.0
 
     def run_config(self, config: CloudConfig) -> dict[str, Any]:
-        """Keys of Flower's run configuration; the run's seed is the split's too."""
+        """Keys of Flower's run configuration; preset and seed are the run's."""
         # Flower's run configuration knows no lists: they travel as text.
         data = {
             key: json.dumps(value) if isinstance(value, list | tuple) else value
             for key, value in self.data.items()
         }
-        return {**data, "seed": config.seed}
+        return {**data, PRESET: config.preset, "seed": config.seed}
 
     def federation(self, config: CloudConfig) -> dict[str, Any]:
         """Flower's own settings of the simulation."""
@@ -87,10 +87,16 @@ def _data_defaults() -> dict[str, Any]:
     own = ("num_partitions", "partition_id", "seed")
     keys = setting_keys(DataConfig, "data.")
     unset = {key: UNSET for key in keys if key.rpartition(".")[2] not in own}
-    return {**unset, SOURCE: "digits", KIND: "pathological", CLASSES: 2, ALPHA: 0.5}
+    return {**unset, KIND: "pathological", CLASSES: 2, ALPHA: 0.5}
 
 
 CLIENT_DEFAULTS: dict[str, Any] = _data_defaults()
+# Where the images of a preset are, if nobody says otherwise. CelebA's come with a file of
+# attributes and a licence to agree to, so they can only be local.
+_PRESET_DATA: dict[str, dict[str, Any]] = {
+    "digits": {SOURCE: "digits"},
+    "cifar10": {SOURCE: "uoft-cs/cifar10", "data.image_column": "img"},
+}
 
 
 def take_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -114,6 +120,7 @@ def data_of(
     num_partitions: int,
     *,
     seed: int,
+    preset: str,
     source: str = "command line",
 ) -> DataConfig:
     """The data of one of several clients that share a data set.
@@ -124,14 +131,22 @@ def data_of(
         partition_id: which client, from 0.
         num_partitions: of how many.
         seed: of the split.
+        preset: the run's, whose data set it is where ``data`` names none.
         source: what an error names as the place of the settings.
 
     Raises:
-        ConfigError: a setting is wrong; names it.
+        ConfigError: a setting is wrong, or there is no data set; names it.
     """
     own = {"num_partitions": num_partitions, "partition_id": partition_id, "seed": seed}
     settings = {**CLIENT_DEFAULTS, **data}
     values = {key: _value(value) for key, value in settings.items() if value not in (UNSET, None)}
+    if SOURCE not in values:
+        if preset not in _PRESET_DATA:
+            raise ConfigError(
+                f"{source}: {SOURCE} is missing, and preset {preset!r} brings no images; give a "
+                "local path or a Hugging Face name (and data.attribute_file for attributes)"
+            )
+        values = {**_PRESET_DATA[preset], **values}
     values |= {f"data.partition.{key}": value for key, value in own.items()}
     return load_config(ClientConfig, None, values, source=source).data
 
@@ -201,6 +216,7 @@ def client_values(
         partition_id,
         num_partitions,
         seed=0 if seed == UNSET else seed,
+        preset=str(run_config[PRESET]),
         source=RUN_CONFIG,
     )
     return {

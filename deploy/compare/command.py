@@ -30,8 +30,9 @@ from fedphd.deploy.flags import (
     say,
 )
 from fedphd.deploy.launch import stop_on_signal
+from fedphd.deploy.local import part_of_data
 from fedphd.deploy.runs import check_data, open_client_data
-from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, data_of, take_data
+from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, take_data
 
 
 class BudgetName(StrEnum):
@@ -117,7 +118,7 @@ def compare(
     preset: Preset = None,
     num_edges: NumEdges = None,
     num_clients: NumClients = None,
-    data: Data = "digits",
+    data: Data = None,
     classes_per_client: ClassesPerClient = 2,
     cpus: Cpus = 1,
     gpus: Gpus = 0.0,
@@ -139,11 +140,12 @@ def compare(
         "preset": preset,
         "schedule.num_edges": num_edges,
         "schedule.min_clients": num_clients,
+        SOURCE: data,
+        CLASSES: classes_per_client,
     }
     values, of_data = take_data(overrides(flags, settings))
     check_common(values)
-    given = {SOURCE: data, CLASSES: classes_per_client, **of_data}
-    clients = SimulatedClients(given, cpus=cpus, gpus=gpus)
+    clients = SimulatedClients(of_data, cpus=cpus, gpus=gpus)
     common = Common(config, values, clients, out)
     comparison = Comparison(
         common,
@@ -157,8 +159,8 @@ def compare(
     base = common.base()
     check_data(base)
     # With the first seed; every seed has a split of its own.
-    part = data_of(given, 0, base.schedule.min_clients, seed=comparison.plan.seeds[0])
-    split = open_client_data(part)
+    first = base.model_copy(update={"seed": comparison.plan.seeds[0]})
+    split = open_client_data(part_of_data(first, 0, of_data))
     if dry_run:
         for line in describe(comparison, split):
             say(line)

@@ -43,12 +43,7 @@ def test_simulated_and_local_clients_get_the_same_data() -> None:
     run_config = {**default_run_config(), **SimulatedClients(CELEBA).run_config(cloud)}
     assert all(isinstance(value, str | int | float) for value in run_config.values())
     simulated = client_values(run_config, 2, 4)
-    other = {
-        key: value
-        for key, value in CELEBA.items()
-        if key.rpartition(".")[2] not in ("source", "classes_per_partition")
-    }
-    local = part_of_data(cloud, 2, source="faces", classes_per_client=1, data=other)
+    local = part_of_data(cloud, 2, CELEBA)
     assert simulated["data"] == local.model_dump(mode="json")
     assert local.label_attributes == ("Male", "Young")
     assert local.partition is not None
@@ -59,7 +54,7 @@ def test_simulated_and_local_clients_get_the_same_data() -> None:
 def test_defaults_are_those_of_the_run_configuration() -> None:
     run_config = default_run_config()
     assert {key: run_config[key] for key in CLIENT_DEFAULTS} == CLIENT_DEFAULTS
-    data = data_of({}, 0, 6, seed=0)
+    data = data_of({}, 0, 6, seed=0, preset="digits")
     assert data.partition is not None
     assert (data.source, data.partition.kind, data.partition.alpha) == (
         "digits",
@@ -70,6 +65,35 @@ def test_defaults_are_those_of_the_run_configuration() -> None:
 
 def test_a_wrong_value_names_its_setting() -> None:
     with pytest.raises(ConfigError, match=r"data.partition.alpha = -1"):
-        data_of({"data.partition.alpha": -1}, 0, 6, seed=0)
+        data_of({"data.partition.alpha": -1}, 0, 6, seed=0, preset="digits")
     with pytest.raises(ConfigError, match="label_attributes needs attribute_file"):
-        data_of({"data.label_attributes": ["Male"]}, 0, 6, seed=0)
+        data_of({"data.label_attributes": ["Male"]}, 0, 6, seed=0, preset="digits")
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "expected"),
+    [
+        ("digits", {}, ("digits", "image")),
+        ("cifar10", {}, ("uoft-cs/cifar10", "img")),
+        ("cifar10", {"data.image_column": "picture"}, ("uoft-cs/cifar10", "picture")),
+        # Another copy of the data set may name its columns otherwise.
+        ("cifar10", {"data.source": "mine.parquet"}, ("mine.parquet", "image")),
+        ("celeba", {"data.source": "faces"}, ("faces", "image")),
+    ],
+)
+def test_data_follow_the_preset_unless_they_are_named(
+    preset: str, given: dict[str, str], expected: tuple[str, str]
+) -> None:
+    cloud = load_config(CloudConfig, None, {"preset": preset})
+    local = part_of_data(cloud, 0, given)
+    assert (local.source, local.image_column) == expected
+    by_flwr_run = {**default_run_config(), **given, "preset": preset}
+    submitted = {**default_run_config(), **SimulatedClients(given).run_config(cloud)}
+    for run_config in (by_flwr_run, submitted):
+        simulated = client_values(run_config, 0, cloud.schedule.min_clients)
+        assert simulated["data"] == local.model_dump(mode="json")
+
+
+def test_a_preset_without_images_of_its_own_asks_for_them() -> None:
+    with pytest.raises(ConfigError, match=r"--run-config: data.source is missing.*'celeba'"):
+        client_values({**default_run_config(), "preset": "celeba"}, 0, 4)

@@ -141,7 +141,7 @@ class Cluster:
     def make(self, **overrides: Any) -> LocalCluster:
         values = {"schedule.num_edges": 2, "schedule.min_clients": 3, **overrides}
         config = load_config(CloudConfig, overrides=values)
-        return LocalCluster(config, source="digits", run_dir=self.run_dir, say=self.lines.append)
+        return LocalCluster(config, run_dir=self.run_dir, say=self.lines.append)
 
     def state(self, name: str) -> Path:
         return self.run_dir / "state" / f"{name}.toml"
@@ -304,9 +304,7 @@ def gone(pid: int) -> bool:
 def test_program_that_cannot_be_started_is_a_start_error(shell: Cluster) -> None:
     shell.script.unlink()
     config = load_config(CloudConfig)
-    verdict = run_local(
-        config, source="digits", run_dir=shell.run_dir, stop=threading.Event(), say=print
-    )
+    verdict = run_local(config, run_dir=shell.run_dir, stop=threading.Event(), say=print)
     assert verdict.exit_code == 3
     assert verdict.message.startswith("cannot start a process: ")
 
@@ -351,4 +349,4 @@ def test_registered_keys_are_refused_locally(tmp_path: Path) -> None:
     pem = {f"superlink.ssl_{name}": "x.pem" for name in ("certfile", "keyfile", "ca_certfile")}
     config = load_config(CloudConfig, overrides={**pem, "superlink.require_node_auth": True})
     with pytest.raises(ConfigError, match=r"require_node_auth = true: .* no registered keys"):
-        LocalCluster(config, source="digits", run_dir=tmp_path, say=print)
+        LocalCluster(config, run_dir=tmp_path, say=print)
