@@ -21,7 +21,7 @@ from fedphd.client.statistics import summed_features
 from fedphd.client.trainer import Trainer
 from fedphd.common.config import ClientConfig
 from fedphd.common.data import LabelledImages
-from fedphd.common.errors import ReplyError
+from fedphd.common.errors import ReplyError, within
 from fedphd.common.groups import Cut
 from fedphd.common.homogeneity import Offer
 from fedphd.common.layout import TensorLayout
@@ -71,7 +71,8 @@ class ClientRuntime:
         networks: Networks | None = None,
     ) -> None:
         self.config = config
-        self._data = LabelledImages(config.data)
+        with within("data"):
+            self._data = LabelledImages(config.data)
         self._labels = torch.from_numpy(self._data.labels[self._data.train_indices])
         self._trainer = Trainer(client_id=config.client_id, device=config.device, networks=networks)
         self._on_finish = on_finish

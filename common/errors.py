@@ -14,6 +14,9 @@ Errors of gRPC, Flower and torch become one of these where they enter (``common/
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FedPhDError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -77,3 +80,12 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted.exit_code
     return error.exit_code if isinstance(error, FedPhDError) else FedPhDError.exit_code
+
+
+@contextmanager
+def within(section: str) -> Iterator[None]:
+    """Name the ``section`` of the configuration that a ConfigError from within is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"in [{section}]: {error}") from error

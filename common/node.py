@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 # The shortest that Flower allows: it gives a node up after two of them, 20 s.
 HEARTBEAT_S: Final = 10.0
 CALL_S: Final = 60.0
+# Seconds after which a first server that is not there is worth a line: it does not just start.
+SAY_WAITING_S: Final = 5.0
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.15
 _FORGOTTEN: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
@@ -86,7 +88,8 @@ class Node:
         config: certificates, key and how long the server may be away.
         handler: answers a message; runs in ``run``'s thread, one message at a time.
         stop: set from outside to end ``run``.
-        on_change: told "connected" or "lost: <why>" as the connection comes and goes.
+        on_change: told "connected", "lost: <why>" as the connection comes and goes, and
+            "not there yet: <why>", once, when the first takes long.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class Node:
         """
         backoff = Backoff(0.2, 5.0)
         alive_s = time.monotonic()
-        reason = "nobody answers"
+        reason, waiting = "nobody answers", False
         while not self._stop.is_set():
             try:
                 connection = self._connect()
@@ -135,7 +138,11 @@ class Node:
                 alive_s = time.monotonic()
                 if not self._stop.is_set():
                     self._on_change(f"lost: {reason}")
-            if time.monotonic() - alive_s > self._config.lost_after_s:
+            away_s = time.monotonic() - alive_s
+            if self._connection is None and not waiting and away_s > SAY_WAITING_S:
+                waiting = True
+                self._on_change(f"not there yet: {reason}")
+            if away_s > self._config.lost_after_s:
                 raise ConnectionLostError(
                     f"no SuperLink at {self.address} for {self._config.lost_after_s:g} s "
                     f"({reason}); check the address, the certificates and that it runs"

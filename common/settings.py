@@ -315,6 +315,16 @@ class WaitConfig(Section):
         60.0, gt=0, description="seconds until a client that failed is asked again"
     )
 
+    @model_validator(mode="after")
+    def _answers_outlast_offers(self) -> WaitConfig:
+        if self.offer_s >= self.query_s:
+            raise ValueError(
+                f"offer_s = {self.offer_s:g} is not below query_s = {self.query_s:g}: a client "
+                "that waits for an edge's offer would answer too late; lower offer_s or raise "
+                "query_s"
+            )
+        return self
+
 
 class FederationConfig(Section):
     """Everything that defines a training run; the cloud is its single source of truth."""

@@ -121,7 +121,7 @@ def edge(
     resolved = load_and_show(EdgeConfig, config, overrides(flags, settings), dry_run=dry_run)
     with stop_on_signal() as stop:
         verdict = run_edge(resolved, stop=stop, say=say)
-    end(verdict)
+    end(verdict, name=resolved.edge_id)
 
 
 @app.command()
@@ -172,7 +172,7 @@ def client(
         verdict = resident.run()
         if stop.is_set() and resident.verdict is None:
             verdict = Verdict(Interrupted.exit_code, "interrupted")
-    end(verdict)
+    end(verdict, name=resolved.client_id)
 
 
 @app.command()

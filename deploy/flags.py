@@ -119,8 +119,15 @@ def load_and_show(
     return config
 
 
-def end(verdict: Verdict) -> None:
-    """End the process with the verdict's exit code, and say why if it is not success."""
+def end(verdict: Verdict, *, name: str = "") -> None:
+    """End the process with the verdict's exit code, and say why if it is not success.
+
+    Args:
+        verdict: how it went.
+        name: of a participant that says goodbye where all is well; "": nothing is said.
+    """
     if verdict.exit_code:
         print(f"fedphd: {verdict.message}", file=sys.stderr, flush=True)
+    elif name:
+        say(f"{name:<9} ends: the run is over")
     raise typer.Exit(verdict.exit_code)

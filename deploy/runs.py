@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedphd.common.config import CloudConfig
 from fedphd.common.data_settings import DataConfig
-from fedphd.common.errors import StartError
+from fedphd.common.errors import StartError, within
 from fedphd.common.events import write_json
 from fedphd.common.partition import PARTITION_FILE
 from fedphd.deploy.render import render_summary
@@ -120,7 +120,8 @@ def check_data(config: CloudConfig) -> None:
     # Imported here: it takes seconds, and an edge does without.
     from fedphd.common.data import LabelledImages
 
-    LabelledImages(reference).check_covers(config.num_classes)
+    with within("evaluation.reference"):
+        LabelledImages(reference).check_covers(config.num_classes)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ def open_client_data(data: DataConfig, num_classes: int | None = None) -> Split:
     """
     from fedphd.common.data import LabelledImages
 
-    opened = LabelledImages(data)
-    if num_classes is not None:
-        opened.check_classes(num_classes)
+    with within("data"):
+        opened = LabelledImages(data)
+        if num_classes is not None:
+            opened.check_classes(num_classes)
     return Split(opened.partition_name or "whole data set", opened.part_sizes)

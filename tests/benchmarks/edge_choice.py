@@ -1,11 +1,10 @@
-"""How evenly each policy of edge choice spreads labels and load, and the distance it leads to.
+"""How evenly each policy of edge choice spreads labels and load.
 
-Without training (under a minute): the digits in 20 parts of two classes, 8 clients per edge
+Without training, under a minute: the digits in 20 parts of two classes, 8 clients per edge
 round, 25 intervals of 5 edge rounds. Every client chooses by the project's own code; asked one by
 one, or all of an edge round at once.
 
     python tests/benchmarks/edge_choice.py
-    python tests/benchmarks/edge_choice.py --train    # hours: runs `fedphd simulate` as well
 
 Columns, means over the seeds: homogeneity score (2 is best) of an edge's clients of a round, and of
 what it holds at an interval's end, over the edges that have any; draws in which the rule
@@ -13,20 +12,16 @@ prefers no edge although their offers differ; most clients of an edge in a round
 the same of samples in an interval; edge rounds in which an edge has no client. A score per
 round means little where the load is uneven: one edge that has everybody has all labels.
 
-A run of ``--train`` that has its ``summary.json`` below ``--out`` is not repeated.
+The distances that the policies lead to are measured by ``fedphd compare`` with the methods in
+``edge_choice.toml``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -153,59 +148,21 @@ def scores(counts: Iterable[np.ndarray[Any, Any]]) -> Iterator[float]:
     return (homogeneity_score(held / held.sum(), TARGET) for held in counts if held.sum() > 0)
 
 
-def train(setting: Setting, out: Path, intervals: int) -> float:
-    """The Frechet distance of a training run; the run is not repeated if it is there already."""
-    name = (
-        f"{setting.policy}-batch{setting.query_batch}-edges{setting.num_edges}"
-        f"-factor{setting.factor:g}-intervals{intervals}-seed{setting.seed}"
-    )
-    summary = out / name / "summary.json"
-    if not summary.is_file():
-        # What a run that was cut off left behind.
-        shutil.rmtree(out / name, ignore_errors=True)
-        settings = {
-            "seed": setting.seed,
-            "reproducible": "true",
-            "selection.policy": setting.policy,
-            "selection.factor": setting.factor,
-            "schedule.query_batch": setting.query_batch,
-            "schedule.participation": PARTICIPATION,
-            "schedule.edge_rounds": EDGE_ROUNDS,
-            "schedule.intervals": intervals,
-            "training.local_amount": 1,
-            "pruning.mode": "none",
-            "evaluation.every_intervals": intervals,
-        }
-        command = [
-            str(Path(sys.executable).with_name("fedphd")), "simulate", "--preset", "digits",
-            "--edges", str(setting.num_edges), "--clients", str(NUM_CLIENTS),
-            "--run-dir", str(out / name),
-        ]  # fmt: skip
-        command += [w for key, value in settings.items() for w in ("--set", f"{key}={value}")]
-        print(f"# {name}", file=sys.stderr, flush=True)
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    return float(json.loads(summary.read_text("utf-8"))["frechet_distance"])
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--train", action="store_true", help="train, and print the distance")
     parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, NUM_CLIENTS])
     parser.add_argument("--edges", nargs="+", type=int, default=[2, 5])
     parser.add_argument("--factors", nargs="+", type=float, default=[4.0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--intervals", type=int, default=INTERVALS, help="of a training run")
-    parser.add_argument("--out", type=Path, default=Path("runs/edge-choice"))
     args = parser.parse_args()
     clients = {seed: label_counts(seed) for seed in args.seeds}
     print(
         f"{'policy':<17} {'asked':<8} {'edges':>5} {'factor':>6} | {'round':>6} {'interval':>8} "
         f"{'indifferent':>11} {'load':>5} {'load/int.':>9} {'idle':>5}"
-        + (" | Frechet distance" if args.train else "")
     )
     for edges, batch, factor, policy in product(
         args.edges, args.batches, args.factors, args.policies
@@ -218,10 +175,6 @@ def main() -> None:
             f"{factor:>6g} | {score:>6.3f} {held:>8.3f} {indifferent:>11.0%} {load:>5.2f} "
             f"{interval_load:>9.2f} {idle:>5.0%}"
         )
-        if args.train:
-            found = [train(setting, args.out, args.intervals) for setting in settings]
-            line += " | " + " ".join(f"{distance:.1f}" for distance in found)
-            line += f"  mean {np.mean(found):.1f}"
         print(line, flush=True)
 
 

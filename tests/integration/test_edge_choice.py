@@ -141,7 +141,12 @@ class WatchedBoard(OfferBoard):
 
 
 def test_resident_clients_see_who_attached_just_before(tmp_path: Path) -> None:
-    values = {**SHORT, "selection.policy": "balanced", "waits.offer_s": 60.0}
+    values = {
+        **SHORT,
+        "selection.policy": "balanced",
+        "waits.offer_s": 60.0,
+        "waits.query_s": 120.0,
+    }
     federation = Federation(tmp_path, values, num_clients=NUM_CLIENTS, parts=PARTS)
     boards = [WatchedBoard(len(EDGES)) for _ in federation.clients]
     for client, board in zip(federation.clients, boards, strict=True):
@@ -161,7 +166,12 @@ def test_resident_clients_see_who_attached_just_before(tmp_path: Path) -> None:
 
 def test_idle_virtual_edge_waits_for_the_others_training(tmp_path: Path) -> None:
     """It asks for the next round at once, and an answer needs the other edge's offer."""
-    overrides = {"selection.policy": "min_kl", "schedule.edge_rounds": 2, "waits.query_s": 1.0}
+    overrides = {
+        "selection.policy": "min_kl",
+        "schedule.edge_rounds": 2,
+        "waits.query_s": 1.0,
+        "waits.offer_s": 0.9,
+    }
     grid = simulate(tmp_path, train_s=2.0, **overrides)
     assert len(trained_at(grid)) == 2 * NUM_CLIENTS
     assert "no reply within" not in (tmp_path / "metrics.jsonl").read_text()

@@ -254,7 +254,7 @@ def repeatable(folder: Path) -> dict[str, Any]:
             "pruning.mode": "scheduled",
             "pruning.sparse_rounds": 2,
             "waits.offer_s": 60.0,
-            "waits.query_s": 60.0,
+            "waits.query_s": 120.0,
         },
     )
     federation.run()

@@ -332,7 +332,7 @@ def test_a_simulated_client_may_take_long_for_its_first_answer(tmp_path: Path) -
         return handle
 
     nodes = {FIRST_CLIENT + n: waking_up(node(n, None, turn)) for n in range(NUM_CLIENTS)}
-    short = {**IDENTITY, "waits.query_s": 0.5, "schedule.intervals": 1}
+    short = {**IDENTITY, "waits.query_s": 0.5, "waits.offer_s": 0.4, "schedule.intervals": 1}
     run(MemoryGrid(nodes, threaded=True), tmp_path, short)
     lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
     events = [json.loads(line) for line in lines]

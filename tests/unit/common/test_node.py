@@ -319,3 +319,17 @@ def test_stop_ends_a_node_that_finds_nobody(closed_port: int) -> None:
     started_s = time.monotonic()
     node.run()
     assert time.monotonic() - started_s < 5.0
+
+
+def test_a_first_server_that_is_missing_is_named_once(
+    closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "SAY_WAITING_S", 0.2)
+    said: list[str] = []
+    config = NodeConfig(lost_after_s=2.0)
+    address = f"127.0.0.1:{closed_port}"
+    node = Node(address, config, lambda m: m, stop=threading.Event(), on_change=said.append)
+    with pytest.raises(ConnectionLostError):
+        node.run()
+    assert len(said) == 1
+    assert said[0].startswith("not there yet: UNAVAILABLE: ")

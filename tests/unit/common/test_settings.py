@@ -272,3 +272,9 @@ def test_inception_is_used_where_its_weights_are_or_where_it_is_asked_for() -> N
     ):
         assert config.wants_inception is expected
     assert EvaluationConfig(inception_weights=weights, reference_clients=True).reference is None
+
+
+def test_a_wait_for_offers_that_outlasts_the_answer_is_refused() -> None:
+    assert federation(waits={"offer_s": 19.9}).waits.query_s == 20.0
+    with pytest.raises(ValidationError, match="offer_s = 20 is not below query_s = 20"):
+        federation(waits={"offer_s": 20.0})
