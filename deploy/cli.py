@@ -37,12 +37,13 @@ from fedphd.deploy.flags import (
     load_and_show,
     overrides,
     say,
+    take_flags,
 )
 from fedphd.deploy.launch import run_cloud, run_edge, run_simulation, stop_on_signal
 from fedphd.deploy.local import part_of_data, run_local, toml_value
 from fedphd.deploy.pseudo_labels import register as register_pseudo_labels
 from fedphd.deploy.runs import VERDICT, Split, check_data, open_client_data, run_folder
-from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, take_data
+from fedphd.deploy.simulate import SimulatedClients
 
 EXIT_HELP = (
     "Exit codes: 0 success, 1 internal error, 2 bad configuration, 3 could not start (for "
@@ -188,14 +189,9 @@ def local(
     dry_run: DryRun = False,
 ) -> None:
     """Run a whole federation on this machine: one cloud, edges and clients as processes."""
-    flags = {
-        "preset": preset,
-        "schedule.num_edges": num_edges,
-        "schedule.min_clients": num_clients,
-        SOURCE: data,
-        CLASSES: classes_per_client,
-    }
-    values, of_data = take_data(overrides(flags, settings))
+    values, of_data = take_flags(
+        preset, num_edges, num_clients, data, classes_per_client, settings=settings
+    )
     splits: list[Split] = []
     check = _checks(of_data, splits, show=dry_run)
     resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)
@@ -224,14 +220,9 @@ def simulate(
     dry_run: DryRun = False,
 ) -> None:
     """Simulate a whole federation by Flower's simulation engine (Ray), with the same code."""
-    flags = {
-        "preset": preset,
-        "schedule.num_edges": num_edges,
-        "schedule.min_clients": num_clients,
-        SOURCE: data,
-        CLASSES: classes_per_client,
-    }
-    values, of_data = take_data(overrides(flags, settings))
+    values, of_data = take_flags(
+        preset, num_edges, num_clients, data, classes_per_client, settings=settings
+    )
     splits: list[Split] = []
     check = _checks(of_data, splits, show=dry_run)
     resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)

@@ -13,6 +13,7 @@ import typer
 from fedphd.common.config import ConfigT, load_config
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import Verdict
+from fedphd.deploy.simulate import CLASSES, MIN_CLIENTS, SOURCE, take_data
 
 EXAMPLE = "num_threads=4"
 
@@ -100,6 +101,26 @@ def overrides(flags: dict[str, Any], settings: list[str] | None) -> dict[str, An
     """The flags that were given, and ``--set``, which wins over them."""
     given = {key: value for key, value in flags.items() if value is not None}
     return {**given, **parse_settings(settings)}
+
+
+def take_flags(
+    preset: str | None,
+    num_edges: int | None,
+    num_clients: int | None,
+    data: str | None,
+    classes_per_client: int,
+    *,
+    settings: list[str] | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Flags of a whole federation and ``--set``: settings of the cloud, and of clients' data."""
+    flags = {
+        "preset": preset,
+        "schedule.num_edges": num_edges,
+        MIN_CLIENTS: num_clients,
+        SOURCE: data,
+        CLASSES: classes_per_client,
+    }
+    return take_data(overrides(flags, settings))
 
 
 def load_and_show(

@@ -26,13 +26,13 @@ from fedphd.deploy.flags import (
     Preset,
     Set,
     end,
-    overrides,
     say,
+    take_flags,
 )
 from fedphd.deploy.launch import stop_on_signal
 from fedphd.deploy.local import part_of_data
 from fedphd.deploy.runs import check_data, open_client_data
-from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients, take_data
+from fedphd.deploy.simulate import SimulatedClients
 
 
 class BudgetName(StrEnum):
@@ -136,14 +136,9 @@ def compare(
     if report_only:
         _write_report(Comparison.stored(out, table), {})
         return
-    flags = {
-        "preset": preset,
-        "schedule.num_edges": num_edges,
-        "schedule.min_clients": num_clients,
-        SOURCE: data,
-        CLASSES: classes_per_client,
-    }
-    values, of_data = take_data(overrides(flags, settings))
+    values, of_data = take_flags(
+        preset, num_edges, num_clients, data, classes_per_client, settings=settings
+    )
     check_common(values)
     clients = SimulatedClients(of_data, cpus=cpus, gpus=gpus)
     common = Common(config, values, clients, out)

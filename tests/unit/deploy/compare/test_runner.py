@@ -64,7 +64,9 @@ def test_only_finished_runs_are_skipped_and_a_start_that_fails_is_told(
     assert list(failed) == ["fedphd-seed-0"]
     assert "source = '/no/such/data': no such file or folder" in failed["fedphd-seed-0"]
     assert said[0] == "1 of 2 runs are finished already"
-    assert said[-1].startswith("FAILED    fedphd-seed-0: exit code 2: source = ")
+    assert said[-1].startswith(
+        "FAILED    fedphd-seed-0: exit code 2: in [evaluation.reference]: source = "
+    )
     assert not broken.finished
 
 
