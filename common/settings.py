@@ -165,13 +165,13 @@ class SelectionConfig(Section):
     """A client's choice of edge (Eq. 9 of arXiv:2507.06449, and others)."""
 
     policy: SelectionPolicy = Field(
-        "homogeneity",
-        description="homogeneity: drawn by Eq. 9; best_homogeneity: the best score of Eq. 9, "
-        "never cut off; balanced: the edge whose imbalance the client makes up for; min_kl: "
-        "least KL divergence to the target; random: uniform; static: always the same edge",
+        "balanced",
+        description="balanced: the edge whose imbalance the client makes up for; homogeneity: the "
+        "paper's, drawn by Eq. 9; best_homogeneity: the best score of Eq. 9, never cut off; "
+        "min_kl: least KL divergence to the target; random: uniform; static: always the same edge",
     )
     factor: float = Field(
-        4.0, ge=0, description="a, in mean samples per client (the policies up to balanced)"
+        4.0, ge=0, description="a, in mean samples per client (the first three policies)"
     )
     offset: float = Field(0.0, description="b, in mean samples per client (homogeneity)")
     epsilon: float = Field(

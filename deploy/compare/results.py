@@ -77,8 +77,12 @@ class Outcome:
 
     def values(self, name: str) -> list[float]:
         """A measured quantity, or a cost, of every run that has it, by seed."""
-        found = [{**result.costs, **result.quality}.get(name) for result in self.results]
-        return [value for value in found if value is not None]
+        return list(self.by_seed(name).values())
+
+    def by_seed(self, name: str) -> dict[int, float]:
+        """The same, by seed."""
+        every = {r.seed: {**r.costs, **r.quality}.get(name) for r in self.results}
+        return {seed: float(value) for seed, value in every.items() if value is not None}
 
 
 def collect(runs: Iterable[PlannedRun], failed: Mapping[str, str]) -> list[Outcome]:
@@ -176,10 +180,7 @@ def relative_to(outcome: Outcome, reference: Outcome, name: str) -> float | None
 
     None if no seed has both, or the reference's mean is 0.
     """
-    ours = {result.seed: result.quality.get(name) for result in outcome.results}
-    theirs = {result.seed: result.quality.get(name) for result in reference.results}
-    seeds = [s for s, v in ours.items() if v is not None and theirs.get(s) is not None]
-    if not seeds:
-        return None
-    base = math.fsum(float(theirs[seed] or 0.0) for seed in seeds)
-    return math.fsum(float(ours[seed] or 0.0) for seed in seeds) / base - 1 if base else None
+    ours, theirs = outcome.by_seed(name), reference.by_seed(name)
+    seeds = sorted(set(ours) & set(theirs))
+    base = math.fsum(theirs[seed] for seed in seeds)
+    return math.fsum(ours[seed] for seed in seeds) / base - 1 if base else None

@@ -18,6 +18,7 @@ from fedphd.deploy.compare.results import (
 from fedphd.deploy.render import human_bytes, human_seconds
 
 REFERENCE = "fedavg"
+_AGAINST = f"against {REFERENCE}"
 _COSTS = ("parameters", "macs", "client_edge_bytes", "cloud_bytes", "training_flops", "seconds")
 _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda v: f"{v / 1e6:.2f} M"),
@@ -35,12 +36,12 @@ def metrics_of(outcomes: Iterable[Outcome]) -> list[str]:
     return sorted(found, key=lambda name: (name != DISTANCE, name))
 
 
-def relative(outcome: Outcome, outcomes: Sequence[Outcome]) -> float | None:
-    """The Frechet distance relative to FedAvg's, as a share; None for itself or without it."""
+def relative(outcome: Outcome, outcomes: Sequence[Outcome], name: str = DISTANCE) -> float | None:
+    """A mean relative to FedAvg's, as a share; None for itself or without it."""
     reference = next((other for other in outcomes if other.name == REFERENCE), None)
     if reference is None or outcome is reference:
         return None
-    return relative_to(outcome, reference, DISTANCE)
+    return relative_to(outcome, reference, name)
 
 
 def to_csv(outcomes: Sequence[Outcome]) -> str:
@@ -86,7 +87,8 @@ def to_markdown(
     sections = [
         "# Methods compared",
         _budget(outcomes, plan),
-        _table(outcomes),
+        _quality(outcomes),
+        _costs(outcomes),
         _notes(outcomes),
         _missing(outcomes, left_out),
         _list("Protocol", _protocol(outcomes)),
@@ -114,26 +116,38 @@ def _budget(outcomes: Sequence[Outcome], plan: Plan) -> str:
     )
 
 
-def _table(outcomes: Sequence[Outcome]) -> str:
-    metrics = metrics_of(outcomes)
-    rows = [
-        ["method", "n", "cloud rounds", *map(_heading, metrics), f"against {REFERENCE}"]
-        + [_SHOWN[name][0] for name in _COSTS]
-    ]
+def _quality(outcomes: Sequence[Outcome]) -> str:
+    # How far a kernel distance's own subsets spread is in the CSV; here the seeds' spread counts.
+    metrics = [name for name in metrics_of(outcomes) if not name.endswith("_std")]
+    first, others = metrics[:1], metrics[1:]
+    rows = [["method", "n", *map(_heading, first), _AGAINST, *map(_heading, others)]]
     for outcome in outcomes:
-        share = relative(outcome, outcomes)
-        rows.append(
-            [
-                outcome.title,
-                str(len(outcome.results)),
-                str(outcome.config.schedule.intervals),
-                *(_measured(outcome.values(name)) for name in metrics),
-                "" if share is None else f"{share:+.1%}",
-                *(_cost(outcome, name) for name in _COSTS),
-            ]
-        )
+        measured = [_measured(outcome.values(name)) for name in metrics]
+        share = _share(relative(outcome, outcomes))
+        count = str(len(outcome.results))
+        rows.append([outcome.title, count, *measured[:1], share, *measured[1:]])
+    return _rows(rows)
+
+
+def _costs(outcomes: Sequence[Outcome]) -> str:
+    names = [_SHOWN[name][0] for name in _COSTS]
+    place = _COSTS.index("cloud_bytes") + 1
+    rows = [["method", "cloud rounds", *names[:place], _AGAINST, *names[place:]]]
+    for outcome in outcomes:
+        costs = [_cost(outcome, name) for name in _COSTS]
+        share = _share(relative(outcome, outcomes, "cloud_bytes"))
+        rounds = str(outcome.config.schedule.intervals)
+        rows.append([outcome.title, rounds, *costs[:place], share, *costs[place:]])
+    return _rows(rows)
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:+.1%}"
 
 
 def _heading(metric: str) -> str:
