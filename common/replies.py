@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.proto import appio_pb2, message_pb2
 from flwr.supercore.inflatable.inflatable_object import (
@@ -128,6 +128,26 @@ def message_bytes(message: Message, sizes: dict[str, int]) -> int:
             if object_id not in sizes:
                 sizes[object_id] = len(item.deflate())
     return sum(sizes[object_id] for object_id in objects)
+
+
+def with_own_records(records: RecordDict) -> RecordDict:
+    """Records of their own, so that no other message holds them; the arrays' bytes are shared.
+
+    Flower notes in each record what it was called when it was last serialised. Where messages
+    are handed over within a process, one thread may note while another one pickles.
+    """
+    own = RecordDict()
+    for name, record in records.items():
+        match record:
+            case ArrayRecord():
+                own[name] = ArrayRecord(
+                    {key: Array(a.dtype, a.shape, a.stype, a.data) for key, a in record.items()}
+                )
+            case ConfigRecord():
+                own[name] = ConfigRecord(dict(record))
+            case MetricRecord():
+                own[name] = MetricRecord(dict(record))
+    return own
 
 
 def envelope(message: Message) -> Message:

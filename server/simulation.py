@@ -32,7 +32,7 @@ from fedphd.common.messages import (
     read_payload,
     to_records,
 )
-from fedphd.common.replies import envelope
+from fedphd.common.replies import envelope, with_own_records
 from fedphd.edge.app import EdgeService
 
 # Answered once for all edges.
@@ -149,7 +149,8 @@ class SharedClients:
         return first.model_copy(update={"asking": EVERY_EDGE, "offers": ordered})
 
     def _send(self, question: _Question, content: RecordDict) -> None:
-        message = Message(content, question.node_id, question.kind)
+        # Its sender still counts the bytes of these records, maybe for several clients.
+        message = Message(with_own_records(content), question.node_id, question.kind)
         question.sent_as = next(iter(self.grid.push_messages([message])), "")
         self._sent[question.sent_as] = question
 

@@ -8,7 +8,6 @@ SuperLink), and the bytes over each link.
 
     python tests/benchmarks/scale.py                        # all cases, about 12 minutes
     python tests/benchmarks/scale.py --clients 10,100 --edges 2
-    python tests/benchmarks/scale.py --set training.optimizer_state=keep
 """
 
 from __future__ import annotations
@@ -39,8 +38,6 @@ SETTINGS: dict[str, Any] = {
     "training.local_unit": "steps",
     "training.local_amount": 1,
     "training.batch_size": IMAGES_PER_CLIENT,
-    # Flower keeps a simulated client's state, so moments, in the ServerApp's process.
-    "training.optimizer_state": "fresh",
     "schedule.intervals": 1,
     "schedule.edge_rounds": 2,
     "schedule.query_batch": 100,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Message
 from support.memory import FakeTime, MemoryGrid
 from support.peers import FakeClient
@@ -13,6 +14,7 @@ from fedphd.common.messages import (
     CHOOSE,
     FINISH,
     HELLO,
+    TRAIN,
     Choose,
     ChooseReply,
     EdgeOffer,
@@ -21,6 +23,7 @@ from fedphd.common.messages import (
     HelloReply,
     Payload,
     read_payload,
+    read_weights,
     to_records,
 )
 from fedphd.server.simulation import SharedClients
@@ -162,3 +165,23 @@ def test_choices_of_long_ago_are_forgotten() -> None:
         ids = [world.choose(edge, interval=interval) for edge in ("edge-0", "edge-1")]
         assert len(world.answers(*ids)) == 2
     assert [key[2] for key in world.shared._kept] == [3, 4]
+
+
+def test_what_a_client_gets_shares_no_record_with_what_others_get() -> None:
+    """Flower writes into a record that it serialises, while another thread may pickle it."""
+    world = World()
+    world.memory.nodes = {NODE: world.client, NODE + 1: world.client}
+    weights = torch.arange(4.0)
+    records = to_records(Hello(asking="edge-0"), weights)
+    world.shared.push([Message(records, node, TRAIN) for node in (NODE, NODE + 1)])
+    sent = [message.content for message in world.memory.pushed]
+    assert len(sent) == 2
+    for name, record in records.items():
+        assert len({id(record), id(sent[0][name]), id(sent[1][name])}) == 3
+    arrays = [array for content in (records, *sent) for array in content.array_records.values()]
+    flat = [array for record in arrays for array in record.values()]
+    assert len({id(array) for array in flat}) == 3
+    assert len({id(array.data) for array in flat}) == 1
+    for message in world.memory.pushed:
+        assert torch.equal(read_weights(message), weights)
+        assert read_payload(message, Hello) == Hello(asking="edge-0")
