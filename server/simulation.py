@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from fedphd.common.messages import (
     EVERY_EDGE,
     FINISH,
     HELLO,
+    TRAIN,
     Choose,
     EdgeOffer,
     read_payload,
@@ -37,9 +39,10 @@ from fedphd.edge.app import EdgeService
 
 # Answered once for all edges.
 _ONCE = (HELLO, FINISH)
-# Messages to clients under way: Flower's simulation holds them in the ServerApp's process, and
-# looks through all that wait for every node, ten times a second.
-_WINDOW = 16
+# Flower's simulation looks through all waiting messages for every node, ten times a second.
+_WINDOW = 64
+# It also holds them, and the replies, in the ServerApp's process.
+_TRAININGS = 16
 
 Key = tuple[Any, ...]
 
@@ -68,14 +71,22 @@ class SharedClients:
     Args:
         grid: Flower's grid of the clients.
         num_edges: edges that share it.
+        max_trainings: clients that train at a time, of all edges together.
         clock: monotonic seconds; for tests.
     """
 
     def __init__(
-        self, grid: Grid, num_edges: int, *, clock: Callable[[], float] = time.monotonic
+        self,
+        grid: Grid,
+        num_edges: int,
+        *,
+        max_trainings: int = _TRAININGS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.grid = grid
         self._num_edges = num_edges
+        self._max_trainings = max_trainings
+        self._waiting: deque[tuple[_Question, RecordDict]] = deque()
         self._clock = clock
         self._lock = threading.RLock()
         # By what is asked: questions that an edge may still join, and answers for late edges.
@@ -120,7 +131,10 @@ class SharedClients:
             question.deadline_s = min(question.deadline_s, self._clock() + asked.offer_wait_s)
         if question.sent_as is not None:
             return
-        if asked is None:
+        if kind == TRAIN:
+            self._waiting.append((question, message.content))
+            self._send_waiting()
+        elif asked is None:
             self._send(question, message.content)
         elif len(question.choices) == self._num_edges:
             self._send(question, to_records(self._merged(question)))
@@ -161,7 +175,17 @@ class SharedClients:
             # All that came, also for other edges, so that nothing stays behind in Flower's store.
             for reply in self.grid.pull_messages([i for i in self._sent if i]):
                 self._deliver(self._sent.pop(reply.metadata.reply_to_message_id), reply)
+            self._send_waiting()
             return [self._answers.pop(i) for i in message_ids if i in self._answers]
+
+    def _send_waiting(self) -> None:
+        """Send the orders to train that there is room for, and that an edge still waits for."""
+        busy = sum(q.kind == TRAIN and bool(q.askers) for q in self._sent.values())
+        while self._waiting and busy < self._max_trainings:
+            question, content = self._waiting.popleft()
+            if question.askers:
+                self._send(question, content)
+                busy += 1
 
     def _send_overdue(self) -> None:
         """Send the questions that have waited long enough for other edges' offers."""
@@ -189,6 +213,7 @@ class SharedClients:
                 question.askers = [
                     asker for asker in question.askers if asker.metadata.message_id != message_id
                 ]
+                self._send_waiting()
 
 
 class SharedReplies:
@@ -243,9 +268,13 @@ def _grid_of_edge(clients: Grid, shared: SharedClients, num_edges: int) -> Strea
     """An edge's way to the clients; over gRPC, where clients are real, they all work at once."""
     if over_grpc(clients):
         return streaming_grid(clients, upload_stall_s=float("inf"), in_order=False)
-    # More than the simulation's processes, or these would idle.
-    window = max(_WINDOW, 4 * (os.cpu_count() or 1))
+    window = max(_WINDOW, _num_trainings())
     return StreamingGrid(_View(shared), SharedReplies(shared), window=-(-window // num_edges))
+
+
+def _num_trainings() -> int:
+    """More than the simulation's processes, or these would idle."""
+    return max(_TRAININGS, 4 * (os.cpu_count() or 1))
 
 
 class VirtualEdges(Grid):
@@ -259,7 +288,7 @@ class VirtualEdges(Grid):
 
     def __init__(self, clients: Grid, edge_ids: Sequence[str], events: EventLog) -> None:
         self._clients = clients
-        shared = SharedClients(clients, len(edge_ids))
+        shared = SharedClients(clients, len(edge_ids), max_trainings=_num_trainings())
         self._edges: dict[int, EdgeService] = {}
         for number, edge_id in enumerate(edge_ids, start=1):
             self._edges[number] = EdgeService(

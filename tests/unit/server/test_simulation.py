@@ -185,3 +185,26 @@ def test_what_a_client_gets_shares_no_record_with_what_others_get() -> None:
     for message in world.memory.pushed:
         assert torch.equal(read_weights(message), weights)
         assert read_payload(message, Hello) == Hello(asking="edge-0")
+
+
+def test_no_more_clients_train_at_a_time_than_there_is_room_for() -> None:
+    world = World()
+    world.memory.nodes = {NODE + n: world.client for n in range(5)}
+    shared = SharedClients(world.memory, 2, max_trainings=2, clock=world.time.clock)
+    ids = shared.push(
+        [Message(to_records(Hello(asking="edge-0")), NODE + n, TRAIN) for n in range(5)]
+    )
+    started = world.memory.pushed
+    assert [message.metadata.dst_node_id for message in started] == [NODE, NODE + 1]
+    # The edge gives up one that waits, and one that trains: only the latter makes room.
+    shared.forget(ids[2])
+    assert len(started) == 2
+    shared.forget(ids[0])
+    assert [message.metadata.dst_node_id for message in started[2:]] == [NODE + 3]
+    # A greeting is no training.
+    shared.push([Message(to_records(Hello(asking="edge-0")), NODE + 4, HELLO)])
+    assert len(started) == 4
+    answers = shared.pull(ids)
+    assert [answer.metadata.reply_to_message_id for answer in answers] == [ids[1], ids[3]]
+    assert [message.metadata.dst_node_id for message in started[4:]] == [NODE + 4]
+    assert [a.metadata.reply_to_message_id for a in shared.pull(ids)] == [ids[4]]
