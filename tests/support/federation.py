@@ -35,6 +35,7 @@ TINY: dict[str, Any] = {
     "training.local_unit": "epochs",
     "training.local_amount": 2,
     "training.optimizer_state": "keep",
+    "selection.policy": "homogeneity",
     "selection.factor": 4.0,
     "aggregation.factor": 20.0,
     "ema.decay": 0.995,
