@@ -29,6 +29,7 @@ STOP_S = 3.0
 CHILDREN_S = 1.0
 BUNDLE = Path(__file__).parent / "bundle"
 _PR_SET_PDEATHSIG = 1
+_RAY_FREES = "RAY_free_objects_batch_size"
 _JSON = ("--format", "json")
 
 
@@ -46,6 +47,9 @@ def flower_environment(home: Path) -> dict[str, str]:
         "GRPC_ENABLE_FORK_SUPPORT": "0",
         # Each thread's own arena of freed memory adds up where 20 edges share a process.
         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
+        # By default Ray frees what went through its store by the second or the hundred objects:
+        # here that many networks, mapped into the ServerApp's process.
+        _RAY_FREES: os.environ.get(_RAY_FREES, "1"),
         # At INFO a SuperLink logs a line for every look of every node for messages.
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
         "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),

@@ -90,6 +90,7 @@ def test_environment_has_a_home_and_makes_no_calls_home(
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     assert environment["GRPC_ENABLE_FORK_SUPPORT"] == "0"
+    assert environment["RAY_free_objects_batch_size"] == "1"
     scripts, *others = environment["PATH"].split(os.pathsep)
     assert scripts == str(Path(sys.executable).parent)
     assert os.pathsep.join(others) == os.environ["PATH"]
