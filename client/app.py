@@ -38,6 +38,10 @@ from fedphd.common.messages import (
     StatisticsTask,
     TrainReply,
     TrainTask,
+)
+from fedphd.common.model import build_unet, resolve_device, unet_from_config
+from fedphd.common.parts import Selection
+from fedphd.common.records import (
     check_reply_weights,
     check_variate,
     read_payload,
@@ -45,8 +49,6 @@ from fedphd.common.messages import (
     read_weights,
     to_records,
 )
-from fedphd.common.model import build_unet, resolve_device, unet_from_config
-from fedphd.common.parts import Selection
 
 logger = logging.getLogger(__name__)
 

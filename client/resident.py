@@ -14,8 +14,9 @@ from fedphd.client.app import ClientRuntime, build_app
 from fedphd.common.config import ClientConfig
 from fedphd.common.errors import ConnectionLostError
 from fedphd.common.events import Verdict
-from fedphd.common.messages import CHOOSE, Choose, EdgeOffer, Finish, read_payload, to_records
+from fedphd.common.messages import CHOOSE, Choose, EdgeOffer, Finish
 from fedphd.common.node import Node
+from fedphd.common.records import read_payload, to_records
 from fedphd.common.timing import stop_soon
 
 logger = logging.getLogger(__name__)

@@ -1,23 +1,14 @@
-"""What the processes say to one another: a type per message, and its form on Flower's wire.
+"""What the processes say to one another: a type per message; ``common/records.py`` sends them.
 
-A message's scalars travel as one JSON text in a ``ConfigRecord``; model weights travel as ONE
-flat float32 array in an ``ArrayRecord``, beside the manifest of names and shapes that says how
-to cut it up. So a message is 5 Flower objects instead of 223 for the digits network, 32 instead of
-471 for CIFAR-10's, each of them several remote calls; and an average is one addition
-(``tests/benchmarks/packing.py``). SCAFFOLD's control variates are a second such array.
 Nothing that arrives is unpickled or executed; everything is checked here or against a template.
 """
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import version
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
-import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.layout import TensorLayout
@@ -48,21 +39,6 @@ MOST: Final = 10**30
 
 # Who asks when edges share one question: the answer is for whichever edge is chosen.
 EVERY_EDGE: Final = "*"
-
-_RECORD: Final = "fedphd"
-_PAYLOAD: Final = "payload"
-_WEIGHTS: Final = "weights"
-_VARIATE: Final = "variate"
-
-# Matched as bytes: NumPy's own reader evaluates the header, and fails in many ways on a bad one.
-_NPY_HEAD: Final = re.compile(
-    rb"\x93NUMPY\x01\x00(?s:..)"
-    rb"\{'descr': '(?P<dtype><f[48])', 'fortran_order': False, "
-    rb"'shape': \((?P<numel>[0-9]{1,15}),\), \} *\n"
-)
-_NPY_SHOWN_BYTES: Final = 96
-_NPY_CODES: Final = {"float32": "<f4", "float64": "<f8"}
-Dtype = Literal["float32", "float64"]
 
 
 class Payload(BaseModel):
@@ -301,155 +277,9 @@ class Ack(Payload):
     name: str
 
 
-PayloadT = TypeVar("PayloadT", bound=Payload)
-
-
 def read_layout(text: str) -> TensorLayout:
     """The layout that came as JSON text; raises ReplyError if it is malformed."""
     try:
         return TensorLayout.from_json(text)
     except ValueError as error:
         raise ReplyError(f"layout of the weights is malformed: {error}") from error
-
-
-def to_records(
-    payload: Payload, weights: torch.Tensor | None = None, variate: torch.Tensor | None = None
-) -> RecordDict:
-    """Convert to Flower records.
-
-    Args:
-        payload: the message's scalars.
-        weights: (numel,), contiguous, on the CPU; float32, or float64 for sums of features.
-        variate: a control variate of these weights, or its change; as the weights.
-    """
-    records = RecordDict({_RECORD: ConfigRecord({_PAYLOAD: payload.model_dump_json()})})
-    if weights is not None:
-        arrays = weights_record(weights)
-        if variate is not None:
-            arrays[_VARIATE] = Array(variate.numpy())
-        records[_WEIGHTS] = arrays
-    return records
-
-
-def weights_record(weights: torch.Tensor) -> ArrayRecord:
-    """One flat array, shape (numel,), float32 or float64, as a Flower record."""
-    return ArrayRecord({_WEIGHTS: Array(weights.numpy())})
-
-
-def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
-    """Read a message's scalars as ``kind``.
-
-    Raises:
-        ReplyError: the message is an error reply, or not a well-formed ``kind``.
-    """
-    if message.has_error():
-        raise ReplyError(f"error {message.error.code}: {message.error.reason}")
-    if not message.has_content():
-        raise ReplyError("not a FedPhD message: it has no content")
-    try:
-        text = message.content.config_records[_RECORD][_PAYLOAD]
-        return kind.model_validate_json(text)  # type: ignore[arg-type]
-    except KeyError as error:
-        raise ReplyError(f"not a FedPhD message: record {error} is missing") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        raise ReplyError(f"malformed {kind.__name__}: {where}: {first['msg']}") from error
-
-
-def read_weights(message: Message, dtype: Dtype = "float32") -> torch.Tensor:
-    """The flat weights of a message, shape (numel,), of ``dtype``; read-only memory, no copy.
-
-    Raises:
-        ReplyError: no such array, or another dtype, number of dimensions or length.
-    """
-    return _read_named(message, _WEIGHTS, dtype, "weights", "are")
-
-
-def read_variate(message: Message) -> torch.Tensor:
-    """The control variate, or its change, beside the weights of a message; as ``read_weights``."""
-    return _read_named(message, _VARIATE, "float32", "control variate", "is")
-
-
-def _read_named(message: Message, name: str, dtype: Dtype, meaning: str, verb: str) -> torch.Tensor:
-    try:
-        array = message.content.array_records[_WEIGHTS][name]
-    except KeyError as error:
-        raise ReplyError(f"carries no {meaning}") from error
-    return read_array(array, dtype, f"{meaning} {verb}")
-
-
-def read_array(
-    array: Array, dtype: Dtype = "float32", what_is: str = "weights are"
-) -> torch.Tensor:
-    """View a serialised vector in place (Flower stores NumPy's ``.npy`` format)."""
-    code = _NPY_CODES[dtype]
-    head = _NPY_HEAD.match(array.data)
-    if head is None or head["dtype"] != code.encode():
-        got = array.data[:_NPY_SHOWN_BYTES]
-        raise ReplyError(f"{what_is} no flat {dtype} array in NumPy's format; got {got!r}")
-    numel, offset, width = int(head["numel"]), head.end(), np.dtype(code).itemsize
-    if len(array.data) - offset != width * numel:
-        got_bytes = len(array.data) - offset
-        raise ReplyError(f"{numel} weights take {width * numel} bytes; got {got_bytes}")
-    return torch.from_numpy(np.asarray(_Lent(np.frombuffer(array.data, code, offset=offset))))
-
-
-class _Lent:
-    """Lends read-only memory to torch, which knows no read-only tensors and would warn.
-
-    Whoever gets the tensor must not write to it; ``owner`` keeps the bytes alive.
-    """
-
-    def __init__(self, owner: np.ndarray[Any, Any]) -> None:
-        self.owner = owner
-        address, _ = owner.__array_interface__["data"]
-        self.__array_interface__ = {**owner.__array_interface__, "data": (address, False)}
-
-
-def check_reply_weights(
-    weights: torch.Tensor, network: Network, expected: TensorLayout
-) -> torch.Tensor:
-    """Check weights that came back against the layout that was sent.
-
-    Args:
-        weights: (numel,), float32.
-        network: what the sender says they are.
-        expected: the layout of the network that was sent out.
-
-    Raises:
-        ReplyError: names the first tensor that differs or is not finite.
-    """
-    problem = expected.mismatch(network.tensor_layout())
-    problem = problem or _bad_values(weights, expected, "weights have")
-    if problem:
-        raise ReplyError(problem)
-    return weights
-
-
-def check_variate(variate: torch.Tensor, expected: TensorLayout) -> torch.Tensor:
-    """Check a control variate, (numel,), float32, for weights of layout ``expected``.
-
-    Raises:
-        ReplyError: another number of values, or one that is not finite; names its tensor.
-    """
-    problem = _bad_values(variate, expected, "it has")
-    if problem:
-        raise ReplyError(f"control variate: {problem}")
-    return variate
-
-
-def _bad_values(flat: torch.Tensor, expected: TensorLayout, have: str) -> str | None:
-    if flat.numel() != expected.numel:
-        return f"{have} {flat.numel()} values; expected {expected.numel}"
-    return expected.first_non_finite(flat)
-
-
-def check_version(reply: HelloReply) -> None:
-    """Raise ReplyError if a peer speaks another protocol."""
-    if reply.protocol != PROTOCOL:
-        raise ReplyError(
-            f"{reply.kind} {reply.name} speaks protocol {reply.protocol} (fedphd "
-            f"{reply.version}); this is protocol {PROTOCOL} (fedphd {PACKAGE_VERSION}): "
-            "install the same version on every machine"
-        )

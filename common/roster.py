@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 
 from fedphd.common.config import check_id
 from fedphd.common.errors import ReplyError
-from fedphd.common.messages import HELLO, Hello, HelloReply, check_version, read_payload, to_records
+from fedphd.common.messages import HELLO, Hello, HelloReply
+from fedphd.common.records import check_version, read_payload, to_records
 
 logger = logging.getLogger(__name__)
 

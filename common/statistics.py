@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
-from fedphd.common.messages import StatisticsReply, read_weights
+from fedphd.common.messages import StatisticsReply
+from fedphd.common.records import read_weights
 
 _FORMAT = "fedphd-statistics-1"
 

@@ -25,12 +25,15 @@ from fedphd.common.messages import (
     HelloReply,
     IntervalTask,
     StatisticsTask,
+)
+from fedphd.common.node import Node
+from fedphd.common.records import (
     read_payload,
     read_variate,
     read_weights,
     to_records,
+    weights_array,
 )
-from fedphd.common.node import Node
 from fedphd.common.roster import Roster
 from fedphd.common.settings import ScheduleConfig, WaitConfig
 from fedphd.common.timing import stop_soon
@@ -109,7 +112,7 @@ class EdgeService:
         corrects = task.plan.objective.method == "scaffold"
         reply, weights, change = run_interval(
             task,
-            read_weights(message),
+            weights_array(message),
             read_variate(message) if corrects else None,
             edge_id=self.edge_id,
             grid=self.grid,
@@ -117,7 +120,7 @@ class EdgeService:
             on_round=lambda strategy, stats: self._on_round(task, strategy, stats),
             shared_questions=self.shared_questions,
         )
-        return Message(to_records(reply, weights.contiguous(), change), reply_to=message)
+        return Message(to_records(reply, weights, change), reply_to=message)
 
     def _statistics(self, message: Message) -> Message:
         reply, sums = collect_statistics(
@@ -133,7 +136,8 @@ class EdgeService:
         finish = read_payload(message, Finish)
         self.verdict = Verdict(finish.exit_code, finish.message)
         peers = self.roster.everyone.values()
-        messages = [Message(to_records(finish), peer.node_id, FINISH) for peer in peers]
+        records = to_records(finish)
+        messages = (Message(records, peer.node_id, FINISH) for peer in peers)
         for reply in self.grid.send_and_receive(messages, timeout=FINISH_S):
             if reply.has_error():
                 name = self.roster.name_of(reply.metadata.src_node_id)

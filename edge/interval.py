@@ -6,18 +6,12 @@ import time
 from collections.abc import Callable
 
 import torch
+from flwr.app import Array
 
 from fedphd.common.grid import StreamingGrid
-from fedphd.common.messages import (
-    IntervalReply,
-    IntervalTask,
-    Network,
-    check_reply_weights,
-    check_variate,
-    read_array,
-    weights_record,
-)
+from fedphd.common.messages import IntervalReply, IntervalTask, Network
 from fedphd.common.parts import Selection, joined
+from fedphd.common.records import check_reply_weights, check_variate, read_array, weights_record
 from fedphd.common.roster import Roster
 from fedphd.edge.averaging import ServerVariate
 from fedphd.edge.strategy import EdgeAverage, RoundStats
@@ -25,7 +19,7 @@ from fedphd.edge.strategy import EdgeAverage, RoundStats
 
 def run_interval(
     task: IntervalTask,
-    weights: torch.Tensor,
+    weights: Array,
     variate: torch.Tensor | None = None,
     *,
     edge_id: str,
@@ -33,13 +27,14 @@ def run_interval(
     roster: Roster,
     on_round: Callable[[EdgeAverage, RoundStats], None],
     shared_questions: bool = False,
-) -> tuple[IntervalReply, torch.Tensor, torch.Tensor | None]:
+) -> tuple[IntervalReply, Array, torch.Tensor | None]:
     """Run ``edge_rounds`` edge rounds from ``weights``.
 
     Args:
         task: the cloud's order.
-        weights: (numel,), float32, the cloud's model, or the parts of it that travel.
-        variate: SCAFFOLD's server variate, of the same kind; None for other methods.
+        weights: (numel,), float32, the cloud's model, or the parts of it that travel; as it
+            came, so that an edge holds it once.
+        variate: SCAFFOLD's server variate, (numel,), float32; None for other methods.
         edge_id: this edge.
         grid: reaches the clients.
         roster: the clients that this edge sees.
@@ -56,7 +51,7 @@ def run_interval(
     """
     started_s = time.monotonic()
     layout = task.network.tensor_layout()
-    check_reply_weights(weights, task.network, layout)
+    check_reply_weights(read_array(weights), task.network, layout)
     server = None
     if variate is not None:
         server = ServerVariate(check_variate(variate, layout), task.num_clients)
@@ -76,9 +71,8 @@ def run_interval(
         num_rounds=task.plan.schedule.edge_rounds,
         timeout=task.plan.waits.round_s,
     )
-    trained = len(result.arrays) > 0
-    if trained:
-        weights = read_array(next(iter(result.arrays.values())))
+    # Empty where no client trained.
+    weights = next(iter(result.arrays.values()), weights)
     # Groups of parts that nobody sent are the cloud's own still: they need not go back.
     came = strategy.averaged or range(len(strategy.groups))
     sent = Selection(layout, joined(strategy.groups[number] for number in came))
@@ -100,4 +94,6 @@ def run_interval(
         clients=tuple(sorted({name for stats in rounds for name in stats.clients})),
         failures=tuple(text for stats in rounds for text in stats.failures),
     )
-    return reply, sent.take(weights), server.change if server else None
+    if not sent.is_whole:
+        weights = Array(sent.take(read_array(weights)).numpy())
+    return reply, weights, server.change if server else None

@@ -9,13 +9,8 @@ from flwr.app import Message
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.grid import StreamingGrid
-from fedphd.common.messages import (
-    STATISTICS,
-    StatisticsReply,
-    StatisticsTask,
-    read_payload,
-    to_records,
-)
+from fedphd.common.messages import STATISTICS, StatisticsReply, StatisticsTask
+from fedphd.common.records import read_payload, to_records
 from fedphd.common.roster import Peer, Roster
 from fedphd.common.statistics import FeatureStatistics, read_statistics
 

@@ -26,6 +26,9 @@ from fedphd.common.messages import (
     IntervalTask,
     TrainReply,
     TrainTask,
+)
+from fedphd.common.parts import PARTS, joined, part_groups
+from fedphd.common.records import (
     check_reply_weights,
     check_variate,
     read_array,
@@ -35,7 +38,6 @@ from fedphd.common.messages import (
     to_records,
     weights_record,
 )
-from fedphd.common.parts import PARTS, joined, part_groups
 from fedphd.common.rng import sample_participants
 from fedphd.common.roster import Peer, Roster
 from fedphd.edge.averaging import PartAverage, ServerVariate
@@ -169,11 +171,12 @@ class EdgeAverage(Strategy):
         for start in range(0, len(sampled), schedule.query_batch):
             batch = [peers[name] for name in sampled[start : start + schedule.query_batch]]
             self._ask(batch, stats, grid)
-        self._weights = read_array(next(iter(arrays.values())))
+        array = next(iter(arrays.values()))
+        self._weights = read_array(array)
         self._group_of = self._assigned(sampled, server_round)
         variate = self._variate.current if self._variate else None
         records = [
-            to_records(self._train_task(server_round, group), self._weights, variate)
+            to_records(self._train_task(server_round, group), array, variate)
             for group in range(len(self.groups))
         ]
         return [Message(records[self._group_of[n]], n, TRAIN) for n in self._training]

@@ -17,7 +17,7 @@ from fedphd.common.errors import FedPhDError, ParticipantsError, exit_code_of
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.extractor import Extractor
 from fedphd.common.grid import StreamingGrid, streaming_grid
-from fedphd.common.messages import FINISH, Finish, to_records, weights_record
+from fedphd.common.messages import FINISH, Finish
 from fedphd.common.model import (
     PrunedUNet,
     build_scheduler,
@@ -26,6 +26,7 @@ from fedphd.common.model import (
     unet_config,
     unet_from_config,
 )
+from fedphd.common.records import to_records, weights_record
 from fedphd.common.roster import Roster
 from fedphd.common.settings import EvaluationConfig
 from fedphd.common.statistics import StatisticsFile

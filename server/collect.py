@@ -13,14 +13,8 @@ from fedphd.common.config import CloudConfig
 from fedphd.common.errors import ParticipantsError, ReplyError
 from fedphd.common.extractor import Extractor
 from fedphd.common.grid import StreamingGrid
-from fedphd.common.messages import (
-    STATISTICS,
-    StatisticsReply,
-    StatisticsTask,
-    Traffic,
-    read_payload,
-    to_records,
-)
+from fedphd.common.messages import STATISTICS, StatisticsReply, StatisticsTask, Traffic
+from fedphd.common.records import read_payload, to_records
 from fedphd.common.roster import Peer, Roster
 from fedphd.common.statistics import FeatureStatistics, read_statistics
 

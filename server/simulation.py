@@ -23,17 +23,8 @@ from flwr.serverapp import Grid
 
 from fedphd.common.events import EventLog
 from fedphd.common.grid import StreamingGrid, over_grpc, streaming_grid
-from fedphd.common.messages import (
-    CHOOSE,
-    EVERY_EDGE,
-    FINISH,
-    HELLO,
-    TRAIN,
-    Choose,
-    EdgeOffer,
-    read_payload,
-    to_records,
-)
+from fedphd.common.messages import CHOOSE, EVERY_EDGE, FINISH, HELLO, TRAIN, Choose, EdgeOffer
+from fedphd.common.records import read_payload, to_records
 from fedphd.common.replies import envelope, with_own_records
 from fedphd.edge.app import EdgeService
 

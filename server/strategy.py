@@ -16,12 +16,10 @@ from fedphd.common.errors import ReplyError
 from fedphd.common.groups import Cut
 from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
 from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import (
-    TRAIN,
-    IntervalReply,
-    IntervalTask,
-    Network,
-    Traffic,
+from fedphd.common.messages import TRAIN, IntervalReply, IntervalTask, Network, Traffic
+from fedphd.common.model import PrunedUNet, unet_config
+from fedphd.common.parts import Part, Selection, joined, part_groups
+from fedphd.common.records import (
     check_reply_weights,
     check_variate,
     read_payload,
@@ -30,8 +28,6 @@ from fedphd.common.messages import (
     to_records,
     weights_record,
 )
-from fedphd.common.model import PrunedUNet, unet_config
-from fedphd.common.parts import Part, Selection, joined, part_groups
 from fedphd.common.roster import Roster
 from fedphd.common.settings import FederationConfig
 from fedphd.server.ema import Ema

@@ -22,8 +22,8 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from fedphd.common.config import CloudConfig, load_config
 from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import read_array, weights_record
 from fedphd.common.model import build_unet
+from fedphd.common.records import read_array, weights_record
 
 NUM_CLIENTS, REPEATS = 8, 3
 

@@ -17,7 +17,8 @@ from fedphd.client.app import ClientRuntime, build_app
 from fedphd.client.resident import OfferBoard
 from fedphd.common.config import ClientConfig, CloudConfig, load_config
 from fedphd.common.events import EventLog
-from fedphd.common.messages import CHOOSE, TRAIN, Choose, TrainTask, read_payload
+from fedphd.common.messages import CHOOSE, TRAIN, Choose, TrainTask
+from fedphd.common.records import read_payload
 from fedphd.common.rng import sample_participants
 from fedphd.common.settings import SelectionPolicy
 from fedphd.server.app import main

@@ -24,16 +24,10 @@ from fedphd.common.config import ClientConfig, CloudConfig, load_config
 from fedphd.common.data import LabelledImages
 from fedphd.common.events import EventLog
 from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import (
-    CHOOSE,
-    TRAIN,
-    Choose,
-    TrainTask,
-    read_payload,
-    read_variate,
-)
+from fedphd.common.messages import CHOOSE, TRAIN, Choose, TrainTask
 from fedphd.common.model import build_unet, unet_config
 from fedphd.common.parts import Selection
+from fedphd.common.records import read_payload, read_variate
 from fedphd.common.rng import sample_participants
 from fedphd.server.app import main
 from fedphd.server.checkpoint import load_checkpoint

@@ -21,12 +21,9 @@ from fedphd.common.messages import (
     Network,
     TrainReply,
     TrainTask,
-    read_payload,
-    read_variate,
-    read_weights,
-    to_records,
 )
 from fedphd.common.parts import Selection
+from fedphd.common.records import read_payload, read_variate, read_weights, to_records
 from fedphd.common.settings import FederationConfig
 
 LAYOUT = TensorLayout(("a", "b"), ((2,), ()))

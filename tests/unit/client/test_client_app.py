@@ -29,13 +29,10 @@ from fedphd.common.messages import (
     Payload,
     TrainReply,
     TrainTask,
-    read_payload,
-    read_variate,
-    read_weights,
-    to_records,
 )
 from fedphd.common.model import build_unet, unet_config
 from fedphd.common.parts import Part, Selection
+from fedphd.common.records import read_payload, read_variate, read_weights, to_records
 from fedphd.common.settings import DiffusionConfig, ModelConfig, ObjectiveConfig, TrainingConfig
 from fedphd.server.pruning import prune_unet
 

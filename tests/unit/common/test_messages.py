@@ -33,6 +33,8 @@ from fedphd.common.messages import (
     Traffic,
     TrainReply,
     TrainTask,
+)
+from fedphd.common.records import (
     check_reply_weights,
     check_variate,
     check_version,

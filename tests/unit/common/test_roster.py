@@ -8,7 +8,8 @@ import pytest
 from flwr.app import Message
 from support.memory import FakeTime, Handler, MemoryGrid, streaming
 
-from fedphd.common.messages import HELLO, Hello, HelloReply, read_payload, to_records
+from fedphd.common.messages import HELLO, Hello, HelloReply
+from fedphd.common.records import read_payload, to_records
 from fedphd.common.roster import GREET_BATCH, Peer, Roster
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import Array
 from support.memory import MemoryGrid, streaming
 from support.peers import FakeClient, interval_task, plan
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.layout import TensorLayout
 from fedphd.common.messages import IntervalReply, Network
+from fedphd.common.records import read_array
 from fedphd.common.rng import sample_participants
 from fedphd.common.roster import Roster
 from fedphd.common.settings import FederationConfig
@@ -41,10 +43,11 @@ def interval(
     roster = Roster(
         grid, asking="edge-0", kind="client", hello_s=1.0, retry_s=60.0, max_samples=1000
     )
-    return run_interval(
-        interval_task(config, **task), weights, variate, edge_id="edge-0", grid=grid,
+    reply, array, change = run_interval(
+        interval_task(config, **task), Array(weights.numpy()), variate, edge_id="edge-0", grid=grid,
         roster=roster, on_round=lambda strategy, stats: None,
     )  # fmt: skip
+    return reply, read_array(array), change
 
 
 def travelling(layout: TensorLayout) -> dict[str, Network]:

@@ -14,15 +14,8 @@ from support.memory import FakeTime, MemoryGrid, streaming
 from support.peers import FakeClient, interval_task, plan
 
 from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import (
-    CHOOSE,
-    TRAIN,
-    Choose,
-    Network,
-    read_array,
-    read_payload,
-    weights_record,
-)
+from fedphd.common.messages import CHOOSE, TRAIN, Choose, Network
+from fedphd.common.records import read_array, read_payload, weights_record
 from fedphd.common.rng import sample_participants
 from fedphd.common.roster import Roster
 from fedphd.common.settings import FederationConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Array, Message
 from support.memory import MemoryGrid, streaming
 from support.peers import NETWORK, FakeClient, interval_task, plan
 
@@ -27,9 +27,13 @@ from fedphd.common.messages import (
     HelloReply,
     IntervalReply,
     Payload,
+)
+from fedphd.common.records import (
+    read_array,
     read_payload,
     read_weights,
     to_records,
+    weights_array,
 )
 from fedphd.common.roster import Roster
 from fedphd.common.settings import FederationConfig
@@ -48,15 +52,15 @@ def interval(
     roster = Roster(
         grid, asking="edge-0", kind="client", hello_s=1.0, retry_s=60.0, max_samples=1000
     )
-    reply, weights, _ = run_interval(
+    reply, array, _ = run_interval(
         interval_task(config),
-        weights,
+        Array(weights.numpy()),
         edge_id="edge-0",
         grid=grid,
         roster=roster,
         on_round=lambda strategy, stats: None,
     )
-    return reply, weights
+    return reply, read_array(array)
 
 
 def test_reply_sums_up_the_rounds() -> None:
@@ -115,8 +119,8 @@ def test_traffic_is_that_of_the_interval_only() -> None:
     before = grid.traffic
     replies = [
         run_interval(
-            interval_task(plan()), START, edge_id="edge-0", grid=grid, roster=roster,
-            on_round=lambda strategy, stats: None,
+            interval_task(plan()), Array(START.numpy()), edge_id="edge-0", grid=grid,
+            roster=roster, on_round=lambda strategy, stats: None,
         )[0]
         for _ in range(2)
     ]  # fmt: skip
@@ -148,7 +152,9 @@ class Service:
         self.events = EventLog(path / "events.jsonl", role="edge", node="edge-0")
         self.service = EdgeService("edge-0", streaming(self.memory), self.events, self.stop)
 
-    def ask(self, kind: str, payload: Payload, weights: torch.Tensor | None = None) -> Message:
+    def ask(
+        self, kind: str, payload: Payload, weights: torch.Tensor | Array | None = None
+    ) -> Message:
         """Hand over a message of the cloud."""
         return self.service.handle(Message(to_records(payload, weights), 9, kind))
 
@@ -189,6 +195,15 @@ def test_service_answers_an_interval_and_logs_its_rounds(service: Make, tmp_path
         (4, 6, ["a"]),
     ]
     assert rounds[0]["label_distribution"] == [0.5, 0.5]
+
+
+def test_service_sends_weights_on_as_they_came(service: Make) -> None:
+    world = service(FakeClient("a"), FakeClient("b"))
+    received = Array(START.numpy())
+    world.ask(TRAIN, interval_task(plan(schedule={"edge_rounds": 1})), received)
+    orders = [m for m in world.memory.pushed if m.metadata.message_type == TRAIN]
+    # One copy in memory, however large the network and however many clients.
+    assert [weights_array(order).data is received.data for order in orders] == [True, True]
 
 
 def test_service_drops_clients_that_the_plan_does_not_allow(service: Make) -> None:

@@ -13,21 +13,16 @@ from flwr.app import ConfigRecord, Message
 from support.memory import FakeTime, MemoryGrid, streaming
 
 from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import (
-    HELLO,
-    HelloReply,
-    IntervalReply,
-    IntervalTask,
-    Network,
-    Traffic,
+from fedphd.common.messages import HELLO, HelloReply, IntervalReply, IntervalTask, Network, Traffic
+from fedphd.common.model import build_unet
+from fedphd.common.parts import PARTS, Part, Selection
+from fedphd.common.records import (
     read_payload,
     read_variate,
     read_weights,
     to_records,
     weights_record,
 )
-from fedphd.common.model import build_unet
-from fedphd.common.parts import PARTS, Part, Selection
 from fedphd.common.roster import Roster
 from fedphd.common.settings import FederationConfig
 from fedphd.server.pruning import PruneReport

@@ -22,10 +22,8 @@ from fedphd.common.messages import (
     Hello,
     HelloReply,
     Payload,
-    read_payload,
-    read_weights,
-    to_records,
 )
+from fedphd.common.records import read_payload, read_weights, to_records
 from fedphd.server.simulation import SharedClients
 
 NODE = 5
