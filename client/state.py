@@ -39,7 +39,11 @@ class TrainerState(Protocol):
         ...
 
     def store(self, trainer: Trainer) -> None:
-        """Keep the trainer's counters and vectors."""
+        """Keep the trainer's counters and vectors.
+
+        Raises:
+            FedPhDError: they cannot be written.
+        """
         ...
 
 
@@ -103,11 +107,17 @@ class FileState:
     def store(self, trainer: Trainer) -> None:
         """See ``TrainerState``."""
         scalars, tensors = _split(trainer)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_suffix(".new")
-        save_file(tensors, beside, metadata={_JSON: json.dumps(scalars)})
-        # A process that is killed here leaves the old state or the new one, whole.
-        os.replace(beside, self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, beside, metadata={_JSON: json.dumps(scalars)})
+            # A process that is killed here leaves the old state or the new one, whole.
+            os.replace(beside, self._path)
+        except (OSError, SafetensorError) as error:
+            raise FedPhDError(
+                f"the training state of client {trainer.client_id} cannot be kept in "
+                f"{self._path}: {error}; make room there, or set FLWR_HOME to a larger disk"
+            ) from error
         self._records[_FILE] = ConfigRecord({_PATH: str(self._path)})
 
 

@@ -184,7 +184,7 @@ def load_config(
         path: TOML file; None means defaults only.
         overrides: dotted keys and values that win over the file, such as
             ``{"schedule.intervals": 12}``; None unsets an optional one.
-        source: what an error names as the place of the settings where there is no file.
+        source: what an error names as the place of ``overrides``, beside the file.
 
     Returns:
         The checked, frozen configuration. A CloudConfig starts from its preset.
@@ -197,7 +197,8 @@ def load_config(
         _put(values, key, value)
     if issubclass(cls, CloudConfig):
         values = _merge(read_preset(values.get("preset", "digits")), values)
-    return validate(cls, values, source=str(path) if path else source)
+    places = [*([str(path)] if path else []), *([source] if overrides or not path else [])]
+    return validate(cls, values, source=" and ".join(places))
 
 
 def with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

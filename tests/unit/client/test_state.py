@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,28 @@ def test_a_file_that_cannot_be_read_is_named(damage: str, tmp_path: Path) -> Non
         path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(FedPhDError, match=rf"client-7 cannot be read from {path}"):
         place("file", records, tmp_path).restore(trained(4))
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    records = RecordDict()
+    with pytest.raises(FedPhDError, match=r"client-7 cannot be kept in .*a/kept: .*FLWR_HOME"):
+        place("file", records, tmp_path).store(trained(4))
+    # The next message starts from what was stored last, not from a file that never came.
+    assert len(records) == 0
+
+
+def test_a_full_disk_leaves_the_state_that_was_stored_last(tmp_path: Path) -> None:
+    records = RecordDict()
+    place("file", records, tmp_path).store(trained(4))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(FedPhDError, match="File too large"):
+            place("file", records, tmp_path).store(trained(9))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    after = Trainer(client_id="client-7", device="cpu")
+    place("file", records, tmp_path).restore(after)
+    assert after.state_dict()["steps"] == 4
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]

@@ -148,6 +148,9 @@ def test_all_wrong_fields_are_named_at_once(tmp_path: Path) -> None:
     assert "device = 'gpu'" in text
     assert "sede: unknown key; did you mean 'seed'?" in text
     assert refusal(EdgeConfig, edge_id="").startswith("command line: 1 setting(s) refused")
+    good = write(tmp_path, "seed = 1\n")
+    beside = refusal(CloudConfig, good, seed=-1)
+    assert beside.startswith(f"{good} and command line: 1 setting(s) refused")
 
 
 def test_names_keep_their_case_in_errors() -> None:
