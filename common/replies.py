@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.proto import appio_pb2, message_pb2
 from flwr.supercore.inflatable.inflatable_object import (
@@ -140,9 +140,8 @@ def with_own_records(records: RecordDict) -> RecordDict:
     for name, record in records.items():
         match record:
             case ArrayRecord():
-                own[name] = ArrayRecord(
-                    {key: Array(a.dtype, a.shape, a.stype, a.data) for key, a in record.items()}
-                )
+                # Flower makes arrays of its own here, around the same bytes.
+                own[name] = ArrayRecord(dict(record))
             case ConfigRecord():
                 own[name] = ConfigRecord(dict(record))
             case MetricRecord():
