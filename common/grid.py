@@ -25,6 +25,10 @@ from fedphd.common.timing import Backoff
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.25
 _PUSH_BATCH: Final = 32
+# In place of Flower's own text, which comes once per edge in one line.
+_REASONS: Final = {
+    ErrorCode.NODE_UNAVAILABLE: "no heartbeat from it: its process or its network is gone"
+}
 
 
 class Replies(Protocol):
@@ -208,7 +212,8 @@ class StreamingGrid(Grid):
         self.traffic += Traffic(received_bytes=message_bytes(reply, {}))
         if reply.has_error():
             # Flower's own error replies name the SuperLink as their source, not the node.
-            return _failure(sent, reply.error.reason or "unknown", reply.error.code)
+            reason = _REASONS.get(reply.error.code, reply.error.reason or "unknown")
+            return _failure(sent, reason, reply.error.code)
         if reply.metadata.src_node_id != sent.metadata.dst_node_id:
             return _failure(
                 sent, f"its reply names node {reply.metadata.src_node_id} as its source"

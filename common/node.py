@@ -88,7 +88,7 @@ class Node:
         config: certificates, key and how long the server may be away.
         handler: answers a message; runs in ``run``'s thread, one message at a time.
         stop: set from outside to end ``run``.
-        on_change: told "connected", "lost: <why>" as the connection comes and goes, and
+        on_change: told "connected", "lost ...: <why>" as the connection comes and goes, and
             "not there yet: <why>", once, when the first takes long.
     """
 
@@ -137,7 +137,8 @@ class Node:
                 reason = self._serve(connection)
                 alive_s = time.monotonic()
                 if not self._stop.is_set():
-                    self._on_change(f"lost: {reason}")
+                    limit = f"{self._config.lost_after_s:g} s (node.lost_after_s)"
+                    self._on_change(f"lost, trying again for {limit}: {reason}")
             away_s = time.monotonic() - alive_s
             if self._connection is None and not waiting and away_s > SAY_WAITING_S:
                 waiting = True

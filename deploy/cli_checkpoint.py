@@ -10,11 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from fedphd.common.config import CloudConfig
+from fedphd.common.errors import ConfigError
 from fedphd.deploy.flags import Set, overrides, say
 from fedphd.deploy.render import render
 
 SAMPLES, STEPS, SEED = 64, 50, 0
-Folder = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="a run's folder checkpoint/")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="a run's folder, or its checkpoint/")
+]
+# What people may take for a format that samples can have.
+_OTHER_IMAGES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class WeightsName(StrEnum):
@@ -74,6 +79,7 @@ def evaluate(
     from fedphd.common.model import resolve_device
     from fedphd.server.measure import Checkpoint, evaluate_checkpoint, reference_changes
 
+    checkpoint = _within(checkpoint)
     loaded = Checkpoint.load(checkpoint, weights.value)
     flags = {
         "evaluation.num_samples": samples,
@@ -125,13 +131,23 @@ def sample(
     from fedphd.common.model import resolve_device
     from fedphd.server.measure import Checkpoint, sample_checkpoint, save_samples
 
-    loaded = Checkpoint.load(checkpoint, weights.value)
+    if out.suffix.lower() in _OTHER_IMAGES and not out.is_dir():
+        raise ConfigError(f"--out {out}: images are PNGs; name a file .png, or a folder")
+    loaded = Checkpoint.load(_within(checkpoint), weights.value)
     images = sample_checkpoint(
         loaded, num=num, steps=steps, seed=seed, device=resolve_device(device.value)
     )
     written = save_samples(images, out)
     single = f" and {len(written) - 1} single images" if len(written) > 1 else ""
     say(f"wrote {written[0]}{single}: {num} images, {steps} DDIM steps, {weights.value} weights")
+
+
+def _within(folder: Path) -> Path:
+    """The checkpoint of a run's folder; any other folder is taken for a checkpoint itself."""
+    from fedphd.server.checkpoint import CHECKPOINT
+
+    inner = folder / CHECKPOINT
+    return inner if inner.is_dir() else folder
 
 
 def register(app: typer.Typer) -> None:

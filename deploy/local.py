@@ -166,6 +166,7 @@ class LocalCluster:
         cloud = self.roles[0]
         while cloud.process.poll() is None:
             if stop.is_set():
+                self._say(f"stopping  {len(self.roles)} processes")
                 return Verdict(Interrupted.exit_code, "interrupted")
             for role in self.roles[1:]:
                 code = role.process.poll()
@@ -186,11 +187,14 @@ class LocalCluster:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """End everything that still runs: clients, then edges, then the cloud."""
-        for kind in ("client", "edge", "cloud"):
+        """End everything that still runs: the cloud, then clients, then edges.
+
+        The cloud first, or it would go on with whoever is left and report on that.
+        """
+        for kind in ("cloud", "client", "edge"):
             roles = [role for role in self.roles if role.name.startswith(kind)]
             _signal(roles, signal.SIGTERM)
-            # Nodes say goodbye before their SuperLink goes, each tier within its share of 10 s.
+            # Clients say goodbye before their SuperLink goes; each tier has its share of 10 s.
             _wait(roles, STOP_S if kind != "client" else KILL_S)
             _signal(roles, signal.SIGKILL)
         for role in self.roles:

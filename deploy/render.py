@@ -58,13 +58,12 @@ def human_seconds(seconds: float) -> str:
 
 def render_summary(summary: dict[str, Any]) -> str:
     """The end of a run, from its ``summary.json``."""
-    sizes, macs, moved = summary["parameters"], summary["macs"], summary["bytes"]
+    sizes, macs = summary["parameters"], summary["macs"]
     rows = [
         *_quality(summary),
         ("parameters", f"{sizes['before'] / 1e6:.2f} M -> {sizes['after'] / 1e6:.2f} M"),
         ("MACs per image", f"{macs['before'] / 1e6:.2f} M -> {macs['after'] / 1e6:.2f} M"),
-        ("bytes client-edge", human_bytes(moved["client_edge"])),
-        ("bytes edge-cloud", _saving(moved)),
+        *_links(summary),
         (
             "time",
             ", ".join(
@@ -73,6 +72,17 @@ def render_summary(summary: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join(f"  {name:<18} {value}" for name, value in rows)
+
+
+def _links(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows on the bytes of each kind of link that there was."""
+    moved = summary["bytes"]
+    if summary["topology"] == "flat":
+        return [("bytes client-cloud", human_bytes(moved["edge_cloud"]))]
+    return [
+        ("bytes client-edge", human_bytes(moved["client_edge"])),
+        ("bytes edge-cloud", _saving(moved)),
+    ]
 
 
 def _quality(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -151,12 +161,16 @@ def _round(event: dict[str, Any]) -> str:
 
 
 def _interval(event: dict[str, Any]) -> str:
+    # Flat: the cloud averages its clients itself, as its own only edge.
+    flat = list(event["edge_weights"]) == ["cloud"]
     shares = " ".join(f"{name} {share:.0%}" for name, share in event["edge_weights"].items())
+    edges = "" if flat else f"edges {shares or 'none'} | "
+    link = "client-cloud" if flat else "edge-cloud"
     failed = f" | without {'; '.join(event['failures'])}" if event["failures"] else ""
     return (
         f"interval {event['interval']:>2} of {event['intervals']}  loss {event['loss']:.4f} | "
-        f"edges {shares or 'none'} | {event['parameters'] / 1e6:.2f} M parameters | "
-        f"{human_bytes(event['edge_cloud_bytes'])} edge-cloud | "
+        f"{edges}{event['parameters'] / 1e6:.2f} M parameters | "
+        f"{human_bytes(event['edge_cloud_bytes'])} {link} | "
         f"about {human_seconds(event['left_s'])} left{failed}"
     )
 

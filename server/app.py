@@ -30,7 +30,7 @@ from fedphd.common.records import to_records, weights_record
 from fedphd.common.roster import Roster
 from fedphd.common.settings import EvaluationConfig
 from fedphd.common.statistics import StatisticsFile
-from fedphd.server.checkpoint import save_checkpoint
+from fedphd.server.checkpoint import CHECKPOINT, save_checkpoint
 from fedphd.server.collect import STATISTICS_FILE, collect_statistics
 from fedphd.server.evaluation import Evaluator
 from fedphd.server.pruning import count_costs
@@ -221,7 +221,7 @@ class Cloud:
 
     def _checkpoint(self, interval: int) -> None:
         save_checkpoint(
-            self.run_dir / "checkpoint",
+            self.run_dir / CHECKPOINT,
             unet=self.strategy.unet,
             ema_state=self.strategy.ema.state,
             scheduler=self.scheduler,

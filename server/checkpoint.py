@@ -31,6 +31,8 @@ from torch import Tensor
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.model import PrunedUNet, unet_config, unet_from_config
 
+# In a run's folder.
+CHECKPOINT = "checkpoint"
 _UNET = "unet"
 _UNET_EMA = "unet_ema"
 _SCHEDULER = "scheduler"
@@ -112,6 +114,8 @@ def load_checkpoint(
         ConfigError: there is no checkpoint, or a part is missing or damaged; names it.
     """
     whole = _whole(folder)
+    if not (whole / _STATE).exists() and not (whole / _UNET).exists():
+        raise ConfigError(f"checkpoint {folder}: there is none in that folder; name a run's folder")
     unet, averaged = _load_unet(whole / _UNET), _load_unet(whole / _UNET_EMA)
     config = _read_json(whole / _SCHEDULER / "scheduler_config.json")
     scheduler: DDPMScheduler = DDPMScheduler.from_config(config)

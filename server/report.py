@@ -167,6 +167,7 @@ class Report:
         flat_bytes = 2 * self._client_rounds * int(self._dense["parameters"]) * FLOAT_BYTES
         summary = {
             "fedphd_version": PACKAGE_VERSION,
+            "topology": self._config.topology,
             "frechet_distance": last.get("frechet_distance"),
             "evaluation": last,
             "evaluations": self._evaluations,

@@ -33,6 +33,7 @@ from fedphd.deploy.launch import stop_on_signal
 from fedphd.deploy.local import part_of_data
 from fedphd.deploy.runs import check_data, open_client_data
 from fedphd.deploy.simulate import SimulatedClients
+from fedphd.deploy.superlink import make_folder
 
 
 class BudgetName(StrEnum):
@@ -160,6 +161,7 @@ def compare(
         for line in describe(comparison, split):
             say(line)
         return
+    make_folder(out, "--out")
     end(_run(comparison, jobs))
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from support.memory import RUN_ID, FakeTime, MemoryGrid, streaming
 
 from fedphd.common.grid import PlainReplies, StreamingGrid, streaming_grid
@@ -117,6 +118,15 @@ def test_error_of_a_node_keeps_code_and_reason() -> None:
     [reply] = streaming(MemoryGrid({7: refuses})).send_and_receive(to(7), timeout=1.0)
     assert (reply.error.code, reply.error.reason) == (203, "out of memory")
     assert reply.metadata.src_node_id == 7
+
+
+def test_node_that_is_gone_is_said_shortly() -> None:
+    def gone(message: Message) -> Message:
+        return Message(Error(ErrorCode.NODE_UNAVAILABLE, "Error: a long text"), reply_to=message)
+
+    [reply] = streaming(MemoryGrid({7: gone})).send_and_receive(to(7), timeout=1.0)
+    reason = "no heartbeat from it: its process or its network is gone"
+    assert (reply.error.code, reply.error.reason) == (ErrorCode.NODE_UNAVAILABLE, reason)
 
 
 def test_exception_of_a_node_is_its_reason() -> None:

@@ -155,11 +155,19 @@ def test_sample_writes_a_grid_or_single_images(fedphd: Any, shared: Path) -> Non
         assert not np.array_equal(np.asarray(image), ema)
 
 
+def test_a_run_is_known_by_its_folder(fedphd: Any, shared: Path) -> None:
+    text = fedphd("sample", str(shared), "--num", "1", "--steps", "1", "--out", "run.png").stdout
+    assert text.startswith("wrote run.png: 1 images")
+
+
 def test_wrong_paths_and_values_are_refused(fedphd: Any, shared: Path) -> None:
     for command in ("evaluate", "sample"):
         assert "checkpoint nowhere: there is no such folder" in refusal(fedphd(command, "nowhere"))
     (shared / "hollow").mkdir(exist_ok=True)
+    assert "there is none in that folder" in refusal(fedphd("sample", "hollow"))
+    (shared / "hollow" / "unet").mkdir(exist_ok=True)
     assert "is missing or damaged" in refusal(fedphd("sample", "hollow"))
+    assert "images are PNGs" in refusal(fedphd("sample", "checkpoint", "--out", "x.JPG"))
     (shared / "file").touch()
     assert "--out = file/x.png: cannot be written" in refusal(
         fedphd("sample", "checkpoint", "--num", "1", "--steps", "1", "--out", "file/x.png")

@@ -273,6 +273,21 @@ def test_interruption_is_a_verdict(shell: Cluster) -> None:
     assert waited(shell, "exec sleep 60", stop) == Verdict(130, "interrupted")
 
 
+def test_the_cloud_is_stopped_first(shell: Cluster) -> None:
+    shell.set_script(
+        'trap "sleep 0.1; echo $3; exit 0" TERM; echo up; while :; do sleep 0.05; done'
+    )
+    cluster = shell.make()
+    cluster.start()
+    deadline_s = time.monotonic() + 10
+    while shell.lines.count("up") < 6:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    cluster.stop()
+    ended = [line for line in shell.lines if line != "up"]
+    assert ended == ["cloud", *["client"] * 3, *["edge"] * 2]
+
+
 def test_stop_ends_what_ignores_signals_and_its_children(shell: Cluster) -> None:
     shell.set_script('trap "" TERM; sleep 60 & echo "child $!"; while :; do sleep 0.1; done')
     cluster = shell.make()

@@ -66,9 +66,17 @@ def test_interval_is_one_line() -> None:
     assert line.endswith("about 30 s left | without edge-1: late")
 
 
+def test_a_flat_federation_has_no_edges() -> None:
+    assert render({**INTERVAL, "edge_weights": {"cloud": 1.0}}) == (
+        "cloud     interval  2 of 8  loss 0.5000 | 0.70 M parameters | 12.3 MB client-cloud | "
+        "about 30 s left"
+    )
+
+
 def test_summary_is_a_table() -> None:
     evaluation = {"features": "digits", "num_samples": 512, "sampling_steps": 50}
     summary: dict[str, Any] = {
+        "topology": "hierarchical",
         "parameters": {"before": 701_234, "after": 395_000},
         "macs": {"before": 12e6, "after": 6.7e6},
         "bytes": {
@@ -95,6 +103,9 @@ def test_summary_is_a_table() -> None:
     lines = render_summary(summary).split("\n")
     assert "none: the configuration names no reference data" in lines[0]
     assert lines[4] == "  bytes edge-cloud   12.0 MB"
+    summary["topology"] = "flat"
+    lines = render_summary(summary).split("\n")
+    assert lines[3:] == ["  bytes client-cloud 12.0 MB", lines[-1]]
 
 
 def test_pruning_and_evaluation() -> None:
@@ -134,7 +145,11 @@ def test_an_evaluation_says_all_its_numbers_in_one_line() -> None:
         "kernel distance 0.0123 | precision 0.61 | recall 0.40 | class 8 at 12% of its share | "
         "raw weights 61.3 (512 samples, 50 DDIM steps, 10.0 s)"
     )
-    summary_rows = {"parameters": {"before": 1, "after": 1}, "macs": {"before": 1, "after": 1}}
+    summary_rows = {
+        "topology": "hierarchical",
+        "parameters": {"before": 1, "after": 1},
+        "macs": {"before": 1, "after": 1},
+    }
     moved = {"client_edge": 0, "edge_cloud": 0, "flat_fedavg_client_cloud": 0}
     table = render_summary(
         {**summary_rows, "bytes": moved, "seconds": {}, "evaluations": [FULL]}

@@ -66,6 +66,13 @@ def test_wrong_words_exit_2_before_anything_starts(
     assert not list(tmp_path.iterdir())
 
 
+def test_folder_that_cannot_be_made_is_a_start_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = compare("--methods", "fedavg", "--out", "file/x", cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.startswith("fedphd: --out = file/x: cannot be made: Not a directory; choose")
+
+
 def test_help_explains_every_flag(tmp_path: Path) -> None:
     text = " ".join(compare("--help", cwd=tmp_path).stdout.split())
     for flag in ("--out", "--methods", "--seeds", "--budget", "--cloud-bytes", "--jobs", "--list",
