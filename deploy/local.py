@@ -187,14 +187,14 @@ class LocalCluster:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """End everything that still runs: the cloud, then clients, then edges.
+        """End everything that still runs: the cloud, then edges, then clients.
 
-        The cloud first, or it would go on with whoever is left and report on that.
+        From the top, or servers would go on with whoever is left, and report on that.
         """
-        for kind in ("cloud", "client", "edge"):
+        for kind in ("cloud", "edge", "client"):
             roles = [role for role in self.roles if role.name.startswith(kind)]
             _signal(roles, signal.SIGTERM)
-            # Clients say goodbye before their SuperLink goes; each tier has its share of 10 s.
+            # Each tier has its share of 10 s.
             _wait(roles, STOP_S if kind != "client" else KILL_S)
             _signal(roles, signal.SIGKILL)
         for role in self.roles:

@@ -273,7 +273,7 @@ def test_interruption_is_a_verdict(shell: Cluster) -> None:
     assert waited(shell, "exec sleep 60", stop) == Verdict(130, "interrupted")
 
 
-def test_the_cloud_is_stopped_first(shell: Cluster) -> None:
+def test_servers_are_stopped_before_their_nodes(shell: Cluster) -> None:
     shell.set_script(
         'trap "sleep 0.1; echo $3; exit 0" TERM; echo up; while :; do sleep 0.05; done'
     )
@@ -285,7 +285,7 @@ def test_the_cloud_is_stopped_first(shell: Cluster) -> None:
         time.sleep(0.02)
     cluster.stop()
     ended = [line for line in shell.lines if line != "up"]
-    assert ended == ["cloud", *["client"] * 3, *["edge"] * 2]
+    assert ended == ["cloud", *["edge"] * 2, *["client"] * 3]
 
 
 def test_stop_ends_what_ignores_signals_and_its_children(shell: Cluster) -> None:
