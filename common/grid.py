@@ -25,7 +25,7 @@ from fedphd.common.timing import Backoff
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.25
 _PUSH_BATCH: Final = 32
-# In place of Flower's own text, which comes once per edge in one line.
+# In place of Flower's own text, which is long, and stands in an interval's line once per edge.
 _REASONS: Final = {
     ErrorCode.NODE_UNAVAILABLE: "no heartbeat from it: its process or its network is gone"
 }

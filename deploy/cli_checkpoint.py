@@ -77,9 +77,10 @@ def evaluate(
     It measures as the run did, unless flags or --set evaluation.KEY=VALUE say otherwise.
     """
     from fedphd.common.model import resolve_device
+    from fedphd.server.checkpoint import checkpoint_of
     from fedphd.server.measure import Checkpoint, evaluate_checkpoint, reference_changes
 
-    checkpoint = _within(checkpoint)
+    checkpoint = checkpoint_of(checkpoint)
     loaded = Checkpoint.load(checkpoint, weights.value)
     flags = {
         "evaluation.num_samples": samples,
@@ -129,25 +130,18 @@ def sample(
 ) -> None:
     """Generate images by a checkpoint's network."""
     from fedphd.common.model import resolve_device
+    from fedphd.server.checkpoint import checkpoint_of
     from fedphd.server.measure import Checkpoint, sample_checkpoint, save_samples
 
     if out.suffix.lower() in _OTHER_IMAGES and not out.is_dir():
         raise ConfigError(f"--out {out}: images are PNGs; name a file .png, or a folder")
-    loaded = Checkpoint.load(_within(checkpoint), weights.value)
+    loaded = Checkpoint.load(checkpoint_of(checkpoint), weights.value)
     images = sample_checkpoint(
         loaded, num=num, steps=steps, seed=seed, device=resolve_device(device.value)
     )
     written = save_samples(images, out)
     single = f" and {len(written) - 1} single images" if len(written) > 1 else ""
     say(f"wrote {written[0]}{single}: {num} images, {steps} DDIM steps, {weights.value} weights")
-
-
-def _within(folder: Path) -> Path:
-    """The checkpoint of a run's folder; any other folder is taken for a checkpoint itself."""
-    from fedphd.server.checkpoint import CHECKPOINT
-
-    inner = folder / CHECKPOINT
-    return inner if inner.is_dir() else folder
 
 
 def register(app: typer.Typer) -> None:

@@ -122,6 +122,13 @@ def load_checkpoint(
     return unet, averaged, scheduler, _read_json(whole / _STATE)
 
 
+def checkpoint_of(folder: Path) -> Path:
+    """The checkpoint of a run's folder; any other folder is taken for a checkpoint itself."""
+    inner = folder / CHECKPOINT
+    # The old one lies alone where a process was killed between two renames.
+    return inner if inner.is_dir() or _beside(inner)[1].is_dir() else folder
+
+
 def _beside(folder: Path) -> tuple[Path, Path]:
     """Where the next checkpoint is written, and where the last one waits to be removed."""
     return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")

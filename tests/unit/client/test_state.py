@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import pytest
 import torch
 from flwr.app import RecordDict
+from support.disk import files_limited_to
 
 from fedphd.client.kept import OWN_WEIGHTS
 from fedphd.client.state import ContextState, FileState, TrainerState
@@ -84,13 +84,8 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_state_that_was_stored_last(tmp_path: Path) -> None:
     records = RecordDict()
     place("file", records, tmp_path).store(trained(4))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
-    try:
-        with pytest.raises(FedPhDError, match="File too large"):
-            place("file", records, tmp_path).store(trained(9))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_limited_to(64), pytest.raises(FedPhDError, match="File too large"):
+        place("file", records, tmp_path).store(trained(9))
     after = Trainer(client_id="client-7", device="cpu")
     place("file", records, tmp_path).restore(after)
     assert after.state_dict()["steps"] == 4

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMPipeline
+from support.disk import files_limited_to
 
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.model import (
@@ -23,7 +21,7 @@ from fedphd.common.model import (
     unet_from_config,
 )
 from fedphd.common.settings import DiffusionConfig, ModelConfig
-from fedphd.server.checkpoint import load_checkpoint, save_checkpoint
+from fedphd.server.checkpoint import checkpoint_of, load_checkpoint, save_checkpoint
 from fedphd.server.pruning import prune_unet
 
 SMALL = ModelConfig(block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=4)
@@ -50,17 +48,6 @@ def save(folder: Path, unet: PrunedUNet, **state: Any) -> None:
 
 def interval_in(folder: Path) -> int:
     return int(load_checkpoint(folder)[3]["interval"])
-
-
-@contextmanager
-def files_limited_to(size: int) -> Iterator[None]:
-    """What a full disk does to a writer: it gets no further than ``size`` bytes in a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_pruned_network_its_average_and_the_state_come_back_to_the_bit(
@@ -167,6 +154,15 @@ def test_a_crash_before_the_old_one_was_removed_has_the_new_one(
     save(tmp_path / "checkpoint", unet, interval=3)
     assert interval_in(tmp_path / "checkpoint") == 3
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint", ".checkpoint.old"])
+def test_a_run_is_known_by_its_folder(name: str, tmp_path: Path, unet: PrunedUNet) -> None:
+    save(tmp_path / "checkpoint", unet, interval=2)
+    # As a process leaves it that was killed between two renames.
+    (tmp_path / "checkpoint").rename(tmp_path / name)
+    for given in (tmp_path, tmp_path / "checkpoint"):
+        assert interval_in(checkpoint_of(given)) == 2
 
 
 def test_no_checkpoint_is_named(tmp_path: Path) -> None:
