@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -184,16 +184,32 @@ def test_flat_topology_counts_the_clients_on_the_clouds_links(tmp_path: Path) ->
     assert 1.0 < moved["edge_cloud"] / moved["flat_fedavg_client_cloud"] < 1.3
 
 
-def late(handler: Handler) -> Handler:
-    """A client whose trained weights come after the others'."""
+class HoldingBack(MemoryGrid):
+    """Hands out one client's trained weights only after a look that could find all the others'."""
 
-    def answer(message: Message) -> Message | None:
-        reply = handler(message)
-        if message.metadata.message_type == TRAIN:
-            time.sleep(0.5)
-        return reply
+    def __init__(self, nodes: dict[int, Handler], held_back: int) -> None:
+        super().__init__(nodes, threaded=True)
+        self._held_back = held_back
+        self._held: list[tuple[Message, Message]] = []
+        self._num_others = 0
 
-    return answer
+    def deliver(self, message: Message, reply: Message) -> None:
+        """Keep the held back client's, count the others'."""
+        if message.metadata.message_type != TRAIN:
+            super().deliver(message, reply)
+        elif message.metadata.dst_node_id == self._held_back:
+            self._held.append((message, reply))
+        else:
+            super().deliver(message, reply)
+            self._num_others += 1
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Look, then let go of what is held if this look could find all the others'."""
+        others_there = self._num_others == len(self.nodes) - 1
+        found = super().pull_messages(message_ids)
+        while others_there and self._held:
+            super().deliver(*self._held.pop())
+        return found
 
 
 def test_replies_in_another_order_change_only_the_rounding(tmp_path: Path) -> None:
@@ -204,9 +220,8 @@ def test_replies_in_another_order_change_only_the_rounding(tmp_path: Path) -> No
     )[0]  # fmt: skip
     found = {}
     for reproducible in (True, False):
-        grid = clients()
         held_back = FIRST_CLIENT + int(first.removeprefix("client-"))
-        grid.nodes[held_back] = late(grid.nodes[held_back])
+        grid = HoldingBack(clients().nodes, held_back)
         folder = tmp_path / str(reproducible)
         run(grid, folder, {**overrides, "reproducible": reproducible})
         found[reproducible] = final_weights(folder)
