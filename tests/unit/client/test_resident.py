@@ -72,7 +72,7 @@ def test_first_question_of_a_round_waits_for_the_other_edge(
         assert waits(first)
         both = {"edge-0": 3 * number, "edge-1": 5 * number}
         assert figures(made.merge(question("edge-1", 5 * number, **asked))) == both
-        assert figures(first.result(2.0)) == both
+        assert figures(first.result(20.0)) == both
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_edge_that_is_behind_counts_as_it_last_was(
     made = board()
     first = pool.submit(made.merge, question("edge-0", 3, synchronised=synchronised))
     made.merge(question("edge-1", 5, synchronised=synchronised))
-    first.result(2.0)
+    first.result(20.0)
     asked = {"edge_round": 2, "synchronised": synchronised, "offer_wait_s": 0.0}
     assert figures(made.merge(question("edge-0", 40, **asked))) == expected
 
@@ -94,24 +94,24 @@ def test_offers_of_an_earlier_interval_do_not_count(pool: ThreadPoolExecutor) ->
     made = board()
     first = pool.submit(made.merge, question("edge-0", 3))
     made.merge(question("edge-1", 5))
-    first.result(2.0)
+    first.result(20.0)
     second = pool.submit(made.merge, question("edge-0", 0, interval=2))
     assert waits(second)
     made.merge(question("edge-1", 1, interval=2))
-    assert figures(second.result(2.0)) == {"edge-0": 0, "edge-1": 1}
+    assert figures(second.result(20.0)) == {"edge-0": 0, "edge-1": 1}
 
 
 def test_wait_is_bounded() -> None:
     started_s = time.monotonic()
     merged = board().merge(question("edge-0", 3, offer_wait_s=0.2))
-    assert 0.2 <= time.monotonic() - started_s < 1.0
+    assert 0.2 <= time.monotonic() - started_s < 15.0
     assert figures(merged) == {"edge-0": 3}
 
 
 def test_edge_that_is_not_connected_is_not_waited_for() -> None:
     started_s = time.monotonic()
     assert figures(board(connected=1).merge(question("edge-0", 3))) == {"edge-0": 3}
-    assert time.monotonic() - started_s < 1.0
+    assert time.monotonic() - started_s < 15.0
 
 
 def test_edge_that_is_lost_meanwhile_ends_the_wait(pool: ThreadPoolExecutor) -> None:
@@ -119,7 +119,7 @@ def test_edge_that_is_lost_meanwhile_ends_the_wait(pool: ThreadPoolExecutor) -> 
     first = pool.submit(made.merge, question("edge-0", 3))
     assert waits(first)
     made.set_connected("127.0.0.1:2", False)
-    assert figures(first.result(2.0)) == {"edge-0": 3}
+    assert figures(first.result(20.0)) == {"edge-0": 3}
 
 
 def test_rest_of_the_question_stays() -> None:
