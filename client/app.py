@@ -134,7 +134,8 @@ class ClientRuntime:
         variate = check_variate(read_variate(message), layout) if corrects else None
         cut = Cut.from_json(task.cut) if task.cut else None
         unet = task.network.unet
-        images, _ = self._data.split(image_size=unet["image_size"], channels=unet["channels"])
+        size, channels = unet["image_size"], unet["channels"]
+        images, held_out = self._data.split(image_size=size, channels=channels)
         # Several edges may hand out work at once; the data and the optimiser exist once.
         with self._training:
             if state is not None:
@@ -155,6 +156,7 @@ class ClientRuntime:
                 variate=variate,
                 parts=task.parts,
                 initial=lambda: initial_weights(task, cut),
+                held_out=held_out.images if held_out else None,
             )
             if state is not None:
                 state.store(self._trainer)
@@ -172,6 +174,7 @@ class ClientRuntime:
             objective_term=result.term,
             steps=result.steps,
             seconds=result.seconds,
+            validation_loss=result.validation_loss,
         )
         records = to_records(reply, sent.take(result.weights), result.variate_change)
         return Message(records, reply_to=message)

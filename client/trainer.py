@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from fedphd.client.kept import MOMENTS, OWN_WEIGHTS, Kept
 from fedphd.client.network import Network, Networks
-from fedphd.client.objectives import (
-    Batch,
-    EpsilonObjective,
-    LocalMethod,
-    Objective,
-    local_method,
-)
-from fedphd.common.data import to_model_range
+from fedphd.client.objectives import EpsilonObjective, Objective, local_method
+from fedphd.client.steps import LocalRound, Step, batches, validation_loss
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
-from fedphd.common.groups import Cut, GroupPenalty
+from fedphd.common.groups import Cut
 from fedphd.common.layout import TensorLayout
 from fedphd.common.model import build_scheduler, resolve_device
 from fedphd.common.parts import PARTS, Part, Selection
@@ -49,6 +42,8 @@ class TrainResult:
         steps: optimiser steps taken.
         num_examples: images of the client.
         seconds: wall time.
+        validation_loss: mean of the received weights' epsilon loss over the held out images;
+            None without such images.
     """
 
     weights: torch.Tensor
@@ -60,14 +55,7 @@ class TrainResult:
     num_examples: int
     seconds: float
     variate_change: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Mean epsilon loss over ``num_examples`` images."""
-
-    loss: float
-    num_examples: int
+    validation_loss: float | None
 
 
 class Trainer:
@@ -110,6 +98,7 @@ class Trainer:
         variate: torch.Tensor | None = None,
         parts: tuple[Part, ...] = PARTS,
         initial: Callable[[], torch.Tensor] | None = None,
+        held_out: torch.Tensor | None = None,
     ) -> TrainResult:
         """Train ``weights`` on ``images`` for one edge round.
 
@@ -135,6 +124,7 @@ class Trainer:
             variate: SCAFFOLD's server variate c, (numel,), float32.
             parts: of the U-Net that were received; the rest are this client's own.
             initial: gives the whole U-Net's weights, (numel,), that own parts start from.
+            held_out: (M, C, H, W), uint8, M >= 1, that the weights are validated on before.
 
         Raises:
             ConfigError: the images do not fit the U-Net.
@@ -147,6 +137,8 @@ class Trainer:
         check_images(images, network)
         self._kept.fit(network.layout, cut, prune_moments=prune_moments)
         network.load(self._completed(network, weights, parts, initial))
+        scheduler = build_scheduler(diffusion)
+        validated = self._validated(network, held_out, scheduler, run_seed)
         local = local_method(
             method or ObjectiveConfig(),
             training,
@@ -155,9 +147,9 @@ class Trainer:
             variate=variate,
             client_id=self.client_id,
         )
-        round_ = _Round(
+        round_ = LocalRound(
             network=network,
-            scheduler=build_scheduler(diffusion),
+            scheduler=scheduler,
             optimizer=self._optimizer(network, training),
             objective=objective or EpsilonObjective(),
             method=local,
@@ -172,10 +164,7 @@ class Trainer:
         with seeded(self.device, dropout_seed):
             steps = self._run(round_, images)
         change = local.finish(self._kept)
-        if parts != PARTS:
-            self._kept.vectors[OWN_WEIGHTS] = network.flat.detach().clone()
-        if training.optimizer_state == "fresh":
-            self._kept.drop(*MOMENTS)
+        self._keep(network, parts, training)
         return TrainResult(
             weights=network.flat.detach().to("cpu", copy=True),
             layout=network.layout,
@@ -186,48 +175,38 @@ class Trainer:
             num_examples=len(images),
             seconds=time.perf_counter() - start_s,
             variate_change=change,
+            validation_loss=validated,
         )
 
-    def _run(self, round_: _Round, images: torch.Tensor) -> list[_Step]:
+    def _validated(
+        self,
+        network: Network,
+        held_out: torch.Tensor | None,
+        scheduler: DDPMScheduler,
+        run_seed: int,
+    ) -> float | None:
+        """The loaded weights' loss on ``held_out``; with the same draws in every round."""
+        if held_out is None:
+            return None
+        check_images(held_out, network)
+        rng = generator("validate", run_seed, self.client_id)
+        return validation_loss(network, held_out, scheduler, rng)
+
+    def _keep(self, network: Network, parts: tuple[Part, ...], training: TrainingConfig) -> None:
+        """Remember what the next round starts from, and forget what it starts afresh."""
+        if parts != PARTS:
+            self._kept.vectors[OWN_WEIGHTS] = network.flat.detach().clone()
+        if training.optimizer_state == "fresh":
+            self._kept.drop(*MOMENTS)
+
+    def _run(self, round_: LocalRound, images: torch.Tensor) -> list[Step]:
         """All steps of a round."""
-        steps: list[_Step] = []
+        steps: list[Step] = []
         round_.network.unet.train()
         for indices in batches(len(images), round_.training, round_.rng):
             steps.append(round_.step(images[indices], len(steps) + 1, self._steps))
             self._steps += 1
         return steps
-
-    @torch.no_grad()
-    def evaluate(
-        self,
-        *,
-        images: torch.Tensor,
-        weights: torch.Tensor,
-        unet_config: Mapping[str, Any],
-        diffusion: DiffusionConfig,
-        run_seed: int,
-        batch_size: int = 256,
-    ) -> EvaluationResult:
-        """Mean epsilon loss of ``weights`` on ``images``, (N, C, H, W), uint8.
-
-        Noise and timesteps are the same in every round, so losses of rounds compare. The
-        optimiser's moments and step counter stay as they are.
-
-        Raises:
-            ConfigError, ReplyError: as ``train``.
-        """
-        network = self._networks.get(unet_config, self.device)
-        network.load(weights)
-        check_images(images, network)
-        scheduler, objective = build_scheduler(diffusion), EpsilonObjective()
-        rng = generator("evaluate", run_seed, self.client_id)
-        network.unet.eval()
-        total = 0.0
-        for part in torch.split(images, batch_size):
-            batch = noised(to_model_range(part), scheduler, rng, self.device)
-            with autocast(self.device):
-                total += float(objective.loss(network.unet, batch)) * len(part)
-        return EvaluationResult(loss=total / len(images), num_examples=len(images))
 
     def state_dict(self) -> dict[str, torch.Tensor | int | str]:
         """What lasts between rounds, for a process that ends after each.
@@ -281,127 +260,6 @@ class Trainer:
         moments = {name: self._kept.vector(name, network.flat.detach()) for name in MOMENTS}
         optimizer.state[network.flat] = {"step": self._kept.moment_steps, **moments}
         return optimizer
-
-
-class _Step(NamedTuple):
-    """What an optimiser step came to; the penalty is before lambda."""
-
-    loss: float
-    term: float
-    penalty: float
-
-
-@dataclass(frozen=True)
-class _Round:
-    """What stays the same over the steps of an edge round."""
-
-    network: Network
-    scheduler: DDPMScheduler
-    optimizer: torch.optim.Optimizer
-    objective: Objective
-    method: LocalMethod
-    training: TrainingConfig
-    penalty: GroupPenalty | None
-    sparsity_lambda: float
-    rng: torch.Generator
-    name: str
-
-    def step(self, images: torch.Tensor, number: int, steps_before: int) -> _Step:
-        """One optimiser step on uint8 images.
-
-        Args:
-            images: (B, C, H, W), uint8, on the CPU.
-            number: of this step in its round, from 1.
-            steps_before: steps that this client has taken in all its rounds.
-        """
-        batch = self._draw(images)
-        self.network.gradient.zero_()
-        with autocast(batch.noisy.device):
-            loss, term = self.method.losses(self.objective, self.network.unet, batch)
-        total, penalty = loss if term is None else loss + term, 0.0
-        if self.penalty is not None:
-            group_norms = self.penalty()
-            total, penalty = total + self.sparsity_lambda * group_norms, group_norms.item()
-        # torch leaves backward() untyped.
-        total.backward()  # type: ignore[no-untyped-call]
-        added = self.method.correct(self.network.gradient)
-        if term is not None:
-            added += term.item()
-        norm = torch.nn.utils.clip_grad_norm_([self.network.flat], self.training.max_grad_norm)
-        self._check_finite(number, loss=loss.item(), gradient=norm.item())
-        self.method.given(self.network.gradient)
-        self.optimizer.param_groups[0]["lr"] = warmed_up(self.training, steps_before)
-        self.optimizer.step()
-        return _Step(loss.item(), added, penalty)
-
-    def _draw(self, images: torch.Tensor) -> Batch:
-        clean = to_model_range(images)
-        if self.training.horizontal_flip:
-            clean = flipped(clean, self.rng)
-        return noised(clean, self.scheduler, self.rng, self.network.flat.device)
-
-    def _check_finite(self, number: int, *, loss: float, gradient: float) -> None:
-        if math.isfinite(loss) and math.isfinite(gradient):
-            return
-        raise FedPhDError(
-            f"{self.name}, step {number}: the loss is {loss:g}, its gradient's norm {gradient:g}; "
-            f"lower training.learning_rate (now {self.training.learning_rate:g}) or raise "
-            f"training.warmup_steps (now {self.training.warmup_steps})"
-        )
-
-
-def warmed_up(training: TrainingConfig, steps_before: int) -> float:
-    """Learning rate after ``steps_before`` steps: linear up to step ``warmup_steps``."""
-    if steps_before + 1 >= training.warmup_steps:
-        return training.learning_rate
-    return training.learning_rate * (steps_before + 1) / training.warmup_steps
-
-
-def batches(
-    num_images: int, training: TrainingConfig, rng: torch.Generator
-) -> Iterator[torch.Tensor]:
-    """Indices of each step's images, (B,), int64: a new permutation per pass over the data.
-
-    The last batch of a pass may be smaller. With ``local_unit = "steps"`` passes go on until
-    ``local_amount`` batches are drawn.
-    """
-
-    def endless() -> Iterator[torch.Tensor]:
-        while True:
-            yield from torch.split(torch.randperm(num_images, generator=rng), training.batch_size)
-
-    per_pass = 1 if training.local_unit == "steps" else -(-num_images // training.batch_size)
-    return itertools.islice(endless(), training.local_amount * per_pass)
-
-
-def flipped(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Mirror each of ``images``, (B, C, H, W), left to right with probability 1/2."""
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=rng) < 0.5
-    return torch.where(mirrored, images.flip(-1), images)
-
-
-def noised(
-    clean: torch.Tensor, scheduler: DDPMScheduler, rng: torch.Generator, device: torch.device
-) -> Batch:
-    """Draw noise and timesteps and apply the forward process.
-
-    Args:
-        clean: (B, C, H, W), float32, in [-1, 1], on the CPU.
-        scheduler: the forward process.
-        rng: a generator on the CPU, so that the draws are the same for every device.
-        device: where the batch goes.
-    """
-    noise = torch.randn(clean.shape, generator=rng).to(device)
-    num_timesteps: int = scheduler.config["num_train_timesteps"]
-    timesteps = torch.randint(num_timesteps, (len(clean),), generator=rng).to(device)
-    # diffusers asks for int32 and means any whole numbers.
-    noisy = scheduler.add_noise(clean.to(device), noise, timesteps)  # type: ignore[arg-type]
-    return Batch(noisy=noisy, timesteps=timesteps, noise=noise)
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on CUDA; on CPUs small U-Nets lose by it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 @contextlib.contextmanager

@@ -69,7 +69,11 @@ class DataConfig(Section):
         None, description="the part of it that is used; absent: all of it"
     )
     validation_fraction: float = Field(
-        0.0, ge=0, lt=1, description="share of the images held out for validation"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of a client's images that it does not train on, and on which it "
+        "measures the loss of the weights that it receives",
     )
 
     @model_validator(mode="after")

@@ -136,7 +136,11 @@ class TrainTask(Payload):
 
 
 class TrainReply(Payload):
-    """Client to edge, with its weights: how the round went."""
+    """Client to edge, with its weights: how the round went.
+
+    ``validation_loss`` is that of the received weights, over the images that the client holds
+    out; None if it holds out none.
+    """
 
     client_id: str
     interval: int = Field(ge=1)
@@ -148,6 +152,7 @@ class TrainReply(Payload):
     objective_term: float = Field(0.0, ge=0, le=MOST_OF_CLIENT)
     steps: int = Field(ge=0, le=MOST_OF_CLIENT)
     seconds: float = Field(ge=0)
+    validation_loss: float | None = Field(None, ge=0, le=MOST_OF_CLIENT)
 
 
 class IntervalTask(Payload):
@@ -193,6 +198,8 @@ class IntervalReply(Payload):
     """Edge to cloud, with its weights: how the interval went.
 
     ``parts`` are those that it sends; ``images`` those of all clients' optimiser steps together.
+    ``validation_loss`` is that of the cloud's weights, as the clients of the first edge round
+    received them, which hold ``validation_samples`` training images; None if none validated.
     """
 
     edge_id: str
@@ -205,6 +212,8 @@ class IntervalReply(Payload):
     loss: float = Field(ge=-MOST, le=MOST)
     mean_steps: float = Field(ge=0, le=MOST)
     images: int = Field(0, ge=0, le=MOST)
+    validation_loss: float | None = Field(None, ge=0, le=MOST)
+    validation_samples: int = Field(0, ge=0, le=MOST)
     traffic: Traffic
     seconds: float = Field(ge=0)
     clients: tuple[str, ...] = ()

@@ -280,6 +280,16 @@ class EvaluationConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _all_of_the_reference(self) -> EvaluationConfig:
+        if self.reference is not None and self.reference.validation_fraction:
+            raise ValueError(
+                "evaluation.reference.validation_fraction = "
+                f"{self.reference.validation_fraction}: only clients hold out images "
+                "(data.validation_fraction); leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _inception_is_meant(self) -> EvaluationConfig:
         if self.inception_sha256 is not None and self.inception_weights is None:
             raise ValueError("evaluation.inception_sha256 needs evaluation.inception_weights")

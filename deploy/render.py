@@ -149,7 +149,7 @@ def _link(event: dict[str, Any]) -> str:
 
 def _round(event: dict[str, Any]) -> str:
     clients = ",".join(name.removeprefix("client-") for name in event["clients"])
-    work = f"loss {event['loss']:.4f} | {len(event['clients'])} clients ({clients})"
+    work = f"{_losses(event)} | {len(event['clients'])} clients ({clients})"
     idle = "no client here, the model stays as it is"
     failed = f" | without {'; '.join(event['failures'])}" if event["failures"] else ""
     moved = event["sent_bytes"] + event["received_bytes"]
@@ -160,6 +160,13 @@ def _round(event: dict[str, Any]) -> str:
     )
 
 
+def _losses(event: dict[str, Any]) -> str:
+    """The training's loss, and that of the weights which it began with on held out images."""
+    validation = event.get("validation_loss")
+    before = "" if validation is None else f", validation before {validation:.4f}"
+    return f"loss {event['loss']:.4f}{before}"
+
+
 def _interval(event: dict[str, Any]) -> str:
     # Flat: the cloud averages its clients itself, as its own only edge.
     flat = list(event["edge_weights"]) == ["cloud"]
@@ -168,7 +175,7 @@ def _interval(event: dict[str, Any]) -> str:
     link = "client-cloud" if flat else "edge-cloud"
     failed = f" | without {'; '.join(event['failures'])}" if event["failures"] else ""
     return (
-        f"interval {event['interval']:>2} of {event['intervals']}  loss {event['loss']:.4f} | "
+        f"interval {event['interval']:>2} of {event['intervals']}  {_losses(event)} | "
         f"{edges}{event['parameters'] / 1e6:.2f} M parameters | "
         f"{human_bytes(event['edge_cloud_bytes'])} {link} | "
         f"about {human_seconds(event['left_s'])} left{failed}"

@@ -161,6 +161,7 @@ class EdgeService:
             round=done,
             rounds=schedule.total_edge_rounds,
             loss=stats.loss,
+            validation_loss=stats.validation_loss,
             sparsity_penalty=stats.penalty_sum / stats.num_samples if stats.num_samples else 0.0,
             objective_term=stats.term_sum / stats.num_samples if stats.num_samples else 0.0,
             clients=stats.clients,

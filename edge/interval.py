@@ -89,6 +89,9 @@ def run_interval(
         loss=sum(stats.loss_sum for stats in rounds) / samples if samples else 0.0,
         mean_steps=strategy.interval_mean_steps(),
         images=sum(stats.images_sum for stats in rounds),
+        # Only the first round begins with the cloud's own weights.
+        validation_loss=rounds[0].validation_loss,
+        validation_samples=rounds[0].validation_samples,
         traffic=grid.traffic.minus(traffic_before),
         seconds=time.monotonic() - started_s,
         clients=tuple(sorted({name for stats in rounds for name in stats.clients})),

@@ -57,6 +57,8 @@ class RoundStats:
     term_sum: float = 0.0
     steps_sum: int = 0
     images_sum: int = 0
+    validation_sum: float = 0.0
+    validation_samples: int = 0
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -64,6 +66,26 @@ class RoundStats:
     def loss(self) -> float:
         """Mean loss over the round's samples; 0 without clients."""
         return self.loss_sum / self.num_samples if self.num_samples else 0.0
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Of the weights that the round began with, over held out images; None without any."""
+        if not self.validation_samples:
+            return None
+        return self.validation_sum / self.validation_samples
+
+    def add(self, answer: TrainReply, num_samples: int, batch_size: int) -> None:
+        """Count a client that trained, with the number of images that it registered with."""
+        self.num_samples += num_samples
+        self.loss_sum += answer.loss * num_samples
+        self.penalty_sum += answer.sparsity_penalty * num_samples
+        self.term_sum += answer.objective_term * num_samples
+        self.steps_sum += answer.steps
+        self.images_sum += images_of_steps(num_samples, answer.steps, batch_size)
+        if answer.validation_loss is not None:
+            # Each client counts as when it trains, however many images it says it holds out.
+            self.validation_sum += answer.validation_loss * num_samples
+            self.validation_samples += num_samples
 
     @property
     def mean_steps(self) -> float:
@@ -303,14 +325,7 @@ class EdgeAverage(Strategy):
             if self._variate and change is not None:
                 self._variate.add(change)
             trained[peer.name] = counts
-            stats.num_samples += peer.num_samples
-            stats.loss_sum += answer.loss * peer.num_samples
-            stats.penalty_sum += answer.sparsity_penalty * peer.num_samples
-            stats.term_sum += answer.objective_term * peer.num_samples
-            stats.steps_sum += answer.steps
-            stats.images_sum += images_of_steps(
-                peer.num_samples, answer.steps, self._task.plan.training.batch_size
-            )
+            stats.add(answer, peer.num_samples, self._task.plan.training.batch_size)
         stats.clients = sorted(trained)
         # Those that chose this edge but did not deliver must not weigh in later offers.
         self.holdings = self._held_before

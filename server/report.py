@@ -94,6 +94,9 @@ class Report:
         step = stats.interval
         for name in ("loss", "mean_steps", "num_samples", "seconds"):
             self._board.add_scalar(f"interval/{name}", getattr(stats, name), step)
+        if stats.validation_loss is not None:
+            # Of the weights that the previous interval came to; 0 is before training.
+            self._board.add_scalar("interval/validation_loss", stats.validation_loss, step - 1)
         for edge, share in stats.edge_weights.items():
             self._board.add_scalar(f"edge_weight/{edge}", share, step)
         for edge, score in stats.edge_homogeneity.items():

@@ -40,10 +40,11 @@ SHARES_TOLERANCE = 1e-6
 
 @dataclass
 class IntervalStats:
-    """What one interval came to."""
+    """What one interval came to; ``validation_loss`` is of the weights that it began with."""
 
     interval: int
     loss: float = 0.0
+    validation_loss: float | None = None
     num_samples: float = 0.0
     mean_steps: float = 0.0
     images: int = 0
@@ -229,6 +230,11 @@ class FedPhD(Strategy):
         most = schedule.max_client_samples * names
         if answer.samples_per_round > most:
             raise ReplyError(f"claims {answer.samples_per_round:g} samples; at most {most} fit")
+        if answer.validation_samples > most:
+            raise ReplyError(
+                f"claims {answer.validation_samples} samples of clients that validated; at most "
+                f"{most} fit"
+            )
         if answer.client_rounds and not answer.samples_per_round:
             raise ReplyError(f"claims {answer.client_rounds} client rounds without a sample")
 
@@ -251,6 +257,7 @@ class FedPhD(Strategy):
             stats.images += answer.images
         stats.num_samples = sum(sizes)
         stats.loss = sum(a.loss * n for a, n in zip(answers, sizes, strict=True)) / sum(sizes)
+        stats.validation_loss = mean_validation_loss(answers)
         stats.clients = sorted({name for answer in answers for name in answer.clients})
         stats.edge_weights = dict(sorted(stats.edge_weights.items()))
         average = self._averaged(trained, [float(share) for share in shares])
@@ -317,3 +324,15 @@ class FedPhD(Strategy):
 
     def summary(self) -> None:
         """Nothing to add to the event log."""
+
+
+def mean_validation_loss(answers: Iterable[IntervalReply]) -> float | None:
+    """The edges' validation losses, weighted by their validating clients' training images."""
+    validated = [
+        (answer.validation_loss, answer.validation_samples)
+        for answer in answers
+        if answer.validation_loss is not None and answer.validation_samples
+    ]
+    if not validated:
+        return None
+    return sum(loss * n for loss, n in validated) / sum(n for _, n in validated)

@@ -13,7 +13,12 @@ from support.tiny import CLASSES_PER_CLIENT, PRUNED_WIDTHS, TINY, events, flags
 
 from fedphd.server.checkpoint import load_checkpoint
 
-SETTINGS = {**TINY, "schedule.intervals": 2, "reproducible": True}
+SETTINGS = {
+    **TINY,
+    "schedule.intervals": 2,
+    "reproducible": True,
+    "data.validation_fraction": 0.1,
+}
 PEOPLE = ["--clients", "3", "--edges", "2", "--classes-per-client", str(CLASSES_PER_CLIENT)]
 
 
@@ -50,7 +55,9 @@ def assert_same(one: Outcome, other: Outcome) -> None:
     assert one.rounds.keys() == other.rounds.keys()
     for key, event in one.rounds.items():
         twin = other.rounds[key]
-        assert (event["clients"], event["loss"]) == (twin["clients"], twin["loss"]), key
+        for name in ("clients", "loss", "validation_loss"):
+            assert event[name] == twin[name], (name, key)
+        assert (event["validation_loss"] is None) == (event["clients"] == []), key
     for ours, theirs in ((one.weights, other.weights), (one.ema, other.ema)):
         assert ours.keys() == theirs.keys()
         different = [name for name in ours if not torch.equal(ours[name], theirs[name])]

@@ -18,17 +18,19 @@ from support.federation import FIRST_CLIENT, TINY
 from support.memory import Handler, MemoryGrid
 
 from fedphd.client.app import ClientRuntime, build_app
+from fedphd.client.network import Network
 from fedphd.client.state import ContextState, FileState, TrainerState
+from fedphd.client.steps import validation_loss
 from fedphd.client.trainer import Trainer
 from fedphd.common.config import ClientConfig, CloudConfig, load_config
 from fedphd.common.data import LabelledImages
 from fedphd.common.events import EventLog
 from fedphd.common.layout import TensorLayout
 from fedphd.common.messages import CHOOSE, TRAIN, Choose, TrainTask
-from fedphd.common.model import build_unet, unet_config
+from fedphd.common.model import build_scheduler, build_unet, unet_config
 from fedphd.common.parts import Selection
 from fedphd.common.records import read_payload, read_variate
-from fedphd.common.rng import sample_participants
+from fedphd.common.rng import generator, sample_participants
 from fedphd.server.app import main
 from fedphd.server.checkpoint import load_checkpoint
 
@@ -44,21 +46,21 @@ IDENTITY: dict[str, Any] = {
 }
 
 
-def runtime(number: int) -> ClientRuntime:
-    partition = {"num_partitions": PARTS, "partition_id": number}
-    values = {"client_id": f"client-{number}", "device": "cpu", "data": {"partition": partition}}
+def runtime(number: int, **data: Any) -> ClientRuntime:
+    data["partition"] = {"num_partitions": PARTS, "partition_id": number}
+    values = {"client_id": f"client-{number}", "device": "cpu", "data": data}
     return ClientRuntime(ClientConfig.model_validate(values))
 
 
 StateOf = Callable[[Context], TrainerState | None]
 
 
-def node(number: int, state_of: StateOf, turn: threading.Lock) -> Handler:
+def node(number: int, state_of: StateOf, turn: threading.Lock, **data: Any) -> Handler:
     """A client as a function from message to answer; keeps its state where ``state_of`` says.
 
     Clients take turns: they draw from torch's global generator, which in a run is each its own.
     """
-    made = runtime(number)
+    made = runtime(number, **data)
     app = build_app(lambda context: made, state_of=state_of)
     context = Context(1, number, {}, RecordDict(), {})
 
@@ -74,10 +76,10 @@ def in_files(folder: Path) -> StateOf:
     return lambda context: FileState(context.state, folder / f"{context.node_id}.kept")
 
 
-def clients(state_of: StateOf = lambda context: None) -> MemoryGrid:
-    """Clients that all virtual edges share."""
+def clients(state_of: StateOf = lambda context: None, **data: Any) -> MemoryGrid:
+    """Clients that all virtual edges share; ``data`` as in their configuration."""
     turn = threading.Lock()
-    nodes = {FIRST_CLIENT + n: node(n, state_of, turn) for n in range(NUM_CLIENTS)}
+    nodes = {FIRST_CLIENT + n: node(n, state_of, turn, **data) for n in range(NUM_CLIENTS)}
     return MemoryGrid(nodes, threaded=True)
 
 
@@ -164,6 +166,28 @@ def test_client_state_survives_between_messages(tmp_path: Path) -> None:
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[0], weights[2])
     assert len(list(tmp_path.glob("*.kept"))) == NUM_CLIENTS
+
+
+@pytest.mark.parametrize("topology", ["flat", "hierarchical"])
+def test_clients_validate_the_clouds_weights(topology: str, tmp_path: Path) -> None:
+    """What an interval tells is the loss of the weights that the one before came to."""
+    overrides = {**IDENTITY, "topology": topology, "schedule.num_edges": 2}
+    fractions = {"validation_fraction": 0.25}
+    before = {**overrides, "schedule.intervals": 1}
+    config = run(clients(**fractions), tmp_path / "one", before)
+    run(clients(**fractions), tmp_path / "two", overrides)
+    _, second = events(tmp_path / "two", "interval")
+    total, count = 0.0, 0
+    for number in range(NUM_CLIENTS):
+        data = LabelledImages(runtime(number, **fractions).config.data)
+        images, held_out = data.split(image_size=8, channels=1)
+        assert held_out is not None
+        network = Network(unet_config(build_unet(config.model, seed=0)), torch.device("cpu"))
+        network.load(final_weights(tmp_path / "one"))
+        rng = generator("validate", config.seed, f"client-{number}")
+        loss = validation_loss(network, held_out.images, build_scheduler(config.diffusion), rng)
+        total, count = total + loss * len(images), count + len(images)
+    assert second["validation_loss"] == pytest.approx(total / count, rel=1e-6)
 
 
 def test_virtual_edges_ask_a_client_once_with_all_offers(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from fedphd.client.objectives import (
     middle_block,
     output_of,
 )
-from fedphd.client.trainer import Trainer, TrainResult, noised
+from fedphd.client.steps import noised
+from fedphd.client.trainer import Trainer, TrainResult
 from fedphd.common.errors import ReplyError
 from fedphd.common.groups import Cut
 from fedphd.common.layout import TensorLayout

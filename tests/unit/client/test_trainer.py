@@ -11,15 +11,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from fedphd.client.network import Network
 from fedphd.client.objectives import Batch, Objective
-from fedphd.client.trainer import (
-    Trainer,
-    TrainResult,
-    batches,
-    flipped,
-    noised,
-    warmed_up,
-)
+from fedphd.client.steps import batches, flipped, noised, validation_loss, warmed_up
+from fedphd.client.trainer import Trainer, TrainResult
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.groups import Cut, GroupPenalty
 from fedphd.common.layout import TensorLayout
@@ -31,6 +26,7 @@ from fedphd.common.model import (
     unet_config,
     unet_from_config,
 )
+from fedphd.common.parts import Selection
 from fedphd.common.rng import generator
 from fedphd.common.settings import DiffusionConfig, ModelConfig, TrainingConfig
 
@@ -323,31 +319,56 @@ def test_loss_falls_on_digits() -> None:
     images = torch.from_numpy(load_digits().images * (255 / 16)).to(torch.uint8)[:, None]
     trainer = Trainer(client_id="client-0", device="cpu")
     training = TrainingConfig(learning_rate=3e-3, local_unit="steps", local_amount=60)
-    now = task(model=model, images=images[:256], training=training)
-    measured = {key: now[key] for key in ("unet_config", "diffusion", "run_seed")}
-    before = trainer.evaluate(images=images[256:512], weights=now["weights"], **measured)
-    result = trainer.train(**now)
-    after = trainer.evaluate(images=images[256:512], weights=result.weights, **measured)
-    assert before.loss > 0.9
-    assert after.loss < 0.5 * before.loss
+    now = task(model=model, images=images[:256], training=training, held_out=images[256:512])
+    before = trainer.train(**now)
+    after = trainer.train(**now | {"weights": before.weights, "training": TRAINING})
+    assert before.validation_loss is not None
+    assert after.validation_loss is not None
+    assert before.validation_loss > 0.9
+    assert after.validation_loss < 0.5 * before.validation_loss
     assert after.num_examples == 256
 
 
-def test_evaluation_repeats_and_changes_nothing() -> None:
-    trainer = Trainer(client_id="client-0", device="cpu")
-    now = task()
-    measured = {key: now[key] for key in ("images", "weights", "unet_config", "diffusion")}
-    train(trainer)
-    state = trainer.state_dict()
-    losses = [trainer.evaluate(**measured, run_seed=seed, batch_size=4).loss for seed in (0, 0, 1)]
-    assert losses[0] == losses[1] != losses[2]
-    assert torch.equal(
-        cast(torch.Tensor, state["exp_avg"]), cast(torch.Tensor, trainer.state_dict()["exp_avg"])
-    )
-    expected = train(Trainer(client_id="client-0", device="cpu"))
-    other = Trainer(client_id="client-0", device="cpu")
-    other.evaluate(**measured, run_seed=0)
-    assert torch.equal(train(other).weights, expected.weights)
+def test_validation_loss_by_hand() -> None:
+    """A network that predicts no noise is off by the noise: 300 images, so two batches."""
+    network = Network(unet_config(build_unet(WIDE, seed=0)), torch.device("cpu"))
+    with torch.no_grad():
+        network.flat.zero_()
+    images = torch.zeros(300, 1, 4, 4, dtype=torch.uint8)
+    scheduler = build_scheduler(DiffusionConfig())
+    found = validation_loss(network, images, scheduler, generator("v"))
+    rng, squares = generator("v"), 0.0
+    for count in (256, 44):
+        squares += float(torch.randn((count, 1, 4, 4), generator=rng).square().sum())
+        torch.randint(1000, (count,), generator=rng)
+    assert found == pytest.approx(squares / (300 * 16), rel=1e-6)
+    assert not network.unet.training
+
+
+def test_validation_repeats_and_does_not_touch_the_training() -> None:
+    held_out = {"held_out": IMAGES[:4]}
+    plain, validating = (Trainer(client_id="client-0", device="cpu") for _ in range(2))
+    results = [train(validating, **held_out, edge_round=number) for number in (1, 2)]
+    for number, result in enumerate(results, start=1):
+        expected = train(plain, edge_round=number)
+        assert expected.validation_loss is None
+        assert torch.equal(result.weights, expected.weights)
+    # The same weights came, and the same noise was drawn, in another round.
+    assert results[0].validation_loss == results[1].validation_loss
+    assert train(**held_out, run_seed=8).validation_loss != results[0].validation_loss
+    with pytest.raises(ConfigError, match=r"images are torch\.uint8 of shape"):
+        train(held_out=IMAGES[:0])
+
+
+def test_what_is_validated_are_the_weights_in_use() -> None:
+    """Of a U-Net that travels in parts: with the client's own ones."""
+    layout = TensorLayout.of(build_unet(WIDE, seed=0).state_dict())
+    whole = flat_weights(WIDE)
+    came = Selection(layout, ("decoder",)).take(flat_weights(WIDE, seed=1))
+    mixed = Selection(layout, ("decoder",)).put(whole.clone(), came)
+    held_out = {"held_out": IMAGES[:4]}
+    partly = train(weights=came, parts=("decoder",), initial=lambda: whole, **held_out)
+    assert partly.validation_loss == train(weights=mixed, **held_out).validation_loss
 
 
 def test_result_is_a_copy_and_the_task_stays_as_it_was() -> None:

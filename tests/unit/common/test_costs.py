@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedphd.client.trainer import batches
+from fedphd.client.steps import batches
 from fedphd.common.costs import images_of_steps, training_flops
 from fedphd.common.rng import generator
 from fedphd.common.settings import TrainingConfig

@@ -244,6 +244,10 @@ FILE = "f.safetensors"
             {"reference_file": FILE, "reference_clients": True, "features_file": FILE},
             "evaluation.reference_file and evaluation.reference_clients are both given",
         ),
+        (
+            {"reference": {"validation_fraction": 0.25}},
+            "evaluation.reference.validation_fraction = 0.25: only clients hold out images",
+        ),
         ({"reference_clients": True}, "reference_clients needs features that do not depend on"),
         ({"reference_file": FILE}, "reference_file needs features that do not depend on images"),
         ({"inception_sha256": "0" * 64}, "inception_sha256 needs evaluation.inception_weights"),

@@ -48,6 +48,9 @@ def test_round_is_one_line() -> None:
         "edge-0    interval  2 round 3  loss 0.1235 | 2 clients (0,11) | 1.5 MB so far | 2.0 s | "
         "about 2 min 05 s left"
     )
+    assert "loss 0.1235, validation before 0.2500 | 2 clients" in str(
+        render({**ROUND, "validation_loss": 0.25})
+    )
     failed = {**ROUND, "clients": [], "failures": ["client-0: late", "client-11: NaN"]}
     assert render(failed) == (
         "edge-0    interval  2 round 3  no client here, the model stays as it is | "
@@ -59,6 +62,9 @@ def test_interval_is_one_line() -> None:
     assert render(INTERVAL) == (
         "cloud     interval  2 of 8  loss 0.5000 | edges edge-0 62% edge-1 38% | "
         "0.70 M parameters | 12.3 MB edge-cloud | about 30 s left"
+    )
+    assert "loss 0.5000, validation before 0.2500 | edges" in str(
+        render({**INTERVAL, "validation_loss": 0.25})
     )
     more = {**INTERVAL, "edge_weights": {}, "failures": ["edge-1: late"]}
     line = str(render(more))

@@ -113,6 +113,19 @@ def test_average_of_two_clients_by_their_samples() -> None:
     assert stats.failures == []
 
 
+def test_validation_counts_those_that_hold_out_images() -> None:
+    some = FakeClient("some", (10, 0), reply={"validation_loss": 0.5})
+    more = FakeClient("more", (0, 30), reply={"validation_loss": 0.1})
+    world = Fixture([some, more, FakeClient("none", (99, 1))])
+    world.run()
+    [stats] = world.told
+    assert stats.validation_loss == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
+    assert stats.validation_samples == 40
+    world = Fixture([FakeClient("none")])
+    world.run()
+    assert world.told[0].validation_loss is None
+
+
 def test_rounds_build_on_one_another() -> None:
     world = Fixture([FakeClient("a", (4, 4))], plan(schedule={"edge_rounds": 3}))
     average = world.run()
@@ -231,6 +244,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"reply": {"interval": 9}}, "answers interval 9 round 1; expected interval 1 round 1"),
     ({"reply": {"steps": 10**13}}, "malformed TrainReply: steps"),
     ({"reply": {"loss": 1e300}}, "malformed TrainReply: loss"),
+    ({"reply": {"validation_loss": -0.1}}, "malformed TrainReply: validation_loss"),
     ({"silent": {TRAIN}}, "no reply within 3 s"),
     ({"choice": {"label_counts": (5, 6)}}, "label counts [5, 6] do not fit 2 classes and the 10"),
     ({"choice": {"label_counts": (15, -5)}}, "label counts [15, -5] do not fit"),

@@ -79,6 +79,16 @@ def test_reply_sums_up_the_rounds() -> None:
     assert reply.network == NETWORK
 
 
+def test_validation_is_of_the_weights_that_came_from_the_cloud() -> None:
+    class Improving(FakeClient):
+        def _train(self, message: Message) -> Any:
+            self.reply = {"validation_loss": 1.0 / (1 + len(self.tasks))}
+            return super()._train(message)
+
+    reply, _ = interval([Improving("a", (5, 5))], plan(schedule={"edge_rounds": 3}))
+    assert (reply.validation_loss, reply.validation_samples) == (1.0, 10)
+
+
 def test_rounds_without_clients_count_in_the_mean_samples() -> None:
     class Once(FakeClient):
         def _choose(self, message: Message) -> Any:

@@ -48,7 +48,11 @@ def folder(tmp_path: Path) -> Path:
     report.client_statistics(asked, edge_cloud=Traffic(received_bytes=10))
     for interval, edge_cloud in ((1, 110), (2, 310), (3, 360)):
         stats = IntervalStats(
-            interval, images=20, client_rounds=4, client_edge=Traffic(sent_bytes=1000 * interval)
+            interval,
+            validation_loss=1.0 / interval,
+            images=20,
+            client_rounds=4,
+            client_edge=Traffic(sent_bytes=1000 * interval),
         )
         report.interval(stats, sparse=False, edge_cloud=Traffic(sent_bytes=edge_cloud))
         if interval == 2:
@@ -94,6 +98,11 @@ def test_tensorboard_gets_every_number(folder: Path) -> None:
         "cost/training_flops": 312_000,
     }.items():  # fmt: skip
         assert values[tag] == pytest.approx(value), tag
+    # Told with the interval that begins with the weights, drawn where they were reached.
+    validation = board.Scalars("interval/validation_loss")
+    assert [(point.step, point.value) for point in validation] == [
+        (0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3)),
+    ]  # fmt: skip
 
 
 def test_costs_per_round_and_link(folder: Path) -> None:

@@ -1,0 +1,165 @@
+"""The optimiser steps of one edge round, and the loss on images that are held out of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from fedphd.client.network import Network
+from fedphd.client.objectives import Batch, EpsilonObjective, LocalMethod, Objective
+from fedphd.common.data import to_model_range
+from fedphd.common.errors import FedPhDError
+from fedphd.common.groups import GroupPenalty
+from fedphd.common.settings import TrainingConfig
+
+# No gradients are kept for these, so they may be more than in a training step.
+_VALIDATION_BATCH = 256
+
+
+class Step(NamedTuple):
+    """What an optimiser step came to; the penalty is before lambda."""
+
+    loss: float
+    term: float
+    penalty: float
+
+
+@dataclass(frozen=True)
+class LocalRound:
+    """What stays the same over the steps of an edge round."""
+
+    network: Network
+    scheduler: DDPMScheduler
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    method: LocalMethod
+    training: TrainingConfig
+    penalty: GroupPenalty | None
+    sparsity_lambda: float
+    rng: torch.Generator
+    name: str
+
+    def step(self, images: torch.Tensor, number: int, steps_before: int) -> Step:
+        """One optimiser step on uint8 images.
+
+        Args:
+            images: (B, C, H, W), uint8, on the CPU.
+            number: of this step in its round, from 1.
+            steps_before: steps that this client has taken in all its rounds.
+        """
+        batch = self._draw(images)
+        self.network.gradient.zero_()
+        with autocast(batch.noisy.device):
+            loss, term = self.method.losses(self.objective, self.network.unet, batch)
+        total, penalty = loss if term is None else loss + term, 0.0
+        if self.penalty is not None:
+            group_norms = self.penalty()
+            total, penalty = total + self.sparsity_lambda * group_norms, group_norms.item()
+        # torch leaves backward() untyped.
+        total.backward()  # type: ignore[no-untyped-call]
+        added = self.method.correct(self.network.gradient)
+        if term is not None:
+            added += term.item()
+        norm = torch.nn.utils.clip_grad_norm_([self.network.flat], self.training.max_grad_norm)
+        self._check_finite(number, loss=loss.item(), gradient=norm.item())
+        self.method.given(self.network.gradient)
+        self.optimizer.param_groups[0]["lr"] = warmed_up(self.training, steps_before)
+        self.optimizer.step()
+        return Step(loss.item(), added, penalty)
+
+    def _draw(self, images: torch.Tensor) -> Batch:
+        clean = to_model_range(images)
+        if self.training.horizontal_flip:
+            clean = flipped(clean, self.rng)
+        return noised(clean, self.scheduler, self.rng, self.network.flat.device)
+
+    def _check_finite(self, number: int, *, loss: float, gradient: float) -> None:
+        if math.isfinite(loss) and math.isfinite(gradient):
+            return
+        raise FedPhDError(
+            f"{self.name}, step {number}: the loss is {loss:g}, its gradient's norm {gradient:g}; "
+            f"lower training.learning_rate (now {self.training.learning_rate:g}) or raise "
+            f"training.warmup_steps (now {self.training.warmup_steps})"
+        )
+
+
+def warmed_up(training: TrainingConfig, steps_before: int) -> float:
+    """Learning rate after ``steps_before`` steps: linear up to step ``warmup_steps``."""
+    if steps_before + 1 >= training.warmup_steps:
+        return training.learning_rate
+    return training.learning_rate * (steps_before + 1) / training.warmup_steps
+
+
+def batches(
+    num_images: int, training: TrainingConfig, rng: torch.Generator
+) -> Iterator[torch.Tensor]:
+    """Indices of each step's images, (B,), int64: a new permutation per pass over the data.
+
+    The last batch of a pass may be smaller. With ``local_unit = "steps"`` passes go on until
+    ``local_amount`` batches are drawn.
+    """
+
+    def endless() -> Iterator[torch.Tensor]:
+        while True:
+            yield from torch.split(torch.randperm(num_images, generator=rng), training.batch_size)
+
+    per_pass = 1 if training.local_unit == "steps" else -(-num_images // training.batch_size)
+    return itertools.islice(endless(), training.local_amount * per_pass)
+
+
+def flipped(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Mirror each of ``images``, (B, C, H, W), left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=rng) < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
+
+
+def noised(
+    clean: torch.Tensor, scheduler: DDPMScheduler, rng: torch.Generator, device: torch.device
+) -> Batch:
+    """Draw noise and timesteps and apply the forward process.
+
+    Args:
+        clean: (B, C, H, W), float32, in [-1, 1], on the CPU.
+        scheduler: the forward process.
+        rng: a generator on the CPU, so that the draws are the same for every device.
+        device: where the batch goes.
+    """
+    noise = torch.randn(clean.shape, generator=rng).to(device)
+    num_timesteps: int = scheduler.config["num_train_timesteps"]
+    timesteps = torch.randint(num_timesteps, (len(clean),), generator=rng).to(device)
+    # diffusers asks for int32 and means any whole numbers.
+    noisy = scheduler.add_noise(clean.to(device), noise, timesteps)  # type: ignore[arg-type]
+    return Batch(noisy=noisy, timesteps=timesteps, noise=noise)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 on CUDA; on CPUs small U-Nets lose by it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+@torch.no_grad()
+def validation_loss(
+    network: Network, images: torch.Tensor, scheduler: DDPMScheduler, rng: torch.Generator
+) -> float:
+    """Mean epsilon loss (arXiv:2006.11239, Eq. 14) of the network over ``images``.
+
+    Args:
+        network: with the weights to validate; it is left in evaluation mode.
+        images: (M, C, H, W), uint8, on the CPU.
+        scheduler: the forward process.
+        rng: draws the noise and the timesteps: losses compare where it starts alike.
+    """
+    objective, device = EpsilonObjective(), network.flat.device
+    network.unet.eval()
+    total = 0.0
+    for part in torch.split(images, _VALIDATION_BATCH):
+        batch = noised(to_model_range(part), scheduler, rng, device)
+        with autocast(device):
+            total += float(objective.loss(network.unet, batch)) * len(part)
+    return total / len(images)

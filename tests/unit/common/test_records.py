@@ -1,0 +1,340 @@
+"""Messages on the wire: what goes in comes out, and nothing malformed gets past the reader."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from fedphd.common.errors import ReplyError
+from fedphd.common.layout import TensorLayout
+from fedphd.common.messages import (
+    PROTOCOL,
+    Ack,
+    Choose,
+    ChooseReply,
+    EdgeOffer,
+    ExtractorSpec,
+    Finish,
+    Hello,
+    HelloReply,
+    IntervalReply,
+    IntervalTask,
+    Network,
+    Payload,
+    StatisticsReply,
+    StatisticsTask,
+    Traffic,
+    TrainReply,
+    TrainTask,
+)
+from fedphd.common.records import (
+    check_reply_weights,
+    check_variate,
+    check_version,
+    read_array,
+    read_payload,
+    read_variate,
+    read_weights,
+    to_records,
+)
+from fedphd.common.settings import DiffusionConfig, FederationConfig, TrainingConfig
+
+LAYOUT = TensorLayout(("conv.weight", "conv.bias"), ((2, 2), (3,)))
+NETWORK = Network(unet={"image_size": 8, "widths": [8, 16]}, layout=LAYOUT.to_json())
+OFFER = EdgeOffer(edge_id="edge-0", label_distribution=(0.25, 0.75), num_samples=40.0)
+TRAIN_REPLY = TrainReply(
+    client_id="client-0", interval=2, edge_round=3, network=NETWORK, num_examples=10,
+    loss=0.5, sparsity_penalty=7.0, steps=4, seconds=0.1,
+    validation_loss=0.25,
+)  # fmt: skip
+PAYLOADS: list[Payload] = [
+    Hello(asking="edge-0"),
+    HelloReply(kind="edge", name="edge-0", clients={"client-0": 10}),
+    Choose(
+        asking="edge-0", interval=1, edge_round=2, offers=(OFFER,), target=(0.5, 0.5),
+        policy="balanced", factor=4.0, offset=-1.0, epsilon=1e-8, seed=0, offer_wait_s=5.0,
+        synchronised=True,
+    ),
+    ChooseReply(edge_id="edge-0", num_samples=3, label_counts=(1, 2)),
+    TrainTask(
+        edge_id="edge-0", interval=1, edge_round=1, network=NETWORK, diffusion=DiffusionConfig(),
+        training=TrainingConfig(), sparsity_lambda=1e-4, optimizer_moments="prune", cut="{}",
+        seed=2**62,
+    ),
+    TRAIN_REPLY,
+    IntervalTask(
+        interval=1, sparse=True, num_clients=3, network=NETWORK, plan=FederationConfig(seed=3),
+    ),
+    IntervalReply(
+        edge_id="edge-0", interval=1, network=NETWORK, samples_per_round=12.5, client_rounds=2,
+        label_distribution=(0.1, 0.9), loss=0.1 + 0.2, mean_steps=1.5,
+        validation_loss=0.75, validation_samples=25,
+        traffic=Traffic(sent_bytes=2**40, received_bytes=1), seconds=0.0,
+        clients=("client-0",), failures=("client-1: error 5: gone",),
+    ),
+    StatisticsTask(
+        asking="edge-0", extractor=ExtractorSpec.inception("[]"), image_size=8, channels=1,
+        num_classes=2, batch_size=64, wait_s=1.5, clients=("client-0",),
+    ),
+    StatisticsReply(
+        name="edge-0", count=3, label_counts=(1, 2), clients=("client-0",), failures=("b: gone",),
+        traffic=Traffic(sent_bytes=1),
+    ),
+    Finish(exit_code=0, message="finished"),
+    Ack(name="edge-0"),
+]  # fmt: skip
+
+
+def asked() -> Message:
+    return Message(RecordDict(), 3, "train")
+
+
+def message(records: RecordDict) -> Message:
+    """A reply with these records, after its trip through Flower's serialised arrays."""
+    return Message(records, reply_to=asked())
+
+
+def npy(values: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values, **options)
+    return buffer.getvalue()
+
+
+def array(data: bytes) -> Array:
+    return Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=data)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: type(payload).__name__)
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_round_trip(payload: Payload, with_weights: bool) -> None:
+    weights = torch.tensor([1.5, -0.0, 3e-45, 7.0]) if with_weights else None
+    reply = message(to_records(payload, weights))
+    assert read_payload(reply, type(payload)) == payload
+    if weights is None:
+        with pytest.raises(ReplyError, match="carries no weights"):
+            read_weights(reply)
+    else:
+        got = read_weights(reply)
+        assert got.dtype == torch.float32
+        assert got.numpy().tobytes() == weights.numpy().tobytes()
+
+
+def test_sums_travel_in_double_precision() -> None:
+    sums = torch.tensor([1 / 3, -0.0, 1e300], dtype=torch.float64)
+    reply = message(to_records(Ack(name="a"), sums))
+    got = read_weights(reply, "float64")
+    assert got.dtype == torch.float64
+    assert got.numpy().tobytes() == sums.numpy().tobytes()
+    with pytest.raises(ReplyError, match="no flat float32 array"):
+        read_weights(reply)
+    with pytest.raises(ReplyError, match="no flat float64 array"):
+        read_weights(message(to_records(Ack(name="a"), sums.float())), "float64")
+
+
+def test_scalars_are_one_json_text_and_weights_one_array() -> None:
+    records = to_records(TRAIN_REPLY, torch.zeros(3))
+    [(_, scalars)] = records.config_records.items()
+    [(_, text)] = scalars.items()
+    assert json.loads(str(text))["steps"] == 4
+    [(_, arrays)] = records.array_records.items()
+    [(_, weights)] = arrays.items()
+    assert (weights.dtype, tuple(weights.shape)) == ("float32", (3,))
+
+
+def test_variate_travels_beside_the_weights() -> None:
+    reply = message(to_records(TRAIN_REPLY, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])))
+    assert read_weights(reply).tolist() == [0.0, 0.0, 0.0]
+    assert read_variate(reply).tolist() == [1.0, 2.0, 3.0]
+    with pytest.raises(ReplyError, match="carries no control variate"):
+        read_variate(message(to_records(TRAIN_REPLY, torch.zeros(3))))
+
+
+def test_variate_is_checked_like_the_weights() -> None:
+    variate = torch.arange(7.0)
+    assert check_variate(variate, LAYOUT) is variate
+    with pytest.raises(ReplyError, match="control variate: it has 6 values; expected 7"):
+        check_variate(variate[:6], LAYOUT)
+    variate[5] = math.nan
+    with pytest.raises(ReplyError, match=r"control variate: tensor conv\.bias holds nan"):
+        check_variate(variate, LAYOUT)
+
+
+def test_error_reply_gives_code_and_reason() -> None:
+    with pytest.raises(ReplyError, match=r"^error 5: no reply within 3 s$"):
+        read_payload(Message(Error(5, "no reply within 3 s"), reply_to=asked()), Ack)
+
+
+@pytest.mark.parametrize(
+    ("records", "text"),
+    [
+        (RecordDict(), "not a FedPhD message: record 'fedphd' is missing"),
+        (RecordDict({"fedphd": ConfigRecord({"other": "{}"})}), "record 'payload' is missing"),
+        (RecordDict({"fedphd": MetricRecord({"payload": 1})}), "record 'fedphd' is missing"),
+        (RecordDict({"fedphd": ConfigRecord({"payload": "{"})}), "malformed Ack: Ack: Invalid"),
+        (RecordDict({"fedphd": ConfigRecord({"payload": 3})}), "malformed Ack: Ack: JSON input"),
+        (RecordDict({"fedphd": ConfigRecord({"payload": "[]"})}), "malformed Ack: Ack: Input"),
+        (RecordDict({"fedphd": ConfigRecord({"payload": "{}"})}), "malformed Ack: name: Field"),
+    ],
+)
+def test_missing_and_malformed_records(records: RecordDict, text: str) -> None:
+    with pytest.raises(ReplyError, match=text):
+        read_payload(message(records), Ack)
+
+
+def test_message_without_content_or_error() -> None:
+    empty = message(RecordDict())
+    empty.__dict__["_content"] = None
+    with pytest.raises(ReplyError, match="not a FedPhD message: it has no content"):
+        read_payload(empty, Ack)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"extra": 1}, "malformed TrainReply: extra: Extra inputs"),
+        ({"steps": -1}, "steps: .*greater than or equal to 0"),
+        ({"steps": 10**13}, "steps: .*less than or equal to"),
+        ({"steps": "4"}, "steps: .*valid integer"),
+        ({"steps": 4.5}, "steps: .*integer"),
+        ({"steps": True}, "steps: .*valid integer"),
+        ({"loss": math.nan}, "loss: .*finite"),
+        ({"loss": math.inf}, "loss: .*finite"),
+        ({"loss": 1e13}, "loss: .*less than or equal to"),
+        ({"loss": None}, "loss: .*valid number"),
+        ({"interval": 0}, "interval: .*greater than or equal to 1"),
+        ({"network": {"unet": {}}}, "network.layout: Field required"),
+    ],
+)
+def test_wrong_fields_are_named(change: dict[str, Any], text: str) -> None:
+    content = TRAIN_REPLY.model_dump(mode="json") | change
+    records = RecordDict({"fedphd": ConfigRecord({"payload": json.dumps(content)})})
+    with pytest.raises(ReplyError, match=text):
+        read_payload(message(records), TrainReply)
+
+
+def test_another_kind_of_payload_is_refused() -> None:
+    with pytest.raises(ReplyError, match="malformed HelloReply"):
+        read_payload(message(to_records(Ack(name="client-0"))), HelloReply)
+
+
+def test_weights_under_another_name_are_none() -> None:
+    records = to_records(Ack(name="client-0"))
+    records["weights"] = ArrayRecord({"other": Array(np.zeros(2, np.float32))})
+    with pytest.raises(ReplyError, match="carries no weights"):
+        read_weights(message(records))
+
+
+GOOD = npy(np.arange(6, dtype=np.float32))
+
+
+def headed(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (npy(np.zeros(3)), "no flat float32 array .*<f8"),
+        (npy(np.zeros(3, ">f4")), "no flat float32 array .*>f4"),
+        (npy(np.zeros(3, np.float16)), "no flat float32 array .*<f2"),
+        (npy(np.zeros((2, 3), np.float32)), r"no flat float32 array .*\(2, 3\)"),
+        (npy(np.float32(1)), r"no flat float32 array .*'shape': \(\)"),
+        (npy(np.array([{}], dtype=object), allow_pickle=True), r"no flat float32 array .*\|O"),
+        (b"", "no flat float32 array .*got b''"),
+        (b"junk" * 50, "no flat float32 array"),
+        (GOOD[:20], "no flat float32 array"),
+        (GOOD[:-1], "6 weights take 24 bytes; got 23"),
+        (GOOD + b"\0", "6 weights take 24 bytes; got 25"),
+        (headed("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }\n"), "no flat"),
+        (headed("{'descr': '<f4', 'fortran_order': False, 'shape': (9**9,), }\n"), "no flat"),
+        (headed("{'descr"), "no flat"),
+        (headed("(" * 400), "no flat"),
+    ],
+)
+def test_other_arrays_are_refused(data: bytes, text: str) -> None:
+    with pytest.raises(ReplyError, match=text):
+        read_array(array(data))
+
+
+@pytest.mark.parametrize("numel", [0, 1, 6, 100_000])
+def test_arrays_are_viewed_in_place(numel: int) -> None:
+    values = np.arange(numel, dtype=np.float32)
+    data = npy(values)
+    got = read_array(array(data))
+    assert got.tolist() == values.tolist()
+    if numel:
+        start = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+        assert start < got.data_ptr() < start + len(data)
+
+
+def test_view_keeps_its_bytes_alive() -> None:
+    got = read_array(array(npy(np.arange(1000, dtype=np.float32))))
+    _ = [bytes(4128) for _ in range(200)]
+    assert got.tolist() == list(range(1000))
+
+
+def network(layout: TensorLayout | str) -> Network:
+    return Network(unet={}, layout=layout if isinstance(layout, str) else layout.to_json())
+
+
+def test_right_weights_pass() -> None:
+    weights = torch.arange(7.0)
+    assert check_reply_weights(weights, NETWORK, LAYOUT) is weights
+
+
+@pytest.mark.parametrize(
+    ("layout", "text"),
+    [
+        (TensorLayout(("conv.weight", "conv.bias"), ((2, 2), (4,))),
+         r"tensor conv.bias has shape \(4,\); expected \(3,\)"),
+        (TensorLayout(("conv.weight",), ((2, 2),)),
+         r"tensor conv.bias is missing; expected shape \(3,\)"),
+        (TensorLayout(("conv.weight", "conv.bias", "x"), ((2, 2), (3,), ())),
+         "tensor x is unexpected"),
+        (TensorLayout(("conv.bias", "conv.weight"), ((3,), (2, 2))), "tensors are in another"),
+        ("[[1, 2]]", "layout of the weights is malformed: expected a list"),
+        ("nonsense", "layout of the weights is malformed"),
+    ],
+)  # fmt: skip
+def test_other_layouts_are_refused(layout: TensorLayout | str, text: str) -> None:
+    with pytest.raises(ReplyError, match=text):
+        check_reply_weights(torch.zeros(7), network(layout), LAYOUT)
+
+
+def test_other_number_of_values_is_refused() -> None:
+    with pytest.raises(ReplyError, match="weights have 8 values; expected 7"):
+        check_reply_weights(torch.zeros(8), NETWORK, LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "text"),
+    [
+        (0, math.nan, "tensor conv.weight holds nan"),
+        (3, math.inf, "tensor conv.weight holds inf"),
+        (4, -math.inf, "tensor conv.bias holds -inf"),
+    ],
+)
+def test_values_that_are_not_finite_name_their_tensor(
+    position: int, value: float, text: str
+) -> None:
+    weights = torch.zeros(7)
+    weights[position] = value
+    with pytest.raises(ReplyError, match=text):
+        check_reply_weights(weights, NETWORK, LAYOUT)
+
+
+def test_other_protocol_is_refused() -> None:
+    check_version(HelloReply(kind="client", name="client-0"))
+    other = HelloReply(kind="client", name="client-0", protocol=PROTOCOL + 1, version="9.9")
+    with pytest.raises(
+        ReplyError,
+        match=r"client client-0 speaks protocol 2 \(fedphd 9\.9\); this is protocol 1 .*install",
+    ):
+        check_version(other)
