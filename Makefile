@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
-ROLES := server edge client common deploy
 
 .PHONY: demo test test-slow lint types check clean
 
@@ -27,10 +26,7 @@ lint: $(DEV)
 
 types: $(DEV)
 	@echo "== mypy, strict"
-	@# The folders are sub-packages of fedphd: mypy needs to see them below one folder.
-	@mkdir -p build/types/fedphd
-	@for role in $(ROLES); do ln -sfn ../../../$$role build/types/fedphd/$$role; done
-	MYPYPATH=build/types $(BIN)/mypy $(addprefix -p fedphd.,$(ROLES))
+	$(BIN)/mypy -p fedphd
 
 check: lint types
 

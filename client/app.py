@@ -19,13 +19,15 @@ from fedphd.client.network import Networks
 from fedphd.client.state import TrainerState
 from fedphd.client.statistics import summed_features
 from fedphd.client.trainer import Trainer
-from fedphd.common.config import ClientConfig
-from fedphd.common.data import LabelledImages
+from fedphd.common.config.roles import ClientConfig
+from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import ReplyError, within
-from fedphd.common.groups import Cut
 from fedphd.common.homogeneity import Offer
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import (
+from fedphd.common.unet.groups import Cut
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import build_unet, resolve_device, unet_from_config
+from fedphd.common.unet.parts import Selection
+from fedphd.common.wire.messages import (
     EVERY_EDGE,
     Ack,
     Choose,
@@ -39,9 +41,7 @@ from fedphd.common.messages import (
     TrainReply,
     TrainTask,
 )
-from fedphd.common.model import build_unet, resolve_device, unet_from_config
-from fedphd.common.parts import Selection
-from fedphd.common.records import (
+from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
     read_payload,

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from fedphd.common.config.run import SelectionPolicy
 from fedphd.common.errors import ConfigError, ReplyError
 from fedphd.common.homogeneity import (
     Offer,
@@ -18,7 +19,6 @@ from fedphd.common.homogeneity import (
     selection_probabilities,
 )
 from fedphd.common.rng import derive_seed, numpy_generator
-from fedphd.common.settings import SelectionPolicy
 
 _SUM_TOLERANCE = 1e-6
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 import torch
 
 from fedphd.common.errors import FedPhDError
-from fedphd.common.groups import Cut
-from fedphd.common.layout import TensorLayout
+from fedphd.common.unet.groups import Cut
+from fedphd.common.unet.layout import TensorLayout
 
 logger = logging.getLogger(__name__)
 

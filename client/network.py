@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from fedphd.common.errors import ReplyError
-from fedphd.common.groups import GroupPenalty
-from fedphd.common.layout import TensorLayout
-from fedphd.common.model import unet_from_config
+from fedphd.common.unet.groups import GroupPenalty
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import unet_from_config
 
 
 class Network:

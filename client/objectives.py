@@ -16,9 +16,9 @@ from torch.func import functional_call
 
 from fedphd.client.kept import OWN_WEIGHTS, VARIATE, Kept
 from fedphd.client.network import Network
+from fedphd.common.config.run import ObjectiveConfig, TrainingConfig
 from fedphd.common.errors import ReplyError
-from fedphd.common.model import PrunedUNet
-from fedphd.common.settings import ObjectiveConfig, TrainingConfig
+from fedphd.common.unet.model import PrunedUNet
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedphd.client.app import ClientRuntime, build_app
-from fedphd.common.config import ClientConfig
+from fedphd.common.config.roles import ClientConfig
 from fedphd.common.errors import ConnectionLostError
 from fedphd.common.events import Verdict
-from fedphd.common.messages import CHOOSE, Choose, EdgeOffer, Finish
-from fedphd.common.node import Node
-from fedphd.common.records import read_payload, to_records
 from fedphd.common.timing import stop_soon
+from fedphd.common.wire.messages import CHOOSE, Choose, EdgeOffer, Finish
+from fedphd.common.wire.node import Node
+from fedphd.common.wire.records import read_payload, to_records
 
 logger = logging.getLogger(__name__)
 

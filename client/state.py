@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from fedphd.client.trainer import Trainer
 from fedphd.common.errors import FedPhDError
-from fedphd.common.records import read_array
+from fedphd.common.wire.records import read_array
 
 _SCALARS: Final = "fedphd-trainer"
 _TENSORS: Final = "fedphd-kept"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedphd.common.data import ImageSet
-from fedphd.common.extractor import restore_extractor
-from fedphd.common.messages import StatisticsTask
-from fedphd.common.statistics import FeatureStatistics, measure
+from fedphd.common.data.images import ImageSet
+from fedphd.common.quality.extractor import restore_extractor
+from fedphd.common.quality.moments import FeatureStatistics, measure
+from fedphd.common.wire.messages import StatisticsTask
 
 
 def summed_features(

@@ -13,10 +13,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from fedphd.client.network import Network
 from fedphd.client.objectives import Batch, EpsilonObjective, LocalMethod, Objective
-from fedphd.common.data import to_model_range
+from fedphd.common.config.run import TrainingConfig
+from fedphd.common.data.images import to_model_range
 from fedphd.common.errors import FedPhDError
-from fedphd.common.groups import GroupPenalty
-from fedphd.common.settings import TrainingConfig
+from fedphd.common.unet.groups import GroupPenalty
 
 # No gradients are kept for these, so they may be more than in a training step.
 _VALIDATION_BATCH = 256

@@ -16,13 +16,13 @@ from fedphd.client.kept import MOMENTS, OWN_WEIGHTS, Kept
 from fedphd.client.network import Network, Networks
 from fedphd.client.objectives import EpsilonObjective, Objective, local_method
 from fedphd.client.steps import LocalRound, Step, batches, validation_loss
+from fedphd.common.config.run import DiffusionConfig, ObjectiveConfig, TrainingConfig
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
-from fedphd.common.groups import Cut
-from fedphd.common.layout import TensorLayout
-from fedphd.common.model import build_scheduler, resolve_device
-from fedphd.common.parts import PARTS, Part, Selection
 from fedphd.common.rng import derive_seed, generator
-from fedphd.common.settings import DiffusionConfig, ObjectiveConfig, TrainingConfig
+from fedphd.common.unet.groups import Cut
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import build_scheduler, resolve_device
+from fedphd.common.unet.parts import PARTS, Part, Selection
 
 
 @dataclass(frozen=True)

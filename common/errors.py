@@ -8,8 +8,8 @@
     ├── Interrupted           130   SIGINT or SIGTERM
     └── ReplyError              -   one peer's reply is unusable; that peer is left out of the round
 
-Errors of gRPC, Flower and torch become one of these where they enter (``common/node.py``,
-``common/grid.py``, ``common/messages.py``), with the cause chained.
+Errors of gRPC, Flower and torch become one of these where they enter (``common/wire/node.py``,
+``common/wire/grid.py``, ``common/wire/messages.py``), with the cause chained.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What happened, as JSON lines that programs read and a supervisor's verdict file.
 
 Every process appends events to a file of its own; whoever wants to show them to people reads
-that file (``deploy/render.py``). A process ends with a verdict, since Flower's exit codes say
-nothing about a run.
+that file (``deploy/launch/render.py``). A process ends with a verdict, since Flower's exit codes
+say nothing about a run.
 """
 
 from __future__ import annotations

@@ -10,10 +10,12 @@ import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedphd.common.config import EdgeConfig
+from fedphd.common.config.roles import EdgeConfig
+from fedphd.common.config.run import ScheduleConfig, WaitConfig
 from fedphd.common.events import EventLog, Verdict
-from fedphd.common.grid import StreamingGrid, streaming_grid
-from fedphd.common.messages import (
+from fedphd.common.timing import stop_soon
+from fedphd.common.wire.grid import StreamingGrid, streaming_grid
+from fedphd.common.wire.messages import (
     CHOOSE,
     FINISH,
     HELLO,
@@ -26,17 +28,15 @@ from fedphd.common.messages import (
     IntervalTask,
     StatisticsTask,
 )
-from fedphd.common.node import Node
-from fedphd.common.records import (
+from fedphd.common.wire.node import Node
+from fedphd.common.wire.records import (
     read_payload,
     read_variate,
     read_weights,
     to_records,
     weights_array,
 )
-from fedphd.common.roster import Roster
-from fedphd.common.settings import ScheduleConfig, WaitConfig
-from fedphd.common.timing import stop_soon
+from fedphd.common.wire.roster import Roster
 from fedphd.edge.interval import run_interval
 from fedphd.edge.statistics import collect_statistics
 from fedphd.edge.strategy import EdgeAverage, RoundStats

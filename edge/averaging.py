@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from fedphd.common.layout import TensorLayout
-from fedphd.common.parts import Part, Selection
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.parts import Part, Selection
 
 
 class WeightedSum:

@@ -8,11 +8,16 @@ from collections.abc import Callable
 import torch
 from flwr.app import Array
 
-from fedphd.common.grid import StreamingGrid
-from fedphd.common.messages import IntervalReply, IntervalTask, Network
-from fedphd.common.parts import Selection, joined
-from fedphd.common.records import check_reply_weights, check_variate, read_array, weights_record
-from fedphd.common.roster import Roster
+from fedphd.common.unet.parts import Selection, joined
+from fedphd.common.wire.grid import StreamingGrid
+from fedphd.common.wire.messages import IntervalReply, IntervalTask, Network
+from fedphd.common.wire.records import (
+    check_reply_weights,
+    check_variate,
+    read_array,
+    weights_record,
+)
+from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import ServerVariate
 from fedphd.edge.strategy import EdgeAverage, RoundStats
 

@@ -8,11 +8,11 @@ import torch
 from flwr.app import Message
 
 from fedphd.common.errors import ReplyError
-from fedphd.common.grid import StreamingGrid
-from fedphd.common.messages import STATISTICS, StatisticsReply, StatisticsTask
-from fedphd.common.records import read_payload, to_records
-from fedphd.common.roster import Peer, Roster
-from fedphd.common.statistics import FeatureStatistics, read_statistics
+from fedphd.common.quality.moments import FeatureStatistics, read_statistics
+from fedphd.common.wire.grid import StreamingGrid
+from fedphd.common.wire.messages import STATISTICS, StatisticsReply, StatisticsTask
+from fedphd.common.wire.records import read_payload, to_records
+from fedphd.common.wire.roster import Peer, Roster
 
 logger = logging.getLogger(__name__)
 

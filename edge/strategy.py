@@ -13,11 +13,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedphd.common.costs import images_of_steps
 from fedphd.common.errors import ReplyError
 from fedphd.common.homogeneity import merge
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import (
+from fedphd.common.rng import sample_participants
+from fedphd.common.unet.costs import images_of_steps
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.parts import PARTS, joined, part_groups
+from fedphd.common.wire.messages import (
     CHOOSE,
     TRAIN,
     Choose,
@@ -27,8 +29,7 @@ from fedphd.common.messages import (
     TrainReply,
     TrainTask,
 )
-from fedphd.common.parts import PARTS, joined, part_groups
-from fedphd.common.records import (
+from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
     read_array,
@@ -38,8 +39,7 @@ from fedphd.common.records import (
     to_records,
     weights_record,
 )
-from fedphd.common.rng import sample_participants
-from fedphd.common.roster import Peer, Roster
+from fedphd.common.wire.roster import Peer, Roster
 from fedphd.edge.averaging import PartAverage, ServerVariate
 
 logger = logging.getLogger(__name__)

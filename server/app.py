@@ -11,14 +11,23 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from fedphd.common.config import CloudConfig
-from fedphd.common.data import LabelledImages
+from fedphd.common.config.roles import CloudConfig
+from fedphd.common.config.run import EvaluationConfig
+from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import FedPhDError, ParticipantsError, exit_code_of
 from fedphd.common.events import EventLog, Verdict
-from fedphd.common.extractor import Extractor
-from fedphd.common.grid import StreamingGrid, streaming_grid
-from fedphd.common.messages import FINISH, Finish
-from fedphd.common.model import (
+from fedphd.common.quality.evaluation import Evaluator
+from fedphd.common.quality.extractor import Extractor
+from fedphd.common.quality.moments import StatisticsFile
+from fedphd.common.quality.reference import (
+    Reference,
+    fixed_extractor,
+    reference_of_file,
+    reference_of_images,
+    reference_of_statistics,
+)
+from fedphd.common.unet.checkpoint import CHECKPOINT, save_checkpoint
+from fedphd.common.unet.model import (
     PrunedUNet,
     build_scheduler,
     build_unet,
@@ -26,23 +35,14 @@ from fedphd.common.model import (
     unet_config,
     unet_from_config,
 )
-from fedphd.common.records import to_records, weights_record
-from fedphd.common.roster import Roster
-from fedphd.common.settings import EvaluationConfig
-from fedphd.common.statistics import StatisticsFile
-from fedphd.server.checkpoint import CHECKPOINT, save_checkpoint
+from fedphd.common.wire.grid import StreamingGrid, streaming_grid
+from fedphd.common.wire.messages import FINISH, Finish
+from fedphd.common.wire.records import to_records, weights_record
+from fedphd.common.wire.roster import Roster
+from fedphd.deploy.simulation.virtual_edges import VirtualEdges
 from fedphd.server.collect import STATISTICS_FILE, collect_statistics
-from fedphd.server.evaluation import Evaluator
 from fedphd.server.pruning import count_costs
-from fedphd.server.reference import (
-    Reference,
-    fixed_extractor,
-    reference_of_file,
-    reference_of_images,
-    reference_of_statistics,
-)
 from fedphd.server.report import Report
-from fedphd.server.simulation import VirtualEdges
 from fedphd.server.strategy import FedPhD, IntervalStats
 
 logger = logging.getLogger(__name__)

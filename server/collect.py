@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
-from fedphd.common.config import CloudConfig
+from fedphd.common.config.roles import CloudConfig
 from fedphd.common.errors import ParticipantsError, ReplyError
-from fedphd.common.extractor import Extractor
-from fedphd.common.grid import StreamingGrid
-from fedphd.common.messages import STATISTICS, StatisticsReply, StatisticsTask, Traffic
-from fedphd.common.records import read_payload, to_records
-from fedphd.common.roster import Peer, Roster
-from fedphd.common.statistics import FeatureStatistics, read_statistics
+from fedphd.common.quality.extractor import Extractor
+from fedphd.common.quality.moments import FeatureStatistics, read_statistics
+from fedphd.common.wire.grid import StreamingGrid
+from fedphd.common.wire.messages import STATISTICS, StatisticsReply, StatisticsTask, Traffic
+from fedphd.common.wire.records import read_payload, to_records
+from fedphd.common.wire.roster import Peer, Roster
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fedphd.common.errors import FedPhDError
-from fedphd.common.groups import Cut
-from fedphd.common.layout import TensorLayout
+from fedphd.common.unet.groups import Cut
+from fedphd.common.unet.layout import TensorLayout
 
 
 class Ema:

@@ -10,11 +10,11 @@ import torch
 import torch_pruning as tp  # type: ignore[import-untyped]
 from torch import Tensor
 
+from fedphd.common.config.run import prune_width
 from fedphd.common.errors import ConfigError
-from fedphd.common.groups import ChannelGroups, Cut, example_inputs
-from fedphd.common.layout import TensorLayout
-from fedphd.common.model import PrunedUNet, unet_config, unet_from_config
-from fedphd.common.settings import prune_width
+from fedphd.common.unet.groups import ChannelGroups, Cut, example_inputs
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import PrunedUNet, unet_config, unet_from_config
 
 
 @dataclass(frozen=True)

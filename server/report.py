@@ -9,13 +9,13 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from fedphd.common.costs import FLOPS_CONVENTION, training_flops
+from fedphd.common.config.run import FederationConfig
+from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.events import EventLog, write_json
-from fedphd.common.messages import PACKAGE_VERSION, Traffic
-from fedphd.common.partition import PARTITION_FILE
-from fedphd.common.settings import FederationConfig
+from fedphd.common.quality.evaluation import Evaluation, save_grid
+from fedphd.common.unet.costs import FLOPS_CONVENTION, training_flops
+from fedphd.common.wire.messages import PACKAGE_VERSION, Traffic
 from fedphd.server.collect import ClientStatistics
-from fedphd.server.evaluation import Evaluation, save_grid
 from fedphd.server.pruning import PruneReport
 from fedphd.server.strategy import IntervalStats
 

@@ -12,14 +12,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
-from fedphd.common.groups import Cut
 from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import TRAIN, IntervalReply, IntervalTask, Network, Traffic
-from fedphd.common.model import PrunedUNet, unet_config
-from fedphd.common.parts import Part, Selection, joined, part_groups
-from fedphd.common.records import (
+from fedphd.common.unet.groups import Cut
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import PrunedUNet, unet_config
+from fedphd.common.unet.parts import Part, Selection, joined, part_groups
+from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, Network, Traffic
+from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
     read_payload,
@@ -28,8 +29,7 @@ from fedphd.common.records import (
     to_records,
     weights_record,
 )
-from fedphd.common.roster import Roster
-from fedphd.common.settings import FederationConfig
+from fedphd.common.wire.roster import Roster
 from fedphd.server.ema import Ema
 from fedphd.server.pruning import PruneReport, prune_unet
 

@@ -1,5 +1,5 @@
 """What Flower runs as ClientApp; a file of its own, since it imports torch and diffusers."""
 
-from fedphd.deploy.stock import client_app
+from fedphd.deploy.apps.stock import client_app
 
 __all__ = ["client_app"]

@@ -11,7 +11,7 @@ server_app = ServerApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what a launcher's role file says, and else simulate what the run configuration says."""
-    from fedphd.deploy.roles import run_role, run_simulated
+    from fedphd.deploy.apps.roles import run_role, run_simulated
 
     role_file = str(context.run_config["role-file"])
     if role_file:

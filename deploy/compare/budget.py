@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedphd.common.config import CloudConfig
+from fedphd.common.config.roles import CloudConfig
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.compare.methods import Method, plain_settings
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from fedphd.common.config import CloudConfig, load_config
+from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.deploy.compare.budget import Work, method_settings, work_of
 from fedphd.deploy.compare.comparison import CLOUD_BYTES, Comparison
 from fedphd.deploy.compare.methods import Method
 from fedphd.deploy.compare.plan import differences, identity, method_config
-from fedphd.deploy.render import human_bytes
-from fedphd.deploy.runs import Split
+from fedphd.deploy.launch.render import human_bytes
+from fedphd.deploy.launch.runs import Split
 
 
 def list_methods(methods: Iterable[Method]) -> Iterator[str]:

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from fedphd.common.config import check_id, explain
-from fedphd.common.data_settings import Section
+from fedphd.common.config.data import Section
+from fedphd.common.config.roles import check_id, explain
+from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ConfigError
-from fedphd.common.settings import FederationConfig
-from fedphd.deploy.simulate import flattened, setting_keys
+from fedphd.deploy.simulation.run_config import flattened, setting_keys
 
 # What makes a method: where an entry of the table does not set it, it has its plain value.
 _PLAIN = ("objective.method", "exchange.parts")

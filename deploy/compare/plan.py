@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedphd.common.config import CloudConfig, load_config, validate
+from fedphd.common.config.roles import CloudConfig, load_config, validate
+from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import write_json
-from fedphd.common.settings import FederationConfig
 from fedphd.deploy.compare.budget import evaluation_period, method_settings
 from fedphd.deploy.compare.methods import Method
-from fedphd.deploy.runs import SIMULATION, SUMMARY
-from fedphd.deploy.simulate import CLIENT_DEFAULTS, SimulatedClients, flattened
+from fedphd.deploy.launch.runs import SIMULATION, SUMMARY
+from fedphd.deploy.simulation.run_config import CLIENT_DEFAULTS, SimulatedClients, flattened
 
 PLAN = "compare.json"
 CONFIG = "config.json"

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedphd.common.config import CloudConfig
+from fedphd.common.config.roles import CloudConfig
 from fedphd.common.errors import FedPhDError
 from fedphd.deploy.compare.plan import PlannedRun
-from fedphd.deploy.render import Tail
-from fedphd.deploy.runs import EVENTS, SIMULATION, SUMMARY
-from fedphd.deploy.simulate import flattened
+from fedphd.deploy.launch.render import Tail
+from fedphd.deploy.launch.runs import EVENTS, SIMULATION, SUMMARY
+from fedphd.deploy.simulation.run_config import flattened
 
 DISTANCE = "frechet_distance"
 # Of an evaluation neither what it found nor how it was done.

@@ -18,11 +18,11 @@ from typing import Any
 
 from fedphd.common.events import Verdict, read_verdict
 from fedphd.deploy.compare.plan import PlannedRun
-from fedphd.deploy.local import to_toml, unset_keys
-from fedphd.deploy.render import human_bytes, human_seconds
-from fedphd.deploy.runs import EVENTS, SUMMARY, VERDICT, Say
-from fedphd.deploy.simulate import SimulatedClients
-from fedphd.deploy.superlink import die_with_parent, last_line
+from fedphd.deploy.launch.local import to_toml, unset_keys
+from fedphd.deploy.launch.render import human_bytes, human_seconds
+from fedphd.deploy.launch.runs import EVENTS, SUMMARY, VERDICT, Say
+from fedphd.deploy.launch.superlink import die_with_parent, last_line
+from fedphd.deploy.simulation.run_config import SimulatedClients
 
 POLL_S = 0.2
 # `fedphd simulate` ends all that it started within this time.

@@ -15,7 +15,7 @@ from fedphd.deploy.compare.results import (
     mean_and_spread,
     relative_to,
 )
-from fedphd.deploy.render import human_bytes, human_seconds
+from fedphd.deploy.launch.render import human_bytes, human_seconds
 
 REFERENCE = "fedavg"
 _AGAINST = f"against {REFERENCE}"

@@ -27,11 +27,11 @@ from typing import Any, get_args
 import numpy as np
 
 from fedphd.client.choice import choice_probabilities, choose_edge
-from fedphd.common.data import LabelledImages
-from fedphd.common.data_settings import DataConfig, PartitionConfig
+from fedphd.common.config.data import DataConfig, PartitionConfig
+from fedphd.common.config.run import SelectionConfig, SelectionPolicy
+from fedphd.common.data.images import LabelledImages
 from fedphd.common.homogeneity import Offer, homogeneity_score
 from fedphd.common.rng import sample_participants
-from fedphd.common.settings import SelectionConfig, SelectionPolicy
 from fedphd.edge.strategy import Holdings
 
 NUM_CLIENTS, NUM_CLASSES, PARTICIPATION = 20, 10, 0.4

@@ -20,10 +20,10 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from fedphd.common.config import CloudConfig, load_config
-from fedphd.common.layout import TensorLayout
-from fedphd.common.model import build_unet
-from fedphd.common.records import read_array, weights_record
+from fedphd.common.config.roles import CloudConfig, load_config
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import build_unet
+from fedphd.common.wire.records import read_array, weights_record
 
 NUM_CLIENTS, REPEATS = 8, 3
 

@@ -12,8 +12,8 @@ from support.processes import Processes, connections
 from support.site import Site
 from support.tiny import CLASSES_PER_CLIENT, TINY, events, flags
 
-from fedphd.common.layout import TensorLayout
-from fedphd.server.checkpoint import load_checkpoint
+from fedphd.common.unet.checkpoint import load_checkpoint
+from fedphd.common.unet.layout import TensorLayout
 
 CLIENTS = ("client-0", "client-1", "client-2")
 RUN: dict[str, Any] = {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from support.processes import Processes, command_of, connections
 from support.tiny import CLASSES_PER_CLIENT, PRUNED_WIDTHS, TINY, WIDTHS, events, flags
 
-from fedphd.common.model import PrunedUNet
+from fedphd.common.unet.model import PrunedUNet
 
 EDGES = ("edge-0", "edge-1")
 CLIENTS = ("client-0", "client-1", "client-2")

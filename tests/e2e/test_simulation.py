@@ -11,7 +11,7 @@ import torch
 from support.processes import Processes
 from support.tiny import CLASSES_PER_CLIENT, PRUNED_WIDTHS, TINY, events, flags
 
-from fedphd.server.checkpoint import load_checkpoint
+from fedphd.common.unet.checkpoint import load_checkpoint
 
 SETTINGS = {
     **TINY,

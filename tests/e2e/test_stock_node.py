@@ -17,8 +17,8 @@ from support.processes import Processes
 from support.site import EDGES, NUM_PARTS, Site
 from support.tiny import CLASSES_PER_CLIENT, PRUNED_WIDTHS, TINY
 
-from fedphd.common.layout import TensorLayout
-from fedphd.server.checkpoint import load_checkpoint
+from fedphd.common.unet.checkpoint import load_checkpoint
+from fedphd.common.unet.layout import TensorLayout
 
 # A stock node takes about 9 s for every message.
 pytestmark = pytest.mark.slow

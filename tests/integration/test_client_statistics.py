@@ -12,13 +12,13 @@ from flwr.app import Message
 from support.federation import FIRST_CLIENT, Federation, one_at_a_time
 from support.memory import MemoryGrid
 
-from fedphd.common.data import LabelledImages
-from fedphd.common.data_settings import DataConfig, PartitionConfig
+from fedphd.common.config.data import DataConfig, PartitionConfig
+from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import ConfigError, ParticipantsError
-from fedphd.common.extractor import classifier_extractor, load_extractor, save_extractor
-from fedphd.common.messages import STATISTICS
-from fedphd.common.statistics import FeatureStatistics, StatisticsFile, measure
-from fedphd.server.features import ClassifierSettings, load_feature_classifier
+from fedphd.common.quality.classifier import ClassifierSettings, load_feature_classifier
+from fedphd.common.quality.extractor import classifier_extractor, load_extractor, save_extractor
+from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, measure
+from fedphd.common.wire.messages import STATISTICS
 
 CPU = torch.device("cpu")
 PARTS = 30

@@ -15,12 +15,12 @@ from support.memory import Handler, MemoryGrid
 
 from fedphd.client.app import ClientRuntime, build_app
 from fedphd.client.resident import OfferBoard
-from fedphd.common.config import ClientConfig, CloudConfig, load_config
+from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
+from fedphd.common.config.run import SelectionPolicy
 from fedphd.common.events import EventLog
-from fedphd.common.messages import CHOOSE, TRAIN, Choose, TrainTask
-from fedphd.common.records import read_payload
 from fedphd.common.rng import sample_participants
-from fedphd.common.settings import SelectionPolicy
+from fedphd.common.wire.messages import CHOOSE, TRAIN, Choose, TrainTask
+from fedphd.common.wire.records import read_payload
 from fedphd.server.app import main
 
 NUM_CLIENTS, PARTS, EDGES = 5, 60, {"edge-0", "edge-1"}

@@ -15,9 +15,9 @@ from support.federation import FIRST_EDGE, Federation
 from support.memory import MemoryGrid
 
 from fedphd.common.errors import ParticipantsError
-from fedphd.common.messages import FINISH, TRAIN, IntervalTask, Traffic
-from fedphd.common.model import PrunedUNet
-from fedphd.common.records import read_payload
+from fedphd.common.unet.model import PrunedUNet
+from fedphd.common.wire.messages import FINISH, TRAIN, IntervalTask, Traffic
+from fedphd.common.wire.records import read_payload
 
 STORED = Path(__file__).with_name("losses.json")
 

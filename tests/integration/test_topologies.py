@@ -22,17 +22,17 @@ from fedphd.client.network import Network
 from fedphd.client.state import ContextState, FileState, TrainerState
 from fedphd.client.steps import validation_loss
 from fedphd.client.trainer import Trainer
-from fedphd.common.config import ClientConfig, CloudConfig, load_config
-from fedphd.common.data import LabelledImages
+from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
+from fedphd.common.data.images import LabelledImages
 from fedphd.common.events import EventLog
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import CHOOSE, TRAIN, Choose, TrainTask
-from fedphd.common.model import build_scheduler, build_unet, unet_config
-from fedphd.common.parts import Selection
-from fedphd.common.records import read_payload, read_variate
 from fedphd.common.rng import generator, sample_participants
+from fedphd.common.unet.checkpoint import load_checkpoint
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import build_scheduler, build_unet, unet_config
+from fedphd.common.unet.parts import Selection
+from fedphd.common.wire.messages import CHOOSE, TRAIN, Choose, TrainTask
+from fedphd.common.wire.records import read_payload, read_variate
 from fedphd.server.app import main
-from fedphd.server.checkpoint import load_checkpoint
 
 NUM_CLIENTS, PARTS = 3, 40
 IDENTITY: dict[str, Any] = {

@@ -10,18 +10,18 @@ import torch
 from flwr.app import Message
 from support.memory import FakeTime, MemoryGrid, streaming
 
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import HELLO, HelloReply, IntervalReply, IntervalTask, Traffic
-from fedphd.common.model import build_unet
-from fedphd.common.records import (
+from fedphd.common.config.run import FederationConfig
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import build_unet
+from fedphd.common.wire.messages import HELLO, HelloReply, IntervalReply, IntervalTask, Traffic
+from fedphd.common.wire.records import (
     read_payload,
     read_variate,
     read_weights,
     to_records,
     weights_record,
 )
-from fedphd.common.roster import Roster
-from fedphd.common.settings import FederationConfig
+from fedphd.common.wire.roster import Roster
 from fedphd.server.pruning import PruneReport
 from fedphd.server.strategy import FedPhD, IntervalStats
 

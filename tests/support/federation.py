@@ -14,11 +14,11 @@ from flwr.app import Message
 from support.memory import MemoryGrid
 
 from fedphd.client.resident import Resident
-from fedphd.common.config import ClientConfig, CloudConfig, load_config
+from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
 from fedphd.common.events import EventLog, Verdict
-from fedphd.common.grid import streaming_grid
-from fedphd.common.messages import TRAIN, IntervalTask, TrainTask
-from fedphd.common.records import read_payload
+from fedphd.common.wire.grid import streaming_grid
+from fedphd.common.wire.messages import TRAIN, IntervalTask, TrainTask
+from fedphd.common.wire.records import read_payload
 from fedphd.edge.app import EdgeService
 from fedphd.server.app import main
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from fedphd.common.events import EventLog, write_json
-from fedphd.common.messages import Traffic
+from fedphd.common.quality.evaluation import Evaluation, Protocol, Quality
+from fedphd.common.wire.messages import Traffic
 from fedphd.deploy.compare.plan import PlannedRun
-from fedphd.deploy.runs import EVENTS, SIMULATION
-from fedphd.deploy.simulate import SimulatedClients
-from fedphd.server.evaluation import Evaluation, Protocol, Quality
+from fedphd.deploy.launch.runs import EVENTS, SIMULATION
+from fedphd.deploy.simulation.run_config import SimulatedClients
 from fedphd.server.report import Report
 from fedphd.server.strategy import IntervalStats
 

@@ -12,7 +12,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
-from fedphd.common.grid import PlainReplies, StreamingGrid
+from fedphd.common.wire.grid import PlainReplies, StreamingGrid
 
 Handler = Callable[[Message], Message | None]
 SERVER_NODE = 1

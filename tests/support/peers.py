@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from flwr.app import Message, RecordDict
 
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import (
+from fedphd.common.config.run import FederationConfig
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.parts import Selection
+from fedphd.common.wire.messages import (
     CHOOSE,
     HELLO,
     TRAIN,
@@ -22,9 +24,7 @@ from fedphd.common.messages import (
     TrainReply,
     TrainTask,
 )
-from fedphd.common.parts import Selection
-from fedphd.common.records import read_payload, read_variate, read_weights, to_records
-from fedphd.common.settings import FederationConfig
+from fedphd.common.wire.records import read_payload, read_variate, read_weights, to_records
 
 LAYOUT = TensorLayout(("a", "b"), ((2,), ()))
 NETWORK = Network(unet={"kind": "tiny"}, layout=LAYOUT.to_json())

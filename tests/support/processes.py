@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
-from fedphd.deploy.superlink import flower_environment
+from fedphd.deploy.launch.superlink import flower_environment
 
 MARK = "FEDPHD_TEST"
 # Bounds of what takes seconds on a machine with nothing else to do.

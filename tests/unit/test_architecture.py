@@ -19,7 +19,7 @@ FORBIDDEN = {
     "deploy": set(),
 }
 # The simulation puts edges inside the cloud's process.
-ALLOWED = {"server/simulation.py": {"edge"}}
+ALLOWED = {"deploy/simulation/virtual_edges.py": {"edge"}}
 
 
 def imported_modules(source: str, package: str) -> Iterator[str]:
@@ -74,7 +74,7 @@ def test_flowers_internal_connection_is_used_in_one_file() -> None:
         for path, package, text in sources(folder)
         if any(f"{name}.".startswith(internal) for name in imported_modules(text, package))
     }
-    assert users == {"common/node.py", "common/replies.py"}
+    assert users == {"common/wire/node.py", "common/wire/replies.py"}
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any, get_args
 import pytest
 
 from fedphd.client.choice import choose_edge
+from fedphd.common.config.run import SelectionPolicy
 from fedphd.common.errors import ConfigError, ReplyError
 from fedphd.common.homogeneity import Offer
-from fedphd.common.settings import SelectionPolicy
 
 LEFT = Offer("edge-0", (1.0, 0.0), 10)
 RIGHT = Offer("edge-1", (0.0, 1.0), 10)

@@ -10,10 +10,13 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedphd.client.app import ClientRuntime, build_app
-from fedphd.common.config import ClientConfig
+from fedphd.common.config.roles import ClientConfig
+from fedphd.common.config.run import DiffusionConfig, ModelConfig, ObjectiveConfig, TrainingConfig
 from fedphd.common.errors import ConfigError, ReplyError
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import (
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import build_unet, unet_config
+from fedphd.common.unet.parts import Part, Selection
+from fedphd.common.wire.messages import (
     CHOOSE,
     FINISH,
     HELLO,
@@ -30,10 +33,7 @@ from fedphd.common.messages import (
     TrainReply,
     TrainTask,
 )
-from fedphd.common.model import build_unet, unet_config
-from fedphd.common.parts import Part, Selection
-from fedphd.common.records import read_payload, read_variate, read_weights, to_records
-from fedphd.common.settings import DiffusionConfig, ModelConfig, ObjectiveConfig, TrainingConfig
+from fedphd.common.wire.records import read_payload, read_variate, read_weights, to_records
 from fedphd.server.pruning import prune_unet
 
 TARGET = (0.1,) * 10

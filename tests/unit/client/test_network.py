@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from fedphd.client.network import Networks
-from fedphd.common.model import build_unet, unet_config
-from fedphd.common.settings import ModelConfig
+from fedphd.common.config.run import ModelConfig
+from fedphd.common.unet.model import build_unet, unet_config
 
 CPU = torch.device("cpu")
 

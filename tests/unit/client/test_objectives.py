@@ -20,12 +20,12 @@ from fedphd.client.objectives import (
 )
 from fedphd.client.steps import noised
 from fedphd.client.trainer import Trainer, TrainResult
+from fedphd.common.config.run import DiffusionConfig, ModelConfig, ObjectiveConfig, TrainingConfig
 from fedphd.common.errors import ReplyError
-from fedphd.common.groups import Cut
-from fedphd.common.layout import TensorLayout
-from fedphd.common.model import PrunedUNet, build_scheduler, build_unet, unet_config
 from fedphd.common.rng import generator
-from fedphd.common.settings import DiffusionConfig, ModelConfig, ObjectiveConfig, TrainingConfig
+from fedphd.common.unet.groups import Cut
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import PrunedUNet, build_scheduler, build_unet, unet_config
 
 MODEL = ModelConfig(image_size=4, block_out_channels=(16, 16), norm_num_groups=8)
 NARROW = ModelConfig(image_size=4, block_out_channels=(8, 8), norm_num_groups=8)

@@ -12,10 +12,10 @@ import pytest
 from flwr.app import Message
 
 from fedphd.client.resident import OfferBoard, Resident
-from fedphd.common.config import ClientConfig
+from fedphd.common.config.roles import ClientConfig
 from fedphd.common.errors import ConnectionLostError
-from fedphd.common.messages import CHOOSE, Choose, ChooseReply, EdgeOffer
-from fedphd.common.records import read_payload, to_records
+from fedphd.common.wire.messages import CHOOSE, Choose, ChooseReply, EdgeOffer
+from fedphd.common.wire.records import read_payload, to_records
 
 TARGET = (0.1,) * 10
 

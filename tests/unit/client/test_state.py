@@ -13,7 +13,7 @@ from fedphd.client.kept import OWN_WEIGHTS
 from fedphd.client.state import ContextState, FileState, TrainerState
 from fedphd.client.trainer import Trainer
 from fedphd.common.errors import FedPhDError
-from fedphd.common.layout import TensorLayout
+from fedphd.common.unet.layout import TensorLayout
 
 LAYOUT = TensorLayout(("weight",), ((3,),))
 

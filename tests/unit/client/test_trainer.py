@@ -15,10 +15,12 @@ from fedphd.client.network import Network
 from fedphd.client.objectives import Batch, Objective
 from fedphd.client.steps import batches, flipped, noised, validation_loss, warmed_up
 from fedphd.client.trainer import Trainer, TrainResult
+from fedphd.common.config.run import DiffusionConfig, ModelConfig, TrainingConfig
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
-from fedphd.common.groups import Cut, GroupPenalty
-from fedphd.common.layout import TensorLayout
-from fedphd.common.model import (
+from fedphd.common.rng import generator
+from fedphd.common.unet.groups import Cut, GroupPenalty
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import (
     PrunedUNet,
     build_scheduler,
     build_unet,
@@ -26,9 +28,7 @@ from fedphd.common.model import (
     unet_config,
     unet_from_config,
 )
-from fedphd.common.parts import Selection
-from fedphd.common.rng import generator
-from fedphd.common.settings import DiffusionConfig, ModelConfig, TrainingConfig
+from fedphd.common.unet.parts import Selection
 
 WIDE = ModelConfig(image_size=4, block_out_channels=(16, 16), norm_num_groups=8, dropout=0.1)
 NARROW = ModelConfig(image_size=4, block_out_channels=(8, 8), norm_num_groups=8)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fedphd.common.config import (
+from fedphd.common.config.data import DataConfig, Section
+from fedphd.common.config.roles import (
     PRESETS,
     ClientConfig,
     CloudConfig,
@@ -20,9 +21,8 @@ from fedphd.common.config import (
     section_class,
     validate,
 )
-from fedphd.common.data_settings import DataConfig, Section
+from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ConfigError
-from fedphd.common.settings import FederationConfig
 
 
 def write(folder: Path, text: str) -> Path:

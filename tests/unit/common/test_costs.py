@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fedphd.client.steps import batches
-from fedphd.common.costs import images_of_steps, training_flops
+from fedphd.common.config.run import TrainingConfig
 from fedphd.common.rng import generator
-from fedphd.common.settings import TrainingConfig
+from fedphd.common.unet.costs import images_of_steps, training_flops
 
 
 def test_three_passes_of_two_operations_per_multiply_accumulate() -> None:

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fedphd.common import data as data_module
-from fedphd.common.data import ImageSet, LabelledImages, to_model_range
-from fedphd.common.data_settings import DataConfig, PartitionConfig
+from fedphd.common.config.data import DataConfig, PartitionConfig
+from fedphd.common.data import images as data_module
+from fedphd.common.data.images import ImageSet, LabelledImages, to_model_range
+from fedphd.common.data.partition import all_parts, partition_indices, partition_name
 from fedphd.common.errors import ConfigError
-from fedphd.common.partition import all_parts, partition_indices, partition_name
 
 CIFAR10 = Path(__file__).parents[4] / "shared/data/cifar10/train.parquet"
 
@@ -144,7 +144,7 @@ def test_the_hash_of_a_split_is_over_lengths_and_positions() -> None:
 
 def test_opened_images_name_their_split(caplog: pytest.LogCaptureFixture) -> None:
     config = DataConfig(partition=PartitionConfig(partition_id=1))
-    with caplog.at_level(logging.INFO, logger="fedphd.common.data"):
+    with caplog.at_level(logging.INFO, logger="fedphd.common.data.images"):
         opened = LabelledImages(config)
     assert opened.part_sizes == (180, 360, 363, 360, 354, 180)
     assert caplog.messages == [f"part 1 of {opened.partition_name}: 360 images"]
@@ -258,7 +258,7 @@ def test_images_become_the_wanted_mode_and_size_and_the_log_says_so_once(
     red.paste((0, 0, 255), (0, 0, 16, 4))  # outside the central square
     table([0, 1], [red, red.copy()]).save_to_disk(tmp_path / "saved")
     config = DataConfig(source=str(tmp_path / "saved"))
-    with caplog.at_level(logging.INFO, logger="fedphd.common.data"):
+    with caplog.at_level(logging.INFO, logger="fedphd.common.data.images"):
         colour = load(config, channels=3)
     assert colour.images.shape == (2, 3, 8, 8)
     assert colour.images[0, :, 4, 4].tolist() == [200, 0, 0]
@@ -328,8 +328,8 @@ def test_files_that_are_not_what_they_should_be_are_named(tmp_path: Path) -> Non
 
 def test_a_hub_name_that_cannot_be_reached_suggests_a_local_path(tmp_path: Path) -> None:
     program = (
-        "from fedphd.common.data import LabelledImages\n"
-        "from fedphd.common.settings import DataConfig\n"
+        "from fedphd.common.data.images import LabelledImages\n"
+        "from fedphd.common.config.run import DataConfig\n"
         "LabelledImages(DataConfig(source='nobody/nothing'))\n"
     )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedphd.common.errors import ConfigError, ReplyError
-from fedphd.common.extractor import (
+from fedphd.common.quality.extractor import (
     Extractor,
     FeatureClassifier,
     classifier_extractor,
@@ -18,8 +18,8 @@ from fedphd.common.extractor import (
     restore_extractor,
     save_extractor,
 )
-from fedphd.common.messages import ExtractorSpec
 from fedphd.common.rng import generator
+from fedphd.common.wire.messages import ExtractorSpec
 
 
 def extractor(seed: int = 0, **changes: int) -> Extractor:

@@ -11,8 +11,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from support.memory import RUN_ID, FakeTime, MemoryGrid, streaming
 
-from fedphd.common.grid import PlainReplies, StreamingGrid, streaming_grid
-from fedphd.common.messages import Traffic
+from fedphd.common.wire.grid import PlainReplies, StreamingGrid, streaming_grid
+from fedphd.common.wire.messages import Traffic
 
 
 def echo(message: Message) -> Message:

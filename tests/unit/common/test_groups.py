@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch_pruning as tp
 
+from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ReplyError
-from fedphd.common.groups import ChannelGroups, Cut, GroupPenalty
-from fedphd.common.layout import TensorLayout
-from fedphd.common.model import PrunedUNet, build_unet
-from fedphd.common.settings import ModelConfig
+from fedphd.common.unet.groups import ChannelGroups, Cut, GroupPenalty
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import PrunedUNet, build_unet
 
 CUT = Cut(
     TensorLayout(("a", "b", "c"), ((3, 4), (3,), (2,))),

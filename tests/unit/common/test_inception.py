@@ -17,17 +17,17 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from fedphd.common.data import LabelledImages
-from fedphd.common.data_settings import DataConfig
+from fedphd.common.config.data import DataConfig
+from fedphd.common.config.run import EvaluationConfig
+from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import ConfigError
-from fedphd.common.extractor import inception_extractor, restore_extractor
-from fedphd.common.inception import Inception, check_installed, check_weights
-from fedphd.common.messages import ExtractorSpec
+from fedphd.common.quality.evaluation import Evaluator
+from fedphd.common.quality.extractor import inception_extractor, restore_extractor
+from fedphd.common.quality.inception import Inception, check_installed, check_weights
+from fedphd.common.quality.moments import FeatureStatistics
+from fedphd.common.quality.reference import Reference, check_features
 from fedphd.common.rng import generator
-from fedphd.common.settings import EvaluationConfig
-from fedphd.common.statistics import FeatureStatistics
-from fedphd.server.evaluation import Evaluator
-from fedphd.server.reference import Reference, check_features
+from fedphd.common.wire.messages import ExtractorSpec
 
 CPU = torch.device("cpu")
 HUB = "torch_fidelity.feature_extractor_inceptionv3"

@@ -9,10 +9,10 @@ import datasets
 import pytest
 from PIL import Image
 
-from fedphd.common.data import LabelledImages
-from fedphd.common.data_settings import DataConfig, PartitionConfig
+from fedphd.common.config.data import DataConfig, PartitionConfig
+from fedphd.common.data.images import LabelledImages
+from fedphd.common.data.labels import read_attributes, write_labels
 from fedphd.common.errors import ConfigError
-from fedphd.common.labels import read_attributes, write_labels
 
 ATTRIBUTES = ["Bald", "Male", "Smiling", "Young"]
 # Per file the values of ATTRIBUTES; the class of Male and Young stands behind it.
@@ -95,7 +95,7 @@ def test_rows_without_an_image_are_only_logged(
     faces: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = {**ROWS, "000006.jpg": [1, 1, 1, 1], "000007.jpg": [1, 1, 1, 1]}
-    with caplog.at_level(logging.WARNING, logger="fedphd.common.labels"):
+    with caplog.at_level(logging.WARNING, logger="fedphd.common.data.labels"):
         LabelledImages(config_of(faces, as_text(rows)))
     assert [r.getMessage().split(": ")[1] for r in caplog.records] == ["2 rows have no image here"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedphd.common.errors import FedPhDError
-from fedphd.common.layout import TensorLayout
+from fedphd.common.unet.layout import TensorLayout
 
 LAYOUT = TensorLayout(("a", "b"), ((2, 2), (3,)))
 

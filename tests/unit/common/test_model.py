@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from fedphd.common.config import read_preset
+from fedphd.common.config.roles import read_preset
+from fedphd.common.config.run import DiffusionConfig, ModelConfig
 from fedphd.common.errors import ReplyError
-from fedphd.common.model import (
+from fedphd.common.unet.model import (
     PrunedUNet,
     build_scheduler,
     build_unet,
     unet_config,
     unet_from_config,
 )
-from fedphd.common.settings import DiffusionConfig, ModelConfig
 
 DIGITS = {
     "image_size": 8,

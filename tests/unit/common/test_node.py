@@ -24,12 +24,12 @@ from flwr.common.serde import message_to_proto
 from flwr.proto import appio_pb2, message_pb2, node_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
-from fedphd.common import node as node_module
-from fedphd.common.config import NodeConfig
+from fedphd.common.config.roles import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError
-from fedphd.common.node import Node
-from fedphd.common.replies import GrpcReplies, message_bytes
 from fedphd.common.timing import Backoff, stop_soon
+from fedphd.common.wire import node as node_module
+from fedphd.common.wire.node import Node
+from fedphd.common.wire.replies import GrpcReplies, message_bytes
 
 NUM_VALUES = 3_000_000  # 12 MB: three chunks of Flower's 5 MiB
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ReplyError
-from fedphd.common.layout import TensorLayout
-from fedphd.common.model import build_unet
-from fedphd.common.parts import PARTS, Part, Selection, joined, part_groups
-from fedphd.common.settings import ModelConfig
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import build_unet
+from fedphd.common.unet.parts import PARTS, Part, Selection, joined, part_groups
 
 LAYOUT = TensorLayout(
     ("conv_in.bias", "time_embedding.linear_1.bias", "up_blocks.0.bias", "mid_block.bias"),

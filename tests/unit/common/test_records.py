@@ -12,9 +12,10 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from fedphd.common.config.run import DiffusionConfig, FederationConfig, TrainingConfig
 from fedphd.common.errors import ReplyError
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import (
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.wire.messages import (
     PROTOCOL,
     Ack,
     Choose,
@@ -34,7 +35,7 @@ from fedphd.common.messages import (
     TrainReply,
     TrainTask,
 )
-from fedphd.common.records import (
+from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
     check_version,
@@ -44,7 +45,6 @@ from fedphd.common.records import (
     read_weights,
     to_records,
 )
-from fedphd.common.settings import DiffusionConfig, FederationConfig, TrainingConfig
 
 LAYOUT = TensorLayout(("conv.weight", "conv.bias"), ((2, 2), (3,)))
 NETWORK = Network(unet={"image_size": 8, "widths": [8, 16]}, layout=LAYOUT.to_json())

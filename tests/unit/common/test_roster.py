@@ -8,9 +8,9 @@ import pytest
 from flwr.app import Message
 from support.memory import FakeTime, Handler, MemoryGrid, streaming
 
-from fedphd.common.messages import HELLO, Hello, HelloReply
-from fedphd.common.records import read_payload, to_records
-from fedphd.common.roster import GREET_BATCH, Peer, Roster
+from fedphd.common.wire.messages import HELLO, Hello, HelloReply
+from fedphd.common.wire.records import read_payload, to_records
+from fedphd.common.wire.roster import GREET_BATCH, Peer, Roster
 
 
 def introduces(name: str, num_samples: int = 10, **changes: Any) -> Handler:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, section_class
-from fedphd.common.data_settings import PartitionConfig, Section
-from fedphd.common.settings import (
+from fedphd.common.config.data import PartitionConfig, Section
+from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, section_class
+from fedphd.common.config.run import (
     EvaluationConfig,
     ExchangeConfig,
     FederationConfig,

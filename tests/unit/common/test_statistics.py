@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from fedphd.common.errors import ConfigError, ReplyError
+from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, measure
 from fedphd.common.rng import generator
-from fedphd.common.statistics import FeatureStatistics, StatisticsFile, measure
 
 POINTS = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])
 LABELS = torch.tensor([0, 2, 2])

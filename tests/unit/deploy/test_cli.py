@@ -16,11 +16,11 @@ import pytest
 import typer
 from click import Command, Group
 
-from fedphd.common.config import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
-from fedphd.common.data_settings import Section
+from fedphd.common.config.data import Section
+from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.cli import app
-from fedphd.deploy.flags import overrides, parse_settings
+from fedphd.deploy.cli.flags import overrides, parse_settings
+from fedphd.deploy.cli.main import app
 
 ROLES: dict[str, type[Section]] = {
     "cloud": CloudConfig,
@@ -247,7 +247,7 @@ def test_overview_lists_commands_and_exit_codes() -> None:
 
 def test_commands_start_without_the_heavy_libraries() -> None:
     code = (
-        "import sys, fedphd.deploy.cli\n"
+        "import sys, fedphd.deploy.cli.main\n"
         "print(sorted({'torch', 'diffusers', 'flwr', 'datasets'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

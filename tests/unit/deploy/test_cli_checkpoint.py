@@ -13,12 +13,12 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from fedphd.common.config.run import DiffusionConfig, FederationConfig, ModelConfig
 from fedphd.common.errors import ConfigError
-from fedphd.common.model import build_scheduler, build_unet
-from fedphd.common.settings import DiffusionConfig, FederationConfig, ModelConfig
-from fedphd.common.statistics import StatisticsFile
-from fedphd.deploy.cli import app
-from fedphd.server.checkpoint import save_checkpoint
+from fedphd.common.quality.moments import StatisticsFile
+from fedphd.common.unet.checkpoint import save_checkpoint
+from fedphd.common.unet.model import build_scheduler, build_unet
+from fedphd.deploy.cli.main import app
 
 SMALL = ModelConfig(block_out_channels=(8, 8), attention_head_dim=8, norm_num_groups=4)
 RUN = FederationConfig.model_validate_json(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fedphd.common.config import CloudConfig, load_config
+from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.local import part_of_data
-from fedphd.deploy.simulate import (
+from fedphd.deploy.launch.local import part_of_data
+from fedphd.deploy.simulation.run_config import (
     CLIENT_DEFAULTS,
     SimulatedClients,
     client_values,

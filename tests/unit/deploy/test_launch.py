@@ -13,13 +13,13 @@ from typing import cast
 
 import pytest
 
-from fedphd.common.config import EdgeConfig, load_config
+from fedphd.common.config.roles import EdgeConfig, load_config
 from fedphd.common.errors import FedPhDError, StartError
 from fedphd.common.events import Verdict, read_verdict, write_verdict
-from fedphd.deploy import launch
-from fedphd.deploy.launch import run_edge, stop_on_signal
-from fedphd.deploy.runs import RoleFile, new_run_dir, run_folder
-from fedphd.deploy.superlink import SuperLink
+from fedphd.deploy.launch import launchers as launch
+from fedphd.deploy.launch.launchers import run_edge, stop_on_signal
+from fedphd.deploy.launch.runs import RoleFile, new_run_dir, run_folder
+from fedphd.deploy.launch.superlink import SuperLink
 
 
 def test_run_folders_are_named_by_time_and_differ(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_serverapp_that_dies_is_reported_with_what_it_printed(tmp_path: Path) ->
 
 def test_interrupted_process_ends_within_its_handler(tmp_path: Path) -> None:
     code = (
-        "from fedphd.deploy.launch import stop_on_signal\n"
+        "from fedphd.deploy.launch.launchers import stop_on_signal\n"
         "with stop_on_signal() as stop:\n"
         "    print('up', flush=True)\n"
         "    print('set' if stop.wait(20) else 'not set')\n"

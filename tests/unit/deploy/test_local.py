@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from fedphd.common.config import (
+from fedphd.common.config.data import Section
+from fedphd.common.config.roles import (
     PRESETS,
     ClientConfig,
     CloudConfig,
     EdgeConfig,
     load_config,
 )
-from fedphd.common.data_settings import Section
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import Verdict, write_verdict
-from fedphd.deploy import local
-from fedphd.deploy.flags import parse_settings
-from fedphd.deploy.local import (
+from fedphd.deploy.cli.flags import parse_settings
+from fedphd.deploy.launch import local
+from fedphd.deploy.launch.local import (
     LocalCluster,
     merge_events,
     run_local,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedphd.deploy.processes import alive, descendants, end
+from fedphd.deploy.launch.processes import alive, descendants, end
 
 
 @pytest.fixture

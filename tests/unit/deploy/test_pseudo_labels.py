@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedphd.common.data import LabelledImages
-from fedphd.common.data_settings import DataConfig, PartitionConfig
+from fedphd.common.config.data import DataConfig, PartitionConfig
+from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.pseudo_labels import cluster
+from fedphd.deploy.cli.pseudo_labels import cluster
 
 
 def test_clusters_are_numbered_by_size_and_repeat() -> None:

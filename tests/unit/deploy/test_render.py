@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedphd.deploy.render import Tail, human_bytes, human_seconds, render, render_summary
+from fedphd.deploy.launch.render import Tail, human_bytes, human_seconds, render, render_summary
 
 ROUND: dict[str, Any] = {
     "event": "round", "node": "edge-0", "interval": 2, "edge_round": 3, "loss": 0.123456,

@@ -6,8 +6,8 @@ import pytest
 from support.memory import MemoryGrid
 
 from fedphd.common.errors import ConfigError, StartError
-from fedphd.deploy import roles
-from fedphd.deploy.simulate import client_config, cloud_config, default_run_config
+from fedphd.deploy.apps import roles
+from fedphd.deploy.simulation.run_config import client_config, cloud_config, default_run_config
 
 DEFAULTS = default_run_config()
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from fedphd.common.config import SuperLinkConfig
+from fedphd.common.config.roles import SuperLinkConfig
 from fedphd.common.errors import StartError
-from fedphd.deploy import superlink
-from fedphd.deploy.superlink import (
+from fedphd.deploy.launch import superlink
+from fedphd.deploy.launch.superlink import (
     SuperLink,
     check_free,
     flower_environment,
@@ -224,7 +224,7 @@ def test_traffic_that_flower_does_not_say_is_none(
 def test_child_dies_with_its_parent() -> None:
     code = (
         "import subprocess, sys\n"
-        "from fedphd.deploy.superlink import die_with_parent\n"
+        "from fedphd.deploy.launch.superlink import die_with_parent\n"
         "child = subprocess.Popen(['sleep', '60'], preexec_fn=die_with_parent)\n"
         "print(child.pid, flush=True)\n"
         "sys.stdin.read()\n"

@@ -12,13 +12,13 @@ from flwr.app import Array
 from support.memory import MemoryGrid, streaming
 from support.peers import FakeClient, interval_task, plan
 
+from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import IntervalReply, Network
-from fedphd.common.records import read_array
 from fedphd.common.rng import sample_participants
-from fedphd.common.roster import Roster
-from fedphd.common.settings import FederationConfig
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.wire.messages import IntervalReply, Network
+from fedphd.common.wire.records import read_array
+from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import PartAverage, ServerVariate
 from fedphd.edge.interval import run_interval
 

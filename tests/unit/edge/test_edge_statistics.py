@@ -11,10 +11,16 @@ import torch
 from flwr.app import Message, RecordDict
 from support.memory import FakeTime, MemoryGrid, streaming
 
-from fedphd.common.messages import HELLO, ExtractorSpec, HelloReply, StatisticsReply, StatisticsTask
-from fedphd.common.records import read_payload, to_records
-from fedphd.common.roster import Roster
-from fedphd.common.statistics import FeatureStatistics
+from fedphd.common.quality.moments import FeatureStatistics
+from fedphd.common.wire.messages import (
+    HELLO,
+    ExtractorSpec,
+    HelloReply,
+    StatisticsReply,
+    StatisticsTask,
+)
+from fedphd.common.wire.records import read_payload, to_records
+from fedphd.common.wire.roster import Roster
 from fedphd.edge.statistics import collect_statistics
 
 SPEC = ExtractorSpec(

@@ -13,12 +13,12 @@ from flwr.app import ConfigRecord, Message
 from support.memory import FakeTime, MemoryGrid, streaming
 from support.peers import FakeClient, interval_task, plan
 
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import CHOOSE, TRAIN, Choose, Network
-from fedphd.common.records import read_array, read_payload, weights_record
+from fedphd.common.config.run import FederationConfig
 from fedphd.common.rng import sample_participants
-from fedphd.common.roster import Roster
-from fedphd.common.settings import FederationConfig
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.wire.messages import CHOOSE, TRAIN, Choose, Network
+from fedphd.common.wire.records import read_array, read_payload, weights_record
+from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import WeightedSum
 from fedphd.edge.strategy import EdgeAverage, Holdings, RoundStats
 

@@ -15,9 +15,10 @@ from flwr.app import Array, Message
 from support.memory import MemoryGrid, streaming
 from support.peers import NETWORK, FakeClient, interval_task, plan
 
+from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
 from fedphd.common.events import EventLog
-from fedphd.common.messages import (
+from fedphd.common.wire.messages import (
     FINISH,
     HELLO,
     TRAIN,
@@ -28,15 +29,14 @@ from fedphd.common.messages import (
     IntervalReply,
     Payload,
 )
-from fedphd.common.records import (
+from fedphd.common.wire.records import (
     read_array,
     read_payload,
     read_weights,
     to_records,
     weights_array,
 )
-from fedphd.common.roster import Roster
-from fedphd.common.settings import FederationConfig
+from fedphd.common.wire.roster import Roster
 from fedphd.edge import app as edge_app
 from fedphd.edge.app import EdgeService
 from fedphd.edge.interval import run_interval

@@ -12,16 +12,16 @@ import torch
 from diffusers import DDIMPipeline
 from support.disk import files_limited_to
 
+from fedphd.common.config.run import DiffusionConfig, ModelConfig
 from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.common.model import (
+from fedphd.common.unet.checkpoint import checkpoint_of, load_checkpoint, save_checkpoint
+from fedphd.common.unet.model import (
     PrunedUNet,
     build_scheduler,
     build_unet,
     unet_config,
     unet_from_config,
 )
-from fedphd.common.settings import DiffusionConfig, ModelConfig
-from fedphd.server.checkpoint import checkpoint_of, load_checkpoint, save_checkpoint
 from fedphd.server.pruning import prune_unet
 
 SMALL = ModelConfig(block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedphd.common.roster import Peer
+from fedphd.common.wire.roster import Peer
 from fedphd.server.collect import assign_clients
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedphd.common.errors import FedPhDError
-from fedphd.common.groups import Cut
-from fedphd.common.layout import TensorLayout
+from fedphd.common.unet.groups import Cut
+from fedphd.common.unet.layout import TensorLayout
 from fedphd.server.ema import Ema
 
 

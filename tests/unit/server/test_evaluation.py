@@ -12,20 +12,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fedphd.common.data import ImageSet, LabelledImages
-from fedphd.common.data_settings import DataConfig
+from fedphd.common.config.data import DataConfig
+from fedphd.common.config.run import DiffusionConfig, EvaluationConfig, ModelConfig
+from fedphd.common.data.images import ImageSet, LabelledImages
 from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.common.model import PrunedUNet, build_scheduler, build_unet
-from fedphd.common.rng import generator
-from fedphd.common.settings import DiffusionConfig, EvaluationConfig, ModelConfig
-from fedphd.server.evaluation import Evaluator, Protocol, Quality, sample_images, save_grid
-from fedphd.server.features import (
+from fedphd.common.quality.classifier import (
     ClassifierSettings,
     FeatureClassifier,
     load_feature_classifier,
     train_classifier,
 )
-from fedphd.server.reference import reference_of_images
+from fedphd.common.quality.evaluation import Evaluator, Protocol, Quality, sample_images, save_grid
+from fedphd.common.quality.reference import reference_of_images
+from fedphd.common.rng import generator
+from fedphd.common.unet.model import PrunedUNet, build_scheduler, build_unet
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(block_out_channels=(8, 8), attention_head_dim=8, norm_num_groups=4)

@@ -10,11 +10,11 @@ import torch
 from flwr.app import ConfigRecord
 from support.edges import Cloud, FakeEdge, run_config, scheduled
 
-from fedphd.common.layout import TensorLayout
-from fedphd.common.messages import Network
-from fedphd.common.model import build_unet
-from fedphd.common.parts import PARTS, Part, Selection
-from fedphd.common.records import (
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import build_unet
+from fedphd.common.unet.parts import PARTS, Part, Selection
+from fedphd.common.wire.messages import Network
+from fedphd.common.wire.records import (
     weights_record,
 )
 

@@ -7,10 +7,8 @@ import math
 import pytest
 import torch
 
-from fedphd.common.rng import generator
-from fedphd.common.statistics import FeatureStatistics
-from fedphd.server import metrics
-from fedphd.server.metrics import (
+from fedphd.common.quality import metrics
+from fedphd.common.quality.metrics import (
     class_coverage,
     frechet_distance,
     inception_score,
@@ -19,6 +17,8 @@ from fedphd.server.metrics import (
     neighbour_distances,
     precision_recall,
 )
+from fedphd.common.quality.moments import FeatureStatistics
+from fedphd.common.rng import generator
 
 
 def line(*places: float) -> torch.Tensor:

@@ -11,11 +11,11 @@ import torch_pruning as tp
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
 
-from fedphd.common.config import read_preset
+from fedphd.common.config.roles import read_preset
+from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ConfigError
-from fedphd.common.groups import ChannelGroups, Cut
-from fedphd.common.model import PrunedUNet, build_unet, unet_config, unet_from_config
-from fedphd.common.settings import ModelConfig
+from fedphd.common.unet.groups import ChannelGroups, Cut
+from fedphd.common.unet.model import PrunedUNet, build_unet, unet_config, unet_from_config
 from fedphd.server.pruning import Pruned, count_costs, prune_unet
 
 # Three levels, attention in two of them, and a level that its neighbour's residuals reach.

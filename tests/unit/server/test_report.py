@@ -11,12 +11,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fedphd.common.config.run import FederationConfig
 from fedphd.common.events import EventLog
-from fedphd.common.messages import Traffic
-from fedphd.common.settings import FederationConfig
-from fedphd.common.statistics import FeatureStatistics
+from fedphd.common.quality.evaluation import Evaluation, Protocol, Quality
+from fedphd.common.quality.moments import FeatureStatistics
+from fedphd.common.wire.messages import Traffic
 from fedphd.server.collect import ClientStatistics
-from fedphd.server.evaluation import Evaluation, Protocol, Quality
 from fedphd.server.pruning import PruneReport
 from fedphd.server.report import Report
 from fedphd.server.strategy import IntervalStats

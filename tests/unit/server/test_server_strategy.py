@@ -10,8 +10,8 @@ import torch
 from flwr.app import ConfigRecord
 from support.edges import Cloud, FakeEdge, run_config, scheduled
 
-from fedphd.common.messages import Network, Traffic
-from fedphd.common.records import (
+from fedphd.common.wire.messages import Network, Traffic
+from fedphd.common.wire.records import (
     weights_record,
 )
 

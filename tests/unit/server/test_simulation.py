@@ -10,7 +10,7 @@ from flwr.app import Message
 from support.memory import FakeTime, MemoryGrid
 from support.peers import FakeClient
 
-from fedphd.common.messages import (
+from fedphd.common.wire.messages import (
     CHOOSE,
     FINISH,
     HELLO,
@@ -23,8 +23,8 @@ from fedphd.common.messages import (
     HelloReply,
     Payload,
 )
-from fedphd.common.records import read_payload, read_weights, to_records
-from fedphd.server.simulation import SharedClients
+from fedphd.common.wire.records import read_payload, read_weights, to_records
+from fedphd.deploy.simulation.virtual_edges import SharedClients
 
 NODE = 5
 

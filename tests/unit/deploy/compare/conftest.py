@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedphd.deploy.compare.plan import Common
-from fedphd.deploy.simulate import CLASSES, SOURCE, SimulatedClients
+from fedphd.deploy.simulation.run_config import CLASSES, SOURCE, SimulatedClients
 
 
 @pytest.fixture

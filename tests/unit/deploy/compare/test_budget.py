@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedphd.common.config import CloudConfig, load_config
+from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.compare.budget import (
     RoundBytes,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from support.finished import write_finished
 
-from fedphd.common.config import CloudConfig, load_config
+from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.events import Verdict, write_verdict
+from fedphd.deploy.cli.flags import parse_settings
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.methods import choose_methods, read_methods
 from fedphd.deploy.compare.plan import Common, PlannedRun, identity, plan_runs
@@ -21,8 +22,7 @@ from fedphd.deploy.compare.runner import (
     time_left_s,
     why_failed,
 )
-from fedphd.deploy.flags import parse_settings
-from fedphd.deploy.simulate import take_data
+from fedphd.deploy.simulation.run_config import take_data
 
 TABLE = read_methods()
 

@@ -1,0 +1,306 @@
+"""The three roles' configurations, read from TOML, checked once at the edge of the program.
+
+The cloud's file holds the whole training run (``common/config/run.py``). An edge or a client
+knows only its own world: addresses, certificates, data, device and limits.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from fedphd.common.config.data import DataConfig, Section
+from fedphd.common.config.run import FederationConfig
+from fedphd.common.errors import ConfigError
+
+PRESETS = ("digits", "cifar10", "celeba")
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
+
+
+def check_address(value: str) -> str:
+    """Return ``value`` if it is ``host:port``, port 1 to 65535; raise ValueError otherwise."""
+    match = _ADDRESS.fullmatch(value)
+    if match is None or not 1 <= int(match.group(2)) <= 65535:
+        raise ValueError(
+            f"{value!r} is no address; write host:port with a port from 1 to 65535, "
+            "such as 127.0.0.1:9092"
+        )
+    return value
+
+
+def check_id(value: str) -> str:
+    """Return ``value`` if it may name a participant; raise ValueError otherwise."""
+    if not _ID.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is no name; use 1 to 64 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit"
+        )
+    return value
+
+
+class SuperLinkConfig(Section):
+    """The stock ``flower-superlink`` that a cloud or an edge runs."""
+
+    address: str = Field("0.0.0.0:9092", description="host:port that nodes connect to (Fleet API)")
+    ssl_certfile: Path | None = Field(None, description="server certificate (PEM); absent: no TLS")
+    ssl_keyfile: Path | None = Field(None, description="server private key (PEM)")
+    ssl_ca_certfile: Path | None = Field(None, description="CA certificate (PEM)")
+    require_node_auth: bool = Field(
+        False, description="only nodes whose public keys are registered may join (needs TLS)"
+    )
+
+    _address = field_validator("address")(check_address)
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> SuperLinkConfig:
+        given = [self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certfile]
+        if any(given) and not all(given):
+            raise ValueError("give all of ssl_certfile, ssl_keyfile and ssl_ca_certfile, or none")
+        if self.require_node_auth and not self.ssl_certfile:
+            raise ValueError(
+                "require_node_auth = true needs ssl_certfile, ssl_keyfile and "
+                "ssl_ca_certfile: without TLS a node's signature can be replayed"
+            )
+        return self
+
+
+class EdgeSuperLinkConfig(SuperLinkConfig):
+    """The stock ``flower-superlink`` of an edge: a port that a cloud beside it does not use."""
+
+    address: str = Field(
+        "0.0.0.0:9192", description="host:port that clients connect to (Fleet API)"
+    )
+
+
+class NodeConfig(Section):
+    """How a node (a client, or an edge towards the cloud) reaches a SuperLink."""
+
+    root_certificates: Path | None = Field(
+        None, description="CA certificate (PEM) that signs the servers; absent: no TLS"
+    )
+    private_key: Path | None = Field(
+        None, description="OpenSSH EC private key of this node (needs TLS); absent: a fresh one"
+    )
+    lost_after_s: float = Field(
+        300.0, gt=0, description="seconds without a server until this process gives up"
+    )
+
+    @model_validator(mode="after")
+    def _keys_need_tls(self) -> NodeConfig:
+        if self.private_key and not self.root_certificates:
+            raise ValueError(
+                "private_key needs root_certificates: without TLS a node's "
+                "signature can be replayed"
+            )
+        return self
+
+
+class CloudConfig(FederationConfig):
+    """``fedphd cloud``: the training run and the cloud's own machine."""
+
+    preset: Literal["digits", "cifar10", "celeba"] = Field(
+        "digits", description="settings that this file starts from"
+    )
+    out_dir: Path = Field(Path("runs"), description="folder that gets one folder per run")
+    state_dir: Path = Field(Path(".fedphd/cloud"), description="Flower's own state and logs")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where evaluation runs")
+    num_threads: int = Field(2, ge=1, description="CPU threads of this process")
+    superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
+
+    def federation(self) -> FederationConfig:
+        """Only the part that defines the training run."""
+        return FederationConfig(**{n: getattr(self, n) for n in FederationConfig.model_fields})
+
+
+class EdgeConfig(Section):
+    """``fedphd edge``: one edge aggregator."""
+
+    edge_id: str = Field("edge-0", description="stable name of this edge")
+    cloud: str = Field("127.0.0.1:9092", description="host:port of the cloud's SuperLink")
+    state_dir: Path | None = Field(
+        None, description="Flower's own state and logs; absent: .fedphd/EDGE_ID"
+    )
+    num_threads: int = Field(1, ge=1, description="CPU threads of this process")
+    superlink: EdgeSuperLinkConfig = Field(default_factory=EdgeSuperLinkConfig)
+    node: NodeConfig = Field(default_factory=NodeConfig)
+
+    _address = field_validator("cloud")(check_address)
+    _id = field_validator("edge_id")(check_id)
+
+    @property
+    def state_folder(self) -> Path:
+        """Where this edge keeps its state: a folder of its own also beside another edge."""
+        return self.state_dir or Path(".fedphd") / self.edge_id
+
+
+class ClientConfig(Section):
+    """``fedphd client``: one client with its private data."""
+
+    client_id: str = Field("client-0", description="stable name of this client")
+    edges: tuple[str, ...] = Field(
+        ("127.0.0.1:9192",), min_length=1, description="host:port of every edge it may choose"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where training runs")
+    num_threads: int = Field(1, ge=1, description="CPU threads of this process")
+    data: DataConfig = Field(default_factory=DataConfig)
+    node: NodeConfig = Field(default_factory=NodeConfig)
+
+    _id = field_validator("client_id")(check_id)
+
+    @field_validator("edges")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for address in value:
+            check_address(address)
+        if len(set(value)) < len(value):
+            raise ValueError(f"edges = {list(value)} names an address twice")
+        return value
+
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+def load_config(
+    cls: type[ConfigT],
+    path: Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    *,
+    source: str = "command line",
+) -> ConfigT:
+    """Read a role's configuration.
+
+    Args:
+        cls: CloudConfig, EdgeConfig or ClientConfig.
+        path: TOML file; None means defaults only.
+        overrides: dotted keys and values that win over the file, such as
+            ``{"schedule.intervals": 12}``; None unsets an optional one.
+        source: what an error names as the place of ``overrides``, beside the file.
+
+    Returns:
+        The checked, frozen configuration. A CloudConfig starts from its preset.
+
+    Raises:
+        ConfigError: the file cannot be read, or a field is wrong; names field, value and fix.
+    """
+    values = _read_toml(path) if path else {}
+    for key, value in (overrides or {}).items():
+        _put(values, key, value)
+    if issubclass(cls, CloudConfig):
+        values = _merge(read_preset(values.get("preset", "digits")), values)
+    places = [*([str(path)] if path else []), *([source] if overrides or not path else [])]
+    return validate(cls, values, source=" and ".join(places))
+
+
+def with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A copy of plain ``values`` with those at dotted keys replaced, as in ``load_config``."""
+    copied = copy.deepcopy(values)
+    for key, value in overrides.items():
+        _put(copied, key, value)
+    return copied
+
+
+def validate(cls: type[ConfigT], values: dict[str, Any], *, source: str) -> ConfigT:
+    """Check plain values (as TOML or JSON give them) against ``cls``; raise ConfigError."""
+    try:
+        return cls.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise ConfigError(explain(cls, error, source)) from error
+
+
+def read_preset(name: object) -> dict[str, Any]:
+    """Return the values of a built-in preset of the cloud's configuration."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset = {name!r}: unknown; choose one of {', '.join(PRESETS)}")
+    text = (
+        resources.files("fedphd.common.config.presets").joinpath(f"{name}.toml").read_text("utf-8")
+    )
+    return tomllib.loads(text)
+
+
+def explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
+    """Say for each wrong field what it is, what it holds and what to do about it.
+
+    Settings that are wrong only together have no place of their own: their text names them.
+    """
+    lines = [f"{source}: {error.error_count()} setting(s) refused"]
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"  {where}: unknown key{_did_you_mean(cls, item['loc'])}")
+        elif item["type"] == "value_error":
+            place = f"{where}: " if where else ""
+            lines.append(f"  {place}{item['msg'].removeprefix('Value error, ')}")
+        else:
+            problem = item["msg"][:1].lower() + item["msg"][1:]
+            lines.append(f"  {where} = {item['input']!r}: {problem}{_meaning(cls, item['loc'])}")
+    return "\n".join(lines)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: is not valid TOML: {error}") from error
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{dotted}: {parent} is a single value, not a section")
+    values[last] = value
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _section(cls: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The section class that holds the field at ``loc``."""
+    current: type[BaseModel] | None = cls
+    for part in loc[:-1]:
+        field = current.model_fields.get(str(part)) if current else None
+        current = section_class(field.annotation) if field else None
+    return current
+
+
+def section_class(annotation: Any) -> type[BaseModel] | None:
+    """The section class in a field's annotation (``Section`` or ``Section | None``), if any."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(filter(None, map(section_class, get_args(annotation))), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
+
+
+def _did_you_mean(cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    section = _section(cls, loc)
+    if section is None:
+        return ""
+    near = difflib.get_close_matches(str(loc[-1]), section.model_fields, n=1)
+    known = ", ".join(sorted(section.model_fields))
+    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {known}"
+
+
+def _meaning(cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    named = tuple(part for part in loc if isinstance(part, str))
+    section = _section(cls, named) if named else None
+    field = section.model_fields.get(named[-1]) if section else None
+    return f" ({field.description})" if field and field.description else ""

@@ -1,0 +1,266 @@
+"""Where images come from: the embedded digits, parquet, image folder, saved data set or hub.
+
+HF ``datasets`` is imported only for sources that need it. Its errors become ConfigError here.
+Labels that do not come with the images are in ``common/data/labels.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fedphd.common.config.data import DataConfig
+from fedphd.common.data.labels import has_own_labels, read_labels
+from fedphd.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    import datasets  # type: ignore[import-untyped]
+
+DIGITS = "digits"
+_DIGITS_MAX = 16
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images that are decoded only when asked for.
+
+    Attributes:
+        num: how many there are.
+        read: decodes the images at the given positions, in that order; raises ConfigError for
+            an image that cannot be decoded.
+        names: their file names in order, None where they are no files.
+    """
+
+    num: int
+    read: Callable[[Indices], Iterable[Image.Image]]
+    names: Callable[[], list[str] | None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set whose images are decoded only when asked for.
+
+    Attributes:
+        labels: of all images, (N,), int64.
+        read: as in ``Pictures``.
+    """
+
+    labels: Indices
+    read: Callable[[Indices], Iterable[Image.Image]]
+
+
+def open_source(config: DataConfig) -> Source:
+    """Find the data set and read its labels.
+
+    Raises:
+        ConfigError: nothing is there, it cannot be read, or it has no such split or column.
+    """
+    if _is_digits(config):
+        pictures, labels = _digits()
+    else:
+        table = _load_table(config)
+        pictures = _pictures(config, table)
+        if not has_own_labels(config):
+            _check_column(config, table, "label_column", config.label_column)
+            labels = _labels_of(config, table)
+    if has_own_labels(config):
+        labels = read_labels(config, pictures.names(), pictures.num)
+    return Source(labels, pictures.read)
+
+
+def open_pictures(config: DataConfig) -> Pictures:
+    """Find the data set's images, whether they have labels or not.
+
+    Raises:
+        ConfigError: nothing is there, it cannot be read, or it has no such split or column.
+    """
+    return _digits()[0] if _is_digits(config) else _pictures(config, _load_table(config))
+
+
+def _is_digits(config: DataConfig) -> bool:
+    return config.source == DIGITS and config.format == "auto"
+
+
+def _digits() -> tuple[Pictures, Indices]:
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / _DIGITS_MAX)).astype(np.uint8)
+    pictures = Pictures(
+        num=len(images),
+        read=lambda indices: (Image.fromarray(images[i]) for i in indices),
+        names=lambda: None,
+    )
+    return pictures, digits.target.astype(np.int64)
+
+
+def _load_table(config: DataConfig) -> datasets.Dataset:
+    """The wanted split as HF ``datasets`` reads it; its errors become ConfigError here."""
+    import datasets
+
+    kind, source = _kind_and_place(config)
+    try:
+        if kind == "saved":
+            loaded = datasets.load_from_disk(source)
+        elif kind == "hub":
+            loaded = datasets.load_dataset(source, split=config.split)
+        elif kind == "parquet" and os.path.isfile(source):
+            loaded = datasets.load_dataset("parquet", data_files={config.split: [source]})
+        else:
+            loaded = datasets.load_dataset(kind, data_dir=source)
+    except Exception as error:  # hub, file, format: each raises its own family
+        raise ConfigError(_why_not_loaded(kind, config, error)) from error
+    if isinstance(loaded, dict):
+        if config.split not in loaded:
+            raise ConfigError(
+                f"split = {config.split!r}: source = {config.source!r} has no such split; "
+                f"it has {sorted(loaded)}"
+            )
+        return loaded[config.split]
+    return loaded
+
+
+def _why_not_loaded(kind: str, config: DataConfig, error: Exception) -> str:
+    if kind == "hub":
+        return (
+            f"source = {config.source!r} is no file or folder here, and reading split "
+            f"{config.split!r} from the Hugging Face hub failed ({type(error).__name__}: "
+            f"{error}); check the name and the network, or set source to a local path "
+            "(parquet file, image folder or saved data set)"
+        )
+    return (
+        f"source = {config.source!r} cannot be read as {kind} ({type(error).__name__}: {error}); "
+        "check the files, or set format to what they are (parquet, imagefolder or saved)"
+    )
+
+
+def _kind_and_place(config: DataConfig) -> tuple[str, str]:
+    """How to read the source, and its path or hub name; raises ConfigError for a missing path."""
+    path = Path(config.source).expanduser()
+    if config.format == "hub" or (config.format == "auto" and _looks_like_hub(config.source)):
+        return "hub", config.source
+    if not path.exists():
+        raise ConfigError(
+            f"source = {config.source!r}: no such file or folder; set it to an existing parquet "
+            "file, image folder or saved data set, to a hub name, or to 'digits'"
+        )
+    kind = _kind_of(path) if config.format == "auto" else config.format
+    return kind, str(path)
+
+
+def _looks_like_hub(source: str) -> bool:
+    """Whether ``source`` is shaped like a hub name and nothing here has that name."""
+    missing = not Path(source).expanduser().exists()
+    return missing and bool(_HUB_NAME.fullmatch(source)) and not source.endswith(".parquet")
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_file():
+        if path.suffix == ".parquet":
+            return "parquet"
+        raise ConfigError(
+            f"source = {str(path)!r} is a file but not .parquet; use a parquet file, an image "
+            "folder or a saved data set, or set format"
+        )
+    if any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+        return "saved"
+    return "parquet" if next(path.rglob("*.parquet"), None) else "imagefolder"
+
+
+def _pictures(config: DataConfig, table: datasets.Dataset) -> Pictures:
+    _check_column(config, table, "image_column", config.image_column)
+    pictures = _as_pictures(config, table)
+    return Pictures(
+        num=len(pictures),
+        read=lambda indices: _decode(config, pictures, indices),
+        names=lambda: _names(config, pictures),
+    )
+
+
+def _check_column(config: DataConfig, table: datasets.Dataset, field: str, column: str) -> None:
+    if column not in table.column_names:
+        advice = (
+            "; an image folder gets labels from one sub-folder per class, and images without "
+            "labels from attribute_file or `fedphd pseudo-labels`"
+        )
+        raise ConfigError(
+            f"{field} = {column!r}: source = {config.source!r} has no such column; its columns "
+            f"are {table.column_names}. Set {field} to one of them"
+            f"{advice if field == 'label_column' else ''}"
+        )
+
+
+def _names(config: DataConfig, pictures: datasets.Dataset) -> list[str] | None:
+    """File names of the images, without their folders; None where one has none."""
+    import datasets
+
+    column = config.image_column
+    encoded = pictures.cast_column(column, datasets.Image(decode=False))
+    paths = encoded.with_format("arrow")[:][column].combine_chunks().field("path").to_pylist()
+    return None if None in paths else [Path(path).name for path in paths]
+
+
+def _labels_of(config: DataConfig, table: datasets.Dataset) -> Indices:
+    column = np.asarray(table.with_format("numpy")[config.label_column][:])
+    if column.ndim != 1 or column.dtype.kind not in "iu":
+        raise ConfigError(
+            f"label_column = {config.label_column!r}: labels must be whole numbers 0, 1, ..., but "
+            f"source = {config.source!r} has {table.features[config.label_column]} there; convert "
+            "them (datasets: class_encode_column) or name another column"
+        )
+    labels: Indices = column.astype(np.int64)
+    names: list[str] = getattr(table.features[config.label_column], "names", [])
+    from_folder = _kind_and_place(config)[0] == "imagefolder"
+    if from_folder and names and all(re.fullmatch("[0-9]+", name) for name in names):
+        labels = np.array([int(name) for name in names], dtype=np.int64)[labels]
+    return labels
+
+
+def _as_pictures(config: DataConfig, table: datasets.Dataset) -> datasets.Dataset:
+    """The image column alone, so that nothing else is read with it."""
+    import datasets
+
+    pictures = table.select_columns([config.image_column])
+    feature = pictures.features[config.image_column]
+    if isinstance(feature, datasets.Image) and feature.decode:
+        return pictures
+    try:
+        return pictures.cast_column(config.image_column, datasets.Image())
+    except Exception as error:  # arrow and datasets each raise their own family
+        raise ConfigError(
+            f"image_column = {config.image_column!r} of source = {config.source!r} holds "
+            f"{feature}, not images; name the column with encoded images (PNG, JPEG, ...)"
+        ) from error
+
+
+def _decode(
+    config: DataConfig, pictures: datasets.Dataset, indices: Indices
+) -> Iterator[Image.Image]:
+    # In memory: on disk every selection would leave a file in the user's cache folder.
+    selected = pictures.select(indices, keep_in_memory=True)
+    for position, index in enumerate(indices):
+        try:
+            picture: Any = selected[position][config.image_column]
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ConfigError(_broken(config, int(index), str(error))) from error
+        if not isinstance(picture, Image.Image):
+            raise ConfigError(_broken(config, int(index), "no image there"))
+        yield picture
+
+
+def _broken(config: DataConfig, index: int, reason: str) -> str:
+    return (
+        f"source = {config.source!r}: image {index} (from 0) cannot be decoded ({reason}); "
+        "replace or remove it"
+    )

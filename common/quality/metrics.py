@@ -1,0 +1,167 @@
+"""How good samples are, from their features: distances, precision and recall, class coverage.
+
+Networks are run elsewhere, once per image: everything here starts from features, so torchmetrics'
+classes get an extractor that hands on what it is given.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from fedphd.common.quality.moments import FeatureStatistics
+from fedphd.common.rng import derive_seed
+
+NEIGHBOURS = 3  # k of arXiv:1904.06991, section 3.1
+KERNEL_SUBSETS = 100
+KERNEL_SUBSET_SIZE = 1000
+_ROWS = 2048
+
+
+class _Given(nn.Module):
+    """An extractor for images whose features are known: it returns what it gets."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+@dataclass(frozen=True)
+class ClassCoverage:
+    """Whether the samples have all classes of the reference.
+
+    Attributes:
+        shares: of the samples that the classifier puts in each class, (num_classes,), sum 1.
+        least_class: class whose share is the smallest part of what it is in the reference.
+        least_ratio: that part: 1 where all classes are as frequent as in the reference, 0 where
+            one is lost.
+    """
+
+    shares: tuple[float, ...]
+    least_class: int
+    least_ratio: float
+
+
+def frechet_distance(reference: FeatureStatistics, features: Tensor) -> float:
+    """Frechet distance of ``features``, (N >= 2, d), from the reference (arXiv:1706.08500)."""
+    metric = FrechetInceptionDistance(
+        feature=_Given(features.shape[1]), reset_real_features=False, normalize=False
+    )
+    metric.real_features_sum = reference.sums.clone()
+    metric.real_features_cov_sum = reference.outer.clone()
+    metric.real_features_num_samples = torch.tensor(reference.count)
+    metric.update(features, real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(reference: Tensor, features: Tensor, *, seed: int) -> tuple[float, float]:
+    """Squared MMD of a cubic kernel (KID in Inception's features; arXiv:1801.01401).
+
+    Args:
+        reference: features of reference images, (M >= 2, d).
+        features: of samples, (N >= 2, d).
+        seed: of the random subsets, of at most 1000 and never more than there are.
+
+    Returns:
+        Mean and standard deviation over 100 subsets; the mean may be slightly below 0.
+    """
+    size = min(KERNEL_SUBSET_SIZE, len(reference), len(features))
+    with warnings.catch_warnings():
+        # It says that it keeps all features; they are here already.
+        warnings.simplefilter("ignore", UserWarning)
+        metric = KernelInceptionDistance(
+            feature=_Given(features.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size
+        )
+    metric.update(reference, real=True)
+    metric.update(features, real=False)
+    with _seeded("kernel-distance", seed):
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
+def inception_score(scores: Tensor, *, seed: int) -> float:
+    """Inception score (arXiv:1606.03498): mean over 10 random splits, as is custom.
+
+    Args:
+        scores: Inception's class scores of the samples without bias, (N, 1008).
+        seed: of the splits.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        metric = InceptionScore(feature=_Given(scores.shape[1]), splits=min(10, len(scores)))
+    metric.update(scores)
+    with _seeded("inception-score", seed):
+        mean, _ = metric.compute()
+    return float(mean)
+
+
+def precision_recall(
+    reference: Tensor, features: Tensor, *, neighbours: int = NEIGHBOURS
+) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991, Eq. 1 and 2).
+
+    Precision is the share of samples within the reference's manifold, recall the share of
+    reference images within the samples'. Both depend on the numbers of points: compare only
+    what was measured with the same.
+
+    Args:
+        reference: features of reference images, (M > neighbours, d).
+        features: of samples, (N > neighbours, d).
+        neighbours: k; a manifold is the union of balls around its points, each as large as the
+            distance to its point's k-th nearest neighbour.
+    """
+    real, fake = reference.double(), features.double()
+    return (
+        inside_manifold(real, neighbours, fake),
+        inside_manifold(fake, neighbours, real),
+    )
+
+
+def inside_manifold(points: Tensor, neighbours: int, queries: Tensor) -> float:
+    """Share of ``queries``, (N, d), that lie within the manifold of ``points``, (M, d)."""
+    radii = neighbour_distances(points, neighbours)
+    rows = torch.split(queries, _ROWS)
+    inside = sum(int((torch.cdist(part, points) <= radii).any(1).sum()) for part in rows)
+    return inside / len(queries)
+
+
+def neighbour_distances(points: Tensor, neighbours: int) -> Tensor:
+    """Distance of each of ``points``, (M, d), to its k-th nearest neighbour, (M,)."""
+    rows = torch.split(points, _ROWS)
+    # The nearest of all is the point itself.
+    kth = [torch.cdist(part, points).kthvalue(neighbours + 1, dim=1).values for part in rows]
+    return torch.cat(kth)
+
+
+def class_coverage(predicted: Tensor, reference_counts: Sequence[int]) -> ClassCoverage:
+    """How the samples spread over the classes that the reference has.
+
+    Args:
+        predicted: class of each sample, (N,), int64.
+        reference_counts: reference images per class, (num_classes,), at least one above 0.
+    """
+    counts = torch.bincount(predicted, minlength=len(reference_counts))
+    shares = counts.double() / len(predicted)
+    wanted = torch.tensor(reference_counts, dtype=torch.float64)
+    ratios = torch.where(wanted > 0, shares / (wanted / wanted.sum()), torch.inf)
+    least = int(ratios.argmin())
+    return ClassCoverage(tuple(shares.tolist()), least, float(ratios[least]))
+
+
+@contextmanager
+def _seeded(use: str, seed: int) -> Iterator[None]:
+    """torchmetrics draws from the global generator: give it a seed and put the old state back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(use, seed))
+        yield

@@ -1,0 +1,204 @@
+"""First and second moments of image features, which add up over data that nobody holds together.
+
+The Frechet distance needs a mean and a covariance. Both follow from a count, a sum and a sum of
+outer products, so those of several owners' images add up to those of all images, exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import Message
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
+from fedphd.common.wire.messages import StatisticsReply
+from fedphd.common.wire.records import read_weights
+
+_FORMAT = "fedphd-statistics-1"
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """What is kept of the features of some images.
+
+    Attributes:
+        count: images.
+        sums: sum of their features, (d,), float64.
+        outer: sum of the features' outer products, (d, d), float64, symmetric.
+        label_counts: images per class, shape (num_classes,).
+    """
+
+    count: int
+    sums: Tensor
+    outer: Tensor
+    label_counts: tuple[int, ...]
+
+    @classmethod
+    def zeros(cls, num_features: int, num_classes: int) -> FeatureStatistics:
+        """Of no image at all."""
+        sums = torch.zeros(num_features, dtype=torch.float64)
+        outer = torch.zeros(num_features, num_features, dtype=torch.float64)
+        return cls(0, sums, outer, (0,) * num_classes)
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, num_classes: int) -> FeatureStatistics:
+        """Of ``features``, (N, d), any float type, and ``labels``, (N,), int64."""
+        wide = features.double().cpu()
+        counts = torch.bincount(labels, minlength=num_classes).tolist()
+        return cls(len(wide), wide.sum(0), wide.T @ wide, tuple(counts))
+
+    def __add__(self, other: FeatureStatistics) -> FeatureStatistics:
+        counts = zip(self.label_counts, other.label_counts, strict=True)
+        return FeatureStatistics(
+            self.count + other.count,
+            self.sums + other.sums,
+            self.outer + other.outer,
+            tuple(mine + its for mine, its in counts),
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the features, (d,), float64."""
+        return self.sums / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the features, (d, d), float64, with count - 1 in the denominator."""
+        mean = self.mean
+        return (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+
+    def sha256(self) -> str:
+        """Names these statistics: SHA-256 over count, mean and covariance (little-endian)."""
+        digest = hashlib.sha256(str(self.count).encode())
+        for tensor in (self.mean, self.covariance):
+            digest.update(tensor.contiguous().numpy().astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    def pack(self) -> Tensor:
+        """The sums as one vector, (d + d (d + 1) / 2,), float64; of ``outer`` the upper half."""
+        rows, columns = torch.triu_indices(*self.outer.shape)
+        return torch.cat([self.sums, self.outer[rows, columns]])
+
+    @classmethod
+    def unpack(
+        cls, flat: Tensor, *, num_features: int, count: int, label_counts: tuple[int, ...]
+    ) -> FeatureStatistics:
+        """Read what ``pack`` wrote, and check that it can be somebody's statistics.
+
+        Raises:
+            ReplyError: another length, values that are not finite, counts that do not fit, or
+                squares that no ``count`` features with these sums have.
+        """
+        expected = num_features + num_features * (num_features + 1) // 2
+        if flat.shape != (expected,):
+            raise ReplyError(
+                f"statistics hold {flat.numel()} values; {num_features} features take {expected}"
+            )
+        if not bool(flat.isfinite().all()):
+            raise ReplyError("statistics hold values that are not finite")
+        if min(label_counts, default=0) < 0 or sum(label_counts) != count:
+            raise ReplyError(f"label counts {list(label_counts)} are not those of {count} images")
+        rows, columns = torch.triu_indices(num_features, num_features)
+        outer = torch.zeros(num_features, num_features, dtype=torch.float64)
+        outer[rows, columns] = outer[columns, rows] = flat[num_features:]
+        sums = flat[:num_features].clone()
+        # Cauchy-Schwarz, with room for rounding: (sum of x)^2 <= count * (sum of x^2).
+        squares = outer.diagonal()
+        if bool((sums.square() > count * squares * (1 + 1e-9) + 1e-9).any()):
+            raise ReplyError(f"statistics are impossible for {count} images")
+        return cls(count, sums, outer, label_counts)
+
+
+def read_statistics(
+    message: Message, answer: StatisticsReply, *, num_features: int, num_classes: int
+) -> FeatureStatistics:
+    """The sums that came with ``answer``; raises ReplyError if they cannot be used."""
+    if len(answer.label_counts) != num_classes:
+        raise ReplyError(f"counts {len(answer.label_counts)} classes; expected {num_classes}")
+    return FeatureStatistics.unpack(
+        read_weights(message, "float64"),
+        num_features=num_features,
+        count=answer.count,
+        label_counts=answer.label_counts,
+    )
+
+
+@torch.no_grad()
+def measure(
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    num_features: int,
+    num_classes: int,
+    batch_size: int,
+    device: torch.device,
+) -> FeatureStatistics:
+    """Statistics of the features that ``network`` gives ``images``, (N, C, H, W), uint8."""
+    total = FeatureStatistics.zeros(num_features, num_classes)
+    batches = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
+    for batch, classes in batches:
+        total += FeatureStatistics.of(network(batch.to(device)), classes, num_classes)
+    return total
+
+
+@dataclass(frozen=True)
+class StatisticsFile:
+    """Reference statistics on disk.
+
+    Attributes:
+        statistics: of the reference images.
+        features: name of the features, such as ``classifier(digits)``.
+        fingerprint: of the extractor that gave them; others give other numbers.
+    """
+
+    statistics: FeatureStatistics
+    features: str
+    fingerprint: str
+
+    def save(self, path: Path) -> None:
+        """Write to ``path``; raises FedPhDError if that cannot be."""
+        content = {
+            "count": torch.tensor(self.statistics.count),
+            "label_counts": torch.tensor(self.statistics.label_counts),
+            "statistics": self.statistics.pack(),
+        }
+        about = {
+            "format": _FORMAT,
+            "features": self.features,
+            "fingerprint": self.fingerprint,
+            "num_features": str(len(self.statistics.sums)),
+        }
+        try:
+            save_file(content, path, metadata=about)
+        except (OSError, SafetensorError) as error:
+            raise FedPhDError(f"{path}: statistics could not be written: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> StatisticsFile:
+        """Read what ``save`` wrote; raises ConfigError if ``path`` holds something else."""
+        try:
+            with safe_open(path, framework="pt") as stored:
+                about = stored.metadata() or {}
+                if about.get("format") != _FORMAT:
+                    raise ValueError("it has no statistics in it")
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            statistics = FeatureStatistics.unpack(
+                tensors["statistics"],
+                num_features=int(about["num_features"]),
+                count=int(tensors["count"]),
+                label_counts=tuple(tensors["label_counts"].tolist()),
+            )
+            return cls(statistics, about["features"], about["fingerprint"])
+        except (OSError, SafetensorError, ReplyError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"{path}: cannot be read as reference statistics ({error}); write the file by "
+                "fedphd statistics --data ... --out FILE"
+            ) from error

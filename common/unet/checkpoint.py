@@ -1,0 +1,200 @@
+"""A run's checkpoint: a folder that diffusers opens, replaced as a whole or not at all.
+
+A user needs this package for the class of a pruned U-Net, and then opens the folder like any
+diffusers pipeline; the averaged weights are the better ones to sample with::
+
+    from diffusers import DDIMPipeline
+    from fedphd.common.unet.model import PrunedUNet
+
+    unet = PrunedUNet.from_pretrained(folder, subfolder="unet_ema")
+    images = DDIMPipeline.from_pretrained(folder, unet=unet)(batch_size=4).images
+
+Without ``unet=unet`` the pipeline has the raw weights of ``unet/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.unet.model import PrunedUNet, unet_config, unet_from_config
+
+# In a run's folder.
+CHECKPOINT = "checkpoint"
+_UNET = "unet"
+_UNET_EMA = "unet_ema"
+_SCHEDULER = "scheduler"
+_STATE = "state.json"
+_INDEX = "model_index.json"
+_CONFIG = "config.json"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PIPELINE = {
+    "_class_name": "DDIMPipeline",
+    "_diffusers_version": diffusers.__version__,
+    "unet": [PrunedUNet.__module__, PrunedUNet.__name__],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+}
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    unet: PrunedUNet,
+    ema_state: Mapping[str, Tensor],
+    scheduler: DDPMScheduler,
+    state: Mapping[str, Any],
+) -> None:
+    """Write ``folder``, or replace what is there.
+
+    Everything is written and flushed beside it first. Then the old one is renamed away and the
+    new one in; whenever the process dies, ``load_checkpoint`` finds one that is whole.
+
+    Args:
+        folder: where it goes; its parent is made.
+        unet: the global U-Net.
+        ema_state: the averaged weights, with the names and shapes of ``unet``'s.
+        scheduler: the forward process.
+        state: JSON values that go into ``state.json``.
+
+    Raises:
+        FedPhDError: it could not be written, such as to a full disk; the old one is still there.
+    """
+    new, old = _beside(folder)
+    averaged = unet_from_config(unet_config(unet))
+    averaged.load_state_dict(dict(ema_state))
+    texts = {_STATE: json.dumps(state, indent=2), _INDEX: json.dumps(_PIPELINE, indent=2)}
+    try:
+        _finish_swap(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        unet.save_pretrained(new / _UNET)
+        averaged.save_pretrained(new / _UNET_EMA)
+        scheduler.save_pretrained(new / _SCHEDULER)
+        for name, text in texts.items():
+            (new / name).write_text(text + "\n", "utf-8")
+        _flush(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        _flush_one(folder.parent)
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        raise FedPhDError(
+            f"checkpoint {folder} could not be written ({error}); the one before it, if any, is "
+            "still there: make room, or make the folder writable"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: Path,
+) -> tuple[PrunedUNet, PrunedUNet, DDPMScheduler, dict[str, Any]]:
+    """Read what ``save_checkpoint`` wrote, every bit of the weights as it was.
+
+    Returns:
+        The U-Net, the U-Net with averaged weights, the scheduler, and the content of
+        ``state.json``. The weights lie in fresh memory: mapped from the file, as
+        ``from_pretrained`` leaves them, they may be aligned so that sums round differently.
+
+    Raises:
+        ConfigError: there is no checkpoint, or a part is missing or damaged; names it.
+    """
+    whole = _whole(folder)
+    if not (whole / _STATE).exists() and not (whole / _UNET).exists():
+        raise ConfigError(f"checkpoint {folder}: there is none in that folder; name a run's folder")
+    unet, averaged = _load_unet(whole / _UNET), _load_unet(whole / _UNET_EMA)
+    config = _read_json(whole / _SCHEDULER / "scheduler_config.json")
+    scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
+    return unet, averaged, scheduler, _read_json(whole / _STATE)
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The checkpoint of a run's folder; any other folder is taken for a checkpoint itself."""
+    inner = folder / CHECKPOINT
+    # The old one lies alone where a process was killed between two renames.
+    return inner if inner.is_dir() or _beside(inner)[1].is_dir() else folder
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where the next checkpoint is written, and where the last one waits to be removed."""
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _whole(folder: Path) -> Path:
+    """Where a whole checkpoint lies, also when a swap was interrupted between its two renames.
+
+    Raises:
+        ConfigError: nowhere.
+    """
+    new, old = _beside(folder)
+    if folder.is_dir():
+        return folder
+    # The old one is renamed away only once the new one is whole and on the disk.
+    if old.is_dir():
+        return new if new.is_dir() else old
+    raise ConfigError(f"checkpoint {folder}: there is no such folder; name a run's checkpoint/")
+
+
+def _finish_swap(folder: Path) -> None:
+    _, old = _beside(folder)
+    if old.exists():
+        whole = _whole(folder)
+        if whole != folder:
+            whole.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _load_unet(folder: Path) -> PrunedUNet:
+    config = _read_json(folder / _CONFIG)
+    try:
+        # Building draws weights; the caller's random state is not to move.
+        with torch.random.fork_rng(devices=[]):
+            unet = PrunedUNet(**{k: v for k, v in config.items() if not k.startswith("_")})
+        unet.load_state_dict(load_file(folder / _WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"checkpoint {folder}: {_WEIGHTS} or {_CONFIG} is missing or damaged ({error}); "
+            "use another checkpoint"
+        ) from error
+    return unet.eval()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"checkpoint file {path} is missing or damaged ({error}); use another checkpoint"
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"checkpoint file {path} holds no JSON object; use another checkpoint")
+    return content
+
+
+def _flush(folder: Path) -> None:
+    """Have every file and folder below ``folder`` on the disk, not just on its way there."""
+    for path in folder.rglob("*"):
+        _flush_one(path)
+    _flush_one(folder)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

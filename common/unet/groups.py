@@ -1,0 +1,321 @@
+"""Coupled channels: the group-norm penalty, and cuts that remove channels.
+
+Layers whose channels can only be removed together form a dependency group (DepGraph,
+arXiv:2301.12900; torch-pruning finds them). A channel of a group owns slices of many tensors:
+rows and columns of weights, entries of biases, scales and shifts of normalisations.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch_pruning as tp  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fedphd.common.errors import ReplyError
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.model import PrunedUNet, unet_config, unet_from_config
+
+Axis = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """All prunable channels of a U-Net, numbered through: group after group.
+
+    Neither the image channels nor the sinusoidal time features are among them.
+
+    Attributes:
+        sizes: channels of each group.
+        channels: for each prunable axis (tensor name, dimension), in the order of the state dict,
+            the channel that owns the slice at each index.
+    """
+
+    sizes: tuple[int, ...]
+    channels: Mapping[Axis, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, unet: PrunedUNet) -> ChannelGroups:
+        """Trace the architecture of ``unet``; needs neither its weights nor its random state."""
+        with torch.device("meta"), torch.enable_grad():
+            twin = unet_from_config(unet_config(unet))
+            graph = tp.DependencyGraph().build_dependency(twin, example_inputs(twin))
+        names = {module: name for name, module in twin.named_modules()}
+        sizes: list[int] = []
+        owners: dict[Axis, dict[int, int]] = {}
+        for group in graph.get_all_groups(ignored_layers=[twin.conv_out]):
+            first = sum(sizes)
+            sizes.append(len(group[0].idxs))
+            for item in group.items:
+                for axis in _axes_of(item.dep, names):
+                    owned = owners.setdefault(axis, {})
+                    for index, root in zip(item.idxs, item.root_idxs, strict=True):
+                        owned[index] = first + root
+        axes = (
+            (name, dim) for name, tensor in twin.state_dict().items() for dim in range(tensor.ndim)
+        )
+        return cls(
+            tuple(sizes),
+            {
+                axis: tuple(owners[axis][i] for i in sorted(owners[axis]))
+                for axis in axes
+                if axis in owners
+            },
+        )
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of all groups together."""
+        return sum(self.sizes)
+
+    @cached_property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that prunable channels have slices of."""
+        return tuple(dict.fromkeys(name for name, _ in self.channels))
+
+    @cached_property
+    def index(self) -> Tensor:
+        """The owners of all axes one after the other, (sum of axis lengths,), int64."""
+        return torch.tensor([channel for owned in self.channels.values() for channel in owned])
+
+    def norms(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The 2-norm of all slices of each channel together, (num_channels,), float32."""
+        index = self.index.to(next(iter(state.values())).device)
+        return _norms(self, index, [state[name].detach() for name in self.tensors])
+
+    def group_of(self, axis: Axis) -> int:
+        """The group that owns index 0 of ``axis``."""
+        return bisect.bisect_right(list(itertools.accumulate(self.sizes)), self.channels[axis][0])
+
+    def cut(self, layout: TensorLayout, keep: Sequence[bool]) -> Cut:
+        """The cut that keeps a channel where ``keep``, (num_channels,), says so."""
+        kept = {
+            axis: tuple(i for i, channel in enumerate(owned) if keep[channel])
+            for axis, owned in self.channels.items()
+        }
+        return Cut(
+            layout,
+            tuple(
+                tuple(kept.get((name, dim)) for dim in range(len(shape)))
+                for name, shape in zip(layout.names, layout.shapes, strict=True)
+            ),
+        )
+
+
+class GroupPenalty:
+    """The sparsity term of Eq. 11 of arXiv:2507.06449, without its factor lambda.
+
+    The sum over dependency groups and their channels of the channel's 2-norm, taken over all
+    slices that the channel owns in all layers of the group (not one norm per layer).
+
+    Args:
+        unet: the U-Net on the device it will stay on. Its architecture is traced once; its
+            parameters are read at each call.
+    """
+
+    def __init__(self, unet: PrunedUNet) -> None:
+        self._groups = ChannelGroups.of(unet)
+        parameters = dict(unet.named_parameters())
+        self._parameters = [parameters[name] for name in self._groups.tensors]
+        self._index = self._groups.index.to(self._parameters[0].device)
+
+    def __call__(self) -> Tensor:
+        """The penalty of the current parameters: a differentiable float32 scalar.
+
+        Its gradient is w / norm, and 0 for a channel whose weights are all 0.
+        """
+        total: Tensor = _SumOfNorms.apply(self._groups, self._index, *self._parameters)  # type: ignore[no-untyped-call]
+        return total
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which indices of every tensor stay when channels are removed.
+
+    Attributes:
+        layout: names and shapes before the cut.
+        kept: for each tensor and each of its dimensions the kept indices, ascending; None = all.
+    """
+
+    layout: TensorLayout
+    kept: tuple[tuple[tuple[int, ...] | None, ...], ...]
+
+    def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cut tensors of the same names and shapes: weights, their EMA, an optimiser's moments.
+
+        Returns:
+            New tensors, contiguous, of the dtype and on the device of the given ones.
+
+        Raises:
+            ReplyError: ``state`` is not of this cut's layout; names the tensor.
+        """
+        shapes = tuple(tuple(tensor.shape) for tensor in state.values())
+        problem = self.layout.mismatch(TensorLayout(tuple(state), shapes))
+        if problem:
+            raise ReplyError(f"the cut is for another network: {problem}")
+        return {
+            name: _select(state[name], kept)
+            for name, kept in zip(self.layout.names, self.kept, strict=True)
+        }
+
+    def apply_flat(self, flat: Tensor, expected: TensorLayout) -> Tensor:
+        """Cut a flat vector of this cut's layout: weights, moments, a control variate.
+
+        Args:
+            flat: (layout.numel,), float32.
+            expected: names and shapes that must be left.
+
+        Returns:
+            (expected.numel,), float32.
+
+        Raises:
+            ReplyError: something else is left; names the tensor.
+            FedPhDError: ``flat`` has another size.
+        """
+        kept = self.apply(self.layout.unpack(flat))
+        problem = expected.mismatch(TensorLayout.of(kept))
+        if problem:
+            raise ReplyError(f"the cut does not lead to the new network: {problem}")
+        return expected.pack(kept)
+
+    def to_json(self) -> str:
+        """As JSON text; equal lists of indices are written once."""
+        lists = list(dict.fromkeys(k for kept in self.kept for k in kept if k is not None))
+        number = {indices: position for position, indices in enumerate(lists)}
+        tensors = [
+            [name, shape, [None if k is None else number[k] for k in kept]]
+            for name, shape, kept in zip(
+                self.layout.names, self.layout.shapes, self.kept, strict=True
+            )
+        ]
+        return json.dumps({"lists": lists, "tensors": tensors}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Cut:
+        """Read ``to_json``'s text.
+
+        Raises:
+            ReplyError: it is malformed, or indices are out of range, repeated or not ascending.
+        """
+        try:
+            content = json.loads(text)
+            lists, tensors = content["lists"], content["tensors"]
+            layout = TensorLayout.from_json(json.dumps([entry[:2] for entry in tensors]))
+            kept = tuple(_read_kept(entry, lists) for entry in tensors)
+        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+            raise ReplyError(f"malformed cut: {type(error).__name__}: {error}") from error
+        return cls(layout, kept)
+
+
+class _SumOfNorms(torch.autograd.Function):
+    """Autograd would record a thousand small operations; the gradient is one product per tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, groups: ChannelGroups, index: Tensor, *parameters: Tensor) -> Tensor:
+        norms = _norms(groups, index, parameters)
+        ctx.groups = groups
+        ctx.save_for_backward(index, norms, *parameters)
+        return norms.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        index, norms, *parameters = ctx.saved_tensors
+        inverse = torch.where(norms > 0, grad / norms, 0.0)
+        factors = _by_axis(ctx.groups, inverse[index])
+        names = ctx.groups.tensors
+        return (
+            None,
+            None,
+            *(_scaled(n, p, factors) for n, p in zip(names, parameters, strict=True)),
+        )
+
+
+def _norms(groups: ChannelGroups, index: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    energies = []
+    for name, tensor in zip(groups.tensors, tensors, strict=True):
+        squares = tensor.flatten(1).square() if tensor.ndim > 1 else tensor.square()
+        if (name, 0) in groups.channels:
+            energies.append(squares.sum(1) if tensor.ndim > 1 else squares)
+        if (name, 1) in groups.channels:
+            energies.append(squares.sum(0).view(tensor.shape[1], -1).sum(1))
+    total = energies[0].new_zeros(groups.num_channels)
+    return total.index_add_(0, index, torch.cat(energies)).sqrt_()
+
+
+def _by_axis(groups: ChannelGroups, values: Tensor) -> dict[Axis, Tensor]:
+    parts = torch.split(values, [len(owned) for owned in groups.channels.values()])
+    return dict(zip(groups.channels, parts, strict=True))
+
+
+def _scaled(name: str, tensor: Tensor, factors: Mapping[Axis, Tensor]) -> Tensor:
+    """``tensor`` times the sum of the factors of its rows and columns."""
+    if tensor.ndim == 1:
+        return tensor * factors[name, 0]
+    rows, columns = factors.get((name, 0)), factors.get((name, 1))
+    matrix = tensor.flatten(1)
+    scale = 0.0 if rows is None else rows[:, None]
+    if columns is not None:
+        scale = scale + columns.repeat_interleave(matrix.shape[1] // len(columns))
+    return (matrix * scale).view_as(tensor)
+
+
+def example_inputs(unet: PrunedUNet) -> tuple[Tensor, Tensor]:
+    """An image, (1, C, H, W), and a timestep that ``unet`` takes, on the default device."""
+    config = unet.config
+    images = torch.zeros(1, config["in_channels"], config["sample_size"], config["sample_size"])
+    return images, torch.zeros((), dtype=torch.long)
+
+
+def _axes_of(dependency: Any, names: Mapping[nn.Module, str]) -> list[Axis]:
+    """The tensor axes that a step of torch-pruning removes slices of."""
+    module, remove = dependency.target.module, dependency.handler
+    if module not in names or not list(module.parameters(recurse=False)):
+        return []
+    prefix = names[module]
+    if _removes_inputs(module, remove):
+        return [(f"{prefix}.weight", 1)]
+    return [(f"{prefix}.{name}", 0) for name, _ in module.named_parameters(recurse=False)]
+
+
+def _removes_inputs(module: nn.Module, remove: Callable[..., Any]) -> bool:
+    return remove in (tp.prune_conv_in_channels, tp.prune_linear_in_channels)
+
+
+def _select(tensor: Tensor, kept: Sequence[tuple[int, ...] | None]) -> Tensor:
+    result = tensor.detach()
+    for dim, indices in enumerate(kept):
+        if indices is not None:
+            result = result.index_select(dim, torch.tensor(indices, device=tensor.device))
+    return result.clone() if result.data_ptr() == tensor.data_ptr() else result.contiguous()
+
+
+def _read_kept(entry: Any, lists: Any) -> tuple[tuple[int, ...] | None, ...]:
+    name, shape, numbers = entry
+    if len(numbers) != len(shape):
+        raise ValueError(f"tensor {name} has {len(shape)} dimensions, {len(numbers)} are cut")
+    kept: list[tuple[int, ...] | None] = []
+    for size, number in zip(shape, numbers, strict=True):
+        if number is None:
+            kept.append(None)
+            continue
+        if type(number) is not int or number < 0:
+            raise ValueError(f"tensor {name}: {number!r} is no list of indices")
+        indices = lists[number]
+        if not isinstance(indices, list) or not all(type(i) is int for i in indices):
+            raise ValueError(f"tensor {name}: the kept indices are no integers")
+        ascending = all(a < b for a, b in itertools.pairwise(indices))
+        if not indices or not ascending or indices[0] < 0 or indices[-1] >= size:
+            raise ValueError(
+                f"tensor {name}: kept indices must ascend within 0 to {size - 1} without repeats"
+            )
+        kept.append(tuple(indices))
+    return tuple(kept)

@@ -1,0 +1,187 @@
+"""The U-Net and the noise scheduler, and how a U-Net is described in a message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from pydantic import Field, ValidationError, model_validator
+
+from fedphd.common.config.run import DiffusionConfig, ModelConfig
+from fedphd.common.errors import ConfigError, ReplyError
+
+__all__ = [
+    "ModelMixin",  # A diffusers pipeline looks for it beside the class that it is to load.
+    "PrunedUNet",
+    "build_scheduler",
+    "build_unet",
+    "unet_config",
+    "unet_from_config",
+]
+
+_MAX_WIDTH = 8192
+_MAX_LEVELS = 8
+_MAX_LAYERS = 16
+_MAX_PARAMETERS = 1_000_000_000
+
+
+class PrunedUNet(UNet2DModel):
+    """``UNet2DModel`` whose sinusoidal time features may be wider than its first level.
+
+    The stock class takes one from the other. Pruning narrows the level but not the features,
+    which have no weights. ``save_pretrained`` and ``from_pretrained`` work as for any model.
+
+    Args:
+        time_feature_width: sinusoidal features of the timestep, even.
+        config: everything that ``UNet2DModel`` takes; its time embedding is positional.
+    """
+
+    def __init__(self, *, time_feature_width: int, **config: Any) -> None:
+        super().__init__(**config)
+        self.register_to_config(time_feature_width=time_feature_width)  # type: ignore[no-untyped-call]
+        self.time_proj: Timesteps = Timesteps(  # type: ignore[assignment]
+            time_feature_width, self.config["flip_sin_to_cos"], self.config["freq_shift"]
+        )
+        self.time_embedding = TimestepEmbedding(
+            time_feature_width, self.time_embedding.linear_2.out_features
+        )
+
+    @staticmethod
+    def _get_init_keys(input_class: type) -> set[str]:
+        # ConfigMixin reads the keys of a stored config off the signature, which is open here.
+        keys = UNet2DModel._get_init_keys(UNet2DModel)
+        return {*keys, "time_feature_width"}
+
+
+class _UNetDescription(ModelConfig):
+    """What a message says about a U-Net: every key is required, and its size is bounded."""
+
+    time_feature_width: int = Field(ge=2, le=_MAX_WIDTH, multiple_of=2)
+
+    @model_validator(mode="after")
+    def _all_there_and_of_sane_size(self) -> _UNetDescription:
+        missing = sorted(set(type(self).model_fields) - self.model_fields_set)
+        if missing:
+            raise ValueError(f"{missing[0]} is missing")
+        for key, size, limit in (
+            ("block_out_channels", max(self.block_out_channels), _MAX_WIDTH),
+            ("levels of block_out_channels", len(self.block_out_channels), _MAX_LEVELS),
+            ("layers_per_block", self.layers_per_block, _MAX_LAYERS),
+        ):
+            if size > limit:
+                raise ValueError(f"{key} = {size}; at most {limit} is accepted")
+        return self
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for "auto" (CUDA where there is one), "cpu" or "cuda"; raises ConfigError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('device = "cuda", but PyTorch sees no CUDA device; use "auto" or "cpu"')
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f'device = "{name}": unknown; use "auto", "cpu" or "cuda"')
+    return torch.device(name)
+
+
+def build_unet(config: ModelConfig, *, seed: int) -> PrunedUNet:
+    """The dense U-Net with random weights that follow from ``seed`` alone.
+
+    The sinusoidal time features are as wide as the first level. The caller's random state stays.
+    """
+    return _build(config, time_feature_width=config.block_out_channels[0], seed=seed)
+
+
+def unet_config(unet: PrunedUNet) -> dict[str, Any]:
+    """What a peer needs to build ``unet`` without its weights: JSON scalars and lists."""
+    config = unet.config
+    return {
+        "image_size": config["sample_size"],
+        "channels": config["in_channels"],
+        "block_out_channels": list(config["block_out_channels"]),
+        "layers_per_block": config["layers_per_block"],
+        "attention_levels": [
+            level for level, kind in enumerate(config["down_block_types"]) if kind in _ATTENTION
+        ],
+        "attention_head_dim": config["attention_head_dim"],
+        "norm_num_groups": config["norm_num_groups"],
+        "dropout": config["dropout"],
+        "time_feature_width": config["time_feature_width"],
+    }
+
+
+def unet_from_config(config: Mapping[str, Any]) -> PrunedUNet:
+    """A U-Net as ``unet_config`` described it; its weights are arbitrary until they are loaded.
+
+    Raises:
+        ReplyError: a key is unknown, missing, of the wrong type or out of range; names it.
+    """
+    try:
+        description = _UNetDescription.model_validate_json(json.dumps(dict(config)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        raise ReplyError(f"U-Net config: {where + ': ' if where else ''}{what}") from error
+    except (TypeError, ValueError) as error:
+        raise ReplyError(f"U-Net config holds more than plain values: {error}") from error
+    _check_parameters(description)
+    return _build(description, time_feature_width=description.time_feature_width, seed=0)
+
+
+def build_scheduler(config: DiffusionConfig) -> DDPMScheduler:
+    """The forward process (DDPM, arXiv:2006.11239), predicting the noise."""
+    scheduler: DDPMScheduler = DDPMScheduler(
+        num_train_timesteps=config.num_train_timesteps,
+        beta_schedule=config.beta_schedule,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        # diffusers clips the predicted image but goes on with the unclipped noise, which costs
+        # quality; a sampler that is made from this one inherits the choice.
+        clip_sample=False,
+    )
+    return scheduler
+
+
+_PLAIN = ("DownBlock2D", "UpBlock2D")
+_ATTENTION = ("AttnDownBlock2D", "AttnUpBlock2D")
+
+
+def _build(config: ModelConfig, *, time_feature_width: int, seed: int) -> PrunedUNet:
+    kinds = [
+        _ATTENTION if level in config.attention_levels else _PLAIN
+        for level in range(len(config.block_out_channels))
+    ]
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which seeds accelerators too: those are not restored.
+        torch.default_generator.manual_seed(seed)
+        return PrunedUNet(
+            sample_size=config.image_size,
+            in_channels=config.channels,
+            out_channels=config.channels,
+            down_block_types=[down for down, _ in kinds],
+            up_block_types=[up for _, up in reversed(kinds)],
+            block_out_channels=list(config.block_out_channels),
+            layers_per_block=config.layers_per_block,
+            attention_head_dim=config.attention_head_dim,
+            norm_num_groups=config.norm_num_groups,
+            dropout=config.dropout,
+            time_feature_width=time_feature_width,
+        )
+
+
+def _check_parameters(description: _UNetDescription) -> None:
+    with torch.device("meta"):
+        unet = _build(description, time_feature_width=description.time_feature_width, seed=0)
+    if unet.num_parameters() > _MAX_PARAMETERS:
+        raise ReplyError(
+            f"U-Net config: block_out_channels = {list(description.block_out_channels)} and "
+            f"layers_per_block = {description.layers_per_block} make {unet.num_parameters():,} "
+            f"parameters; at most {_MAX_PARAMETERS:,} are accepted"
+        )

@@ -1,0 +1,111 @@
+"""The parts of the U-Net that FedDiffuse (arXiv:2406.12575) exchanges or leaves at the clients.
+
+Encoder: ``conv_in``, the time embedding and the down blocks. Bottleneck: the middle block.
+Decoder: the up blocks, ``conv_norm_out`` and ``conv_out``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Literal
+
+import torch
+
+from fedphd.common.errors import ReplyError
+from fedphd.common.unet.layout import TensorLayout
+
+Part = Literal["encoder", "bottleneck", "decoder"]
+PARTS: Final[tuple[Part, ...]] = ("encoder", "bottleneck", "decoder")
+
+_PART_OF: Final[dict[str, Part]] = {
+    "conv_in": "encoder",
+    "time_embedding": "encoder",
+    "down_blocks": "encoder",
+    "mid_block": "bottleneck",
+    "up_blocks": "decoder",
+    "conv_norm_out": "decoder",
+    "conv_out": "decoder",
+}
+_GROUPS: Final[dict[str, tuple[tuple[Part, ...], ...]]] = {
+    "full": (PARTS,),
+    "usplit": (("encoder",), ("bottleneck", "decoder")),
+    "ulatdec": (("bottleneck", "decoder"),),
+    "udec": (("decoder",),),
+}
+
+
+def part_groups(exchange: str) -> tuple[tuple[Part, ...], ...]:
+    """The groups of parts that are sent back and averaged together, for ``exchange.parts``.
+
+    All groups together travel down. A client sends back one group; where there are several, they
+    are assigned in turn.
+    """
+    return _GROUPS[exchange]
+
+
+def joined(groups: Iterable[Iterable[Part]]) -> tuple[Part, ...]:
+    """The parts of all ``groups``, in the order of the network."""
+    named = {part for group in groups for part in group}
+    return tuple(part for part in PARTS if part in named)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tensors of some parts within the weights of ``layout``.
+
+    Attributes:
+        layout: names and shapes of the weights selected from: a whole U-Net, or what travels of it.
+        parts: those that are selected; all of them select every tensor, whatever its name.
+    """
+
+    layout: TensorLayout
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def chosen(self) -> TensorLayout:
+        """Names and shapes of the selected tensors, in their order in ``layout``.
+
+        Raises:
+            ReplyError: a tensor belongs to no part.
+        """
+        pairs = zip(self.layout.names, self.layout.shapes, strict=True)
+        chosen = [(name, shape) for name, shape in pairs if self._holds(name)]
+        return TensorLayout(tuple(n for n, _ in chosen), tuple(s for _, s in chosen))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every tensor is selected."""
+        return self.chosen == self.layout
+
+    def take(self, flat: torch.Tensor) -> torch.Tensor:
+        """The selected values of ``flat``, (layout.numel,), as (chosen.numel,).
+
+        ``flat`` itself where everything is selected, else a copy.
+        """
+        if self.is_whole:
+            return flat
+        tensors = self.layout.unpack(flat)
+        return torch.cat([tensors[name].reshape(-1) for name in self.chosen.names])
+
+    def put(self, flat: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """A copy of ``flat``, (layout.numel,), with ``values``, (chosen.numel,), in their places.
+
+        ``values`` itself where everything is selected.
+        """
+        if self.is_whole:
+            return values
+        result = flat.clone()
+        places = self.layout.unpack(result)
+        for name, tensor in self.chosen.unpack(values).items():
+            places[name].copy_(tensor)
+        return result
+
+    def _holds(self, name: str) -> bool:
+        if self.parts == PARTS:
+            return True
+        module = name.partition(".")[0]
+        if module not in _PART_OF:
+            raise ReplyError(f"tensor {name} belongs to no part of a U-Net: {', '.join(PARTS)}")
+        return _PART_OF[module] in self.parts

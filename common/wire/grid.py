@@ -1,0 +1,238 @@
+"""A Flower Grid that yields replies one at a time, each bounded, exactly one per message.
+
+Flower's own ``send_and_receive`` looks for replies every 3 s and returns all of them at once, so
+memory grows with the clients and one endless upload holds up the rest. ``Strategy`` takes an
+iterable of replies, so a generator lets it aggregate while others still train.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, Protocol
+
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+from flwr.common.typing import Run
+from flwr.serverapp import Grid
+
+from fedphd.common.timing import Backoff
+from fedphd.common.wire.messages import Traffic
+from fedphd.common.wire.replies import GrpcReplies, envelope, message_bytes
+
+_POLL_FIRST_S: Final = 0.02
+_POLL_LAST_S: Final = 0.25
+_PUSH_BATCH: Final = 32
+# In place of Flower's own text, which is long, and stands in an interval's line once per edge.
+_REASONS: Final = {
+    ErrorCode.NODE_UNAVAILABLE: "no heartbeat from it: its process or its network is gone"
+}
+
+
+class Replies(Protocol):
+    """Where replies come from: ``GrpcReplies`` for processes, ``PlainReplies`` otherwise."""
+
+    stall_s: float
+
+    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
+        """Look once; each reply found comes whole, or as the reason why it is lost."""
+
+    def forget(self, message_id: str) -> None:
+        """Nobody waits for this reply any more."""
+
+
+class PlainReplies:
+    """Replies of a Grid whose ``pull_messages`` never blocks (simulation, tests)."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.stall_s = float("inf")
+        self._grid = grid
+
+    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
+        """Look once for replies."""
+        found = self._grid.pull_messages(message_ids)
+        return [(reply.metadata.reply_to_message_id, reply) for reply in found]
+
+    def forget(self, message_id: str) -> None:
+        """Nothing is kept here."""
+
+
+@dataclass
+class _Sent:
+    message: Message
+    deadline_s: float
+
+
+class StreamingGrid(Grid):
+    """Wraps a Flower Grid; see the module's docstring.
+
+    Args:
+        grid: Flower's grid of the running ServerApp.
+        replies: how replies are pulled.
+        in_order: yield replies in the order of the messages (reproducible sums).
+        window: messages that may be under way at a time, at least 1; None: all.
+        clock, sleep: monotonic seconds, and waiting; for tests.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        replies: Replies,
+        *,
+        in_order: bool = False,
+        window: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.traffic = Traffic()
+        self.in_order = in_order
+        self._grid = grid
+        self._replies = replies
+        self._clock = clock
+        self._sleep = sleep
+        self._window = window
+        self._num_refused = 0
+
+    def configure(self, *, in_order: bool, upload_stall_s: float) -> None:
+        """Set what a run's plan brings."""
+        self.in_order = in_order
+        self._replies.stall_s = upload_stall_s
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Hand on to the wrapped grid."""
+        self._grid.set_run(run)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Hand on to the wrapped grid (deprecated by Flower)."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Ids of the nodes that are connected now."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages and count the bytes of those that the SuperLink took."""
+        batch = list(messages)
+        message_ids = list(self._grid.push_messages(batch))
+        sizes: dict[str, int] = {}
+        # Counted after the push, which fills in the addresses.
+        sent = sum(
+            message_bytes(message, sizes)
+            for message, message_id in zip(batch, message_ids, strict=False)
+            if message_id
+        )
+        self.traffic += Traffic(sent_bytes=sent)
+        return message_ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that are there now."""
+        found = self._replies.poll(list(message_ids))
+        return [reply for _, reply in found if isinstance(reply, Message)]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send ``messages`` and yield exactly one reply for each, as they come.
+
+        What was lost, refused or not there ``timeout`` seconds after its message was sent is
+        yielded as an error reply that says why; ``metadata.src_node_id`` is always the node
+        that was asked. Beyond the window a message is sent when a reply has come.
+        """
+        source, pending = iter(messages), dict[str, _Sent]()
+        self._send(source, pending, timeout)
+        return self._receive_all(source, pending, timeout)
+
+    def _send(
+        self, source: Iterator[Message], pending: dict[str, _Sent], timeout: float | None
+    ) -> None:
+        """Send what the window has room for, and note it in ``pending``."""
+        timeout_s = float("inf") if timeout is None else timeout
+        while batch := list(islice(source, self._room(len(pending)))):
+            message_ids = list(self.push_messages(batch))
+            message_ids += [""] * (len(batch) - len(message_ids))
+            for message, message_id in zip(batch, message_ids, strict=True):
+                sent = _Sent(envelope(message), self._clock() + timeout_s)
+                # A message that the SuperLink refused has no id: its own is as good as any.
+                self._num_refused += not message_id
+                key = message_id or f"refused-{self._num_refused}"
+                pending[key] = sent
+                if not message_id:
+                    sent.deadline_s = float("-inf")
+
+    def _room(self, num_pending: int) -> int:
+        if self._window is None:
+            return _PUSH_BATCH
+        return max(0, min(_PUSH_BATCH, self._window - num_pending))
+
+    def _receive_all(
+        self, source: Iterator[Message], pending: dict[str, _Sent], timeout: float | None
+    ) -> Iterator[Message]:
+        backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
+        while pending:
+            asked = list(pending)[:1] if self.in_order else list(pending)
+            asked = [key for key in asked if not key.startswith("refused-")]
+            found = self._replies.poll(asked) if asked else []
+            came = [(pending.pop(message_id).message, reply) for message_id, reply in found]
+            # Before the replies are worked on, so that nobody idles meanwhile.
+            self._send(source, pending, timeout)
+            for message, reply in came:
+                yield self._accept(message, reply)
+            if found:
+                backoff.reset()
+                continue
+            # In order, only the first was looked for: the others may be there already.
+            if not (late := self._late(pending, 1 if self.in_order else len(pending))):
+                self._sleep(backoff.next_s())
+            for message_id in late:
+                self._replies.forget(message_id)
+                sent = pending.pop(message_id)
+                refused = sent.deadline_s == float("-inf")
+                reason = (
+                    "its SuperLink refused the message"
+                    if refused
+                    else (f"no reply within {timeout:g} s")
+                )
+                yield _failure(sent.message, reason)
+            self._send(source, pending, timeout)
+
+    def _late(self, pending: dict[str, _Sent], first: int) -> list[str]:
+        now_s = self._clock()
+        return [key for key, sent in islice(pending.items(), first) if now_s > sent.deadline_s]
+
+    def _accept(self, sent: Message, reply: Message | str) -> Message:
+        if isinstance(reply, str):
+            return _failure(sent, reply)
+        self.traffic += Traffic(received_bytes=message_bytes(reply, {}))
+        if reply.has_error():
+            # Flower's own error replies name the SuperLink as their source, not the node.
+            reason = _REASONS.get(reply.error.code, reply.error.reason or "unknown")
+            return _failure(sent, reason, reply.error.code)
+        if reply.metadata.src_node_id != sent.metadata.dst_node_id:
+            return _failure(
+                sent, f"its reply names node {reply.metadata.src_node_id} as its source"
+            )
+        return reply
+
+
+def over_grpc(grid: Grid) -> bool:
+    """Whether a grid of Flower's reaches real nodes through a SuperLink."""
+    return hasattr(grid, "_stub")
+
+
+def streaming_grid(grid: Grid, *, upload_stall_s: float, in_order: bool) -> StreamingGrid:
+    """Wrap the grid that Flower hands to a ServerApp, whichever kind it is."""
+    replies: Replies = PlainReplies(grid)
+    if over_grpc(grid):
+        replies = GrpcReplies(grid, stall_s=upload_stall_s)
+    return StreamingGrid(grid, replies, in_order=in_order)
+
+
+def _failure(sent: Message, reason: str, code: int = ErrorCode.MESSAGE_UNAVAILABLE) -> Message:
+    return Message(Error(code, reason), reply_to=sent)

@@ -1,0 +1,294 @@
+"""What the processes say to one another: a type per message; ``common/wire/records.py`` sends them.
+
+Nothing that arrives is unpickled or executed; everything is checked here or against a template.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedphd.common.config.run import (
+    INCEPTION,
+    DiffusionConfig,
+    FederationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    SelectionPolicy,
+    TrainingConfig,
+)
+from fedphd.common.errors import ReplyError
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.unet.parts import PARTS, Part
+
+PROTOCOL: Final = 1
+PACKAGE_VERSION: Final = version("fedphd")
+
+HELLO: Final = "query.hello"
+CHOOSE: Final = "query.choose"
+FINISH: Final = "query.finish"
+STATISTICS: Final = "query.statistics"
+TRAIN: Final = "train"
+
+# Beyond any honest figure, and small enough that an edge's sums of them pass at the cloud and
+# the cloud's sums do not overflow.
+MOST_OF_CLIENT: Final = 10**12
+MOST: Final = 10**30
+
+# Who asks when edges share one question: the answer is for whichever edge is chosen.
+EVERY_EDGE: Final = "*"
+
+
+class Payload(BaseModel):
+    """Base of every message's scalars: strict types, no unknown keys, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Hello(Payload):
+    """Server to node: who are you? The first message to every node that appears."""
+
+    asking: str
+    protocol: int = PROTOCOL
+    version: str = PACKAGE_VERSION
+    # An edge greets its own new clients before it answers; in seconds.
+    wait_s: float = Field(20.0, gt=0)
+
+
+class HelloReply(Payload):
+    """A node introduces itself; an edge also lists the clients that it sees now."""
+
+    kind: Literal["client", "edge"]
+    name: str
+    protocol: int = PROTOCOL
+    version: str = PACKAGE_VERSION
+    num_samples: int = Field(0, ge=0)
+    clients: dict[str, int] = Field(default_factory=dict)
+
+
+class EdgeOffer(Payload):
+    """What an edge holds in this interval so far: label shares and number of samples."""
+
+    edge_id: str
+    label_distribution: tuple[float, ...]
+    num_samples: float = Field(ge=0)
+
+
+class Choose(Payload):
+    """Edge to client: will you train with one of these edges in this round?"""
+
+    asking: str
+    interval: int = Field(ge=1)
+    edge_round: int = Field(ge=1)
+    offers: tuple[EdgeOffer, ...] = Field(min_length=1)
+    target: tuple[float, ...]
+    policy: SelectionPolicy
+    factor: float = Field(ge=0)
+    offset: float
+    epsilon: float = Field(gt=0)
+    seed: int = Field(ge=0)
+    offer_wait_s: float = Field(ge=0)
+    synchronised: bool
+
+
+class ChooseReply(Payload):
+    """Client to edge: the chosen edge, and the label counts if it is the asking one."""
+
+    edge_id: str
+    num_samples: int = Field(ge=0)
+    label_counts: tuple[int, ...] = ()
+
+
+class Network(Payload):
+    """The U-Net that a message's flat weights belong to; ``layout`` lists those that travel."""
+
+    unet: dict[str, Any]
+    layout: str
+
+    def tensor_layout(self) -> TensorLayout:
+        """The manifest of names and shapes; raises ReplyError if it is malformed."""
+        return read_layout(self.layout)
+
+
+class TrainTask(Payload):
+    """Edge to client: train these weights on your data for one edge round.
+
+    ``parts`` of the U-Net come with it, ``send`` are to go back. What does not come starts from
+    what the client has, or from the seeded weights of ``initial``, the U-Net before pruning.
+    """
+
+    edge_id: str
+    interval: int = Field(ge=1)
+    edge_round: int = Field(ge=1)
+    network: Network
+    diffusion: DiffusionConfig
+    training: TrainingConfig
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    parts: tuple[Part, ...] = PARTS
+    send: tuple[Part, ...] = PARTS
+    initial: ModelConfig | None = None
+    sparsity_lambda: float = Field(ge=0)
+    optimizer_moments: Literal["prune", "reset"]
+    cut: str | None = None
+    seed: int = Field(ge=0)
+
+
+class TrainReply(Payload):
+    """Client to edge, with its weights: how the round went.
+
+    ``validation_loss`` is that of the received weights, over the images that the client holds
+    out; None if it holds out none.
+    """
+
+    client_id: str
+    interval: int = Field(ge=1)
+    edge_round: int = Field(ge=1)
+    network: Network
+    num_examples: int = Field(ge=0)
+    loss: float = Field(ge=-MOST_OF_CLIENT, le=MOST_OF_CLIENT)
+    sparsity_penalty: float = Field(0.0, ge=0, le=MOST_OF_CLIENT)
+    objective_term: float = Field(0.0, ge=0, le=MOST_OF_CLIENT)
+    steps: int = Field(ge=0, le=MOST_OF_CLIENT)
+    seconds: float = Field(ge=0)
+    validation_loss: float | None = Field(None, ge=0, le=MOST_OF_CLIENT)
+
+
+class IntervalTask(Payload):
+    """Cloud to edge: run one interval from these weights; the whole plan is in ``plan``.
+
+    ``num_clients`` are known at the cloud: those of all edges.
+    """
+
+    interval: int = Field(ge=1)
+    sparse: bool
+    num_clients: int = Field(ge=1)
+    network: Network
+    cut: str | None = None
+    plan: FederationConfig
+
+
+class Traffic(Payload):
+    """Bytes over one link, as counted by the server side of it."""
+
+    sent_bytes: int = Field(0, ge=0, le=MOST)
+    received_bytes: int = Field(0, ge=0, le=MOST)
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            sent_bytes=self.sent_bytes + other.sent_bytes,
+            received_bytes=self.received_bytes + other.received_bytes,
+        )
+
+    def minus(self, earlier: Traffic) -> Traffic:
+        """What came since ``earlier``."""
+        return Traffic(
+            sent_bytes=self.sent_bytes - earlier.sent_bytes,
+            received_bytes=self.received_bytes - earlier.received_bytes,
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes in both directions."""
+        return self.sent_bytes + self.received_bytes
+
+
+class IntervalReply(Payload):
+    """Edge to cloud, with its weights: how the interval went.
+
+    ``parts`` are those that it sends; ``images`` those of all clients' optimiser steps together.
+    ``validation_loss`` is that of the cloud's weights, as the clients of the first edge round
+    received them, which hold ``validation_samples`` training images; None if none validated.
+    """
+
+    edge_id: str
+    interval: int = Field(ge=1)
+    network: Network
+    parts: tuple[Part, ...] = PARTS
+    samples_per_round: float = Field(ge=0)
+    client_rounds: int = Field(ge=0)
+    label_distribution: tuple[float, ...]
+    loss: float = Field(ge=-MOST, le=MOST)
+    mean_steps: float = Field(ge=0, le=MOST)
+    images: int = Field(0, ge=0, le=MOST)
+    validation_loss: float | None = Field(None, ge=0, le=MOST)
+    validation_samples: int = Field(0, ge=0, le=MOST)
+    traffic: Traffic
+    seconds: float = Field(ge=0)
+    clients: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+
+class ExtractorSpec(Payload):
+    """The network whose features are summed up; its flat weights travel beside it."""
+
+    kind: Literal["classifier", "inception"]
+    name: str = Field(min_length=1, max_length=200)
+    num_features: int = Field(ge=1, le=65536)
+    channels: int = Field(ge=1, le=4)
+    image_size: int = Field(ge=4, le=1024)
+    num_classes: int = Field(ge=1, le=1_000_000)
+    layout: str
+
+    @classmethod
+    def inception(cls, layout: str) -> ExtractorSpec:
+        """Inception v3, which takes images of any size."""
+        return cls(
+            kind="inception",
+            name=INCEPTION,
+            num_features=2048,
+            channels=3,
+            image_size=299,
+            num_classes=1008,
+            layout=layout,
+        )
+
+    def tensor_layout(self) -> TensorLayout:
+        """The manifest of names and shapes; raises ReplyError if it is malformed."""
+        return read_layout(self.layout)
+
+
+class StatisticsTask(Payload):
+    """Cloud to edge, and edge to client: sum up the features of the training images."""
+
+    asking: str
+    extractor: ExtractorSpec
+    image_size: int = Field(ge=4, le=1024)
+    channels: int = Field(ge=1, le=4)
+    num_classes: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    wait_s: float = Field(gt=0)
+    clients: tuple[str, ...] = ()
+
+
+class StatisticsReply(Payload):
+    """The sums beside it, one float64 vector, are of ``count`` images."""
+
+    name: str
+    count: int = Field(ge=0, le=MOST)
+    label_counts: tuple[int, ...]
+    clients: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    traffic: Traffic = Traffic()
+
+
+class Finish(Payload):
+    """The run is over; said by the cloud to its edges, and by an edge to its clients."""
+
+    exit_code: int
+    message: str
+
+
+class Ack(Payload):
+    """Answer to a message that asks for nothing."""
+
+    name: str
+
+
+def read_layout(text: str) -> TensorLayout:
+    """The layout that came as JSON text; raises ReplyError if it is malformed."""
+    try:
+        return TensorLayout.from_json(text)
+    except ValueError as error:
+        raise ReplyError(f"layout of the weights is malformed: {error}") from error

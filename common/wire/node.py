@@ -1,0 +1,389 @@
+"""A Flower node that stays in one process. Flower-internal API.
+
+A stock ``flower-supernode`` starts a process per message and looks for messages every 3 s. This
+node keeps data, model and optimiser warm and answers within milliseconds: it registers with a
+SuperLink, sends heartbeats, pulls messages, hands them to a handler and pushes the replies, and
+connects again with back-off when the SuperLink restarts or forgets it.
+
+What reaches below Flower's public API stands here and in ``common/wire/replies.py`` alone, so that
+a newer Flower changes no other file.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Error, Message
+from flwr.app.message import remove_content_from_message
+from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
+from flwr.common.constant import ErrorCode
+from flwr.common.grpc import create_channel
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+
+from fedphd.common.config.roles import NodeConfig
+from fedphd.common.errors import ConfigError, ConnectionLostError, exit_code_of
+from fedphd.common.timing import Backoff
+
+logger = logging.getLogger(__name__)
+
+# The shortest that Flower allows: it gives a node up after two of them, 20 s.
+HEARTBEAT_S: Final = 10.0
+CALL_S: Final = 60.0
+# Seconds after which a first server that is not there is worth a line: it does not just start.
+SAY_WAITING_S: Final = 5.0
+_POLL_FIRST_S: Final = 0.02
+_POLL_LAST_S: Final = 0.15
+_FORGOTTEN: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
+
+Handler = Callable[[Message], Message]
+Keys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
+
+
+@dataclass
+class LinkCount:
+    """Bytes of message contents over one connection, as Flower counts a run's traffic."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass
+class _Connection:
+    """One registration with a SuperLink."""
+
+    channel: grpc.Channel
+    stub: FleetStub
+    node: node_pb2.Node
+    lost: threading.Event = field(default_factory=threading.Event)
+    left: bool = False
+
+
+class Node:
+    """A resident node of one SuperLink.
+
+    Args:
+        address: host:port of the SuperLink's Fleet API.
+        config: certificates, key and how long the server may be away.
+        handler: answers a message; runs in ``run``'s thread, one message at a time.
+        stop: set from outside to end ``run``.
+        on_change: told "connected", "lost ...: <why>" as the connection comes and goes, and
+            "not there yet: <why>", once, when the first takes long.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        config: NodeConfig,
+        handler: Handler,
+        *,
+        stop: threading.Event,
+        on_change: Callable[[str], None] = lambda change: None,
+    ) -> None:
+        self.address = address
+        self.count = LinkCount()
+        self._config = config
+        self._handler = handler
+        self._stop = stop
+        self._on_change = on_change
+        self._certificates = _read(config.root_certificates, "node.root_certificates")
+        self._own_keys = _read_keys(config.private_key) if config.private_key else None
+        self._connection: _Connection | None = None
+
+    def leave(self) -> None:
+        """Say goodbye at once, also while the handler is still at work in another thread."""
+        if self._connection is not None:
+            self._leave(self._connection)
+
+    def run(self) -> None:
+        """Serve until ``stop`` is set.
+
+        Raises:
+            ConnectionLostError: no SuperLink at the address for ``lost_after_s`` seconds.
+        """
+        backoff = Backoff(0.2, 5.0)
+        alive_s = time.monotonic()
+        reason, waiting = "nobody answers", False
+        while not self._stop.is_set():
+            try:
+                connection = self._connect()
+            except grpc.RpcError as error:
+                reason = _say(error)
+            else:
+                backoff.reset()
+                self._connection = connection
+                self._on_change("connected")
+                reason = self._serve(connection)
+                alive_s = time.monotonic()
+                if not self._stop.is_set():
+                    limit = f"{self._config.lost_after_s:g} s (node.lost_after_s)"
+                    self._on_change(f"lost, trying again for {limit}: {reason}")
+            away_s = time.monotonic() - alive_s
+            if self._connection is None and not waiting and away_s > SAY_WAITING_S:
+                waiting = True
+                self._on_change(f"not there yet: {reason}")
+            if away_s > self._config.lost_after_s:
+                raise ConnectionLostError(
+                    f"no SuperLink at {self.address} for {self._config.lost_after_s:g} s "
+                    f"({reason}); check the address, the certificates and that it runs"
+                )
+            self._stop.wait(backoff.next_s())
+
+    def _connect(self) -> _Connection:
+        keys: Keys = self._own_keys or generate_key_pairs()
+        channel = create_channel(
+            server_address=self.address,
+            insecure=self._certificates is None,
+            root_certificates=self._certificates,
+            interceptors=[
+                RuntimeVersionClientInterceptor(component_name="SuperNode"),
+                NodeAuthClientInterceptor(*keys),
+            ],
+        )
+        stub = FleetStub(channel)
+        public_key = public_key_to_bytes(keys[1])
+        try:
+            if self._own_keys is None:
+                stub.RegisterNode(
+                    fleet_pb2.RegisterNodeFleetRequest(public_key=public_key), timeout=10
+                )
+            reply = stub.ActivateNode(
+                fleet_pb2.ActivateNodeRequest(
+                    public_key=public_key, heartbeat_interval=HEARTBEAT_S
+                ),
+                timeout=10,
+            )
+        except grpc.RpcError:
+            channel.close()
+            raise
+        return _Connection(channel, stub, node_pb2.Node(node_id=reply.node_id))
+
+    def _serve(self, connection: _Connection) -> str:
+        """Answer messages until the connection or the process ends; say why it ended."""
+        beat = threading.Thread(target=self._beat, args=(connection,), daemon=True)
+        beat.start()
+        backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
+        reason = "stopped"
+        silent_since_s: float | None = None
+        try:
+            while not self._stop.is_set() and not connection.lost.is_set():
+                try:
+                    busy = self._serve_one(connection)
+                    silent_since_s = None
+                except grpc.RpcError as error:
+                    reason = _say(error)
+                    now_s = time.monotonic()
+                    silent_since_s = silent_since_s or now_s
+                    # A short hiccup keeps the registration: a new one would lose what is queued.
+                    if error.code() in _FORGOTTEN or now_s - silent_since_s > 3.0:
+                        return reason
+                    busy = False
+                if busy:
+                    backoff.reset()
+                else:
+                    self._stop.wait(backoff.next_s())
+            return reason if self._stop.is_set() else "the SuperLink no longer knows this node"
+        finally:
+            self._leave(connection)
+
+    def _serve_one(self, connection: _Connection) -> bool:
+        response = connection.stub.PullMessages(
+            fleet_pb2.PullMessagesRequest(node=connection.node), timeout=CALL_S
+        )
+        if not response.messages_list:
+            return False
+        head = message_from_proto(response.messages_list[0])
+        try:
+            message = self._pull_content(connection, head, response.message_object_trees[0])
+            self._push(connection, self._answer(message))
+        except grpc.RpcError as error:
+            # PERMISSION_DENIED: the run ended meanwhile, so nobody waits for this message.
+            if error.code() != grpc.StatusCode.PERMISSION_DENIED:
+                raise
+        return True
+
+    def _pull_content(self, connection: _Connection, head: Message, tree: Any) -> Message:
+        """Pull a message's objects, two at a time."""
+        run_id = head.metadata.run_id
+        contents: dict[str, bytes] = {}
+
+        def pull(object_id: str) -> None:
+            backoff = Backoff(_POLL_FIRST_S, 1.0)
+            deadline_s = time.monotonic() + CALL_S
+            while True:
+                reply = connection.stub.PullObject(
+                    message_pb2.PullObjectRequest(
+                        node=connection.node, run_id=run_id, object_id=object_id
+                    ),
+                    timeout=CALL_S,
+                )
+                if reply.object_available:
+                    contents[object_id] = reply.object_content
+                    return
+                if not reply.object_found or time.monotonic() > deadline_s:
+                    raise _Unavailable(f"object {object_id[:8]} of a message never came")
+                time.sleep(backoff.next_s())
+
+        _two_at_a_time(pull, [item.object_id for item in iterate_object_tree(tree)])
+        self.count.received_bytes += sum(map(len, contents.values()))
+        message_id = head.metadata.message_id
+        connection.stub.ConfirmMessageReceived(
+            message_pb2.ConfirmMessageReceivedRequest(
+                node=connection.node, run_id=run_id, message_object_id=message_id
+            ),
+            timeout=CALL_S,
+        )
+        message = inflate_object_from_contents(message_id, contents)
+        assert isinstance(message, Message)
+        message.metadata.__dict__["_message_id"] = message_id
+        return message
+
+    def _answer(self, message: Message) -> Message:
+        try:
+            return self._handler(message)
+        except Exception as error:
+            # The asking side needs the reason, this process must live on to serve others.
+            logger.exception("%s failed", message.metadata.message_type)
+            if exit_code_of(error) == ConfigError.exit_code:
+                reason = f"refused: {error}"
+            else:
+                reason = f"{type(error).__name__}: {error}"
+            failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+            return Message(failure, reply_to=message)
+
+    def _push(self, connection: _Connection, reply: Message) -> None:
+        run_id = reply.metadata.run_id
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects = get_all_nested_objects(reply)
+            tree = get_object_tree(reply)
+            head = remove_content_from_message(reply) if reply.has_content() else reply
+            response = connection.stub.PushMessages(
+                fleet_pb2.PushMessagesRequest(
+                    node=connection.node,
+                    messages_list=[message_to_proto(head)],
+                    message_object_trees=[tree],
+                    clientapp_runtime_list=[0.0],
+                ),
+                timeout=CALL_S,
+            )
+            wanted = set(response.objects_to_push)
+
+            def push(object_id: str) -> None:
+                content = objects[object_id].deflate()
+                connection.stub.PushObject(
+                    message_pb2.PushObjectRequest(
+                        node=connection.node,
+                        run_id=run_id,
+                        object_id=object_id,
+                        object_content=content,
+                    ),
+                    timeout=CALL_S,
+                )
+                self.count.sent_bytes += len(content)
+
+            _two_at_a_time(push, [key for key in objects if key in wanted])
+
+    def _beat(self, connection: _Connection) -> None:
+        """Send heartbeats; a SuperLink that no longer knows the node makes it register again."""
+        request = heartbeat_pb2.SendNodeHeartbeatRequest(
+            node=connection.node, heartbeat_interval=HEARTBEAT_S
+        )
+        while not connection.lost.wait(HEARTBEAT_S / 3):
+            try:
+                known = connection.stub.SendNodeHeartbeat(request, timeout=10).success
+            except grpc.RpcError as error:
+                known = error.code() not in _FORGOTTEN
+            if not known:
+                connection.lost.set()
+
+    def _leave(self, connection: _Connection) -> None:
+        """Say goodbye, so that the server need not wait for a heartbeat that never comes."""
+        if connection.left:
+            return
+        connection.left = True
+        connection.lost.set()
+        node_id = connection.node.node_id
+        try:
+            connection.stub.DeactivateNode(
+                fleet_pb2.DeactivateNodeRequest(node_id=node_id), timeout=2
+            )
+            if self._own_keys is None:
+                connection.stub.UnregisterNode(
+                    fleet_pb2.UnregisterNodeFleetRequest(node_id=node_id), timeout=2
+                )
+        except grpc.RpcError as error:
+            logger.debug("leaving %s: %s", self.address, _say(error))
+        connection.channel.close()
+
+
+class _Unavailable(grpc.RpcError):
+    """An object that a message announces does not come."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.NOT_FOUND
+
+    def details(self) -> str:
+        return str(self)
+
+
+def _two_at_a_time(work: Callable[[str], None], object_ids: Iterable[str]) -> None:
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for _ in pool.map(work, object_ids):
+            pass
+
+
+def _read(path: Path | None, name: str) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name} = {path}: cannot be read: {error.strerror}") from error
+
+
+def _read_keys(path: Path) -> Keys:
+    content = _read(path, "node.private_key") or b""
+    try:
+        key = load_ssh_private_key(content, password=None)
+    except TypeError as error:
+        raise ConfigError(
+            f"node.private_key = {path}: is encrypted with a password, which a process that runs "
+            "by itself cannot ask for; remove it with `ssh-keygen -p`"
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"node.private_key = {path}: is no OpenSSH private key") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(
+            f"node.private_key = {path}: is no EC key; make one with "
+            '`ssh-keygen -t ecdsa -b 384 -N ""`'
+        )
+    return key, key.public_key()
+
+
+def _say(error: grpc.RpcError) -> str:
+    """A gRPC error in one short line."""
+    code = error.code() if hasattr(error, "code") else None
+    details = (error.details() if hasattr(error, "details") else str(error)) or ""
+    return f"{code.name if code else 'error'}: {details.splitlines()[0] if details else ''}"[:200]

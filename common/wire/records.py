@@ -1,0 +1,198 @@
+"""A message's form on Flower's wire, and what is checked of one that arrives.
+
+A message's scalars travel as one JSON text in a ``ConfigRecord``; model weights travel as ONE
+flat float32 array in an ``ArrayRecord``, beside the manifest of names and shapes that says how
+to cut it up. So a message is 5 Flower objects instead of 223 for the digits network, 32 instead of
+471 for CIFAR-10's, each of them several remote calls; and an average is one addition
+(``tests/benchmarks/packing.py``). SCAFFOLD's control variates are a second such array.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from pydantic import ValidationError
+
+from fedphd.common.errors import ReplyError
+from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.wire.messages import PACKAGE_VERSION, PROTOCOL, HelloReply, Network, Payload
+
+_RECORD: Final = "fedphd"
+_PAYLOAD: Final = "payload"
+_WEIGHTS: Final = "weights"
+_VARIATE: Final = "variate"
+
+# Matched as bytes: NumPy's own reader evaluates the header, and fails in many ways on a bad one.
+_NPY_HEAD: Final = re.compile(
+    rb"\x93NUMPY\x01\x00(?s:..)"
+    rb"\{'descr': '(?P<dtype><f[48])', 'fortran_order': False, "
+    rb"'shape': \((?P<numel>[0-9]{1,15}),\), \} *\n"
+)
+_NPY_SHOWN_BYTES: Final = 96
+_NPY_CODES: Final = {"float32": "<f4", "float64": "<f8"}
+Dtype = Literal["float32", "float64"]
+
+PayloadT = TypeVar("PayloadT", bound=Payload)
+
+
+def to_records(
+    payload: Payload,
+    weights: torch.Tensor | Array | None = None,
+    variate: torch.Tensor | None = None,
+) -> RecordDict:
+    """Convert to Flower records.
+
+    Args:
+        payload: the message's scalars.
+        weights: (numel,), contiguous, on the CPU; float32, or float64 for sums of features. Or
+            an array that is serialised already, as another message brought it: no copy.
+        variate: a control variate of these weights, or its change; as the weights.
+    """
+    records = RecordDict({_RECORD: ConfigRecord({_PAYLOAD: payload.model_dump_json()})})
+    if weights is not None:
+        arrays = weights_record(weights)
+        if variate is not None:
+            arrays[_VARIATE] = _array(variate)
+        records[_WEIGHTS] = arrays
+    return records
+
+
+def weights_record(weights: torch.Tensor | Array) -> ArrayRecord:
+    """One flat array, shape (numel,), float32 or float64, as a Flower record."""
+    return ArrayRecord({_WEIGHTS: weights if isinstance(weights, Array) else _array(weights)})
+
+
+def _array(values: torch.Tensor) -> Array:
+    return Array(values.contiguous().numpy())
+
+
+def weights_array(message: Message) -> Array:
+    """The flat weights of a message as they came, to be sent on; read them by ``read_array``.
+
+    Raises:
+        ReplyError: there are none.
+    """
+    return _array_named(message, _WEIGHTS, "weights")
+
+
+def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
+    """Read a message's scalars as ``kind``.
+
+    Raises:
+        ReplyError: the message is an error reply, or not a well-formed ``kind``.
+    """
+    if message.has_error():
+        raise ReplyError(f"error {message.error.code}: {message.error.reason}")
+    if not message.has_content():
+        raise ReplyError("not a FedPhD message: it has no content")
+    try:
+        text = message.content.config_records[_RECORD][_PAYLOAD]
+        return kind.model_validate_json(text)  # type: ignore[arg-type]
+    except KeyError as error:
+        raise ReplyError(f"not a FedPhD message: record {error} is missing") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        raise ReplyError(f"malformed {kind.__name__}: {where}: {first['msg']}") from error
+
+
+def read_weights(message: Message, dtype: Dtype = "float32") -> torch.Tensor:
+    """The flat weights of a message, shape (numel,), of ``dtype``; read-only memory, no copy.
+
+    Raises:
+        ReplyError: no such array, or another dtype, number of dimensions or length.
+    """
+    return read_array(weights_array(message), dtype)
+
+
+def read_variate(message: Message) -> torch.Tensor:
+    """The control variate, or its change, beside the weights of a message; as ``read_weights``."""
+    array = _array_named(message, _VARIATE, "control variate")
+    return read_array(array, what_is="control variate is")
+
+
+def _array_named(message: Message, name: str, meaning: str) -> Array:
+    try:
+        return message.content.array_records[_WEIGHTS][name]
+    except KeyError as error:
+        raise ReplyError(f"carries no {meaning}") from error
+
+
+def read_array(
+    array: Array, dtype: Dtype = "float32", what_is: str = "weights are"
+) -> torch.Tensor:
+    """View a serialised vector in place (Flower stores NumPy's ``.npy`` format)."""
+    code = _NPY_CODES[dtype]
+    head = _NPY_HEAD.match(array.data)
+    if head is None or head["dtype"] != code.encode():
+        got = array.data[:_NPY_SHOWN_BYTES]
+        raise ReplyError(f"{what_is} no flat {dtype} array in NumPy's format; got {got!r}")
+    numel, offset, width = int(head["numel"]), head.end(), np.dtype(code).itemsize
+    if len(array.data) - offset != width * numel:
+        got_bytes = len(array.data) - offset
+        raise ReplyError(f"{numel} weights take {width * numel} bytes; got {got_bytes}")
+    return torch.from_numpy(np.asarray(_Lent(np.frombuffer(array.data, code, offset=offset))))
+
+
+class _Lent:
+    """Lends read-only memory to torch, which knows no read-only tensors and would warn.
+
+    Whoever gets the tensor must not write to it; ``owner`` keeps the bytes alive.
+    """
+
+    def __init__(self, owner: np.ndarray[Any, Any]) -> None:
+        self.owner = owner
+        address, _ = owner.__array_interface__["data"]
+        self.__array_interface__ = {**owner.__array_interface__, "data": (address, False)}
+
+
+def check_reply_weights(
+    weights: torch.Tensor, network: Network, expected: TensorLayout
+) -> torch.Tensor:
+    """Check weights that came back against the layout that was sent.
+
+    Args:
+        weights: (numel,), float32.
+        network: what the sender says they are.
+        expected: the layout of the network that was sent out.
+
+    Raises:
+        ReplyError: names the first tensor that differs or is not finite.
+    """
+    problem = expected.mismatch(network.tensor_layout())
+    problem = problem or _bad_values(weights, expected, "weights have")
+    if problem:
+        raise ReplyError(problem)
+    return weights
+
+
+def check_variate(variate: torch.Tensor, expected: TensorLayout) -> torch.Tensor:
+    """Check a control variate, (numel,), float32, for weights of layout ``expected``.
+
+    Raises:
+        ReplyError: another number of values, or one that is not finite; names its tensor.
+    """
+    problem = _bad_values(variate, expected, "it has")
+    if problem:
+        raise ReplyError(f"control variate: {problem}")
+    return variate
+
+
+def _bad_values(flat: torch.Tensor, expected: TensorLayout, have: str) -> str | None:
+    if flat.numel() != expected.numel:
+        return f"{have} {flat.numel()} values; expected {expected.numel}"
+    return expected.first_non_finite(flat)
+
+
+def check_version(reply: HelloReply) -> None:
+    """Raise ReplyError if a peer speaks another protocol."""
+    if reply.protocol != PROTOCOL:
+        raise ReplyError(
+            f"{reply.kind} {reply.name} speaks protocol {reply.protocol} (fedphd "
+            f"{reply.version}); this is protocol {PROTOCOL} (fedphd {PACKAGE_VERSION}): "
+            "install the same version on every machine"
+        )

@@ -1,0 +1,154 @@
+"""Bounded pulling of replies, and sizes of messages: Flower-internal API, as in ``node.py``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.message import make_message
+from flwr.proto import appio_pb2, message_pb2
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+
+@dataclass
+class _Partial:
+    """A reply whose announcement came, and of its objects those that came so far."""
+
+    tree: Any
+    reply_to: str
+    missing: list[str]
+    progress_s: float
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+
+class GrpcReplies:
+    """Replies to a ServerApp's messages, pulled with bounds (Flower's own may wait two hours).
+
+    A node that dies after announcing its reply leaves objects that never come. Announced
+    replies are therefore pulled object by object without ever blocking, at most
+    ``max_partial`` at a time so that memory stays bounded, and given up after ``stall_s``
+    seconds without a new object.
+
+    Args:
+        grid: Flower's GrpcGrid of the running ServerApp.
+        stall_s: seconds without progress after which an upload is given up.
+        max_partial: replies that are pulled at the same time.
+    """
+
+    def __init__(self, grid: Any, *, stall_s: float, max_partial: int = 4) -> None:
+        self._grid = grid
+        self.stall_s = stall_s
+        self._max_partial = max_partial
+        self._partial: dict[str, _Partial] = {}
+
+    def forget(self, message_id: str) -> None:
+        """Drop what came of a reply that nobody waits for any more."""
+        self._partial.pop(message_id, None)
+
+    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
+        """Look once for replies to ``message_ids``; each comes whole, or as why it failed."""
+        self._announce([i for i in message_ids if i not in self._partial])
+        wanted = [i for i in message_ids if i in self._partial][: self._max_partial]
+        done: list[tuple[str, Message | str]] = []
+        for message_id in wanted:
+            partial = self._partial[message_id]
+            result = self._advance(partial)
+            if result is not None:
+                del self._partial[message_id]
+                done.append((message_id, result))
+        return done
+
+    def _announce(self, message_ids: list[str]) -> None:
+        if not message_ids:
+            return
+        response = self._grid._stub.PullMessages(
+            appio_pb2.PullAppMessagesRequest(message_ids=message_ids)
+        )
+        pairs = zip(response.messages_list, response.message_object_trees, strict=True)
+        for proto, tree in pairs:
+            # Pulled from the end, in the order in which a node pushes them: the message itself
+            # comes last, so waiting for it first would take a slow upload for a stalled one.
+            missing = [item.object_id for item in iterate_object_tree(tree)][::-1]
+            reply_to = proto.metadata.reply_to_message_id
+            self._partial[reply_to] = _Partial(tree, reply_to, missing, progress_s=time.monotonic())
+
+    def _advance(self, partial: _Partial) -> Message | str | None:
+        """Pull what is there; the message if whole, why not if given up, else None."""
+        run_id = self._grid.run.run_id
+        while partial.missing:
+            object_id = partial.missing[-1]
+            reply = self._grid._stub.PullObject(
+                message_pb2.PullObjectRequest(
+                    node=self._grid.node, run_id=run_id, object_id=object_id
+                )
+            )
+            if not reply.object_found:
+                return "its reply was lost on the server"
+            if not reply.object_available:
+                silent_s = time.monotonic() - partial.progress_s
+                if silent_s > self.stall_s:
+                    return f"its upload stalled for {self.stall_s:g} s"
+                return None
+            partial.contents[object_id] = reply.object_content
+            partial.missing.pop()
+            partial.progress_s = time.monotonic()
+        message_id = partial.tree.object_id
+        self._grid._stub.ConfirmMessageReceived(
+            message_pb2.ConfirmMessageReceivedRequest(
+                node=self._grid.node, run_id=run_id, message_object_id=message_id
+            )
+        )
+        try:
+            message = inflate_object_from_contents(message_id, partial.contents)
+        except Exception as error:
+            # Flower's reader raises whatever the sender's bytes lead it to.
+            return f"its reply cannot be read: {type(error).__name__}: {error}"
+        if not isinstance(message, Message):
+            return f"its reply is a {type(message).__name__}, not a message"
+        message.metadata.__dict__["_message_id"] = message_id
+        return message
+
+
+def message_bytes(message: Message, sizes: dict[str, int]) -> int:
+    """Bytes of a message's contents as they travel (what Flower counts for a run).
+
+    ``sizes`` remembers the size of each object, so that weights which go to many nodes are
+    serialised once.
+    """
+    with no_object_id_recompute():
+        objects = get_all_nested_objects(message)
+        for object_id, item in objects.items():
+            if object_id not in sizes:
+                sizes[object_id] = len(item.deflate())
+    return sum(sizes[object_id] for object_id in objects)
+
+
+def with_own_records(records: RecordDict) -> RecordDict:
+    """Records of their own, so that no other message holds them; the arrays' bytes are shared.
+
+    Flower notes in each record what it was called when it was last serialised. Where messages
+    are handed over within a process, one thread may note while another one pickles.
+    """
+    own = RecordDict()
+    for name, record in records.items():
+        match record:
+            case ArrayRecord():
+                # Flower makes arrays of its own here, around the same bytes.
+                own[name] = ArrayRecord(dict(record))
+            case ConfigRecord():
+                own[name] = ConfigRecord(dict(record))
+            case MetricRecord():
+                own[name] = MetricRecord(dict(record))
+    return own
+
+
+def envelope(message: Message) -> Message:
+    """The message without its content, to reply to when its weights are long gone."""
+    return make_message(metadata=message.metadata, content=RecordDict())

@@ -1,0 +1,176 @@
+"""Who is there: nodes of a SuperLink by the stable names that they give themselves."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedphd.common.config.roles import check_id
+from fedphd.common.errors import ReplyError
+from fedphd.common.wire.messages import HELLO, Hello, HelloReply
+from fedphd.common.wire.records import check_version, read_payload, to_records
+
+logger = logging.getLogger(__name__)
+
+GREET_BATCH = 64
+
+Change = Callable[[str, str, str], None]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A node that introduced itself."""
+
+    name: str
+    node_id: int
+    num_samples: int = 0
+    clients: dict[str, int] = field(default_factory=dict)
+
+
+class Roster:
+    """The peers of one SuperLink.
+
+    Args:
+        grid: where the nodes are.
+        asking: this process's own name.
+        kind: what the peers must be.
+        hello_s: seconds that a node has to introduce itself.
+        retry_s: seconds for which a peer that failed is left alone.
+        max_samples: a client that claims more images is refused.
+        on_change: told (name, "joined" | "left" | "refused" | "failed", detail).
+        clock: monotonic seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        asking: str,
+        kind: Literal["client", "edge"],
+        hello_s: float,
+        retry_s: float,
+        max_samples: int,
+        on_change: Change = lambda name, change, detail: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._grid = grid
+        self._asking = asking
+        self._kind = kind
+        self._hello_s = hello_s
+        self._retry_s = retry_s
+        self._max_samples = max_samples
+        self._on_change = on_change
+        self._clock = clock
+        self._peers: dict[str, Peer] = {}
+        self._resting: dict[str, float] = {}
+        self._refused: dict[int, float] = {}
+
+    def greet_within(self, hello_s: float) -> None:
+        """Set how long a node has to introduce itself, before a run's plan is known."""
+        self._hello_s = hello_s
+
+    def configure(self, *, hello_s: float, retry_s: float, max_samples: int) -> None:
+        """Set the limits that a run's plan brings; drop clients that exceed them."""
+        self._hello_s, self._retry_s, self._max_samples = hello_s, retry_s, max_samples
+        for peer in list(self._peers.values()):
+            if peer.num_samples > max_samples:
+                del self._peers[peer.name]
+                self._refused[peer.node_id] = float("inf")
+                reason = f"claims {peer.num_samples} images; at most {max_samples} are allowed"
+                self._on_change(peer.name, "refused", reason)
+
+    @property
+    def peers(self) -> dict[str, Peer]:
+        """Peers that may be asked now, by name, sorted."""
+        now_s = self._clock()
+        self._resting = {name: until for name, until in self._resting.items() if until > now_s}
+        return {n: self._peers[n] for n in sorted(self._peers) if n not in self._resting}
+
+    @property
+    def everyone(self) -> dict[str, Peer]:
+        """All peers that are connected, also those that are left alone for a while."""
+        return {name: self._peers[name] for name in sorted(self._peers)}
+
+    def name_of(self, node_id: int) -> str:
+        """The name of a node, or its id if it has none yet."""
+        return next((p.name for p in self._peers.values() if p.node_id == node_id), str(node_id))
+
+    def rest(self, name: str, reason: str) -> None:
+        """Leave a peer that failed alone for ``retry_s`` seconds."""
+        self._resting[name] = self._clock() + self._retry_s
+        self._on_change(name, "failed", reason)
+
+    def refresh(self, *, ask_again: bool = False) -> dict[str, Peer]:
+        """Greet nodes that are new (or all), forget those that left; return ``peers``."""
+        present = set(self._grid.get_node_ids())
+        for peer in list(self._peers.values()):
+            if peer.node_id not in present:
+                del self._peers[peer.name]
+                self._resting.pop(peer.name, None)
+                self._on_change(peer.name, "left", "")
+        now_s = self._clock()
+        known = {peer.node_id for peer in self._peers.values()}
+        waiting = {node_id for node_id, until in self._refused.items() if until > now_s}
+        resting = {self._peers[name].node_id for name in self._resting if name in self._peers}
+        ask = present - waiting - (resting if ask_again else known)
+        if ask:
+            self._greet(sorted(ask))
+        return self.peers
+
+    def _greet(self, node_ids: Iterable[int]) -> None:
+        """Greet as many nodes as ``hello_s`` allows; the rest have their turn next time."""
+        deadline_s = self._clock() + self._hello_s
+        left = iter(node_ids)
+        while (batch := list(islice(left, GREET_BATCH))) and self._clock() <= deadline_s:
+            self._greet_at_once(batch)
+
+    def _greet_at_once(self, node_ids: Iterable[int]) -> None:
+        # A node that greets others first gets half of the time for that.
+        hello = Hello(asking=self._asking, wait_s=self._hello_s / 2)
+        messages = [Message(to_records(hello), node_id, HELLO) for node_id in node_ids]
+        for reply in self._grid.send_and_receive(messages, timeout=self._hello_s):
+            node_id = reply.metadata.src_node_id
+            try:
+                self._welcome(node_id, self._check(read_payload(reply, HelloReply)))
+            except ReplyError as error:
+                self._refused[node_id] = self._clock() + self._retry_s
+                self._on_change(self.name_of(node_id), "refused", str(error))
+
+    def _check(self, reply: HelloReply) -> HelloReply:
+        check_version(reply)
+        try:
+            check_id(reply.name)
+        except ValueError as error:
+            raise ReplyError(str(error)) from error
+        if reply.kind != self._kind:
+            raise ReplyError(f"is a {reply.kind} ({reply.name}); only a {self._kind} may join here")
+        if self._kind == "client" and not 0 < reply.num_samples <= self._max_samples:
+            raise ReplyError(
+                f"{reply.name} claims {reply.num_samples} images; 1 to {self._max_samples} "
+                "(schedule.max_client_samples) are allowed"
+            )
+        for name, num_samples in reply.clients.items():
+            if not 0 < num_samples <= self._max_samples:
+                raise ReplyError(
+                    f"{reply.name} lists {name} with {num_samples} images; 1 to "
+                    f"{self._max_samples} (schedule.max_client_samples) are allowed"
+                )
+        return reply
+
+    def _welcome(self, node_id: int, reply: HelloReply) -> None:
+        old = self._peers.get(reply.name)
+        peer = Peer(reply.name, node_id, reply.num_samples, dict(reply.clients))
+        self._peers[reply.name] = peer
+        if old is not None and old.node_id != node_id:
+            # The same participant came back under a new node id; nobody answers at the old one.
+            self._refused[old.node_id] = float("inf")
+        if old is None or old.node_id != node_id:
+            self._resting.pop(reply.name, None)
+            self._on_change(reply.name, "joined", "again" if old else "")

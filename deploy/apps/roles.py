@@ -1,0 +1,136 @@
+"""Inside Flower's ServerApp process: run the cloud or the edge that a role file describes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedphd.common.config.roles import CloudConfig, EdgeConfig, validate
+from fedphd.common.errors import ConfigError, Interrupted, StartError, exit_code_of
+from fedphd.common.events import EventLog, Verdict, write_verdict
+from fedphd.deploy.launch.render import render
+from fedphd.deploy.launch.runs import (
+    RoleFile,
+    Say,
+    check_data,
+    open_client_data,
+    prepare,
+    run_folder,
+    show_summary,
+)
+from fedphd.deploy.simulation.run_config import client_config, cloud_config, kept_states
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+logger = logging.getLogger(__name__)
+
+NODES_S = 60.0
+SETTLED_S = 0.3
+
+
+def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
+    """Run to the end; leave a verdict whatever happens.
+
+    Args:
+        grid: Flower's grid of the running ServerApp.
+        path: the role file.
+        say: gets a line for people per event; None where a launcher shows them.
+
+    Raises:
+        FedPhDError: the role failed; the verdict says so too.
+    """
+    file = RoleFile.read(path)
+    # Flower keeps a ServerApp's standard output to itself, so it logs to a file of its own.
+    logging.basicConfig(
+        filename=file.log,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    # Flower logs every connection attempt and prints a page about each strategy that starts.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    role = "edge" if file.role == "edge" else "cloud"
+    node = str(file.config.get("edge_id", "cloud"))
+    events = EventLog(Path(file.events), role=role, node=node, on_event=_shown(say))
+    events.write("started", pid=os.getpid())
+    verdict = Verdict(Interrupted.exit_code, "stopped")
+    try:
+        verdict = _run(grid, file, events)
+    except Exception as error:
+        verdict = Verdict(exit_code_of(error), f"{error}" or type(error).__name__)
+        logger.error("%s", traceback.format_exc())
+        raise
+    finally:
+        # SystemExit, by which Flower ends a process on a signal, passes through here too.
+        events.write("ended", exit_code=verdict.exit_code, message=verdict.message)
+        events.close()
+        write_verdict(Path(file.verdict), verdict)
+
+
+def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
+    """A run that ``flwr run`` submitted itself: make its folder, run it, show its events.
+
+    Raises:
+        ConfigError: a setting of the run configuration is wrong; also printed, since Flower
+            shows what its ServerApp raises between two pages of tracebacks.
+    """
+    try:
+        num_nodes = count_nodes(grid)
+        config = cloud_config(run_config, num_nodes)
+        check_data(config)
+        data = client_config(run_config, 0, num_nodes).data
+        split = open_client_data(data, config.num_classes)
+    except ConfigError as error:
+        print(f"fedphd: refused before the start: {error}", flush=True)
+        raise
+    run_dir = run_folder(None, config.out_dir.absolute())
+    print(f"run folder {run_dir}\ndata {split}", flush=True)
+    split.write(run_dir)
+    path = prepare("simulation", config, run_dir)
+    run_role(grid, path, say=lambda line: print(line, flush=True))
+    show_summary(run_dir, say=lambda line: print(line, flush=True))
+
+
+def count_nodes(grid: Grid, *, sleep: Callable[[float], None] = time.sleep) -> int:
+    """How many nodes are simulated; Flower starts the ServerApp while it still adds them."""
+    deadline_s = time.monotonic() + NODES_S
+    before = -1
+    while (count := len(list(grid.get_node_ids()))) != before or count == 0:
+        if time.monotonic() > deadline_s:
+            raise StartError(f"Flower simulates no node after {NODES_S:g} s; see its own log")
+        before = count
+        sleep(SETTLED_S)
+    return count
+
+
+def _shown(say: Say | None) -> Callable[[dict[str, Any]], None]:
+    def on_event(event: dict[str, Any]) -> None:
+        line = render(event) if say else None
+        if say and line:
+            say(line)
+
+    return on_event
+
+
+def _run(grid: Grid, file: RoleFile, events: EventLog) -> Verdict:
+    # Each role imports only its own side; a machine with an edge needs no diffusion code.
+    if file.role == "edge":
+        from fedphd.edge import app as edge_app
+
+        edge = validate(EdgeConfig, file.config, source="role file")
+        return edge_app.main(grid, edge, events)
+    from fedphd.server import app as cloud_app
+
+    cloud = validate(CloudConfig, file.config, source="role file")
+    simulated = file.role == "simulation"
+    try:
+        return cloud_app.main(grid, cloud, events, Path(file.run_dir), simulated=simulated)
+    finally:
+        if simulated:
+            shutil.rmtree(kept_states(grid.run.run_id), ignore_errors=True)

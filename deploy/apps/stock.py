@@ -1,0 +1,71 @@
+"""The ClientApp as Flower runs it: by its own ``flower-supernode``, and simulated.
+
+Both start from nothing for each message but the node's and the run's configuration. What must last
+a node keeps in its ``context.state``, and a simulated client in a file.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+
+from fedphd.client.app import ClientRuntime, build_app
+from fedphd.client.network import Networks
+from fedphd.client.state import ContextState, FileState, TrainerState
+from fedphd.common.config.roles import ClientConfig, load_config
+from fedphd.common.errors import ConfigError
+from fedphd.deploy.simulation.run_config import client_config, kept_states
+
+CACHED_CLIENTS = 64
+# Simulated clients of one process answer one message after the other.
+_NETWORKS = Networks()
+
+
+def runtime_of(context: Context) -> ClientRuntime:
+    """The client that a node is.
+
+    A simulated node has a partition id; a ``flower-supernode`` names its file:
+    ``--node-config 'config="/path/to/client.toml"'``.
+
+    Raises:
+        ConfigError: the node's configuration names no client.
+    """
+    if _is_simulated(context):
+        config = client_config(
+            context.run_config,
+            int(context.node_config["partition-id"]),
+            int(context.node_config["num-partitions"]),
+        )
+        return _runtime(config)
+    path = context.node_config.get("config")
+    if not path:
+        raise ConfigError(
+            "this node names no client: start flower-supernode with "
+            "--node-config 'config=\"/path/to/client.toml\"'"
+        )
+    return _runtime(load_config(ClientConfig, Path(str(path))))
+
+
+@lru_cache(maxsize=CACHED_CLIENTS)
+def _runtime(config: ClientConfig) -> ClientRuntime:
+    """A process may serve many simulated clients; their data need not be read each time."""
+    torch.set_num_threads(config.num_threads)
+    return ClientRuntime(config, networks=_NETWORKS)
+
+
+def state_of(context: Context) -> TrainerState:
+    """Where the client that a node is keeps its training state."""
+    if _is_simulated(context):
+        name = f"node-{context.node_id}.safetensors"
+        return FileState(context.state, kept_states(context.run_id) / name)
+    return ContextState(context.state)
+
+
+def _is_simulated(context: Context) -> bool:
+    return "partition-id" in context.node_config
+
+
+client_app = build_app(runtime_of, state_of=state_of)

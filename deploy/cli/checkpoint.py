@@ -1,0 +1,154 @@
+"""``fedphd evaluate`` and ``fedphd sample``: what a run's checkpoint is worth, and its images."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedphd.common.config.roles import CloudConfig
+from fedphd.common.errors import ConfigError
+from fedphd.deploy.cli.flags import Set, overrides, say
+from fedphd.deploy.launch.render import render
+
+SAMPLES, STEPS, SEED = 64, 50, 0
+Folder = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="a run's folder, or its checkpoint/")
+]
+# What people may take for a format that samples can have.
+_OTHER_IMAGES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class WeightsName(StrEnum):
+    """The two sets of weights in a checkpoint."""
+
+    ema = "ema"
+    raw = "raw"
+
+
+class DeviceName(StrEnum):
+    """Where networks run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Weights = Annotated[
+    WeightsName, typer.Option(help="averaged (ema) or raw weights", show_default=True)
+]
+Device = Annotated[
+    DeviceName, typer.Option(help="where networks run; auto is CUDA where there is one")
+]
+
+
+def evaluate(
+    checkpoint: Folder,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="what to compare with: a statistics file (.safetensors), digits, a Hugging Face "
+            "name or a local data set",
+            show_default="the run's own",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="generated images", show_default="the run's own")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="DDIM steps", show_default="the run's own")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="seed of the sampling noise", show_default="the run's own"),
+    ] = None,
+    weights: Weights = WeightsName.ema,
+    device: Device = DeviceName.auto,
+    settings: Set = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print all numbers as JSON", show_default=False)
+    ] = False,
+) -> None:
+    """Sample a checkpoint's network and measure the samples against a reference.
+
+    It measures as the run did, unless flags or --set evaluation.KEY=VALUE say otherwise.
+    """
+    from fedphd.common.quality.of_checkpoint import (
+        Checkpoint,
+        evaluate_checkpoint,
+        reference_changes,
+    )
+    from fedphd.common.unet.checkpoint import checkpoint_of
+    from fedphd.common.unet.model import resolve_device
+
+    checkpoint = checkpoint_of(checkpoint)
+    loaded = Checkpoint.load(checkpoint, weights.value)
+    flags = {
+        "evaluation.num_samples": samples,
+        "evaluation.sampling_steps": steps,
+        "evaluation.seed": seed,
+    }
+    changes = reference_changes(loaded, reference) | overrides(flags, settings)
+    result = evaluate_checkpoint(
+        loaded,
+        loaded.config(changes),
+        cache_dir=CloudConfig().out_dir / ".cache",
+        device=resolve_device(device.value),
+    )
+    values: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "interval": loaded.state.get("interval"),
+        "weights": weights.value,
+        **result.values(),
+    }
+    if as_json:
+        say(json.dumps(values, indent=2))
+        return
+    event = {"event": "evaluated", "node": weights.value, "what": str(checkpoint), **values}
+    say(str(render(event)))
+    say(
+        f"          sampler {values['sampler']}, seed {values['seed']}; reference of "
+        f"{values['num_reference_images']} images, SHA-256 {values['reference_sha256']}"
+    )
+
+
+def sample(
+    checkpoint: Folder,
+    num: Annotated[int, typer.Option(min=1, help="images")] = SAMPLES,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="FILE.png for one grid; a folder for single PNGs and a grid",
+            show_default="samples.png",
+        ),
+    ] = Path("samples.png"),
+    steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = STEPS,
+    seed: Annotated[
+        int, typer.Option(min=0, help="seed of the noise; image i depends on it and i alone")
+    ] = SEED,
+    weights: Weights = WeightsName.ema,
+    device: Device = DeviceName.auto,
+) -> None:
+    """Generate images by a checkpoint's network."""
+    from fedphd.common.quality.of_checkpoint import Checkpoint, sample_checkpoint, save_samples
+    from fedphd.common.unet.checkpoint import checkpoint_of
+    from fedphd.common.unet.model import resolve_device
+
+    if out.suffix.lower() in _OTHER_IMAGES and not out.is_dir():
+        raise ConfigError(f"--out {out}: images are PNGs; name a file .png, or a folder")
+    loaded = Checkpoint.load(checkpoint_of(checkpoint), weights.value)
+    images = sample_checkpoint(
+        loaded, num=num, steps=steps, seed=seed, device=resolve_device(device.value)
+    )
+    written = save_samples(images, out)
+    single = f" and {len(written) - 1} single images" if len(written) > 1 else ""
+    say(f"wrote {written[0]}{single}: {num} images, {steps} DDIM steps, {weights.value} weights")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command()(evaluate)
+    app.command()(sample)

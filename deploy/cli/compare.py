@@ -1,0 +1,204 @@
+"""``fedphd compare``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedphd.common.errors import ConfigError, FedPhDError, Interrupted
+from fedphd.common.events import Verdict
+from fedphd.deploy.cli.flags import (
+    ClassesPerClient,
+    ConfigFile,
+    Data,
+    NumClients,
+    NumEdges,
+    Preset,
+    Set,
+    end,
+    say,
+    take_flags,
+)
+from fedphd.deploy.compare.comparison import Comparison
+from fedphd.deploy.compare.describe import describe, list_methods
+from fedphd.deploy.compare.methods import check_common, choose_methods, read_methods
+from fedphd.deploy.compare.plan import Common
+from fedphd.deploy.launch.launchers import stop_on_signal
+from fedphd.deploy.launch.local import part_of_data
+from fedphd.deploy.launch.runs import check_data, open_client_data
+from fedphd.deploy.launch.superlink import make_folder
+from fedphd.deploy.simulation.run_config import SimulatedClients
+
+
+class BudgetName(StrEnum):
+    """What all methods have equal amounts of."""
+
+    rounds = "rounds"
+    cloud_bytes = "cloud-bytes"
+
+
+Out = Annotated[
+    Path, typer.Option("--out", help="folder of the comparison; run again, it goes on there")
+]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        "--methods", help="names, separated by commas; see --list", show_default="the paper's"
+    ),
+]
+MethodsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--methods-file",
+        help="TOML file with more methods: [NAME] with title, reference, topology or base, and "
+        "[NAME.settings]",
+        show_default="no file",
+    ),
+]
+Seeds = Annotated[str, typer.Option("--seeds", help="one run per method and seed")]
+Budget = Annotated[
+    BudgetName,
+    typer.Option(
+        "--budget",
+        help="rounds: equal local work and equal cloud rounds; cloud-bytes: equal bytes over the "
+        "cloud's links",
+    ),
+]
+CloudBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--cloud-bytes",
+        min=1,
+        help="the bytes of --budget cloud-bytes",
+        show_default="what --byte-reference moved",
+    ),
+]
+ByteReference = Annotated[
+    str,
+    typer.Option(
+        "--byte-reference",
+        help="method whose first seed's run, in the common cloud rounds, sets the bytes",
+    ),
+]
+Jobs = Annotated[
+    int,
+    typer.Option("--jobs", min=1, help="runs at a time; each uses every core that is free"),
+]
+Cpus = Annotated[
+    int, typer.Option(min=1, help="CPU cores per client; fewer cores, fewer at a time")
+]
+Gpus = Annotated[float, typer.Option(min=0.0, help="GPUs per client, parts allowed")]
+List = Annotated[bool, typer.Option("--list", help="list the methods, start nothing")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="check, and print each method's settings and work; start nothing"
+    ),
+]
+ReportOnly = Annotated[
+    bool, typer.Option("--report-only", help="write the report on what is there, start nothing")
+]
+
+
+def compare(
+    out: Out = Path("runs/compare"),
+    methods: Methods = None,
+    methods_file: MethodsFile = None,
+    seeds: Seeds = "0,1,2",
+    budget: Budget = BudgetName.rounds,
+    cloud_bytes: CloudBytes = None,
+    byte_reference: ByteReference = "fedphd",
+    jobs: Jobs = 1,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    num_edges: NumEdges = None,
+    num_clients: NumClients = None,
+    data: Data = None,
+    classes_per_client: ClassesPerClient = 2,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0.0,
+    settings: Set = None,
+    list_only: List = False,
+    dry_run: DryRun = False,
+    report_only: ReportOnly = False,
+) -> None:
+    """Compare methods over seeds on one budget, each run simulated; write tables and plots."""
+    table = read_methods(methods_file)
+    if list_only:
+        for line in list_methods(table.values()):
+            say(line)
+        return
+    if report_only:
+        _write_report(Comparison.stored(out, table), {})
+        return
+    values, of_data = take_flags(
+        preset, num_edges, num_clients, data, classes_per_client, settings=settings
+    )
+    check_common(values)
+    clients = SimulatedClients(of_data, cpus=cpus, gpus=gpus)
+    common = Common(config, values, clients, out)
+    comparison = Comparison(
+        common,
+        table,
+        choose_methods(table, _names(methods)),
+        _numbers(seeds),
+        budget=budget.value,
+        cloud_bytes=cloud_bytes,
+        byte_reference=byte_reference,
+    )
+    base = common.base()
+    check_data(base)
+    # With the first seed; every seed has a split of its own.
+    first = base.model_copy(update={"seed": comparison.plan.seeds[0]})
+    split = open_client_data(part_of_data(first, 0, of_data))
+    if dry_run:
+        for line in describe(comparison, split):
+            say(line)
+        return
+    make_folder(out, "--out")
+    end(_run(comparison, jobs))
+
+
+def _run(comparison: Comparison, jobs: int) -> Verdict:
+    """Run what is missing and report on all that is there, whatever happened."""
+    with stop_on_signal() as stop:
+        failed = comparison.execute(jobs=jobs, stop=stop, say=say)
+    _write_report(comparison, failed)
+    if stop.is_set():
+        return Verdict(Interrupted.exit_code, "interrupted; the same command goes on from here")
+    if failed:
+        text = f"{len(failed)} run(s) failed: {', '.join(failed)}; the same command tries again"
+        return Verdict(FedPhDError.exit_code, text)
+    return Verdict()
+
+
+def _write_report(comparison: Comparison, failed: Mapping[str, str]) -> None:
+    command = shlex.join(["fedphd", *sys.argv[1:]])
+    for path in comparison.report(failed, command=command):
+        say(f"wrote     {path}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the ``fedphd`` command."""
+    app.command()(compare)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    """``"0,1,2"`` -> ``[0, 1, 2]``; raises ConfigError."""
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text}: write different whole numbers from 0, such as 0,1,2")
+    return seeds

@@ -1,0 +1,128 @@
+"""``fedphd features train`` and ``fedphd statistics``: a reference that is made beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedphd.common.config.roles import CloudConfig, load_config
+from fedphd.common.errors import ConfigError
+from fedphd.deploy.cli.flags import ConfigFile, Preset, Set, overrides, say
+
+Data = Annotated[
+    str, typer.Option(help="labelled images: digits, a Hugging Face name or a local path")
+]
+Out = Annotated[Path, typer.Option(help="file to write (.safetensors)")]
+features_app = typer.Typer(no_args_is_help=True, help="Features in which images are compared.")
+
+
+@features_app.command("train")
+def train(
+    data: Data,
+    out: Out,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    settings: Set = None,
+) -> None:
+    """Train a feature classifier on public or proxy data, for evaluation.features_file.
+
+    The configuration gives the images' size and channels (model) and the epochs (evaluation).
+    """
+    _check_folder(out)
+    resolved = _load(data, config, preset, settings)
+    from fedphd.common.data.images import LabelledImages
+    from fedphd.common.quality.classifier import ClassifierSettings, load_feature_classifier
+    from fedphd.common.quality.extractor import classifier_extractor, save_extractor
+    from fedphd.common.unet.model import resolve_device
+
+    evaluation = resolved.evaluation
+    assert evaluation.reference is not None
+    images = LabelledImages(evaluation.reference).decode(
+        image_size=resolved.model.image_size, channels=resolved.model.channels
+    )
+    model = load_feature_classifier(
+        images,
+        ClassifierSettings(epochs=evaluation.classifier_epochs),
+        cache_dir=resolved.out_dir / ".cache",
+        device=resolve_device(resolved.device),
+    )
+    extractor = classifier_extractor(model.cpu(), name=Path(evaluation.reference.source).name)
+    save_extractor(extractor, out)
+    say(f"wrote {out}: {extractor.name}, trained on {len(images)} images {extractor.image_shape}")
+
+
+def statistics(
+    data: Data,
+    out: Out,
+    features_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="classifier of fedphd features train",
+            show_default="evaluation.features_file, or Inception by evaluation.inception_weights",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    preset: Preset = None,
+    settings: Set = None,
+) -> None:
+    """Sum up the features of a data set, for evaluation.reference_file: no image is in it."""
+    _check_folder(out)
+    more = {"evaluation.features_file": features_file and str(features_file)}
+    resolved = _load(data, config, preset, settings, more)
+    from fedphd.common.data.images import LabelledImages
+    from fedphd.common.quality.moments import StatisticsFile, measure
+    from fedphd.common.quality.reference import fixed_extractor
+    from fedphd.common.unet.model import resolve_device
+
+    evaluation, model = resolved.evaluation, resolved.model
+    extractor = fixed_extractor(evaluation)
+    if extractor is None:
+        raise ConfigError(
+            "statistics need features: give --features-file (fedphd features train), or --set "
+            "evaluation.inception_weights=FILE"
+        )
+    assert evaluation.reference is not None
+    source = LabelledImages(evaluation.reference)
+    source.check_classes(resolved.num_classes)
+    images = source.decode(image_size=model.image_size, channels=model.channels)
+    extractor.check_shape(tuple(images.images.shape[1:]))
+    device = resolve_device(resolved.device)
+    summed = measure(
+        extractor.network.to(device),
+        images.images,
+        images.labels,
+        num_features=extractor.num_features,
+        num_classes=resolved.num_classes,
+        batch_size=evaluation.batch_size,
+        device=device,
+    )
+    StatisticsFile(summed, extractor.name, extractor.fingerprint()).save(out)
+    say(f"wrote {out}: {summed.count} images in features of {extractor.name}")
+    say(f"SHA-256 of count, mean and covariance: {summed.sha256()}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.add_typer(features_app, name="features")
+    app.command()(statistics)
+
+
+def _load(
+    data: str,
+    config: Path | None,
+    preset: str | None,
+    settings: list[str] | None,
+    more: dict[str, Any] | None = None,
+) -> CloudConfig:
+    """A cloud's configuration whose reference is ``data``."""
+    flags = {"preset": preset, "evaluation.reference.source": data, **(more or {})}
+    alone = {"evaluation.reference_file": None, "evaluation.reference_clients": False}
+    return load_config(CloudConfig, config, alone | overrides(flags, settings))
+
+
+def _check_folder(out: Path) -> None:
+    """Raise ConfigError before the work, not after it, if ``out`` cannot be written."""
+    if not out.parent.is_dir() or out.is_dir():
+        raise ConfigError(f"--out = {out}: is a folder, or lies in none; name a file to write")

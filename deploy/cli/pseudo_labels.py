@@ -1,0 +1,98 @@
+"""``fedphd pseudo-labels``: labels for images that have none, by clustering."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from fedphd.common.config.data import DataConfig
+from fedphd.common.config.roles import validate
+from fedphd.common.data.labels import write_labels
+from fedphd.common.errors import ConfigError
+from fedphd.deploy.cli.flags import Set, overrides, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RESTARTS = 10
+
+
+def cluster(
+    images: Tensor, *, num_classes: int, num_components: int, seed: int
+) -> NDArray[np.int64]:
+    """Cluster images by k-means on the principal components of their pixels.
+
+    Clusters are numbered by size, the largest is 0, so that a seed says which is which.
+
+    Args:
+        images: (N, C, H, W), uint8.
+        num_classes: clusters.
+        num_components: principal components that are kept, at most what the images have.
+        seed: of both.
+
+    Returns:
+        A cluster per image, (N,), int64, 0 to num_classes - 1.
+
+    Raises:
+        ConfigError: there are fewer different images than classes.
+    """
+    from sklearn.cluster import KMeans  # type: ignore[import-untyped]
+    from sklearn.decomposition import PCA  # type: ignore[import-untyped]
+
+    pixels = images.flatten(1).numpy().astype(np.float32) / 255
+    different = len(np.unique(pixels, axis=0))
+    if different < num_classes:
+        raise ConfigError(
+            f"--classes = {num_classes}, but there are only {different} different images; "
+            "use fewer classes"
+        )
+    components = min(num_components, *pixels.shape)
+    reduced = PCA(n_components=components, random_state=seed).fit_transform(pixels)
+    found = KMeans(n_clusters=num_classes, n_init=RESTARTS, random_state=seed).fit_predict(reduced)
+    by_size = np.argsort(-np.bincount(found, minlength=num_classes), kind="stable")
+    rank = np.empty(num_classes, dtype=np.int64)
+    rank[by_size] = np.arange(num_classes)
+    numbered: NDArray[np.int64] = rank[found]
+    return numbered
+
+
+def pseudo_labels(
+    data: Annotated[str, typer.Option(help="images: a Hugging Face name, a local path or digits")],
+    num_classes: Annotated[int, typer.Option("--classes", min=1, help="clusters to make")],
+    out: Annotated[Path, typer.Option(help="the file of labels, for data.label_file")],
+    image_size: Annotated[
+        int, typer.Option(min=4, help="height and width at which images are compared, in pixels")
+    ] = 32,
+    channels: Annotated[int, typer.Option(min=1, max=4, help="channels; 1 is grey, 3 RGB")] = 3,
+    components: Annotated[int, typer.Option(min=1, help="principal components that are kept")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the clustering")] = 0,
+    settings: Set = None,
+) -> None:
+    """Cluster images without labels by k-means, and write the clusters as labels.
+
+    --set gives the data's other settings, such as split=test. Name the result in
+    data.label_file. The labels serve to cut one data set into unlike parts: clients that
+    cluster data of their own number their clusters each in their own way.
+    """
+    values: dict[str, Any] = overrides({"source": data}, settings)
+    config = validate(DataConfig, values, source="command line")
+    # torch and datasets take seconds to import; the other commands do without.
+    from fedphd.common.data.images import stack_pictures
+    from fedphd.common.data.sources import open_pictures
+
+    pictures = open_pictures(config)
+    read = pictures.read(np.arange(pictures.num))
+    images = stack_pictures(read, pictures.num, image_size, channels, config.source)
+    labels = cluster(images, num_classes=num_classes, num_components=components, seed=seed)
+    write_labels(out, labels.tolist(), pictures.names())
+    counts = ", ".join(map(str, np.bincount(labels)))
+    say(f"wrote     {out}: {len(labels)} labels; images per class {counts}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the ``fedphd`` command."""
+    app.command("pseudo-labels")(pseudo_labels)

@@ -1,0 +1,203 @@
+"""Run one role on this machine to its end: SuperLink, ServerApp, verdict."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedphd.common.config.roles import CloudConfig, EdgeConfig
+from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
+from fedphd.common.events import Verdict, read_verdict, write_json, write_verdict
+from fedphd.deploy.launch.origin import origin
+from fedphd.deploy.launch.processes import alive
+from fedphd.deploy.launch.render import Tail, render
+from fedphd.deploy.launch.runs import (
+    EDGE_EVENTS,
+    ROLE,
+    SIMULATION,
+    VERDICT,
+    RoleFile,
+    Say,
+    prepare,
+    show_summary,
+)
+from fedphd.deploy.launch.superlink import SuperLink, last_line, make_folder
+from fedphd.deploy.simulation.run_config import ROLE_FILE, SimulatedClients
+
+POLL_S = 0.1
+SERVERAPP_S = 60.0
+GRACE_S = 2.5
+FLOWER_TRAFFIC = "flower_traffic.json"
+FLOWER_LOG = "flower.log"
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; the old handlers come back at the end."""
+    stop = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say: Say) -> Verdict:
+    """Run the cloud to its end; the run's files go to ``run_dir``, which ``run_folder`` made."""
+    path = prepare("cloud", config, run_dir)
+    with _superlink(SuperLink(config.superlink, config.state_dir)) as link:
+        say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")
+        link.submit({ROLE_FILE: str(path.resolve())})
+        verdict = _serve(link, RoleFile.read(path), stop, say)
+        _keep_traffic(link, verdict, run_dir / FLOWER_TRAFFIC)
+    if verdict.exit_code == EXIT_OK:
+        show_summary(run_dir, say)
+    return verdict
+
+
+def run_simulation(
+    config: CloudConfig,
+    *,
+    clients: SimulatedClients,
+    run_dir: Path,
+    stop: threading.Event,
+    say: Say,
+) -> Verdict:
+    """Simulate cloud, edges and clients by ``flwr run`` on a SuperLink of our own.
+
+    Args:
+        config: the training run.
+        clients: who is simulated.
+        run_dir: the run's folder, where Flower's home goes too, so that simulations can run
+            side by side.
+        stop: set from outside to end early.
+        say: gets the lines for people.
+    """
+    config = config.model_copy(update={"state_dir": run_dir / "state"})
+    path = prepare("simulation", config, run_dir)
+    run_config, federation = clients.run_config(config), clients.federation(config)
+    record = {"clients": run_config, "federation": federation, "origin": origin()}
+    write_json(run_dir / SIMULATION, record)
+    with _superlink(SuperLink(config.superlink, config.state_dir, simulation=True)) as link:
+        submitted = link.submit({**run_config, ROLE_FILE: str(path.resolve())}, federation)
+        say(f"running   {submitted}")
+        verdict = _serve(link, RoleFile.read(path), stop, say)
+    if verdict.exit_code == EXIT_OK:
+        show_summary(run_dir, say)
+    return verdict
+
+
+def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
+    """Run an edge until the cloud says that the run is over."""
+    state = config.state_folder
+    make_folder(state, "state_dir")
+    file = RoleFile(
+        role="edge",
+        config=config.model_dump(mode="json"),
+        run_dir=str(state.resolve()),
+        events=str((state / EDGE_EVENTS).resolve()),
+        verdict=str((state / VERDICT).resolve()),
+        log=str((state / "edge.log").resolve()),
+    )
+    for old in (Path(file.events), Path(file.verdict), state / FLOWER_TRAFFIC):
+        old.unlink(missing_ok=True)
+    path = state / ROLE
+    with _superlink(SuperLink(config.superlink, state)) as link:
+        file.write(path)
+        say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
+        link.submit({ROLE_FILE: str(path.resolve())})
+        verdict = _serve(link, file, stop, say)
+        _keep_traffic(link, verdict, state / FLOWER_TRAFFIC)
+        return verdict
+
+
+def _keep_traffic(link: SuperLink, verdict: Verdict, path: Path) -> None:
+    """Store Flower's own count of the run's bytes, which goes with the SuperLink."""
+    if verdict.exit_code == EXIT_OK and (count := link.traffic()) is not None:
+        write_json(path, count)
+
+
+@contextmanager
+def _superlink(link: SuperLink) -> Iterator[SuperLink]:
+    try:
+        link.wait_ready()
+        yield link
+    finally:
+        link.stop()
+
+
+def _serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> Verdict:
+    """Show the submitted ServerApp's events, return its verdict."""
+    tail = Tail(Path(file.events))
+    pid: int | None = None
+    submitted_s = time.monotonic()
+    while True:
+        # The verdict comes last: what was written before it is shown before it counts.
+        verdict = read_verdict(Path(file.verdict))
+        for event in tail.new_events():
+            if event["event"] == "started":
+                pid = event["pid"]
+            line = render(event)
+            if line:
+                say(line)
+        if verdict is not None:
+            return verdict
+        if stop.is_set():
+            _end(pid, Path(file.verdict))
+            return _interrupted(Path(file.verdict))
+        link.check_alive()
+        _check_serverapp(pid, submitted_s, link, file)
+        time.sleep(POLL_S)
+
+
+def _interrupted(path: Path) -> Verdict:
+    """The verdict on a run that was ended from outside, unless it had just succeeded."""
+    verdict = read_verdict(path)
+    if verdict is not None and verdict.exit_code == EXIT_OK:
+        return verdict
+    # What a ServerApp says of an end that it did not expect is no defect of its own.
+    stopped = Verdict(Interrupted.exit_code, "stopped")
+    write_verdict(path, stopped)
+    return stopped
+
+
+def _check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file: RoleFile) -> None:
+    if pid is None:
+        if time.monotonic() - submitted_s > SERVERAPP_S:
+            raise StartError(
+                f"the ServerApp did not start within {SERVERAPP_S:g} s; see {link.log}"
+            )
+    elif not alive(pid) and read_verdict(Path(file.verdict)) is None:
+        printed = link.run_log()
+        flower_log = Path(file.verdict).parent / FLOWER_LOG
+        flower_log.write_text(printed, encoding="utf-8")
+        raise FedPhDError(
+            f"the ServerApp (process {pid}) died without a verdict: {last_line(printed)}; "
+            f"see {file.log} and {flower_log}"
+        )
+
+
+def _end(pid: int | None, verdict: Path) -> None:
+    """Ask the ServerApp to end, so that an edge can say goodbye to the cloud; then insist.
+
+    Its verdict is the last that it has to say; Flower's own farewell after it takes seconds.
+    """
+    if pid is None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline_s = time.monotonic() + GRACE_S
+        if alive(pid):
+            # It may end by itself in between.
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while alive(pid) and time.monotonic() < deadline_s:
+            if read_verdict(verdict) is not None:
+                return
+            time.sleep(0.05)

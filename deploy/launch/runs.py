@@ -1,0 +1,154 @@
+"""A run's folder, and the role file by which a launcher tells a ServerApp what to do there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from fedphd.common.config.data import DataConfig
+from fedphd.common.config.roles import CloudConfig
+from fedphd.common.data.partition import PARTITION_FILE
+from fedphd.common.errors import StartError, within
+from fedphd.common.events import write_json
+from fedphd.deploy.launch.render import render_summary
+from fedphd.deploy.launch.superlink import make_folder
+
+EVENTS = "metrics.jsonl"
+EDGE_EVENTS = "events.jsonl"
+VERDICT = "verdict.json"
+ROLE = "role.json"
+SIMULATION = "simulation.json"
+SUMMARY = "summary.json"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RoleFile:
+    """Hand-over from the launcher to the ServerApp: what to run, and where to write."""
+
+    role: Literal["cloud", "edge", "simulation"]
+    config: dict[str, object]
+    run_dir: str
+    events: str
+    verdict: str
+    log: str
+
+    def write(self, path: Path) -> None:
+        """Store as JSON."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> RoleFile:
+        """Load what ``write`` stored."""
+        return cls(**json.loads(path.read_text("utf-8")))
+
+
+def new_run_dir(out_dir: Path) -> Path:
+    """Make a folder named by the time, unlike all others in ``out_dir``.
+
+    Raises:
+        StartError: it cannot be made or written to.
+    """
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{n}" for n in range(2, 100))):
+        path = out_dir / f"{name}{suffix}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StartError(f"out_dir = {out_dir}: cannot be written: {error.strerror}") from error
+        return path
+    raise StartError(f"out_dir = {out_dir}: no free name for a run")
+
+
+def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
+    """Make the folder of this run: ``run_dir``, or else a new one in ``out_dir``.
+
+    Raises:
+        StartError: it cannot be made or written to, or it holds a run already.
+    """
+    if run_dir is None:
+        return new_run_dir(out_dir)
+    make_folder(run_dir, "--run-dir")
+    if (run_dir / EVENTS).exists():
+        raise StartError(f"--run-dir = {run_dir}: holds a run already ({EVENTS}); choose another")
+    # A start that failed leaves a verdict, which must not pass for this run's.
+    (run_dir / VERDICT).unlink(missing_ok=True)
+    return run_dir
+
+
+def prepare(role: Literal["cloud", "simulation"], config: CloudConfig, run_dir: Path) -> Path:
+    """Store the resolved configuration and the role file in ``run_dir``; return the latter."""
+    values = config.model_dump(mode="json")
+    write_json(run_dir / "config.json", values)
+    file = RoleFile(
+        role=role,
+        config=values,
+        run_dir=str(run_dir.resolve()),
+        events=str((run_dir / EVENTS).resolve()),
+        verdict=str((run_dir / VERDICT).resolve()),
+        log=str((run_dir / "cloud.log").resolve()),
+    )
+    file.write(run_dir / ROLE)
+    return run_dir / ROLE
+
+
+def show_summary(run_dir: Path, say: Say) -> None:
+    """Say how a run ended, if it left a summary."""
+    summary = run_dir / SUMMARY
+    if summary.exists():
+        say(f"\nfinished; everything is in {run_dir}")
+        say(render_summary(json.loads(summary.read_text("utf-8"))))
+
+
+def check_data(config: CloudConfig) -> None:
+    """Raise ConfigError if what evaluation needs is not there or has other classes."""
+    evaluation = config.evaluation
+    if evaluation.wants_inception or evaluation.features_file or evaluation.reference_file:
+        from fedphd.common.quality.reference import check_features
+
+        check_features(evaluation)
+    reference = evaluation.reference
+    if reference is None:
+        return
+    # Imported here: it takes seconds, and an edge does without.
+    from fedphd.common.data.images import LabelledImages
+
+    with within("evaluation.reference"):
+        LabelledImages(reference).check_covers(config.num_classes)
+
+
+@dataclass(frozen=True)
+class Split:
+    """How clients share a data set: a name that others can cite, and the images of each."""
+
+    name: str
+    sizes: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {min(self.sizes)} to {max(self.sizes)} images per client"
+
+    def write(self, run_dir: Path) -> None:
+        """Store it for the run's summary."""
+        write_json(run_dir / PARTITION_FILE, asdict(self))
+
+
+def open_client_data(data: DataConfig, num_classes: int | None = None) -> Split:
+    """Open a client's data.
+
+    Raises:
+        ConfigError: it cannot be read or cut into parts, or has more than ``num_classes`` classes.
+    """
+    from fedphd.common.data.images import LabelledImages
+
+    with within("data"):
+        opened = LabelledImages(data)
+        if num_classes is not None:
+            opened.check_classes(num_classes)
+    return Split(opened.partition_name or "whole data set", opened.part_sizes)

@@ -1,0 +1,317 @@
+"""Start, wait for, submit to and stop a stock ``flower-superlink``."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from fedphd.common.config.roles import SuperLinkConfig
+from fedphd.common.errors import StartError
+from fedphd.deploy.launch.processes import descendants, end
+
+READY_S = 60.0
+SUBMIT_S = 120.0
+TRAFFIC_S = 20.0
+LOG_S = 20.0
+STOP_S = 3.0
+CHILDREN_S = 1.0
+BUNDLE = Path(__file__).parents[1] / "bundle"
+_PR_SET_PDEATHSIG = 1
+_RAY_FREES = "RAY_free_objects_batch_size"
+_JSON = ("--format", "json")
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Environment for Flower's processes: a home of their own, and no calls home."""
+    scripts = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "FLWR_HOME": str(home.resolve()),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        # gRPC restarts its threads in a forked child, where one start in eight died of it on a
+        # busy machine before it became Ray's server: "Timed out waiting for file ...
+        # gcs_server_port". Flower and Ray only fork to start programs, which need no gRPC.
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
+        # Each thread's own arena of freed memory adds up where 20 edges share a process.
+        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
+        # By default Ray frees what went through its store by the second or the hundred objects:
+        # here that many networks, mapped into the ServerApp's process.
+        _RAY_FREES: os.environ.get(_RAY_FREES, "1"),
+        # At INFO a SuperLink logs a line for every look of every node for messages.
+        "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
+        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent dies (also by SIGKILL)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports on loopback that are free now."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def check_free(address: str, name: str) -> None:
+    """Raise StartError if ``address`` (host:port) cannot be listened on."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), int(port)))
+    except OSError as error:
+        raise StartError(
+            f"{name} = {address}: cannot listen there: {error.strerror}; stop what uses "
+            "the port, or choose another"
+        ) from error
+
+
+def make_folder(path: Path, name: str) -> None:
+    """Make ``path`` and its parents unless they exist; raise StartError if that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(
+            f"{name} = {path}: cannot be made: {error.strerror}; choose a folder to write to"
+        ) from error
+
+
+class SuperLink:
+    """A running ``flower-superlink`` of our own.
+
+    Args:
+        config: where nodes connect, certificates.
+        state_dir: Flower's home, and ``superlink.log``.
+        simulation: nodes are simulated, so none connects.
+
+    Raises:
+        StartError: the port is taken, Flower is not installed, or it ends at once.
+    """
+
+    def __init__(
+        self, config: SuperLinkConfig, state_dir: Path, *, simulation: bool = False
+    ) -> None:
+        if not simulation:
+            check_free(config.address, "superlink.address")
+        make_folder(state_dir, "state_dir")
+        self._config = config
+        self._simulation = simulation
+        self._home = state_dir / "flwr"
+        self.log = state_dir / "superlink.log"
+        self._control, self._serverappio = (f"127.0.0.1:{port}" for port in free_ports(2))
+        self._environment = flower_environment(self._home)
+        self._run_id = ""
+        with self.log.open("wb") as log:
+            self.process = self._start(log)
+
+    def _command(self) -> list[str]:
+        command = [
+            _executable("flower-superlink"),
+            "--control-api-address", self._control,
+            "--serverappio-api-address", self._serverappio,
+            "--isolation", "subprocess",
+        ]  # fmt: skip
+        if self._simulation:
+            return [*command, "--insecure", "--simulation"]
+        config = self._config
+        command += ["--fleet-api-address", config.address]
+        if config.ssl_certfile and config.ssl_keyfile and config.ssl_ca_certfile:
+            command += ["--ssl-certfile", str(config.ssl_certfile)]
+            command += ["--ssl-keyfile", str(config.ssl_keyfile)]
+            command += ["--ssl-ca-certfile", str(config.ssl_ca_certfile)]
+        else:
+            command += ["--insecure"]
+        if config.require_node_auth:
+            command += ["--enable-supernode-auth"]
+        return command
+
+    def _start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._command(),
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+        )
+
+    def wait_ready(self) -> None:
+        """Wait until both APIs accept connections."""
+        host, _, port = self._config.address.rpartition(":")
+        fleet = f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        deadline_s = time.monotonic() + READY_S
+        for address in (self._control,) if self._simulation else (self._control, fleet):
+            while not _accepts(address):
+                self.check_alive()
+                if time.monotonic() > deadline_s:
+                    raise StartError(
+                        f"flower-superlink does not answer on {address} within {READY_S:g} s; "
+                        f"see {self.log}"
+                    )
+                time.sleep(0.05)
+
+    def check_alive(self) -> None:
+        """Raise StartError if the process has ended."""
+        code = self.process.poll()
+        if code is not None:
+            text = self.log.read_text("utf-8", "replace")
+            raise StartError(
+                f"flower-superlink ended with code {code}; see {self.log}: {last_line(text)}"
+            )
+
+    def submit(
+        self, run_config: Mapping[str, object], federation: Mapping[str, object] | None = None
+    ) -> str:
+        """Start a ServerApp by Flower's own ``flwr run``; return that command.
+
+        Args:
+            run_config: overrides of ``[tool.flwr.app.config]``.
+            federation: Flower's settings of a simulation.
+
+        Raises:
+            StartError: ``flwr run`` failed.
+        """
+        self._write_connection()
+        arguments = ["run", str(BUNDLE), "here", "--run-config", pairs(run_config)]
+        if federation:
+            arguments += ["--federation-config", pairs(federation)]
+        try:
+            done = self._flwr([*arguments, *_JSON], SUBMIT_S)
+        except subprocess.TimeoutExpired as error:
+            raise StartError(f"`flwr run` did not answer within {SUBMIT_S:g} s") from error
+        if not _succeeded(done.stdout):
+            raise StartError(f"`flwr run` failed: {(done.stdout + done.stderr).strip()}")
+        self._run_id = str(_answer(done.stdout)["run-id"])
+        return shlex.join(["flwr", *arguments])
+
+    def run_log(self) -> str:
+        """What the submitted run printed, which Flower keeps to itself; "" if it does not say."""
+        try:
+            return self._flwr(["log", self._run_id, "here", "--show"], LOG_S).stdout
+        except subprocess.TimeoutExpired:
+            return ""
+
+    def traffic(self) -> dict[str, int] | None:
+        """Flower's own count of the bytes to and from the nodes; None if it does not say."""
+        try:
+            done = self._flwr(["ls", "here", *_JSON], TRAFFIC_S)
+            runs = _answer(done.stdout)["runs"]
+            counts = [run["network-traffic"] for run in runs]
+            received = sum(int(count["inbound-bytes"]) for count in counts)
+            sent = sum(int(count["outbound-bytes"]) for count in counts)
+        except (subprocess.TimeoutExpired, LookupError, TypeError, ValueError):
+            return None
+        return {"sent_bytes": sent, "received_bytes": received}
+
+    def _flwr(self, arguments: list[str], within_s: float) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [_executable("flwr"), *arguments],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=within_s,
+            check=False,
+        )
+
+    def _write_connection(self) -> None:
+        """Tell ``flwr`` where this SuperLink is; a file in our own FLWR_HOME."""
+        lines = ["[superlink]", 'default = "here"', "[superlink.here]"]
+        lines.append(f"address = {json.dumps(self._control)}")
+        if self._config.ssl_ca_certfile:
+            path = str(self._config.ssl_ca_certfile.resolve())
+            lines.append(f"root-certificates = {json.dumps(path)}")
+        else:
+            lines.append("insecure = true")
+        self._home.mkdir(parents=True, exist_ok=True)
+        (self._home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def stop(self) -> None:
+        """End the process: politely, then not; and what it started, which it does not wait for."""
+        if self.process.poll() is not None:
+            return
+        started = descendants(self.process.pid)
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(STOP_S)
+        end(started, within_s=CHILDREN_S)
+
+
+def pairs(values: Mapping[str, object]) -> str:
+    """Keys and values as ``flwr`` takes them: TOML, separated by spaces."""
+    return " ".join(f"{key}={_literal(value)}" for key, value in values.items())
+
+
+def _literal(value: object) -> str:
+    """A value as TOML, such that ``flwr`` finds its end: it knows no escaped quotes."""
+    if isinstance(value, str) and '"' in value:
+        return f"'{value}'"
+    return json.dumps(value)
+
+
+def _executable(name: str) -> str:
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise StartError(f"{name} is not installed; install fedphd with its dependencies")
+    return found
+
+
+def _accepts(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def last_line(text: str) -> str:
+    """The last line of a program's output that says anything."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "(empty)"
+
+
+def _succeeded(output: str) -> bool:
+    """Whether ``flwr ... --format json`` says success (its exit code does not)."""
+    return _answer(output).get("success") is True
+
+
+def _answer(output: str) -> dict[str, Any]:
+    """The answer in ``flwr``'s output: the last JSON object with ``success``, else empty.
+
+    Warnings may stand before and after it.
+    """
+    start = output.rfind("{")
+    while start >= 0:
+        try:
+            answer: Any = json.JSONDecoder().raw_decode(output, start)[0]
+        except json.JSONDecodeError:
+            answer = {}
+        if "success" in answer:
+            return dict(answer)
+        start = output.rfind("{", 0, start)
+    return {}

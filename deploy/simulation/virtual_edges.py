@@ -1,0 +1,339 @@
+"""Edges inside the cloud's process: for Flower's simulation, and for a flat federation.
+
+The cloud's strategy sees a Grid of edges. With processes that is the cloud's SuperLink; here it
+is ``VirtualEdges``, which run the same edge code over one grid of clients that they share.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.common.typing import Run
+from flwr.serverapp import Grid
+
+from fedphd.common.events import EventLog
+from fedphd.common.wire.grid import StreamingGrid, over_grpc, streaming_grid
+from fedphd.common.wire.messages import CHOOSE, EVERY_EDGE, FINISH, HELLO, TRAIN, Choose, EdgeOffer
+from fedphd.common.wire.records import read_payload, to_records
+from fedphd.common.wire.replies import envelope, with_own_records
+from fedphd.edge.app import EdgeService
+
+# Answered once for all edges.
+_ONCE = (HELLO, FINISH)
+# Flower's simulation looks through all waiting messages for every node, ten times a second.
+_WINDOW = 64
+# It also holds them, and the replies, in the ServerApp's process.
+_TRAININGS = 16
+
+Key = tuple[Any, ...]
+
+
+@dataclass
+class _Question:
+    """One real message to a client, and the edges that wait for its answer."""
+
+    key: Key
+    kind: str
+    node_id: int
+    askers: list[Message] = field(default_factory=list)
+    choices: list[Choose] = field(default_factory=list)
+    deadline_s: float = float("inf")
+    sent_as: str | None = None
+
+
+class SharedClients:
+    """One grid of clients, as several virtual edges use it at the same time.
+
+    What all edges ask of a client becomes one message: the greeting, the end of the run, and
+    the choice of an edge. The last holds all edges' offers, as a resident client brings them
+    together: it waits for every edge's offer of this edge round, as long as ``offer_wait_s``
+    allows; then it goes with the latest offers of the others (synchronised: without them).
+
+    Args:
+        grid: Flower's grid of the clients.
+        num_edges: edges that share it.
+        max_trainings: clients that train at a time, of all edges together.
+        clock: monotonic seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        num_edges: int,
+        *,
+        max_trainings: int = _TRAININGS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.grid = grid
+        self._num_edges = num_edges
+        self._max_trainings = max_trainings
+        self._waiting: deque[tuple[_Question, RecordDict]] = deque()
+        self._clock = clock
+        self._lock = threading.RLock()
+        # By what is asked: questions that an edge may still join, and answers for late edges.
+        self._open: dict[Key, _Question] = {}
+        self._kept: dict[Key, RecordDict] = {}
+        # By the id that an edge knows, and by the one that Flower knows.
+        self._question_of: dict[str, _Question] = {}
+        self._sent: dict[str, _Question] = {}
+        self._answers: dict[str, Message] = {}
+        self._interval = 0
+        self._offers: dict[str, EdgeOffer] = {}
+
+    def push(self, messages: Iterable[Message]) -> list[str]:
+        """Take an edge's messages; returns ids of their own for them."""
+        ids = []
+        with self._lock:
+            for message in messages:
+                message_id = uuid4().hex
+                message.metadata.__dict__.update(
+                    _run_id=self.grid.run.run_id, _message_id=message_id
+                )
+                ids.append(message_id)
+                self._add(message)
+        return ids
+
+    def _add(self, message: Message) -> None:
+        kind, node_id = message.metadata.message_type, message.metadata.dst_node_id
+        asked = read_payload(message, Choose) if kind == CHOOSE else None
+        key: Key = (kind, node_id) if kind in _ONCE else (message.metadata.message_id,)
+        if asked is not None:
+            key = (kind, node_id, asked.interval, asked.edge_round)
+            self._note(asked)
+        if key in self._kept:
+            answer = Message(self._kept[key], reply_to=envelope(message))
+            self._answers[message.metadata.message_id] = answer
+            return
+        question = self._open.setdefault(key, _Question(key, kind, node_id))
+        question.askers.append(envelope(message))
+        self._question_of[message.metadata.message_id] = question
+        if asked is not None:
+            question.choices.append(asked)
+            question.deadline_s = min(question.deadline_s, self._clock() + asked.offer_wait_s)
+        if question.sent_as is not None:
+            return
+        if kind == TRAIN:
+            self._waiting.append((question, message.content))
+            self._send_waiting()
+        elif asked is None:
+            self._send(question, message.content)
+        elif len(question.choices) == self._num_edges:
+            self._send(question, to_records(self._merged(question)))
+
+    def _note(self, asked: Choose) -> None:
+        """Remember the edges' latest offers of the interval; forget what nobody asks again."""
+        if asked.interval > self._interval:
+            self._interval = asked.interval
+            self._offers = {}
+            # An edge may be late by the end of an interval, not by more.
+            self._kept = {
+                key: content
+                for key, content in self._kept.items()
+                if key[0] != CHOOSE or key[2] >= asked.interval - 1
+            }
+        if asked.interval == self._interval:
+            self._offers.update({offer.edge_id: offer for offer in asked.offers})
+
+    def _merged(self, question: _Question) -> Choose:
+        """One question with all edges' offers; its answer is for whichever edge is chosen."""
+        first = question.choices[0]
+        latest = first.interval == self._interval and not first.synchronised
+        offers = dict(self._offers) if latest else {}
+        offers.update({o.edge_id: o for asked in question.choices for o in asked.offers})
+        ordered = tuple(sorted(offers.values(), key=lambda offer: offer.edge_id))
+        return first.model_copy(update={"asking": EVERY_EDGE, "offers": ordered})
+
+    def _send(self, question: _Question, content: RecordDict) -> None:
+        # Its sender still counts the bytes of these records, maybe for several clients.
+        message = Message(with_own_records(content), question.node_id, question.kind)
+        question.sent_as = next(iter(self.grid.push_messages([message])), "")
+        self._sent[question.sent_as] = question
+
+    def pull(self, message_ids: Iterable[str]) -> list[Message]:
+        """The answers that are there; each edge gets its own copy."""
+        with self._lock:
+            self._send_overdue()
+            # All that came, also for other edges, so that nothing stays behind in Flower's store.
+            for reply in self.grid.pull_messages([i for i in self._sent if i]):
+                self._deliver(self._sent.pop(reply.metadata.reply_to_message_id), reply)
+            self._send_waiting()
+            return [self._answers.pop(i) for i in message_ids if i in self._answers]
+
+    def _send_waiting(self) -> None:
+        """Send the orders to train that there is room for, and that an edge still waits for."""
+        busy = sum(q.kind == TRAIN and bool(q.askers) for q in self._sent.values())
+        while self._waiting and busy < self._max_trainings:
+            question, content = self._waiting.popleft()
+            if question.askers:
+                self._send(question, content)
+                busy += 1
+
+    def _send_overdue(self) -> None:
+        """Send the questions that have waited long enough for other edges' offers."""
+        now_s = self._clock()
+        for question in list(self._open.values()):
+            if question.sent_as is None and now_s > question.deadline_s:
+                self._send(question, to_records(self._merged(question)))
+
+    def _deliver(self, question: _Question, reply: Message) -> None:
+        self._open.pop(question.key, None)
+        if question.kind in (*_ONCE, CHOOSE) and not reply.has_error():
+            self._kept[question.key] = reply.content
+        for asker in question.askers:
+            message_id = asker.metadata.message_id
+            body = reply.error if reply.has_error() else reply.content
+            self._answers[message_id] = Message(body, reply_to=asker)
+            del self._question_of[message_id]
+
+    def forget(self, message_id: str) -> None:
+        """An edge waits no more for the answer to this message."""
+        with self._lock:
+            self._answers.pop(message_id, None)
+            question = self._question_of.pop(message_id, None)
+            if question is not None:
+                question.askers = [
+                    asker for asker in question.askers if asker.metadata.message_id != message_id
+                ]
+                self._send_waiting()
+
+
+class SharedReplies:
+    """Replies of ``SharedClients`` as a StreamingGrid looks for them."""
+
+    def __init__(self, clients: SharedClients) -> None:
+        self.stall_s = float("inf")
+        self._clients = clients
+
+    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
+        """Look once for replies."""
+        found = self._clients.pull(message_ids)
+        return [(reply.metadata.reply_to_message_id, reply) for reply in found]
+
+    def forget(self, message_id: str) -> None:
+        """Nobody waits for this reply any more."""
+        self._clients.forget(message_id)
+
+
+class _View(Grid):
+    """The shared clients as a Grid of one edge."""
+
+    def __init__(self, clients: SharedClients) -> None:
+        self._clients = clients
+
+    @property
+    def run(self) -> Run:
+        return self._clients.grid.run
+
+    def set_run(self, run: Run) -> None:
+        self._clients.grid.set_run(run)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        return self._clients.grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._clients.grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._clients.push(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._clients.pull(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        raise NotImplementedError("wrap this grid in a StreamingGrid")
+
+
+def _grid_of_edge(clients: Grid, shared: SharedClients, num_edges: int) -> StreamingGrid:
+    """An edge's way to the clients; over gRPC, where clients are real, they all work at once."""
+    if over_grpc(clients):
+        return streaming_grid(clients, upload_stall_s=float("inf"), in_order=False)
+    window = max(_WINDOW, _num_trainings())
+    return StreamingGrid(_View(shared), SharedReplies(shared), window=-(-window // num_edges))
+
+
+def _num_trainings() -> int:
+    """More than the simulation's processes, or these would idle."""
+    return max(_TRAININGS, 4 * (os.cpu_count() or 1))
+
+
+class VirtualEdges(Grid):
+    """A Grid whose nodes are edges within this process.
+
+    Args:
+        clients: Flower's grid of the clients.
+        edge_ids: names of the edges; their node ids are 1, 2, ... in this order.
+        events: the run's event log, where the edges write too.
+    """
+
+    def __init__(self, clients: Grid, edge_ids: Sequence[str], events: EventLog) -> None:
+        self._clients = clients
+        shared = SharedClients(clients, len(edge_ids), max_trainings=_num_trainings())
+        self._edges: dict[int, EdgeService] = {}
+        for number, edge_id in enumerate(edge_ids, start=1):
+            self._edges[number] = EdgeService(
+                edge_id,
+                _grid_of_edge(clients, shared, len(edge_ids)),
+                events.sibling(role="edge", node=edge_id),
+                threading.Event(),
+                shared_questions=len(edge_ids) > 1,
+            )
+        self._pool = ThreadPoolExecutor(max_workers=len(edge_ids))
+        self._replies: dict[str, Message] = {}
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._clients.run
+
+    def set_run(self, run: Run) -> None:
+        """Hand on to the clients' grid."""
+        self._clients.set_run(run)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Hand on to the clients' grid (deprecated by Flower)."""
+        return self._clients.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Node ids of the edges."""
+        return list(self._edges)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Give each edge its message; they all work at the same time."""
+        ids = []
+        for message in messages:
+            message_id = uuid4().hex
+            message.metadata.__dict__.update(_run_id=self.run.run_id, _message_id=message_id)
+            ids.append(message_id)
+            self._pool.submit(self._work, message)
+        return ids
+
+    def _work(self, message: Message) -> None:
+        edge = self._edges[message.metadata.dst_node_id]
+        try:
+            reply = edge.handle(message)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            reply = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=message)
+        self._replies[message.metadata.message_id] = reply
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies of edges that are done."""
+        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Not offered: a StreamingGrid around this grid sends and receives."""
+        raise NotImplementedError("wrap this grid in a StreamingGrid")
