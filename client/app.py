@@ -15,9 +15,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedphd.client.choice import choose_edge
-from fedphd.client.network import Networks
-from fedphd.client.state import TrainerState
+from fedphd.client.flat_unet import UNetCache
 from fedphd.client.statistics import summed_features
+from fedphd.client.stores import StateStore
 from fedphd.client.trainer import Trainer
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.data.images import LabelledImages
@@ -26,7 +26,7 @@ from fedphd.common.homogeneity import Offer
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_unet, resolve_device, unet_from_config
-from fedphd.common.unet.parts import Selection
+from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire.messages import (
     EVERY_EDGE,
     Ack,
@@ -35,11 +35,11 @@ from fedphd.common.wire.messages import (
     Finish,
     Hello,
     HelloReply,
-    Network,
     StatisticsReply,
     StatisticsTask,
     TrainReply,
     TrainTask,
+    UNetSpec,
 )
 from fedphd.common.wire.records import (
     check_reply_weights,
@@ -70,7 +70,7 @@ class ClientRuntime:
         config: ClientConfig,
         *,
         on_finish: Callable[[Finish], None] = lambda finish: None,
-        networks: Networks | None = None,
+        networks: UNetCache | None = None,
     ) -> None:
         self.config = config
         with within("data"):
@@ -118,9 +118,7 @@ class ClientRuntime:
     def _forget_choices_before(self, interval: int) -> None:
         self._choices = {key: edge for key, edge in self._choices.items() if key[1] >= interval}
 
-    def train(
-        self, task: TrainTask, message: Message, state: TrainerState | None = None
-    ) -> Message:
+    def train(self, task: TrainTask, message: Message, state: StateStore | None = None) -> Message:
         """Train the received weights on this client's data for one edge round.
 
         Args:
@@ -162,12 +160,12 @@ class ClientRuntime:
                 state.store(self._trainer)
                 # A process may play many clients; what is stored need not stay here too.
                 self._trainer.load_state_dict({"steps": 0})
-        sent = Selection(result.layout, task.send)
+        sent = PartSubset(result.layout, task.send)
         reply = TrainReply(
             client_id=self.config.client_id,
             interval=task.interval,
             edge_round=task.edge_round,
-            network=Network(unet=unet, layout=sent.chosen.to_json()),
+            network=UNetSpec(unet=unet, layout=sent.chosen.to_json()),
             num_examples=len(self._labels),
             loss=result.loss,
             sparsity_penalty=result.sparsity_penalty,
@@ -221,7 +219,7 @@ def initial_weights(task: TrainTask, cut: Cut | None) -> torch.Tensor:
 def build_app(
     runtime_of: Callable[[Context], ClientRuntime],
     *,
-    state_of: Callable[[Context], TrainerState | None] = lambda context: None,
+    state_of: Callable[[Context], StateStore | None] = lambda context: None,
 ) -> ClientApp:
     """The ClientApp.
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import nn
 from torch.func import functional_call
 
-from fedphd.client.kept import OWN_WEIGHTS, VARIATE, Kept
-from fedphd.client.network import Network
+from fedphd.client.flat_unet import FlatUNet
+from fedphd.client.local_state import OWN_WEIGHTS, VARIATE, LocalState
 from fedphd.common.config.run import ObjectiveConfig, TrainingConfig
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.model import PrunedUNet
@@ -57,7 +57,7 @@ class EpsilonObjective(Objective):
 class LocalMethod:
     """A federated method's part in a client's round; as it stands FedAvg, which adds nothing.
 
-    A round calls ``losses``, ``correct`` and ``given`` once per step, then ``finish``.
+    A round calls ``losses``, ``correct`` and ``observe`` once per step, then ``finish``.
     """
 
     def losses(
@@ -74,10 +74,10 @@ class LocalMethod:
         """
         return 0.0
 
-    def given(self, gradient: torch.Tensor) -> None:
+    def observe(self, gradient: torch.Tensor) -> None:
         """See ``gradient``, (numel,), after clipping, as the optimiser gets it."""
 
-    def finish(self, kept: Kept) -> torch.Tensor | None:
+    def finish(self, kept: LocalState) -> torch.Tensor | None:
         """Put into ``kept`` what the next round needs, after all steps went well.
 
         Returns:
@@ -94,7 +94,7 @@ class FedProx(LocalMethod):
         mu: weight of the term.
     """
 
-    def __init__(self, network: Network, mu: float) -> None:
+    def __init__(self, network: FlatUNet, mu: float) -> None:
         self._weights = network.flat.detach()
         self._received = self._weights.clone()
         self._mu = mu
@@ -122,7 +122,7 @@ class Moon(LocalMethod):
     """
 
     def __init__(
-        self, network: Network, previous: torch.Tensor | None, *, mu: float, temperature: float
+        self, network: FlatUNet, previous: torch.Tensor | None, *, mu: float, temperature: float
     ) -> None:
         self._network = network
         self._received = network.flat.detach().clone()
@@ -161,7 +161,7 @@ class Moon(LocalMethod):
             self._network.unet.train()
         return result
 
-    def finish(self, kept: Kept) -> None:
+    def finish(self, kept: LocalState) -> None:
         """Keep the trained weights as the next round's previous model."""
         kept.vectors[OWN_WEIGHTS] = self._network.flat.detach().clone()
 
@@ -236,7 +236,7 @@ class Scaffold(LocalMethod):
         server: c, (numel,), float32.
     """
 
-    def __init__(self, network: Network, own: torch.Tensor, server: torch.Tensor) -> None:
+    def __init__(self, network: FlatUNet, own: torch.Tensor, server: torch.Tensor) -> None:
         self._correction = server.to(network.flat.device) - own
         self._own = own
         self._sum = torch.zeros_like(own)
@@ -247,12 +247,12 @@ class Scaffold(LocalMethod):
         gradient.add_(self._correction)
         return 0.0
 
-    def given(self, gradient: torch.Tensor) -> None:
+    def observe(self, gradient: torch.Tensor) -> None:
         """Add up what the optimiser gets."""
         self._sum.add_(gradient)
         self._steps += 1
 
-    def finish(self, kept: Kept) -> torch.Tensor:
+    def finish(self, kept: LocalState) -> torch.Tensor:
         """Keep c_i+; returns c_i+ - c_i."""
         change = self._sum / self._steps - self._correction - self._own
         kept.vectors[VARIATE] = self._own + change
@@ -262,8 +262,8 @@ class Scaffold(LocalMethod):
 def local_method(
     config: ObjectiveConfig,
     training: TrainingConfig,
-    network: Network,
-    kept: Kept,
+    network: FlatUNet,
+    kept: LocalState,
     *,
     variate: torch.Tensor | None,
     client_id: str,

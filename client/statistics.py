@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedphd.common.data.images import ImageSet
 from fedphd.common.quality.extractor import restore_extractor
-from fedphd.common.quality.moments import FeatureStatistics, measure
+from fedphd.common.quality.moments import FeatureStatistics, feature_moments
 from fedphd.common.wire.messages import StatisticsTask
 
 
@@ -32,7 +32,7 @@ def summed_features(
     """
     extractor = restore_extractor(task.extractor, weights)
     extractor.check_shape(tuple(data.images.shape[1:]))
-    return measure(
+    return feature_moments(
         extractor.network.to(device),
         data.images,
         data.labels,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from fedphd.client.network import Network
+from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.objectives import Batch, EpsilonObjective, LocalMethod, Objective
 from fedphd.common.config.run import TrainingConfig
 from fedphd.common.data.images import to_model_range
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 class LocalRound:
     """What stays the same over the steps of an edge round."""
 
-    network: Network
+    network: FlatUNet
     scheduler: DDPMScheduler
     optimizer: torch.optim.Optimizer
     objective: Objective
@@ -68,7 +68,7 @@ class LocalRound:
             added += term.item()
         norm = torch.nn.utils.clip_grad_norm_([self.network.flat], self.training.max_grad_norm)
         self._check_finite(number, loss=loss.item(), gradient=norm.item())
-        self.method.given(self.network.gradient)
+        self.method.observe(self.network.gradient)
         self.optimizer.param_groups[0]["lr"] = warmed_up(self.training, steps_before)
         self.optimizer.step()
         return Step(loss.item(), added, penalty)
@@ -145,7 +145,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 @torch.no_grad()
 def validation_loss(
-    network: Network, images: torch.Tensor, scheduler: DDPMScheduler, rng: torch.Generator
+    network: FlatUNet, images: torch.Tensor, scheduler: DDPMScheduler, rng: torch.Generator
 ) -> float:
     """Mean epsilon loss (arXiv:2006.11239, Eq. 14) of the network over ``images``.
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from fedphd.client.kept import MOMENTS, OWN_WEIGHTS, Kept
-from fedphd.client.network import Network, Networks
+from fedphd.client.flat_unet import FlatUNet, UNetCache
+from fedphd.client.local_state import MOMENTS, OWN_WEIGHTS, LocalState
 from fedphd.client.objectives import EpsilonObjective, Objective, local_method
 from fedphd.client.steps import LocalRound, Step, batches, validation_loss
 from fedphd.common.config.run import DiffusionConfig, ObjectiveConfig, TrainingConfig
@@ -22,7 +22,7 @@ from fedphd.common.rng import derive_seed, generator
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_scheduler, resolve_device
-from fedphd.common.unet.parts import PARTS, Part, Selection
+from fedphd.common.unet.parts import PARTS, Part, PartSubset
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TrainResult:
 
 
 class Trainer:
-    """One client's trainer; keeps between rounds the network, and what ``client/kept.py`` lists.
+    """One client's trainer; keeps the network between rounds, and its ``LocalState``.
 
     Args:
         client_id: stable name of the client; part of every seed.
@@ -71,12 +71,12 @@ class Trainer:
     """
 
     def __init__(
-        self, *, client_id: str, device: str = "auto", networks: Networks | None = None
+        self, *, client_id: str, device: str = "auto", networks: UNetCache | None = None
     ) -> None:
         self.client_id = client_id
         self.device = resolve_device(device)
-        self._networks = networks or Networks()
-        self._kept = Kept(client_id, self.device)
+        self._networks = networks or UNetCache()
+        self._kept = LocalState(client_id, self.device)
         self._steps = 0
 
     def train(
@@ -180,7 +180,7 @@ class Trainer:
 
     def _validated(
         self,
-        network: Network,
+        network: FlatUNet,
         held_out: torch.Tensor | None,
         scheduler: DDPMScheduler,
         run_seed: int,
@@ -192,7 +192,7 @@ class Trainer:
         rng = generator("validate", run_seed, self.client_id)
         return validation_loss(network, held_out, scheduler, rng)
 
-    def _keep(self, network: Network, parts: tuple[Part, ...], training: TrainingConfig) -> None:
+    def _keep(self, network: FlatUNet, parts: tuple[Part, ...], training: TrainingConfig) -> None:
         """Remember what the next round starts from, and forget what it starts afresh."""
         if parts != PARTS:
             self._kept.vectors[OWN_WEIGHTS] = network.flat.detach().clone()
@@ -212,8 +212,8 @@ class Trainer:
         """What lasts between rounds, for a process that ends after each.
 
         Returns:
-            ``steps``, and what ``Kept.state_dict`` gives: JSON scalars, and vectors, (numel,),
-            float32, on the CPU.
+            ``steps``, and what ``LocalState.state_dict`` gives: JSON scalars, and vectors,
+            (numel,), float32, on the CPU.
         """
         return {"steps": self._steps, **self._kept.state_dict()}
 
@@ -221,7 +221,7 @@ class Trainer:
         """Go on from ``state_dict()``; raises FedPhDError if that is malformed."""
         try:
             steps = int(state["steps"])
-            kept = Kept.from_state(self.client_id, self.device, state)
+            kept = LocalState.from_state(self.client_id, self.device, state)
         except (KeyError, TypeError, ValueError) as error:
             raise FedPhDError(
                 f"the kept training state of client {self.client_id} is malformed ({error}); "
@@ -231,7 +231,7 @@ class Trainer:
 
     def _completed(
         self,
-        network: Network,
+        network: FlatUNet,
         weights: torch.Tensor,
         parts: tuple[Part, ...],
         initial: Callable[[], torch.Tensor] | None,
@@ -246,9 +246,9 @@ class Trainer:
                     f"only {', '.join(parts)} came, and nothing to start the rest from"
                 )
             own = initial()
-        return Selection(network.layout, parts).put(own, weights)
+        return PartSubset(network.layout, parts).put(own, weights)
 
-    def _optimizer(self, network: Network, training: TrainingConfig) -> torch.optim.Optimizer:
+    def _optimizer(self, network: FlatUNet, training: TrainingConfig) -> torch.optim.Optimizer:
         rate, decay = training.learning_rate, training.weight_decay
         if training.optimizer == "sgd":
             return torch.optim.SGD([network.flat], lr=rate, weight_decay=decay)
@@ -273,7 +273,7 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def check_images(images: torch.Tensor, network: Network) -> None:
+def check_images(images: torch.Tensor, network: FlatUNet) -> None:
     """Raise ConfigError unless ``images`` are uint8 and of the U-Net's shape."""
     size = network.unet_config["image_size"]
     expected = (network.unet_config["channels"], size, size)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.unet.parts import Part, Selection
+from fedphd.common.unet.parts import Part, PartSubset
 
 
 class WeightedSum:
@@ -34,11 +34,11 @@ class PartAverage:
 
     Args:
         layout: names and shapes of the weights that the groups make up together.
-        groups: of parts that are sent back together (``part_groups``).
+        groups: of parts that are sent back together (``part_sets``).
     """
 
     def __init__(self, layout: TensorLayout, groups: Sequence[tuple[Part, ...]]) -> None:
-        self.selections = [Selection(layout, group) for group in groups]
+        self.selections = [PartSubset(layout, group) for group in groups]
         self._sums = [WeightedSum() for _ in groups]
 
     def add(self, group: int, weights: torch.Tensor, weight: float) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from flwr.app import Array
 
-from fedphd.common.unet.parts import Selection, joined
+from fedphd.common.unet.parts import PartSubset, joined
 from fedphd.common.wire.grid import StreamingGrid
-from fedphd.common.wire.messages import IntervalReply, IntervalTask, Network
+from fedphd.common.wire.messages import IntervalReply, IntervalTask, UNetSpec
 from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
@@ -80,13 +80,13 @@ def run_interval(
     weights = next(iter(result.arrays.values()), weights)
     # Groups of parts that nobody sent are the cloud's own still: they need not go back.
     came = strategy.averaged or range(len(strategy.groups))
-    sent = Selection(layout, joined(strategy.groups[number] for number in came))
+    sent = PartSubset(layout, joined(strategy.groups[number] for number in came))
     rounds = strategy.rounds
     samples = sum(stats.num_samples for stats in rounds)
     reply = IntervalReply(
         edge_id=edge_id,
         interval=task.interval,
-        network=Network(unet=task.network.unet, layout=sent.chosen.to_json()),
+        network=UNetSpec(unet=task.network.unet, layout=sent.chosen.to_json()),
         parts=sent.parts,
         samples_per_round=samples / len(rounds),
         client_rounds=sum(len(stats.clients) for stats in rounds),

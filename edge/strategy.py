@@ -18,7 +18,7 @@ from fedphd.common.homogeneity import merge
 from fedphd.common.rng import sample_participants
 from fedphd.common.unet.costs import images_of_steps
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.unet.parts import PARTS, joined, part_groups
+from fedphd.common.unet.parts import PARTS, joined, part_sets
 from fedphd.common.wire.messages import (
     CHOOSE,
     TRAIN,
@@ -163,7 +163,7 @@ class EdgeAverage(Strategy):
         self._shared_questions = shared_questions
         self._others_silent = False
         self._variate = variate
-        self.groups = part_groups(task.plan.exchange.parts)
+        self.groups = part_sets(task.plan.exchange.parts)
         self.averaged: set[int] = set()
         self._weights = torch.empty(0)
         self._training: dict[int, tuple[Peer, tuple[int, ...]]] = {}

@@ -18,7 +18,7 @@ from fedphd.common.errors import FedPhDError, ParticipantsError, exit_code_of
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.quality.evaluation import Evaluator
 from fedphd.common.quality.extractor import Extractor
-from fedphd.common.quality.moments import StatisticsFile
+from fedphd.common.quality.moments import STATISTICS_FILE, StatisticsFile
 from fedphd.common.quality.reference import (
     Reference,
     fixed_extractor,
@@ -39,10 +39,9 @@ from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.messages import FINISH, Finish
 from fedphd.common.wire.records import to_records, weights_record
 from fedphd.common.wire.roster import Roster
-from fedphd.deploy.simulation.virtual_edges import VirtualEdges
-from fedphd.server.collect import STATISTICS_FILE, collect_statistics
 from fedphd.server.pruning import count_costs
 from fedphd.server.report import Report
+from fedphd.server.statistics import collect_statistics
 from fedphd.server.strategy import FedPhD, IntervalStats
 
 logger = logging.getLogger(__name__)
@@ -242,11 +241,11 @@ def main(
     """Run the training run to its end, whatever it is, and tell the others.
 
     Args:
-        grid: Flower's grid: of edges, or of clients where there is no edge process.
+        grid: whose nodes are edges, wherever these run.
         config: the training run and this machine.
         events: the run's event log.
         run_dir: the run's folder.
-        simulated: the nodes are simulated clients, so the edges run in this process.
+        simulated: the clients are simulated, so that the first answer takes them longer.
 
     Raises:
         FedPhDError: the run cannot start or go on.
@@ -255,11 +254,6 @@ def main(
     # A simulated client answers only when Ray has started and imported everything, which takes
     # a busy machine longer than any later question; given up, it would be left alone for a minute.
     greeting_s = config.waits.start_s if simulated else config.waits.query_s
-    names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
-    if config.topology == "flat":
-        names = ["cloud"]
-    if simulated or config.topology == "flat":
-        grid = VirtualEdges(grid, names, events)
     edges = streaming_grid(
         grid, upload_stall_s=config.waits.upload_stall_s, in_order=config.reproducible
     )

@@ -15,8 +15,8 @@ from fedphd.common.events import EventLog, write_json
 from fedphd.common.quality.evaluation import Evaluation, save_grid
 from fedphd.common.unet.costs import FLOPS_CONVENTION, training_flops
 from fedphd.common.wire.messages import PACKAGE_VERSION, Traffic
-from fedphd.server.collect import ClientStatistics
 from fedphd.server.pruning import PruneReport
+from fedphd.server.statistics import ClientStatistics
 from fedphd.server.strategy import IntervalStats
 
 FLOAT_BYTES = 4

@@ -18,8 +18,8 @@ from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import PrunedUNet, unet_config
-from fedphd.common.unet.parts import Part, Selection, joined, part_groups
-from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, Network, Traffic
+from fedphd.common.unet.parts import Part, PartSubset, joined, part_sets
+from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, Traffic, UNetSpec
 from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
@@ -98,7 +98,7 @@ class FedPhD(Strategy):
     ) -> None:
         self.config = config
         self.unet = unet
-        self._groups = part_groups(config.exchange.parts)
+        self._groups = part_sets(config.exchange.parts)
         self.cut: Cut | None = None
         # SCAFFOLD's server variate c, (numel,), float32; it follows the layout of the weights.
         self.variate = None
@@ -130,13 +130,13 @@ class FedPhD(Strategy):
         return pruning.mode == "scheduled" and interval * edge_rounds <= pruning.sparse_rounds
 
     @property
-    def travelling(self) -> Selection:
+    def travelling(self) -> PartSubset:
         """The parts of the current U-Net that are exchanged."""
-        return Selection(self.layout, joined(self._groups))
+        return PartSubset(self.layout, joined(self._groups))
 
-    def network(self) -> Network:
+    def network(self) -> UNetSpec:
         """The current U-Net as it is described in messages, with what travels of it."""
-        return Network(unet=unet_config(self.unet), layout=self.travelling.chosen.to_json())
+        return UNetSpec(unet=unet_config(self.unet), layout=self.travelling.chosen.to_json())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -209,7 +209,7 @@ class FedPhD(Strategy):
             return _Trained(answer, weights)
         return _Trained(answer, weights, check_variate(read_variate(reply), self.layout))
 
-    def _expected(self, parts: tuple[Part, ...]) -> Selection:
+    def _expected(self, parts: tuple[Part, ...]) -> PartSubset:
         """What an edge that sends ``parts`` must send; raises ReplyError if they do not go."""
         came = joined(group for group in self._groups if set(group) <= set(parts))
         if not parts or came != parts:
@@ -218,7 +218,7 @@ class FedPhD(Strategy):
                 f"{[list(group) for group in self._groups]} (exchange.parts = "
                 f"{self.config.exchange.parts!r})"
             )
-        return Selection(self.layout, parts)
+        return PartSubset(self.layout, parts)
 
     def _check_counts(self, answer: IntervalReply) -> None:
         schedule, names = self.config.schedule, len(set(answer.clients))
@@ -272,7 +272,7 @@ class FedPhD(Strategy):
         weights = self.weights()
         for group in self._groups:
             senders = [
-                (share, Selection(self._expected(result.answer.parts).chosen, group), result)
+                (share, PartSubset(self._expected(result.answer.parts).chosen, group), result)
                 for share, result in zip(shares, trained, strict=True)
                 if set(group) <= set(result.answer.parts)
             ]
@@ -280,7 +280,7 @@ class FedPhD(Strategy):
             total = sum(share for share, _, _ in senders) if len(senders) < len(trained) else 1.0
             if not total:
                 continue
-            place = Selection(self.layout, group)
+            place = PartSubset(self.layout, group)
             average = torch.zeros(place.chosen.numel)
             for share, selection, result in senders:
                 average.add_(selection.take(result.weights), alpha=share / total)

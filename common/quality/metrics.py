@@ -26,7 +26,7 @@ KERNEL_SUBSET_SIZE = 1000
 _ROWS = 2048
 
 
-class _Given(nn.Module):
+class _KnownFeatures(nn.Module):
     """An extractor for images whose features are known: it returns what it gets."""
 
     def __init__(self, num_features: int) -> None:
@@ -56,7 +56,7 @@ class ClassCoverage:
 def frechet_distance(reference: FeatureStatistics, features: Tensor) -> float:
     """Frechet distance of ``features``, (N >= 2, d), from the reference (arXiv:1706.08500)."""
     metric = FrechetInceptionDistance(
-        feature=_Given(features.shape[1]), reset_real_features=False, normalize=False
+        feature=_KnownFeatures(features.shape[1]), reset_real_features=False, normalize=False
     )
     metric.real_features_sum = reference.sums.clone()
     metric.real_features_cov_sum = reference.outer.clone()
@@ -81,7 +81,7 @@ def kernel_distance(reference: Tensor, features: Tensor, *, seed: int) -> tuple[
         # It says that it keeps all features; they are here already.
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(
-            feature=_Given(features.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size
+            feature=_KnownFeatures(features.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size
         )
     metric.update(reference, real=True)
     metric.update(features, real=False)
@@ -99,7 +99,9 @@ def inception_score(scores: Tensor, *, seed: int) -> float:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        metric = InceptionScore(feature=_Given(scores.shape[1]), splits=min(10, len(scores)))
+        metric = InceptionScore(
+            feature=_KnownFeatures(scores.shape[1]), splits=min(10, len(scores))
+        )
     metric.update(scores)
     with _seeded("inception-score", seed):
         mean, _ = metric.compute()

@@ -21,6 +21,8 @@ from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.wire.messages import StatisticsReply
 from fedphd.common.wire.records import read_weights
 
+# In a run's folder, for later evaluations of its checkpoint.
+STATISTICS_FILE = "statistics.safetensors"
 _FORMAT = "fedphd-statistics-1"
 
 
@@ -131,7 +133,7 @@ def read_statistics(
 
 
 @torch.no_grad()
-def measure(
+def feature_moments(
     network: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,

@@ -17,10 +17,10 @@ from fedphd.common.config.run import FederationConfig
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import ConfigError
 from fedphd.common.quality.evaluation import Evaluation, Evaluator, sample_images, save_grid
+from fedphd.common.quality.moments import STATISTICS_FILE
 from fedphd.common.quality.reference import Reference, reference_of_file, reference_of_images
 from fedphd.common.unet.checkpoint import load_checkpoint
 from fedphd.common.unet.model import PrunedUNet, unet_config
-from fedphd.server.collect import STATISTICS_FILE
 
 Weights = Literal["ema", "raw"]
 _BATCH_SIZE = 256

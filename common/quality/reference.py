@@ -25,7 +25,7 @@ from fedphd.common.quality.extractor import (
     load_extractor,
 )
 from fedphd.common.quality.inception import Inception, check_installed, check_weights
-from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, measure
+from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, feature_moments
 from fedphd.common.rng import generator
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def reference_of_images(
     extractor.network.to(device)
     extractor.check_shape(tuple(images.images.shape[1:]))
     features = extractor.features(images.images, batch_size=config.batch_size, device=device)
-    statistics = measure(
+    statistics = feature_moments(
         lambda part: part,
         features,
         images.labels,

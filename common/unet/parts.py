@@ -36,7 +36,7 @@ _GROUPS: Final[dict[str, tuple[tuple[Part, ...], ...]]] = {
 }
 
 
-def part_groups(exchange: str) -> tuple[tuple[Part, ...], ...]:
+def part_sets(exchange: str) -> tuple[tuple[Part, ...], ...]:
     """The groups of parts that are sent back and averaged together, for ``exchange.parts``.
 
     All groups together travel down. A client sends back one group; where there are several, they
@@ -52,7 +52,7 @@ def joined(groups: Iterable[Iterable[Part]]) -> tuple[Part, ...]:
 
 
 @dataclass(frozen=True)
-class Selection:
+class PartSubset:
     """The tensors of some parts within the weights of ``layout``.
 
     Attributes:

@@ -101,7 +101,7 @@ class ChooseReply(Payload):
     label_counts: tuple[int, ...] = ()
 
 
-class Network(Payload):
+class UNetSpec(Payload):
     """The U-Net that a message's flat weights belong to; ``layout`` lists those that travel."""
 
     unet: dict[str, Any]
@@ -122,7 +122,7 @@ class TrainTask(Payload):
     edge_id: str
     interval: int = Field(ge=1)
     edge_round: int = Field(ge=1)
-    network: Network
+    network: UNetSpec
     diffusion: DiffusionConfig
     training: TrainingConfig
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
@@ -145,7 +145,7 @@ class TrainReply(Payload):
     client_id: str
     interval: int = Field(ge=1)
     edge_round: int = Field(ge=1)
-    network: Network
+    network: UNetSpec
     num_examples: int = Field(ge=0)
     loss: float = Field(ge=-MOST_OF_CLIENT, le=MOST_OF_CLIENT)
     sparsity_penalty: float = Field(0.0, ge=0, le=MOST_OF_CLIENT)
@@ -164,7 +164,7 @@ class IntervalTask(Payload):
     interval: int = Field(ge=1)
     sparse: bool
     num_clients: int = Field(ge=1)
-    network: Network
+    network: UNetSpec
     cut: str | None = None
     plan: FederationConfig
 
@@ -204,7 +204,7 @@ class IntervalReply(Payload):
 
     edge_id: str
     interval: int = Field(ge=1)
-    network: Network
+    network: UNetSpec
     parts: tuple[Part, ...] = PARTS
     samples_per_round: float = Field(ge=0)
     client_rounds: int = Field(ge=0)

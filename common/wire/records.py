@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.wire.messages import PACKAGE_VERSION, PROTOCOL, HelloReply, Network, Payload
+from fedphd.common.wire.messages import PACKAGE_VERSION, PROTOCOL, HelloReply, Payload, UNetSpec
 
 _RECORD: Final = "fedphd"
 _PAYLOAD: Final = "payload"
@@ -151,7 +151,7 @@ class _Lent:
 
 
 def check_reply_weights(
-    weights: torch.Tensor, network: Network, expected: TensorLayout
+    weights: torch.Tensor, network: UNetSpec, expected: TensorLayout
 ) -> torch.Tensor:
     """Check weights that came back against the layout that was sent.
 

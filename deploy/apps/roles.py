@@ -24,7 +24,7 @@ from fedphd.deploy.launch.runs import (
     run_folder,
     show_summary,
 )
-from fedphd.deploy.simulation.run_config import client_config, cloud_config, kept_states
+from fedphd.deploy.simulation.run_config import client_config, cloud_config, state_folder
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -125,12 +125,14 @@ def _run(grid: Grid, file: RoleFile, events: EventLog) -> Verdict:
 
         edge = validate(EdgeConfig, file.config, source="role file")
         return edge_app.main(grid, edge, events)
+    from fedphd.deploy.simulation.virtual_edges import grid_of_edges
     from fedphd.server import app as cloud_app
 
     cloud = validate(CloudConfig, file.config, source="role file")
     simulated = file.role == "simulation"
+    edges = grid_of_edges(grid, cloud, events, simulated=simulated)
     try:
-        return cloud_app.main(grid, cloud, events, Path(file.run_dir), simulated=simulated)
+        return cloud_app.main(edges, cloud, events, Path(file.run_dir), simulated=simulated)
     finally:
         if simulated:
-            shutil.rmtree(kept_states(grid.run.run_id), ignore_errors=True)
+            shutil.rmtree(state_folder(grid.run.run_id), ignore_errors=True)

@@ -13,15 +13,15 @@ import torch
 from flwr.app import Context
 
 from fedphd.client.app import ClientRuntime, build_app
-from fedphd.client.network import Networks
-from fedphd.client.state import ContextState, FileState, TrainerState
+from fedphd.client.flat_unet import UNetCache
+from fedphd.client.stores import ContextStore, FileStore, StateStore
 from fedphd.common.config.roles import ClientConfig, load_config
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.simulation.run_config import client_config, kept_states
+from fedphd.deploy.simulation.run_config import client_config, state_folder
 
 CACHED_CLIENTS = 64
 # Simulated clients of one process answer one message after the other.
-_NETWORKS = Networks()
+_NETWORKS = UNetCache()
 
 
 def runtime_of(context: Context) -> ClientRuntime:
@@ -56,12 +56,12 @@ def _runtime(config: ClientConfig) -> ClientRuntime:
     return ClientRuntime(config, networks=_NETWORKS)
 
 
-def state_of(context: Context) -> TrainerState:
+def state_of(context: Context) -> StateStore:
     """Where the client that a node is keeps its training state."""
     if _is_simulated(context):
         name = f"node-{context.node_id}.safetensors"
-        return FileState(context.state, kept_states(context.run_id) / name)
-    return ContextState(context.state)
+        return FileStore(context.state, state_folder(context.run_id) / name)
+    return ContextStore(context.state)
 
 
 def _is_simulated(context: Context) -> bool:

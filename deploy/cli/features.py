@@ -72,7 +72,7 @@ def statistics(
     more = {"evaluation.features_file": features_file and str(features_file)}
     resolved = _load(data, config, preset, settings, more)
     from fedphd.common.data.images import LabelledImages
-    from fedphd.common.quality.moments import StatisticsFile, measure
+    from fedphd.common.quality.moments import StatisticsFile, feature_moments
     from fedphd.common.quality.reference import fixed_extractor
     from fedphd.common.unet.model import resolve_device
 
@@ -89,7 +89,7 @@ def statistics(
     images = source.decode(image_size=model.image_size, channels=model.channels)
     extractor.check_shape(tuple(images.images.shape[1:]))
     device = resolve_device(resolved.device)
-    summed = measure(
+    summed = feature_moments(
         extractor.network.to(device),
         images.images,
         images.labels,

@@ -13,7 +13,8 @@ import typer
 from fedphd.common.config.roles import ConfigT, load_config
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import Verdict
-from fedphd.deploy.simulation.run_config import CLASSES, MIN_CLIENTS, SOURCE, take_data
+from fedphd.deploy.launch.client_data import CLASSES, SOURCE, take_data
+from fedphd.deploy.simulation.run_config import MIN_CLIENTS
 
 EXAMPLE = "num_threads=4"
 

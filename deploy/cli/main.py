@@ -40,9 +40,10 @@ from fedphd.deploy.cli.flags import (
     take_flags,
 )
 from fedphd.deploy.cli.pseudo_labels import register as register_pseudo_labels
-from fedphd.deploy.launch.launchers import run_cloud, run_edge, run_simulation, stop_on_signal
+from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.local import part_of_data, run_local, toml_value
 from fedphd.deploy.launch.runs import VERDICT, Split, check_data, open_client_data, run_folder
+from fedphd.deploy.simulation.launcher import run_simulation
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 EXIT_HELP = (

@@ -14,9 +14,10 @@ from fedphd.deploy.compare.plan import Common, Plan, PlannedRun, plan_runs
 from fedphd.deploy.compare.results import collect
 from fedphd.deploy.compare.runner import Runner
 from fedphd.deploy.compare.table import to_csv, to_markdown
+from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS
 from fedphd.deploy.launch.render import Tail, human_bytes
 from fedphd.deploy.launch.runs import EVENTS, Say
-from fedphd.deploy.simulation.run_config import CLIENT_DEFAULTS, SimulatedClients
+from fedphd.deploy.simulation.run_config import SimulatedClients
 
 ROUNDS, CLOUD_BYTES = "rounds", "cloud-bytes"
 PROBE_ROUNDS = 2

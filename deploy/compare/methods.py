@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError, field_validator
 from fedphd.common.config.data import Section
 from fedphd.common.config.roles import check_id, explain
 from fedphd.common.config.run import FederationConfig
+from fedphd.common.config.text import flattened, setting_keys
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.simulation.run_config import flattened, setting_keys
 
 # What makes a method: where an entry of the table does not set it, it has its plain value.
 _PLAIN = ("objective.method", "exchange.parts")

@@ -10,12 +10,14 @@ from typing import Any
 
 from fedphd.common.config.roles import CloudConfig, load_config, validate
 from fedphd.common.config.run import FederationConfig
+from fedphd.common.config.text import flattened
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import write_json
 from fedphd.deploy.compare.budget import evaluation_period, method_settings
 from fedphd.deploy.compare.methods import Method
+from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS
 from fedphd.deploy.launch.runs import SIMULATION, SUMMARY
-from fedphd.deploy.simulation.run_config import CLIENT_DEFAULTS, SimulatedClients, flattened
+from fedphd.deploy.simulation.run_config import SimulatedClients
 
 PLAN = "compare.json"
 CONFIG = "config.json"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fedphd.common.config.roles import CloudConfig
+from fedphd.common.config.text import flattened
 from fedphd.common.errors import FedPhDError
 from fedphd.deploy.compare.plan import PlannedRun
 from fedphd.deploy.launch.render import Tail
 from fedphd.deploy.launch.runs import EVENTS, SIMULATION, SUMMARY
-from fedphd.deploy.simulation.run_config import flattened
 
 DISTANCE = "frechet_distance"
 # Of an evaluation neither what it found nor how it was done.

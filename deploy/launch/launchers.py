@@ -13,13 +13,12 @@ from pathlib import Path
 from fedphd.common.config.roles import CloudConfig, EdgeConfig
 from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json, write_verdict
-from fedphd.deploy.launch.origin import origin
 from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.render import Tail, render
 from fedphd.deploy.launch.runs import (
     EDGE_EVENTS,
     ROLE,
-    SIMULATION,
+    ROLE_FILE,
     VERDICT,
     RoleFile,
     Say,
@@ -27,7 +26,6 @@ from fedphd.deploy.launch.runs import (
     show_summary,
 )
 from fedphd.deploy.launch.superlink import SuperLink, last_line, make_folder
-from fedphd.deploy.simulation.run_config import ROLE_FILE, SimulatedClients
 
 POLL_S = 0.1
 SERVERAPP_S = 60.0
@@ -52,43 +50,11 @@ def stop_on_signal() -> Iterator[threading.Event]:
 def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say: Say) -> Verdict:
     """Run the cloud to its end; the run's files go to ``run_dir``, which ``run_folder`` made."""
     path = prepare("cloud", config, run_dir)
-    with _superlink(SuperLink(config.superlink, config.state_dir)) as link:
+    with started(SuperLink(config.superlink, config.state_dir)) as link:
         say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")
         link.submit({ROLE_FILE: str(path.resolve())})
-        verdict = _serve(link, RoleFile.read(path), stop, say)
+        verdict = serve(link, RoleFile.read(path), stop, say)
         _keep_traffic(link, verdict, run_dir / FLOWER_TRAFFIC)
-    if verdict.exit_code == EXIT_OK:
-        show_summary(run_dir, say)
-    return verdict
-
-
-def run_simulation(
-    config: CloudConfig,
-    *,
-    clients: SimulatedClients,
-    run_dir: Path,
-    stop: threading.Event,
-    say: Say,
-) -> Verdict:
-    """Simulate cloud, edges and clients by ``flwr run`` on a SuperLink of our own.
-
-    Args:
-        config: the training run.
-        clients: who is simulated.
-        run_dir: the run's folder, where Flower's home goes too, so that simulations can run
-            side by side.
-        stop: set from outside to end early.
-        say: gets the lines for people.
-    """
-    config = config.model_copy(update={"state_dir": run_dir / "state"})
-    path = prepare("simulation", config, run_dir)
-    run_config, federation = clients.run_config(config), clients.federation(config)
-    record = {"clients": run_config, "federation": federation, "origin": origin()}
-    write_json(run_dir / SIMULATION, record)
-    with _superlink(SuperLink(config.superlink, config.state_dir, simulation=True)) as link:
-        submitted = link.submit({**run_config, ROLE_FILE: str(path.resolve())}, federation)
-        say(f"running   {submitted}")
-        verdict = _serve(link, RoleFile.read(path), stop, say)
     if verdict.exit_code == EXIT_OK:
         show_summary(run_dir, say)
     return verdict
@@ -109,11 +75,11 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     for old in (Path(file.events), Path(file.verdict), state / FLOWER_TRAFFIC):
         old.unlink(missing_ok=True)
     path = state / ROLE
-    with _superlink(SuperLink(config.superlink, state)) as link:
+    with started(SuperLink(config.superlink, state)) as link:
         file.write(path)
         say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
         link.submit({ROLE_FILE: str(path.resolve())})
-        verdict = _serve(link, file, stop, say)
+        verdict = serve(link, file, stop, say)
         _keep_traffic(link, verdict, state / FLOWER_TRAFFIC)
         return verdict
 
@@ -125,7 +91,7 @@ def _keep_traffic(link: SuperLink, verdict: Verdict, path: Path) -> None:
 
 
 @contextmanager
-def _superlink(link: SuperLink) -> Iterator[SuperLink]:
+def started(link: SuperLink) -> Iterator[SuperLink]:
     try:
         link.wait_ready()
         yield link
@@ -133,7 +99,7 @@ def _superlink(link: SuperLink) -> Iterator[SuperLink]:
         link.stop()
 
 
-def _serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> Verdict:
+def serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> Verdict:
     """Show the submitted ServerApp's events, return its verdict."""
     tail = Tail(Path(file.events))
     pid: int | None = None

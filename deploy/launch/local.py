@@ -25,10 +25,10 @@ from fedphd.common.errors import (
     exit_code_of,
 )
 from fedphd.common.events import Verdict, read_verdict
+from fedphd.deploy.launch.client_data import data_of
 from fedphd.deploy.launch.render import Tail
 from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
 from fedphd.deploy.launch.superlink import die_with_parent, flower_environment, free_ports
-from fedphd.deploy.simulation.run_config import data_of
 
 STOP_S = 4.0
 KILL_S = 2.0

@@ -23,6 +23,8 @@ VERDICT = "verdict.json"
 ROLE = "role.json"
 SIMULATION = "simulation.json"
 SUMMARY = "summary.json"
+# The key of a run configuration that says where the role file is.
+ROLE_FILE = "role-file"
 
 Say = Callable[[str], None]
 

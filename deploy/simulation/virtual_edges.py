@@ -21,6 +21,7 @@ from flwr.common.constant import ErrorCode
 from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
+from fedphd.common.config.roles import CloudConfig
 from fedphd.common.events import EventLog
 from fedphd.common.wire.grid import StreamingGrid, over_grpc, streaming_grid
 from fedphd.common.wire.messages import CHOOSE, EVERY_EDGE, FINISH, HELLO, TRAIN, Choose, EdgeOffer
@@ -224,7 +225,7 @@ class SharedReplies:
         self._clients.forget(message_id)
 
 
-class _View(Grid):
+class _SharedGrid(Grid):
     """The shared clients as a Grid of one edge."""
 
     def __init__(self, clients: SharedClients) -> None:
@@ -260,12 +261,29 @@ def _grid_of_edge(clients: Grid, shared: SharedClients, num_edges: int) -> Strea
     if over_grpc(clients):
         return streaming_grid(clients, upload_stall_s=float("inf"), in_order=False)
     window = max(_WINDOW, _num_trainings())
-    return StreamingGrid(_View(shared), SharedReplies(shared), window=-(-window // num_edges))
+    return StreamingGrid(_SharedGrid(shared), SharedReplies(shared), window=-(-window // num_edges))
 
 
 def _num_trainings() -> int:
     """More than the simulation's processes, or these would idle."""
     return max(_TRAININGS, 4 * (os.cpu_count() or 1))
+
+
+def grid_of_edges(grid: Grid, config: CloudConfig, events: EventLog, *, simulated: bool) -> Grid:
+    """The grid of edges that a cloud works with, made of the grid that Flower gives it.
+
+    Args:
+        grid: Flower's: of edge processes, or of clients where there are none.
+        config: the training run.
+        events: the run's event log.
+        simulated: the nodes are simulated clients.
+    """
+    if config.topology == "flat":
+        return VirtualEdges(grid, ["cloud"], events)
+    if simulated:
+        names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
+        return VirtualEdges(grid, names, events)
+    return grid
 
 
 class VirtualEdges(Grid):

@@ -17,7 +17,7 @@ from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import ConfigError, ParticipantsError
 from fedphd.common.quality.classifier import ClassifierSettings, load_feature_classifier
 from fedphd.common.quality.extractor import classifier_extractor, load_extractor, save_extractor
-from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, measure
+from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, feature_moments
 from fedphd.common.wire.messages import STATISTICS
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def pooled(features: Path, clients: range) -> FeatureStatistics:
         ).decode(image_size=8, channels=1)
         for number in clients
     ]
-    return measure(
+    return feature_moments(
         load_extractor(features).network,
         torch.cat([part.images for part in parts]),
         torch.cat([part.labels for part in parts]),

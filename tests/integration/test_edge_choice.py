@@ -21,6 +21,7 @@ from fedphd.common.events import EventLog
 from fedphd.common.rng import sample_participants
 from fedphd.common.wire.messages import CHOOSE, TRAIN, Choose, TrainTask
 from fedphd.common.wire.records import read_payload
+from fedphd.deploy.simulation.virtual_edges import grid_of_edges
 from fedphd.server.app import main
 
 NUM_CLIENTS, PARTS, EDGES = 5, 60, {"edge-0", "edge-1"}
@@ -63,7 +64,8 @@ def simulate(folder: Path, *, train_s: float = 0.0, **overrides: Any) -> MemoryG
     log = EventLog(folder / "metrics.jsonl", role="cloud", node="cloud")
     threads = torch.get_num_threads()
     try:
-        assert main(grid, config, log, folder, simulated=True).exit_code == 0
+        edges = grid_of_edges(grid, config, log, simulated=True)
+        assert main(edges, config, log, folder, simulated=True).exit_code == 0
     finally:
         torch.set_num_threads(threads)
         log.close()

@@ -18,9 +18,9 @@ from support.federation import FIRST_CLIENT, TINY
 from support.memory import Handler, MemoryGrid
 
 from fedphd.client.app import ClientRuntime, build_app
-from fedphd.client.network import Network
-from fedphd.client.state import ContextState, FileState, TrainerState
+from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.steps import validation_loss
+from fedphd.client.stores import ContextStore, FileStore, StateStore
 from fedphd.client.trainer import Trainer
 from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
 from fedphd.common.data.images import LabelledImages
@@ -29,9 +29,10 @@ from fedphd.common.rng import generator, sample_participants
 from fedphd.common.unet.checkpoint import load_checkpoint
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_scheduler, build_unet, unet_config
-from fedphd.common.unet.parts import Selection
+from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire.messages import CHOOSE, TRAIN, Choose, TrainTask
 from fedphd.common.wire.records import read_payload, read_variate
+from fedphd.deploy.simulation.virtual_edges import grid_of_edges
 from fedphd.server.app import main
 
 NUM_CLIENTS, PARTS = 3, 40
@@ -52,7 +53,7 @@ def runtime(number: int, **data: Any) -> ClientRuntime:
     return ClientRuntime(ClientConfig.model_validate(values))
 
 
-StateOf = Callable[[Context], TrainerState | None]
+StateOf = Callable[[Context], StateStore | None]
 
 
 def node(number: int, state_of: StateOf, turn: threading.Lock, **data: Any) -> Handler:
@@ -73,7 +74,7 @@ def node(number: int, state_of: StateOf, turn: threading.Lock, **data: Any) -> H
 
 def in_files(folder: Path) -> StateOf:
     """A file for each client."""
-    return lambda context: FileState(context.state, folder / f"{context.node_id}.kept")
+    return lambda context: FileStore(context.state, folder / f"{context.node_id}.kept")
 
 
 def clients(state_of: StateOf = lambda context: None, **data: Any) -> MemoryGrid:
@@ -88,7 +89,8 @@ def run(grid: MemoryGrid, folder: Path, overrides: dict[str, Any]) -> CloudConfi
     log = EventLog(folder / "metrics.jsonl", role="cloud", node="cloud")
     threads = torch.get_num_threads()
     try:
-        assert main(grid, config, log, folder, simulated=True).exit_code == 0
+        edges = grid_of_edges(grid, config, log, simulated=True)
+        assert main(edges, config, log, folder, simulated=True).exit_code == 0
     finally:
         torch.set_num_threads(threads)
         log.close()
@@ -157,7 +159,7 @@ def test_client_state_survives_between_messages(tmp_path: Path) -> None:
     }
     places: dict[str, StateOf] = {
         "process": lambda context: None,
-        "context": lambda context: ContextState(context.state),
+        "context": lambda context: ContextStore(context.state),
         "files": in_files(tmp_path),
     }
     for place, state_of in places.items():
@@ -182,7 +184,7 @@ def test_clients_validate_the_clouds_weights(topology: str, tmp_path: Path) -> N
         data = LabelledImages(runtime(number, **fractions).config.data)
         images, held_out = data.split(image_size=8, channels=1)
         assert held_out is not None
-        network = Network(unet_config(build_unet(config.model, seed=0)), torch.device("cpu"))
+        network = FlatUNet(unet_config(build_unet(config.model, seed=0)), torch.device("cpu"))
         network.load(final_weights(tmp_path / "one"))
         rng = generator("validate", config.seed, f"client-{number}")
         loss = validation_loss(network, held_out.images, build_scheduler(config.diffusion), rng)
@@ -341,7 +343,7 @@ def test_scaffold_moves_twice_the_weights_and_udec_only_the_decoder(tmp_path: Pa
     less = moved_bytes(tmp_path / "udec", METHODS["udec"])
     unet = load_checkpoint(tmp_path / "plain" / "checkpoint")[0]
     layout = TensorLayout.of(unet.state_dict())
-    rest = layout.numel - Selection(layout, ("decoder",)).chosen.numel
+    rest = layout.numel - PartSubset(layout, ("decoder",)).chosen.numel
     assert 0.3 < rest / layout.numel < 0.7
     for link, models in (("client_edge", 2 * NUM_CLIENTS), ("edge_cloud", 2 * 2)):
         assert 0 < double[link] - plain[link] - models * 4 * layout.numel < models * 1000

@@ -19,6 +19,7 @@ from fedphd.common.events import EventLog, Verdict
 from fedphd.common.wire.grid import streaming_grid
 from fedphd.common.wire.messages import TRAIN, IntervalTask, TrainTask
 from fedphd.common.wire.records import read_payload
+from fedphd.deploy.simulation.virtual_edges import grid_of_edges
 from fedphd.edge.app import EdgeService
 from fedphd.server.app import main
 
@@ -133,7 +134,8 @@ class Federation:
         before = torch.get_num_threads()
         try:
             log = self._log(self.run_dir / "metrics.jsonl", "cloud", "cloud")
-            return main(self.cloud_grid, self.config, log, self.run_dir, simulated=simulated)
+            grid = grid_of_edges(self.cloud_grid, self.config, log, simulated=simulated)
+            return main(grid, self.config, log, self.run_dir, simulated=simulated)
         finally:
             torch.set_num_threads(before)
             for log in self._logs:

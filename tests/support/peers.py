@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.unet.parts import Selection
+from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire.messages import (
     CHOOSE,
     HELLO,
@@ -20,14 +20,14 @@ from fedphd.common.wire.messages import (
     ChooseReply,
     HelloReply,
     IntervalTask,
-    Network,
     TrainReply,
     TrainTask,
+    UNetSpec,
 )
 from fedphd.common.wire.records import read_payload, read_variate, read_weights, to_records
 
 LAYOUT = TensorLayout(("a", "b"), ((2,), ()))
-NETWORK = Network(unet={"kind": "tiny"}, layout=LAYOUT.to_json())
+NETWORK = UNetSpec(unet={"kind": "tiny"}, layout=LAYOUT.to_json())
 
 
 def plan(**sections: dict[str, Any] | Any) -> FederationConfig:
@@ -109,12 +109,12 @@ class FakeClient:
         self.tasks.append(task)
         if task.objective.method == "scaffold":
             self.variates.append(read_variate(message).tolist())
-        sent = Selection(task.network.tensor_layout(), task.send)
+        sent = PartSubset(task.network.tensor_layout(), task.send)
         values: dict[str, Any] = {
             "client_id": self.name,
             "interval": task.interval,
             "edge_round": task.edge_round,
-            "network": Network(unet=task.network.unet, layout=sent.chosen.to_json()),
+            "network": UNetSpec(unet=task.network.unet, layout=sent.chosen.to_json()),
             "num_examples": self.num_samples,
             "loss": self.loss,
             "steps": 3,

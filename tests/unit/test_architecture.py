@@ -1,25 +1,40 @@
-"""Which folder may import which: a folder is a process, and processes share only common/."""
+"""The ladder of rooms: each imports only rooms below it; Flower's depths have files of their own."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROLES = ("server", "edge", "client")
-FOLDERS = (*ROLES, "common", "deploy")
-FORBIDDEN = {
-    "server": {"edge", "client", "deploy"},
-    "edge": {"server", "client", "deploy"},
-    "client": {"server", "edge", "deploy"},
-    "common": {"server", "edge", "client", "deploy"},
+ROLES = {"server", "edge", "client"}
+# A room and the rooms that it may import; every room may import itself.
+COMMON = ["common", "common.config", "common.unet", "common.data", "common.wire", "common.quality"]
+MAY_IMPORT: dict[str, set[str]] = {
+    "common": set(),
+    "common.config": {"common"},
+    "common.config.presets": set(),
+    "common.unet": {"common", "common.config"},
+    "common.data": {"common", "common.config"},
+    "common.wire": {"common", "common.config", "common.unet"},
+    "common.quality": set(COMMON),
+    "client": set(COMMON),
+    "edge": set(COMMON),
+    "server": set(COMMON),
     "deploy": set(),
+    "deploy.launch": {*COMMON},
+    "deploy.simulation": {*COMMON, "edge", "deploy.launch"},
+    "deploy.apps": {*COMMON, *ROLES, "deploy.launch", "deploy.simulation"},
+    "deploy.bundle": {"deploy.apps"},
+    "deploy.compare": {*COMMON, "deploy.launch", "deploy.simulation"},
+    "deploy.cli": {*COMMON, *ROLES, "deploy.launch", "deploy.simulation", "deploy.compare"},
 }
-# The simulation puts edges inside the cloud's process.
-ALLOWED = {"deploy/simulation/virtual_edges.py": {"edge"}}
+LARGEST_SHARE = 1 / 6
 
 
 def imported_modules(source: str, package: str) -> Iterator[str]:
@@ -34,51 +49,92 @@ def imported_modules(source: str, package: str) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def sources(folder: str) -> Iterator[tuple[str, str, str]]:
-    """Path in the repository, package and text of each module below ``folder``."""
-    for path in sorted((ROOT / folder).rglob("*.py")):
-        inside = path.relative_to(ROOT)
-        package = ".".join(["fedphd", *inside.parent.parts])
-        yield inside.as_posix(), package, path.read_text("utf-8")
+def modules() -> Iterator[tuple[str, str, str]]:
+    """Path in the repository, room and text of each of the product's modules."""
+    for top in ("common", *sorted(ROLES), "deploy"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            inside = path.relative_to(ROOT)
+            yield inside.as_posix(), ".".join(inside.parent.parts), path.read_text("utf-8")
 
 
-def folders_of(source: str, package: str) -> set[str]:
-    """Folders of this project that ``source`` imports from."""
-    names = [name.split(".") for name in imported_modules(source, package)]
-    return {parts[1] for parts in names if parts[0] == "fedphd" and len(parts) > 1}
+def rooms_of(source: str, room: str) -> set[str]:
+    """Rooms of this project that ``source``, a module of ``room``, imports from."""
+    found = set()
+    for name in imported_modules(source, f"fedphd.{room}"):
+        parts = name.split(".")
+        if parts[0] != "fedphd":
+            continue
+        inside = [".".join(parts[1:end]) for end in range(2, len(parts) + 1)]
+        # The longest that is a room; ``fedphd.common.errors`` is of the room ``common``.
+        known = [place for place in inside if place in MAY_IMPORT]
+        found.add(known[-1] if known else parts[1] if len(parts) > 1 else "")
+    return found
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_folders_import_only_what_they_may(folder: str) -> None:
-    modules = list(sources(folder))
-    assert modules, f"{folder}/ holds no code"
+def test_every_room_has_its_place_on_the_ladder() -> None:
+    assert {room for _, room, _ in modules()} == set(MAY_IMPORT)
+
+
+def test_the_ladder_has_no_circle() -> None:
+    left = dict(MAY_IMPORT)
+    while left:
+        lowest = [room for room, below in left.items() if not (below - {room}) & left.keys()]
+        assert lowest, f"a circle among {sorted(left)}"
+        for room in lowest:
+            del left[room]
+
+
+def test_rooms_import_only_what_is_below_them() -> None:
     wrong = [
-        f"{path} imports fedphd.{other}"
-        for path, package, text in modules
-        for other in folders_of(text, package) & (FORBIDDEN[folder] - ALLOWED.get(path, set()))
+        f"{path} imports {other}"
+        for path, room, text in modules()
+        for other in rooms_of(text, room) - MAY_IMPORT[room] - {room}
     ]
     assert wrong == []
 
 
-def test_imports_name_existing_folders() -> None:
-    for folder in FOLDERS:
-        for path, package, text in sources(folder):
-            assert folders_of(text, package) <= set(FOLDERS), path
+def test_no_room_holds_more_than_a_sixth_of_the_lines() -> None:
+    lines: Counter[str] = Counter()
+    for _, room, text in modules():
+        lines[room] += text.count("\n")
+    largest, most = lines.most_common(1)[0]
+    assert most <= LARGEST_SHARE * lines.total(), largest
 
 
-def test_flowers_internal_connection_is_used_in_one_file() -> None:
+def test_flowers_internal_connection_is_used_in_two_files() -> None:
     internal = ("flwr.client.", "flwr.proto.", "flwr.supercore.")
     users = {
         path
-        for folder in FOLDERS
-        for path, package, text in sources(folder)
-        if any(f"{name}.".startswith(internal) for name in imported_modules(text, package))
+        for path, room, text in modules()
+        if any(f"{name}.".startswith(internal) for name in imported_modules(text, room))
     }
     assert users == {"common/wire/node.py", "common/wire/replies.py"}
 
 
+def test_no_module_is_loaded_under_two_names() -> None:
+    script = (
+        "import importlib, os, pkgutil, sys, fedphd\n"
+        "for found in pkgutil.walk_packages(fedphd.__path__, 'fedphd.'):\n"
+        "    if not found.name.endswith('__main__'):\n"
+        "        importlib.import_module(found.name)\n"
+        "files = [os.path.realpath(m.__file__) for m in list(sys.modules.values())\n"
+        "         if getattr(m, '__file__', None)]\n"
+        f"ours = [file for file in files if file.startswith({str(ROOT)!r} + os.sep)\n"
+        "        and '.venv' not in file]\n"
+        "assert len(ours) > 50, ours\n"
+        "print(sorted({file for file in ours if ours.count(file) > 1}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    # This process, too, knows the product by one name only.
+    assert not {"server", "edge", "client", "common", "deploy"} & sys.modules.keys()
+
+
 @pytest.mark.parametrize(
-    ("source", "folder"),
+    ("source", "room"),
     [
         ("import fedphd.edge", "edge"),
         ("import os, fedphd.edge.app as app", "edge"),
@@ -89,12 +145,14 @@ def test_flowers_internal_connection_is_used_in_one_file() -> None:
         ("from . import app", "server"),
         ("from .app import main", "server"),
         ("def f():\n    if True:\n        from fedphd.client import app", "client"),
-        ("if TYPE_CHECKING:\n    import fedphd.deploy.cli", "deploy"),
+        ("if TYPE_CHECKING:\n    import fedphd.deploy.cli", "deploy.cli"),
+        ("from fedphd.common.wire.node import Node", "common.wire"),
+        ("from fedphd.common.errors import ConfigError", "common"),
     ],
 )
-def test_every_form_of_import_is_seen(source: str, folder: str) -> None:
-    assert folders_of(source, "fedphd.server") == {folder}
+def test_every_form_of_import_is_seen(source: str, room: str) -> None:
+    assert rooms_of(source, "server") == {room}
 
 
 def test_other_packages_are_not_ours() -> None:
-    assert folders_of("import server, fedphd\nfrom client import x", "fedphd.server") == set()
+    assert rooms_of("import server\nfrom client import x", "server") == set()

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from fedphd.client.kept import OWN_WEIGHTS, VARIATE
+from fedphd.client.local_state import OWN_WEIGHTS, VARIATE
 from fedphd.client.objectives import (
     Batch,
     EpsilonObjective,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fedphd.client.network import Network
+from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.objectives import Batch, Objective
 from fedphd.client.steps import batches, flipped, noised, validation_loss, warmed_up
 from fedphd.client.trainer import Trainer, TrainResult
@@ -28,7 +28,7 @@ from fedphd.common.unet.model import (
     unet_config,
     unet_from_config,
 )
-from fedphd.common.unet.parts import Selection
+from fedphd.common.unet.parts import PartSubset
 
 WIDE = ModelConfig(image_size=4, block_out_channels=(16, 16), norm_num_groups=8, dropout=0.1)
 NARROW = ModelConfig(image_size=4, block_out_channels=(8, 8), norm_num_groups=8)
@@ -331,7 +331,7 @@ def test_loss_falls_on_digits() -> None:
 
 def test_validation_loss_by_hand() -> None:
     """A network that predicts no noise is off by the noise: 300 images, so two batches."""
-    network = Network(unet_config(build_unet(WIDE, seed=0)), torch.device("cpu"))
+    network = FlatUNet(unet_config(build_unet(WIDE, seed=0)), torch.device("cpu"))
     with torch.no_grad():
         network.flat.zero_()
     images = torch.zeros(300, 1, 4, 4, dtype=torch.uint8)
@@ -364,8 +364,8 @@ def test_what_is_validated_are_the_weights_in_use() -> None:
     """Of a U-Net that travels in parts: with the client's own ones."""
     layout = TensorLayout.of(build_unet(WIDE, seed=0).state_dict())
     whole = flat_weights(WIDE)
-    came = Selection(layout, ("decoder",)).take(flat_weights(WIDE, seed=1))
-    mixed = Selection(layout, ("decoder",)).put(whole.clone(), came)
+    came = PartSubset(layout, ("decoder",)).take(flat_weights(WIDE, seed=1))
+    mixed = PartSubset(layout, ("decoder",)).put(whole.clone(), came)
     held_out = {"held_out": IMAGES[:4]}
     partly = train(weights=came, parts=("decoder",), initial=lambda: whole, **held_out)
     assert partly.validation_loss == train(weights=mixed, **held_out).validation_loss

@@ -16,7 +16,7 @@ from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
 from fedphd.common.rng import sample_participants
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.wire.messages import IntervalReply, Network
+from fedphd.common.wire.messages import IntervalReply, UNetSpec
 from fedphd.common.wire.records import read_array
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import PartAverage, ServerVariate
@@ -50,8 +50,8 @@ def interval(
     return reply, read_array(array), change
 
 
-def travelling(layout: TensorLayout) -> dict[str, Network]:
-    return {"network": Network(unet={"kind": "tiny"}, layout=layout.to_json())}
+def travelling(layout: TensorLayout) -> dict[str, UNetSpec]:
+    return {"network": UNetSpec(unet={"kind": "tiny"}, layout=layout.to_json())}
 
 
 def test_variate_moves_by_the_changes_over_all_clients() -> None:

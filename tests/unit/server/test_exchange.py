@@ -12,8 +12,8 @@ from support.edges import Cloud, FakeEdge, run_config, scheduled
 
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_unet
-from fedphd.common.unet.parts import PARTS, Part, Selection
-from fedphd.common.wire.messages import Network
+from fedphd.common.unet.parts import PARTS, Part, PartSubset
+from fedphd.common.wire.messages import UNetSpec
 from fedphd.common.wire.records import (
     weights_record,
 )
@@ -82,14 +82,14 @@ def test_variate_is_cut_with_the_network() -> None:
 
 def sends(world_layout: TensorLayout, *parts: Part) -> dict[str, Any]:
     """What an edge says that sends only some parts."""
-    layout = Selection(world_layout, parts).chosen
-    return {"parts": parts, "network": Network(unet={}, layout=layout.to_json())}
+    layout = PartSubset(world_layout, parts).chosen
+    return {"parts": parts, "network": UNetSpec(unet={}, layout=layout.to_json())}
 
 
 def moved(world: Cloud, change: torch.Tensor) -> dict[str, float]:
     """By how much each part changed."""
     layout = world.strategy.layout
-    values = {part: Selection(layout, (part,)).take(change) for part in PARTS}
+    values = {part: PartSubset(layout, (part,)).take(change) for part in PARTS}
     for value in values.values():
         torch.testing.assert_close(value, torch.full_like(value, value[0].item()))
     return {part: round(value[0].item(), 4) for part, value in values.items()}
@@ -98,7 +98,7 @@ def moved(world: Cloud, change: torch.Tensor) -> dict[str, float]:
 def test_each_part_is_averaged_over_the_edges_that_sent_it() -> None:
     config = run_config(exchange={"parts": "usplit"}, aggregation={"factor": 0.0})
     layout = TensorLayout.of(build_unet(config.model, seed=0).state_dict())
-    encoder = Selection(layout, ("encoder",))
+    encoder = PartSubset(layout, ("encoder",))
     world = Cloud(
         FakeEdge("whole", step=1.0, samples=10.0),
         FakeEdge(
@@ -114,7 +114,7 @@ def test_each_part_is_averaged_over_the_edges_that_sent_it() -> None:
 def test_part_that_no_edge_sent_stays() -> None:
     config = run_config(exchange={"parts": "usplit"})
     layout = TensorLayout.of(build_unet(config.model, seed=0).state_dict())
-    rest = Selection(layout, ("bottleneck", "decoder"))
+    rest = PartSubset(layout, ("bottleneck", "decoder"))
     edge = FakeEdge(
         "e", reply=sends(layout, "bottleneck", "decoder"),
         weights=lambda given: rest.take(given) + 2.0,
@@ -130,10 +130,10 @@ def test_parts_that_do_not_travel_keep_their_initial_values() -> None:
     edge = FakeEdge("e", step=1.0, reply={"parts": ("bottleneck", "decoder")})
     world = Cloud(edge, config=config)
     assert moved(world, world.run()) == {"encoder": 0.0, "bottleneck": 2.0, "decoder": 2.0}
-    travels = Selection(layout, ("bottleneck", "decoder"))
+    travels = PartSubset(layout, ("bottleneck", "decoder"))
     assert [len(given) for given in edge.given] == [travels.chosen.numel] * 2
     ema = layout.pack(world.strategy.ema.state)
-    encoder = Selection(layout, ("encoder",))
+    encoder = PartSubset(layout, ("encoder",))
     assert torch.equal(encoder.take(ema), encoder.take(world.dense))
 
 

@@ -16,9 +16,9 @@ from fedphd.common.events import EventLog
 from fedphd.common.quality.evaluation import Evaluation, Protocol, Quality
 from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.wire.messages import Traffic
-from fedphd.server.collect import ClientStatistics
 from fedphd.server.pruning import PruneReport
 from fedphd.server.report import Report
+from fedphd.server.statistics import ClientStatistics
 from fedphd.server.strategy import IntervalStats
 
 DENSE, PRUNED = {"parameters": 10.0, "macs": 1000.0}, {"parameters": 5.0, "macs": 600.0}

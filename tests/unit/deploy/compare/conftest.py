@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedphd.deploy.compare.plan import Common
-from fedphd.deploy.simulation.run_config import CLASSES, SOURCE, SimulatedClients
+from fedphd.deploy.launch.client_data import CLASSES, SOURCE
+from fedphd.deploy.simulation.run_config import SimulatedClients
 
 
 @pytest.fixture

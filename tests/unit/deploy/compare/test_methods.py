@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fedphd.common.config.text import setting_keys
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.compare.methods import check_common, choose_methods, read_methods
-from fedphd.deploy.simulation.run_config import setting_keys
 
 PAPER = ["fedavg", "fedprox", "moon", "scaffold", "feddiffuse", "fedphd", "fedphd_os"]
 

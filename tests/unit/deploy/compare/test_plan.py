@@ -14,7 +14,8 @@ from fedphd.common.events import write_json
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.methods import choose_methods, read_methods
 from fedphd.deploy.compare.plan import Common, PlannedRun, plan_runs
-from fedphd.deploy.simulation.run_config import CLASSES, SOURCE, SimulatedClients
+from fedphd.deploy.launch.client_data import CLASSES, SOURCE
+from fedphd.deploy.simulation.run_config import SimulatedClients
 
 TABLE = read_methods()
 BOTH = choose_methods(TABLE, ["fedavg", "fedphd"])

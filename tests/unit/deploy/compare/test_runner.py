@@ -22,7 +22,7 @@ from fedphd.deploy.compare.runner import (
     time_left_s,
     why_failed,
 )
-from fedphd.deploy.simulation.run_config import take_data
+from fedphd.deploy.launch.client_data import take_data
 
 TABLE = read_methods()
 

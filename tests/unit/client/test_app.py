@@ -15,7 +15,7 @@ from fedphd.common.config.run import DiffusionConfig, ModelConfig, ObjectiveConf
 from fedphd.common.errors import ConfigError, ReplyError
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_unet, unet_config
-from fedphd.common.unet.parts import Part, Selection
+from fedphd.common.unet.parts import Part, PartSubset
 from fedphd.common.wire.messages import (
     CHOOSE,
     FINISH,
@@ -28,10 +28,10 @@ from fedphd.common.wire.messages import (
     Finish,
     Hello,
     HelloReply,
-    Network,
     Payload,
     TrainReply,
     TrainTask,
+    UNetSpec,
 )
 from fedphd.common.wire.records import read_payload, read_variate, read_weights, to_records
 from fedphd.server.pruning import prune_unet
@@ -186,7 +186,7 @@ def task(**changes: Any) -> tuple[TrainTask, torch.Tensor]:
     layout = TensorLayout.of(unet.state_dict())
     values: dict[str, Any] = {
         "edge_id": "edge-0", "interval": 1, "edge_round": 1, "seed": 0,
-        "network": Network(unet=unet_config(unet), layout=layout.to_json()),
+        "network": UNetSpec(unet=unet_config(unet), layout=layout.to_json()),
         "diffusion": DiffusionConfig(), "training": TrainingConfig(batch_size=8, local_amount=1),
         "sparsity_lambda": 0.0, "optimizer_moments": "prune",
     }  # fmt: skip
@@ -232,8 +232,8 @@ def test_training_refuses_weights_that_do_not_fit(runtime: ClientRuntime) -> Non
 
 def received(order: TrainTask, weights: torch.Tensor, *parts: Part, **changes: Any) -> Any:
     """The task and weights of an edge that exchanges only ``parts``."""
-    sent = Selection(order.network.tensor_layout(), parts)
-    network = Network(unet=order.network.unet, layout=sent.chosen.to_json())
+    sent = PartSubset(order.network.tensor_layout(), parts)
+    network = UNetSpec(unet=order.network.unet, layout=sent.chosen.to_json())
     values = {"network": network, "parts": parts, "send": parts, "initial": MODEL} | changes
     return order.model_copy(update=values), sent.take(weights)
 
@@ -241,7 +241,7 @@ def received(order: TrainTask, weights: torch.Tensor, *parts: Part, **changes: A
 def test_only_the_decoder_comes_and_goes_and_the_rest_stays_here() -> None:
     order, initial = task()
     layout = order.network.tensor_layout()
-    decoder = Selection(layout, ("decoder",))
+    decoder = PartSubset(layout, ("decoder",))
     trained = layout.pack(build_unet(MODEL, seed=9).state_dict())
     app, whole = App(ClientRuntime(config())), App(ClientRuntime(config()))
     message = app.ask(TRAIN, *received(order, trained, "decoder"))
@@ -261,10 +261,10 @@ def test_own_parts_of_a_new_client_are_cut_like_the_network() -> None:
     dense = build_unet(MODEL, seed=0)
     pruned = prune_unet(dense, ratio=0.5)
     layout = TensorLayout.of(pruned.unet.state_dict())
-    network = Network(unet=unet_config(pruned.unet), layout=layout.to_json())
+    network = UNetSpec(unet=unet_config(pruned.unet), layout=layout.to_json())
     order, _ = task(network=network, cut=pruned.cut.to_json())
     trained = layout.pack(pruned.unet.state_dict()) + 0.01
-    decoder = Selection(layout, ("decoder",))
+    decoder = PartSubset(layout, ("decoder",))
     message = App(ClientRuntime(config())).ask(TRAIN, *received(order, trained, "decoder"))
     initial = layout.pack(pruned.cut.apply(dense.state_dict()))
     completed = decoder.put(initial, decoder.take(trained))
@@ -275,7 +275,7 @@ def test_own_parts_of_a_new_client_are_cut_like_the_network() -> None:
 def test_half_of_the_network_goes_back() -> None:
     order, weights = task(send=("bottleneck", "decoder"))
     message = App(ClientRuntime(config())).ask(TRAIN, order, weights)
-    half = Selection(order.network.tensor_layout(), ("bottleneck", "decoder"))
+    half = PartSubset(order.network.tensor_layout(), ("bottleneck", "decoder"))
     full, _ = task()
     expected = read_weights(App(ClientRuntime(config())).ask(TRAIN, full, weights))
     assert torch.equal(read_weights(message), half.take(expected))

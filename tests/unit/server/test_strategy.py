@@ -10,7 +10,7 @@ import torch
 from flwr.app import ConfigRecord
 from support.edges import Cloud, FakeEdge, run_config, scheduled
 
-from fedphd.common.wire.messages import Network, Traffic
+from fedphd.common.wire.messages import Traffic, UNetSpec
 from fedphd.common.wire.records import (
     weights_record,
 )
@@ -168,7 +168,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"weights": lambda given: given * math.nan}, "tensor conv_in.weight holds nan"),
     ({"weights": lambda given: given[:-1]}, "values; expected"),
     ({"weights": lambda given: given.double()}, "no flat float32 array"),
-    ({"reply": {"network": Network(unet={}, layout="[]")}}, "tensor conv_in.weight is missing"),
+    ({"reply": {"network": UNetSpec(unet={}, layout="[]")}}, "tensor conv_in.weight is missing"),
     ({"reply": {"edge_id": "good"}}, "answers as good for interval 1; expected bad for interval 1"),
     ({"reply": {"interval": 2}}, "answers as bad for interval 2; expected bad for interval 1"),
     ({"reply": {"label_distribution": (1.0,)}}, "is none over 2 classes"),

@@ -6,15 +6,9 @@ import pytest
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
+from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, data_of, take_data
 from fedphd.deploy.launch.local import part_of_data
-from fedphd.deploy.simulation.run_config import (
-    CLIENT_DEFAULTS,
-    SimulatedClients,
-    client_values,
-    data_of,
-    default_run_config,
-    take_data,
-)
+from fedphd.deploy.simulation.run_config import SimulatedClients, client_values, default_run_config
 
 CELEBA = {
     "data.source": "faces",

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedphd.common.errors import ConfigError, ReplyError
-from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, measure
+from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, feature_moments
 from fedphd.common.rng import generator
 
 POINTS = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])
@@ -51,7 +51,7 @@ def test_batches_do_not_matter() -> None:
         return batch.flatten(1).float() / 7
 
     at_once, in_parts = (
-        measure(
+        feature_moments(
             features, images, labels, num_features=4, num_classes=3, batch_size=size,
             device=torch.device("cpu"),
         )

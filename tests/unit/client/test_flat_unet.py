@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fedphd.client.network import Networks
+from fedphd.client.flat_unet import UNetCache
 from fedphd.common.config.run import ModelConfig
 from fedphd.common.unet.model import build_unet, unet_config
 
@@ -17,7 +17,7 @@ def description(width: int) -> dict[str, object]:
 
 
 def test_one_network_serves_an_architecture_until_another_comes() -> None:
-    networks = Networks()
+    networks = UNetCache()
     first = networks.get(description(8), CPU)
     assert networks.get(description(8), CPU) is first
     other = networks.get(description(12), CPU)

@@ -16,7 +16,7 @@ from support.peers import FakeClient, interval_task, plan
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.rng import sample_participants
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.wire.messages import CHOOSE, TRAIN, Choose, Network
+from fedphd.common.wire.messages import CHOOSE, TRAIN, Choose, UNetSpec
 from fedphd.common.wire.records import read_array, read_payload, weights_record
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import WeightedSum
@@ -234,9 +234,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"weights": torch.zeros(1)}, "weights have 1 values; expected 3"),
     ({"weights": torch.zeros(3, 1)}, "weights are no flat float32 array"),
     ({"weights": torch.zeros(3, dtype=torch.float64)}, "weights are no flat float32 array"),
-    ({"reply": {"network": Network(unet={}, layout=OTHER.to_json())}},
+    ({"reply": {"network": UNetSpec(unet={}, layout=OTHER.to_json())}},
      "tensor a has shape (3,); expected (2,)"),
-    ({"reply": {"network": Network(unet={}, layout="[")}}, "layout of the weights is malformed"),
+    ({"reply": {"network": UNetSpec(unet={}, layout="[")}}, "layout of the weights is malformed"),
     ({"reply": {"num_examples": 10**18}}, f"claims {10**18} examples, but registered with 10"),
     ({"reply": {"num_examples": 0}}, "claims 0 examples, but registered with 10"),
     ({"reply": {"edge_round": 2}},

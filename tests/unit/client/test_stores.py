@@ -9,8 +9,8 @@ import torch
 from flwr.app import RecordDict
 from support.disk import files_limited_to
 
-from fedphd.client.kept import OWN_WEIGHTS
-from fedphd.client.state import ContextState, FileState, TrainerState
+from fedphd.client.local_state import OWN_WEIGHTS
+from fedphd.client.stores import ContextStore, FileStore, StateStore
 from fedphd.client.trainer import Trainer
 from fedphd.common.errors import FedPhDError
 from fedphd.common.unet.layout import TensorLayout
@@ -25,8 +25,8 @@ def trained(steps: int) -> Trainer:
     return trainer
 
 
-def place(kind: str, records: RecordDict, folder: Path) -> TrainerState:
-    return ContextState(records) if kind == "context" else FileState(records, folder / "a" / "kept")
+def place(kind: str, records: RecordDict, folder: Path) -> StateStore:
+    return ContextStore(records) if kind == "context" else FileStore(records, folder / "a" / "kept")
 
 
 @pytest.mark.parametrize("kind", ["context", "file"])

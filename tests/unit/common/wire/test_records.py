@@ -27,13 +27,13 @@ from fedphd.common.wire.messages import (
     HelloReply,
     IntervalReply,
     IntervalTask,
-    Network,
     Payload,
     StatisticsReply,
     StatisticsTask,
     Traffic,
     TrainReply,
     TrainTask,
+    UNetSpec,
 )
 from fedphd.common.wire.records import (
     check_reply_weights,
@@ -47,7 +47,7 @@ from fedphd.common.wire.records import (
 )
 
 LAYOUT = TensorLayout(("conv.weight", "conv.bias"), ((2, 2), (3,)))
-NETWORK = Network(unet={"image_size": 8, "widths": [8, 16]}, layout=LAYOUT.to_json())
+NETWORK = UNetSpec(unet={"image_size": 8, "widths": [8, 16]}, layout=LAYOUT.to_json())
 OFFER = EdgeOffer(edge_id="edge-0", label_distribution=(0.25, 0.75), num_samples=40.0)
 TRAIN_REPLY = TrainReply(
     client_id="client-0", interval=2, edge_round=3, network=NETWORK, num_examples=10,
@@ -280,8 +280,8 @@ def test_view_keeps_its_bytes_alive() -> None:
     assert got.tolist() == list(range(1000))
 
 
-def network(layout: TensorLayout | str) -> Network:
-    return Network(unet={}, layout=layout if isinstance(layout, str) else layout.to_json())
+def network(layout: TensorLayout | str) -> UNetSpec:
+    return UNetSpec(unet={}, layout=layout if isinstance(layout, str) else layout.to_json())
 
 
 def test_right_weights_pass() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedphd.common.wire.roster import Peer
-from fedphd.server.collect import assign_clients
+from fedphd.server.statistics import assign_clients
 
 
 def edge(number: int, *clients: str) -> Peer:

@@ -19,7 +19,7 @@ from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import unet_from_config
 
 
-class Network:
+class FlatUNet:
     """A U-Net whose parameters and gradients are views of ``flat`` and ``flat.grad``.
 
     Args:
@@ -60,7 +60,7 @@ class Network:
             self.flat.copy_(weights)
 
 
-class Networks:
+class UNetCache:
     """The network that was asked for last; trainers that take turns may share one holder.
 
     Building a network takes longer than a short round, and loading weights makes any network
@@ -68,9 +68,9 @@ class Networks:
     """
 
     def __init__(self) -> None:
-        self._latest: Network | None = None
+        self._latest: FlatUNet | None = None
 
-    def get(self, unet_config: Mapping[str, Any], device: torch.device) -> Network:
+    def get(self, unet_config: Mapping[str, Any], device: torch.device) -> FlatUNet:
         """A network of this architecture on ``device``, whatever weights it holds."""
         latest = self._latest
         if (
@@ -78,5 +78,5 @@ class Networks:
             or latest.unet_config != dict(unet_config)
             or latest.flat.device.type != device.type
         ):
-            latest = self._latest = Network(unet_config, device)
+            latest = self._latest = FlatUNet(unet_config, device)
         return latest

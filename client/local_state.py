@@ -28,7 +28,7 @@ _KINDS: Final = {
 }
 
 
-class Kept:
+class LocalState:
     """Flat vectors by name, all for weights of one layout, and Adam's step counter.
 
     Args:
@@ -110,7 +110,9 @@ class Kept:
         return state
 
     @classmethod
-    def from_state(cls, client_id: str, device: torch.device, state: Mapping[str, Any]) -> Kept:
+    def from_state(
+        cls, client_id: str, device: torch.device, state: Mapping[str, Any]
+    ) -> LocalState:
         """Read ``state_dict()``; raises KeyError, TypeError or ValueError if it is malformed."""
         kept = cls(client_id, device)
         if "layout" not in state:

@@ -27,7 +27,7 @@ _JSON: Final = "json"
 _PATH: Final = "path"
 
 
-class TrainerState(Protocol):
+class StateStore(Protocol):
     """A place that outlives the process."""
 
     def restore(self, trainer: Trainer) -> None:
@@ -47,14 +47,14 @@ class TrainerState(Protocol):
         ...
 
 
-class ContextState:
+class ContextStore:
     """The state lies in the records that Flower keeps for a node: in a node's own process."""
 
     def __init__(self, records: RecordDict) -> None:
         self._records = records
 
     def restore(self, trainer: Trainer) -> None:
-        """See ``TrainerState``."""
+        """See ``StateStore``."""
         if _SCALARS not in self._records:
             trainer.load_state_dict({"steps": 0})
             return
@@ -64,14 +64,14 @@ class ContextState:
         trainer.load_state_dict(state)
 
     def store(self, trainer: Trainer) -> None:
-        """See ``TrainerState``."""
+        """See ``StateStore``."""
         scalars, tensors = _split(trainer)
         arrays = {key: Array(tensor.numpy()) for key, tensor in tensors.items()}
         self._records[_SCALARS] = ConfigRecord({_JSON: json.dumps(scalars)})
         self._records[_TENSORS] = ArrayRecord(arrays)
 
 
-class FileState:
+class FileStore:
     """The state lies in a file; the records that Flower keeps only say that there is one.
 
     Flower holds the records of all simulated nodes in one process, which many clients' moments
@@ -87,7 +87,7 @@ class FileState:
         self._path = path
 
     def restore(self, trainer: Trainer) -> None:
-        """See ``TrainerState``."""
+        """See ``StateStore``."""
         if _FILE not in self._records:
             trainer.load_state_dict({"steps": 0})
             return
@@ -105,7 +105,7 @@ class FileState:
         trainer.load_state_dict(state)
 
     def store(self, trainer: Trainer) -> None:
-        """See ``TrainerState``."""
+        """See ``StateStore``."""
         scalars, tensors = _split(trainer)
         beside = self._path.with_suffix(".new")
         try:

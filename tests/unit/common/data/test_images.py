@@ -20,7 +20,7 @@ from fedphd.common.data.images import ImageSet, LabelledImages, to_model_range
 from fedphd.common.data.partition import all_parts, partition_indices, partition_name
 from fedphd.common.errors import ConfigError
 
-CIFAR10 = Path(__file__).parents[4] / "shared/data/cifar10/train.parquet"
+CIFAR10 = Path(__file__).parents[5] / "shared/data/cifar10/train.parquet"
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,6 @@ from fedphd.common.wire.roster import Peer, Roster
 
 logger = logging.getLogger(__name__)
 
-# In a run's folder, for later evaluations of its checkpoint.
-STATISTICS_FILE = "statistics.safetensors"
-
 
 @dataclass
 class ClientStatistics:
