@@ -1,4 +1,4 @@
-"""The ladder of rooms: each imports only rooms below it; Flower's depths have files of their own."""
+"""The ladder of rooms: each imports only rooms below it; Flower's depths have their own files."""
 
 from __future__ import annotations
 
