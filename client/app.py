@@ -167,12 +167,9 @@ class ClientRuntime:
             edge_round=task.edge_round,
             network=UNetSpec(unet=unet, layout=sent.chosen.to_json()),
             num_examples=len(self._labels),
-            loss=result.loss,
-            sparsity_penalty=result.sparsity_penalty,
-            objective_term=result.term,
+            metrics=result.metrics,
             steps=result.steps,
             seconds=result.seconds,
-            validation_loss=result.validation_loss,
         )
         records = to_records(reply, sent.take(result.weights), result.variate_change)
         return Message(records, reply_to=message)

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -20,14 +19,6 @@ from fedphd.common.unet.groups import GroupPenalty
 
 # No gradients are kept for these, so they may be more than in a training step.
 _VALIDATION_BATCH = 256
-
-
-class Step(NamedTuple):
-    """What an optimiser step came to; the penalty is before lambda."""
-
-    loss: float
-    term: float
-    penalty: float
 
 
 @dataclass(frozen=True)
@@ -45,8 +36,8 @@ class LocalRound:
     rng: torch.Generator
     name: str
 
-    def step(self, images: torch.Tensor, number: int, steps_before: int) -> Step:
-        """One optimiser step on uint8 images.
+    def step(self, images: torch.Tensor, number: int, steps_before: int) -> dict[str, float]:
+        """One optimiser step on uint8 images; returns its values of ``TrainMetrics``, by name.
 
         Args:
             images: (B, C, H, W), uint8, on the CPU.
@@ -71,7 +62,7 @@ class LocalRound:
         self.method.observe(self.network.gradient)
         self.optimizer.param_groups[0]["lr"] = warmed_up(self.training, steps_before)
         self.optimizer.step()
-        return Step(loss.item(), added, penalty)
+        return {"loss": loss.item(), "objective_term": added, "sparsity_penalty": penalty}
 
     def _draw(self, images: torch.Tensor) -> Batch:
         clean = to_model_range(images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from fedphd.client.flat_unet import FlatUNet, UNetCache
 from fedphd.client.local_state import MOMENTS, OWN_WEIGHTS, LocalState
 from fedphd.client.objectives import EpsilonObjective, Objective, local_method
-from fedphd.client.steps import LocalRound, Step, batches, validation_loss
+from fedphd.client.steps import LocalRound, batches, validation_loss
 from fedphd.common.config.run import DiffusionConfig, ObjectiveConfig, TrainingConfig
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.rng import derive_seed, generator
@@ -23,6 +22,7 @@ from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_scheduler, resolve_device
 from fedphd.common.unet.parts import PARTS, Part, PartSubset
+from fedphd.common.wire.metrics import TrainMetrics
 
 
 @dataclass(frozen=True)
@@ -32,30 +32,19 @@ class TrainResult:
     Attributes:
         weights: trained weights of the whole U-Net, (numel,), float32, on the CPU.
         layout: their names and shapes.
-        loss: mean over the steps of the objective alone, without the method's term and the
-            sparsity penalty.
-        sparsity_penalty: mean over the steps of the group penalty before its factor lambda;
-            0 where it was off.
-        term: mean over the steps of what the method added to the loss (FedProx, MOON).
+        metrics: of this client alone.
+        steps: optimiser steps taken.
         variate_change: change of SCAFFOLD's control variate of this client, (numel,), float32,
             on the CPU; None for other methods.
-        steps: optimiser steps taken.
-        num_examples: images of the client.
         seconds: wall time.
-        validation_loss: mean of the received weights' epsilon loss over the held out images;
-            None without such images.
     """
 
     weights: torch.Tensor
     layout: TensorLayout
-    loss: float
-    sparsity_penalty: float
-    term: float
+    metrics: TrainMetrics
     steps: int
-    num_examples: int
     seconds: float
     variate_change: torch.Tensor | None
-    validation_loss: float | None
 
 
 class Trainer:
@@ -168,14 +157,10 @@ class Trainer:
         return TrainResult(
             weights=network.flat.detach().to("cpu", copy=True),
             layout=network.layout,
-            loss=math.fsum(step.loss for step in steps) / len(steps),
-            sparsity_penalty=math.fsum(step.penalty for step in steps) / len(steps),
-            term=math.fsum(step.term for step in steps) / len(steps),
+            metrics=TrainMetrics.of_steps(steps, validation_loss=validated),
             steps=len(steps),
-            num_examples=len(images),
             seconds=time.perf_counter() - start_s,
             variate_change=change,
-            validation_loss=validated,
         )
 
     def _validated(
@@ -199,9 +184,9 @@ class Trainer:
         if training.optimizer_state == "fresh":
             self._kept.drop(*MOMENTS)
 
-    def _run(self, round_: LocalRound, images: torch.Tensor) -> list[Step]:
+    def _run(self, round_: LocalRound, images: torch.Tensor) -> list[dict[str, float]]:
         """All steps of a round."""
-        steps: list[Step] = []
+        steps: list[dict[str, float]] = []
         round_.network.unet.train()
         for indices in batches(len(images), round_.training, round_.rng):
             steps.append(round_.step(images[indices], len(steps) + 1, self._steps))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from flwr.app import Array
@@ -11,6 +11,7 @@ from flwr.app import Array
 from fedphd.common.unet.parts import PartSubset, joined
 from fedphd.common.wire.grid import StreamingGrid
 from fedphd.common.wire.messages import IntervalReply, IntervalTask, UNetSpec
+from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
@@ -91,12 +92,9 @@ def run_interval(
         samples_per_round=samples / len(rounds),
         client_rounds=sum(len(stats.clients) for stats in rounds),
         label_distribution=tuple(float(share) for share in strategy.holdings.label_distribution),
-        loss=sum(stats.loss_sum for stats in rounds) / samples if samples else 0.0,
+        metrics=_metrics(rounds),
         mean_steps=strategy.interval_mean_steps(),
-        images=sum(stats.images_sum for stats in rounds),
-        # Only the first round begins with the cloud's own weights.
-        validation_loss=rounds[0].validation_loss,
-        validation_samples=rounds[0].validation_samples,
+        images=sum(stats.images for stats in rounds),
         traffic=grid.traffic.minus(traffic_before),
         seconds=time.monotonic() - started_s,
         clients=tuple(sorted({name for stats in rounds for name in stats.clients})),
@@ -105,3 +103,11 @@ def run_interval(
     if not sent.is_whole:
         weights = Array(sent.take(read_array(weights)).numpy())
     return reply, weights, server.change if server else None
+
+
+def _metrics(rounds: Sequence[RoundStats]) -> TrainMetrics:
+    """The interval's means, weighed as a mean edge round."""
+    merged = TrainMetrics.merge(stats.metrics for stats in rounds)
+    # Only the first round begins with the cloud's own weights, which are validated.
+    validation = rounds[0].metrics.validation_loss
+    return merged.model_copy(update={"validation_loss": validation}).per(len(rounds))

@@ -29,6 +29,7 @@ from fedphd.common.wire.messages import (
     TrainReply,
     TrainTask,
 )
+from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
@@ -47,50 +48,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RoundStats:
-    """What one edge round came to."""
+    """An edge round's figures; ``metrics`` weigh each client by its registered images."""
 
     edge_round: int
     clients: list[str] = field(default_factory=list)
     num_samples: int = 0
-    loss_sum: float = 0.0
-    penalty_sum: float = 0.0
-    term_sum: float = 0.0
-    steps_sum: int = 0
-    images_sum: int = 0
-    validation_sum: float = 0.0
-    validation_samples: int = 0
+    metrics: TrainMetrics = field(default_factory=TrainMetrics)
+    steps: int = 0
+    images: int = 0
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over the round's samples; 0 without clients."""
-        return self.loss_sum / self.num_samples if self.num_samples else 0.0
-
-    @property
-    def validation_loss(self) -> float | None:
-        """Of the weights that the round began with, over held out images; None without any."""
-        if not self.validation_samples:
-            return None
-        return self.validation_sum / self.validation_samples
 
     def add(self, answer: TrainReply, num_samples: int, batch_size: int) -> None:
         """Count a client that trained, with the number of images that it registered with."""
         self.num_samples += num_samples
-        self.loss_sum += answer.loss * num_samples
-        self.penalty_sum += answer.sparsity_penalty * num_samples
-        self.term_sum += answer.objective_term * num_samples
-        self.steps_sum += answer.steps
-        self.images_sum += images_of_steps(num_samples, answer.steps, batch_size)
-        if answer.validation_loss is not None:
-            # Each client counts as when it trains, however many images it says it holds out.
-            self.validation_sum += answer.validation_loss * num_samples
-            self.validation_samples += num_samples
+        self.metrics = TrainMetrics.merge([self.metrics, answer.metrics.weighing(num_samples)])
+        self.steps += answer.steps
+        self.images += images_of_steps(num_samples, answer.steps, batch_size)
 
     @property
     def mean_steps(self) -> float:
         """Optimiser steps per client of this round."""
-        return self.steps_sum / len(self.clients) if self.clients else 0.0
+        return self.steps / len(self.clients) if self.clients else 0.0
 
 
 class Holdings:
@@ -337,7 +316,7 @@ class EdgeAverage(Strategy):
         self.averaged |= came
         if not came:
             return None, None
-        return weights_record(average), MetricRecord({"loss": stats.loss})
+        return weights_record(average), MetricRecord({"loss": stats.metrics.loss.value or 0.0})
 
     def _check(
         self, peer: Peer, edge_round: int, reply: Message, expected: TensorLayout
@@ -352,6 +331,8 @@ class EdgeAverage(Strategy):
             raise ReplyError(
                 f"claims {answer.num_examples} examples, but registered with {peer.num_samples}"
             )
+        if not answer.metrics.is_of_one_client():
+            raise ReplyError(f"claims metrics that no single client has: {answer.metrics.values()}")
         return answer, check_reply_weights(read_weights(reply), answer.network, expected)
 
     def _fail(self, peer: Peer, stats: RoundStats, reason: str) -> None:

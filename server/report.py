@@ -78,8 +78,10 @@ class Report:
         self._intervals += 1
         self._intervals_s += stats.seconds
         left = self._config.schedule.intervals - stats.interval
+        given = {key: value for key, value in vars(stats).items() if key != "metrics"}
         values = {
-            **asdict(stats),
+            **given,
+            **stats.metrics.values(),
             "client_edge": stats.client_edge.model_dump(),
             "sparse": sparse,
             "intervals": self._config.schedule.intervals,
@@ -92,11 +94,13 @@ class Report:
         }
         self._events.write("interval", **values)
         step = stats.interval
-        for name in ("loss", "mean_steps", "num_samples", "seconds"):
+        for name in ("mean_steps", "num_samples", "seconds"):
             self._board.add_scalar(f"interval/{name}", getattr(stats, name), step)
-        if stats.validation_loss is not None:
-            # Of the weights that the previous interval came to; 0 is before training.
-            self._board.add_scalar("interval/validation_loss", stats.validation_loss, step - 1)
+        for name, value in stats.metrics.values().items():
+            if value is not None:
+                # Validated are the weights that the previous interval ended with; 0: the initial.
+                at = step - 1 if name == "validation_loss" else step
+                self._board.add_scalar(f"interval/{name}", value, at)
         for edge, share in stats.edge_weights.items():
             self._board.add_scalar(f"edge_weight/{edge}", share, step)
         for edge, score in stats.edge_homogeneity.items():

@@ -20,6 +20,7 @@ from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import PrunedUNet, unet_config
 from fedphd.common.unet.parts import Part, PartSubset, joined, part_sets
 from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, Traffic, UNetSpec
+from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
@@ -40,11 +41,10 @@ SHARES_TOLERANCE = 1e-6
 
 @dataclass
 class IntervalStats:
-    """What one interval came to; ``validation_loss`` is of the weights that it began with."""
+    """An interval's figures; the validation loss is of the weights that it began with."""
 
     interval: int
-    loss: float = 0.0
-    validation_loss: float | None = None
+    metrics: TrainMetrics = field(default_factory=TrainMetrics)
     num_samples: float = 0.0
     mean_steps: float = 0.0
     images: int = 0
@@ -187,7 +187,8 @@ class FedPhD(Strategy):
             self._prune(server_round)
         if not trained:
             return None, None
-        return weights_record(self.weights()), MetricRecord({"loss": stats.loss})
+        loss = stats.metrics.loss.value or 0.0
+        return weights_record(self.weights()), MetricRecord({"loss": loss})
 
     def _check(self, name: str, interval: int, reply: Message) -> _Trained:
         answer = read_payload(reply, IntervalReply)
@@ -230,11 +231,9 @@ class FedPhD(Strategy):
         most = schedule.max_client_samples * names
         if answer.samples_per_round > most:
             raise ReplyError(f"claims {answer.samples_per_round:g} samples; at most {most} fit")
-        if answer.validation_samples > most:
-            raise ReplyError(
-                f"claims {answer.validation_samples} samples of clients that validated; at most "
-                f"{most} fit"
-            )
+        for name, mean in answer.metrics.means().items():
+            if mean.weight > most:
+                raise ReplyError(f"claims a {name} of {mean.weight:g} samples; at most {most} fit")
         if answer.client_rounds and not answer.samples_per_round:
             raise ReplyError(f"claims {answer.client_rounds} client rounds without a sample")
 
@@ -256,8 +255,7 @@ class FedPhD(Strategy):
             stats.client_rounds += answer.client_rounds
             stats.images += answer.images
         stats.num_samples = sum(sizes)
-        stats.loss = sum(a.loss * n for a, n in zip(answers, sizes, strict=True)) / sum(sizes)
-        stats.validation_loss = mean_validation_loss(answers)
+        stats.metrics = TrainMetrics.merge(answer.metrics for answer in answers)
         stats.clients = sorted({name for answer in answers for name in answer.clients})
         stats.edge_weights = dict(sorted(stats.edge_weights.items()))
         average = self._averaged(trained, [float(share) for share in shares])
@@ -324,15 +322,3 @@ class FedPhD(Strategy):
 
     def summary(self) -> None:
         """Nothing to add to the event log."""
-
-
-def mean_validation_loss(answers: Iterable[IntervalReply]) -> float | None:
-    """The edges' validation losses, weighted by their validating clients' training images."""
-    validated = [
-        (answer.validation_loss, answer.validation_samples)
-        for answer in answers
-        if answer.validation_loss is not None and answer.validation_samples
-    ]
-    if not validated:
-        return None
-    return sum(loss * n for loss, n in validated) / sum(n for _, n in validated)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fedphd.common.config.run import (
     INCEPTION,
@@ -22,6 +22,8 @@ from fedphd.common.config.run import (
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PARTS, Part
+from fedphd.common.wire.metrics import TrainMetrics
+from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload
 
 PROTOCOL: Final = 1
 PACKAGE_VERSION: Final = version("fedphd")
@@ -32,19 +34,8 @@ FINISH: Final = "query.finish"
 STATISTICS: Final = "query.statistics"
 TRAIN: Final = "train"
 
-# Beyond any honest figure, and small enough that an edge's sums of them pass at the cloud and
-# the cloud's sums do not overflow.
-MOST_OF_CLIENT: Final = 10**12
-MOST: Final = 10**30
-
 # Who asks when edges share one question: the answer is for whichever edge is chosen.
 EVERY_EDGE: Final = "*"
-
-
-class Payload(BaseModel):
-    """Base of every message's scalars: strict types, no unknown keys, finite numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Hello(Payload):
@@ -136,23 +127,16 @@ class TrainTask(Payload):
 
 
 class TrainReply(Payload):
-    """Client to edge, with its weights: how the round went.
-
-    ``validation_loss`` is that of the received weights, over the images that the client holds
-    out; None if it holds out none.
-    """
+    """Client to edge, with its weights: how the round went."""
 
     client_id: str
     interval: int = Field(ge=1)
     edge_round: int = Field(ge=1)
     network: UNetSpec
     num_examples: int = Field(ge=0)
-    loss: float = Field(ge=-MOST_OF_CLIENT, le=MOST_OF_CLIENT)
-    sparsity_penalty: float = Field(0.0, ge=0, le=MOST_OF_CLIENT)
-    objective_term: float = Field(0.0, ge=0, le=MOST_OF_CLIENT)
+    metrics: TrainMetrics
     steps: int = Field(ge=0, le=MOST_OF_CLIENT)
     seconds: float = Field(ge=0)
-    validation_loss: float | None = Field(None, ge=0, le=MOST_OF_CLIENT)
 
 
 class IntervalTask(Payload):
@@ -198,8 +182,8 @@ class IntervalReply(Payload):
     """Edge to cloud, with its weights: how the interval went.
 
     ``parts`` are those that it sends; ``images`` those of all clients' optimiser steps together.
-    ``validation_loss`` is that of the cloud's weights, as the clients of the first edge round
-    received them, which hold ``validation_samples`` training images; None if none validated.
+    ``metrics`` weigh by the images that trained in an edge round, on average; their validation
+    loss is that of the cloud's weights, as the clients of the first edge round received them.
     """
 
     edge_id: str
@@ -209,11 +193,9 @@ class IntervalReply(Payload):
     samples_per_round: float = Field(ge=0)
     client_rounds: int = Field(ge=0)
     label_distribution: tuple[float, ...]
-    loss: float = Field(ge=-MOST, le=MOST)
+    metrics: TrainMetrics
     mean_steps: float = Field(ge=0, le=MOST)
     images: int = Field(0, ge=0, le=MOST)
-    validation_loss: float | None = Field(None, ge=0, le=MOST)
-    validation_samples: int = Field(0, ge=0, le=MOST)
     traffic: Traffic
     seconds: float = Field(ge=0)
     clients: tuple[str, ...] = ()

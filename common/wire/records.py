@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.wire.messages import PACKAGE_VERSION, PROTOCOL, HelloReply, Payload, UNetSpec
+from fedphd.common.wire.messages import PACKAGE_VERSION, PROTOCOL, HelloReply, UNetSpec
+from fedphd.common.wire.payload import Payload
 
 _RECORD: Final = "fedphd"
 _PAYLOAD: Final = "payload"

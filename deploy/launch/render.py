@@ -162,9 +162,9 @@ def _round(event: dict[str, Any]) -> str:
 
 def _losses(event: dict[str, Any]) -> str:
     """The training's loss, and that of the weights which it began with on held out images."""
-    validation = event.get("validation_loss")
+    loss, validation = event["loss"], event.get("validation_loss")
     before = "" if validation is None else f", validation before {validation:.4f}"
-    return f"loss {event['loss']:.4f}{before}"
+    return "no loss" if loss is None else f"loss {loss:.4f}{before}"
 
 
 def _interval(event: dict[str, Any]) -> str:

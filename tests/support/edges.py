@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from flwr.app import Message
 from support.memory import FakeTime, MemoryGrid, streaming
+from support.metrics import metrics
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.unet.layout import TensorLayout
@@ -80,7 +81,8 @@ class FakeEdge:
         values: dict[str, Any] = {
             "edge_id": self.name, "interval": task.interval, "network": task.network,
             "samples_per_round": self.samples, "client_rounds": self.client_rounds,
-            "label_distribution": self.shares, "loss": 0.5, "mean_steps": 4.0,
+            "label_distribution": self.shares, "metrics": metrics(self.samples, loss=0.5),
+            "mean_steps": 4.0,
             "traffic": Traffic(sent_bytes=3, received_bytes=4), "seconds": 0.1,
             "clients": tuple(self.clients), "failures": (),
         }  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from flwr.app import Message, RecordDict
+from support.metrics import metrics
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.unet.layout import TensorLayout
@@ -116,7 +117,7 @@ class FakeClient:
             "edge_round": task.edge_round,
             "network": UNetSpec(unet=task.network.unet, layout=sent.chosen.to_json()),
             "num_examples": self.num_samples,
-            "loss": self.loss,
+            "metrics": metrics(loss=self.loss),
             "steps": 3,
             "seconds": 0.1,
         }

@@ -28,11 +28,11 @@ from fedphd.common.wire.messages import (
     Finish,
     Hello,
     HelloReply,
-    Payload,
     TrainReply,
     TrainTask,
     UNetSpec,
 )
+from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import read_payload, read_variate, read_weights, to_records
 from fedphd.server.pruning import prune_unet
 
@@ -202,7 +202,7 @@ def test_training_answers_with_changed_weights(runtime: ClientRuntime) -> None:
     assert (reply.client_id, reply.interval, reply.edge_round) == ("client-0", 3, 2)
     assert (reply.num_examples, reply.steps) == (num_samples, -(-num_samples // 8))
     assert reply.network == order.network
-    assert 0.5 < reply.loss < 2.0, "about 1 for noise of variance 1"
+    assert 0.5 < reply.metrics.loss.value < 2.0, "about 1 for noise of variance 1"
     trained = read_weights(message)
     assert trained.shape == weights.shape
     assert 1e-4 < (trained - weights).abs().max() < 0.1
@@ -216,7 +216,7 @@ def test_training_is_the_same_in_another_process() -> None:
 
 def test_sparse_training_reports_its_penalty(runtime: ClientRuntime) -> None:
     reply = read_payload(App(runtime).ask(TRAIN, *task(sparsity_lambda=1e-4)), TrainReply)
-    assert reply.sparsity_penalty > 0
+    assert reply.metrics.sparsity_penalty.total > 0
 
 
 def test_training_refuses_weights_that_do_not_fit(runtime: ClientRuntime) -> None:

@@ -96,7 +96,7 @@ def test_plain_sgd_by_hand() -> None:
     result = train(objective=TwoBiases())
     # Two steps of -0.1 * (3, 4).
     assert moved(result) == pytest.approx((-0.6, -0.8), rel=1e-5)
-    assert (result.term, result.variate_change) == (0.0, None)
+    assert (result.metrics.objective_term.value, result.variate_change) == (0.0, None)
 
 
 def test_sgd_decays_weights_as_an_l2_term() -> None:
@@ -114,11 +114,11 @@ def test_fedprox_pulls_back_to_the_received_weights() -> None:
     # (3, 4) + 2 * (-0.3, -0.4) = (2.4, 3.2): (-0.24, -0.32) more.
     assert moved(result) == pytest.approx((-0.54, -0.72), rel=1e-5)
     # 2 / 2 * (0.3^2 + 0.4^2) = 0.25 in the second step, 0 in the first.
-    assert result.term == pytest.approx(0.125, rel=1e-5)
+    assert result.metrics.objective_term.value == pytest.approx(0.125, rel=1e-5)
     # The loss is reported without it.
     start = two(flat_weights())
     expected = 3 * (start[0] - 0.15) + 4 * (start[1] - 0.2)
-    assert result.loss == pytest.approx(expected, rel=1e-4)
+    assert result.metrics.loss.value == pytest.approx(expected, rel=1e-4)
 
 
 def test_fedprox_counts_before_clipping() -> None:
@@ -179,8 +179,8 @@ def test_moons_step_is_the_gradient_of_its_formula() -> None:
         near, far = representation(received, batch), representation(before, batch)
     term = 3.0 * contrastive_loss(representation(current, batch), near, far, temperature=0.5)
     term.backward()  # type: ignore[no-untyped-call]
-    assert result.term == pytest.approx(term.item(), rel=1e-4)
-    assert result.loss == plain.loss
+    assert result.metrics.objective_term.value == pytest.approx(term.item(), rel=1e-4)
+    assert result.metrics.loss.value == plain.metrics.loss.value
     difference = layout().unpack(plain.weights - result.weights)
     for name, parameter in current.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -193,9 +193,9 @@ def test_moon_is_off_until_there_is_a_previous_model(caplog: pytest.LogCaptureFi
     trainer, method = client(), ObjectiveConfig(method="moon", moon_mu=1.0)
     first = train(trainer, training=ADAM, method=method)
     assert torch.equal(first.weights, train(training=ADAM).weights)
-    assert first.term == 0.0
+    assert first.metrics.objective_term.value == 0.0
     second = train(trainer, training=ADAM, method=method, edge_round=2)
-    assert second.term > 0
+    assert second.metrics.objective_term.value > 0
     assert caplog.text.count("has no previous local model yet: MOON's term is off") == 1
 
 
@@ -211,7 +211,7 @@ def test_scaffold_by_hand() -> None:
     assert result.variate_change is not None
     assert two(result.variate_change) == pytest.approx((2.5, 2.0), rel=1e-5)
     assert (result.variate_change != 0).sum() == 2
-    assert result.term == 0.0
+    assert result.metrics.objective_term.value == 0.0
 
 
 def test_scaffold_corrects_before_clipping_and_learns_what_was_given() -> None:
@@ -270,7 +270,8 @@ def test_without_weight_every_method_is_fedavg_to_the_bit(
         expected = train(plain, **options)
         result = train(other, method=method, variate=zeros, **options)
         assert torch.equal(result.weights, expected.weights)
-        assert (result.loss, result.term) == (expected.loss, 0.0)
+        assert result.metrics.loss == expected.metrics.loss
+        assert result.metrics.objective_term.value == 0.0
 
 
 def shrink() -> Cut:

@@ -106,8 +106,8 @@ def test_one_step_by_hand() -> None:
     moved = sum(int((after[name] != before[name]).sum()) for name in after)
     assert moved == 2
     expected = 3 * before["conv_in.bias"][0] + 4 * before["conv_out.bias"][0]
-    assert result.loss == pytest.approx(expected.item(), abs=1e-6)
-    assert (result.steps, result.num_examples, result.sparsity_penalty) == (1, 10, 0.0)
+    assert result.metrics.loss.value == pytest.approx(expected.item(), abs=1e-6)
+    assert (result.steps, result.metrics.sparsity_penalty.value) == (1, 0.0)
 
 
 def test_epsilon_step_equals_a_plain_loop() -> None:
@@ -131,7 +131,7 @@ def test_epsilon_step_equals_a_plain_loop() -> None:
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-    assert result.loss == pytest.approx(sum(losses) / 3, rel=1e-4)
+    assert result.metrics.loss.value == pytest.approx(sum(losses) / 3, rel=1e-4)
     for name, tensor in named(result.weights, model).items():
         assert torch.allclose(tensor, unet.state_dict()[name], atol=2e-4), name
 
@@ -155,7 +155,7 @@ def test_same_call_gives_the_same_bits_and_another_does_not() -> None:
     torch.manual_seed(99)
     again = train(training=flips)
     assert torch.equal(first.weights, again.weights)
-    assert first.loss == again.loss
+    assert first.metrics.loss.value == again.metrics.loss.value
     others = [
         train(training=TRAINING),
         train(training=flips, edge_round=2),
@@ -244,8 +244,8 @@ def test_sparse_phase_adds_the_group_penalty() -> None:
     unet = build_unet(WIDE, seed=0)
     penalty = GroupPenalty(unet)()
     penalty.backward()  # type: ignore[no-untyped-call]
-    assert result.loss == 0
-    assert result.sparsity_penalty == pytest.approx(penalty.item(), rel=1e-5)
+    assert result.metrics.loss.value == 0
+    assert result.metrics.sparsity_penalty.value == pytest.approx(penalty.item(), rel=1e-5)
     moments = named(cast(torch.Tensor, trainer.state_dict()["exp_avg"]))
     for name, parameter in unet.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -322,11 +322,10 @@ def test_loss_falls_on_digits() -> None:
     now = task(model=model, images=images[:256], training=training, held_out=images[256:512])
     before = trainer.train(**now)
     after = trainer.train(**now | {"weights": before.weights, "training": TRAINING})
-    assert before.validation_loss is not None
-    assert after.validation_loss is not None
-    assert before.validation_loss > 0.9
-    assert after.validation_loss < 0.5 * before.validation_loss
-    assert after.num_examples == 256
+    assert before.metrics.validation_loss.value is not None
+    assert after.metrics.validation_loss.value is not None
+    assert before.metrics.validation_loss.value > 0.9
+    assert after.metrics.validation_loss.value < 0.5 * before.metrics.validation_loss.value
 
 
 def test_validation_loss_by_hand() -> None:
@@ -351,11 +350,12 @@ def test_validation_repeats_and_does_not_touch_the_training() -> None:
     results = [train(validating, **held_out, edge_round=number) for number in (1, 2)]
     for number, result in enumerate(results, start=1):
         expected = train(plain, edge_round=number)
-        assert expected.validation_loss is None
+        assert expected.metrics.validation_loss.value is None
         assert torch.equal(result.weights, expected.weights)
     # The same weights came, and the same noise was drawn, in another round.
-    assert results[0].validation_loss == results[1].validation_loss
-    assert train(**held_out, run_seed=8).validation_loss != results[0].validation_loss
+    assert results[0].metrics.validation_loss.value == results[1].metrics.validation_loss.value
+    other = train(**held_out, run_seed=8)
+    assert other.metrics.validation_loss != results[0].metrics.validation_loss
     with pytest.raises(ConfigError, match=r"images are torch\.uint8 of shape"):
         train(held_out=IMAGES[:0])
 
@@ -368,7 +368,8 @@ def test_what_is_validated_are_the_weights_in_use() -> None:
     mixed = PartSubset(layout, ("decoder",)).put(whole.clone(), came)
     held_out = {"held_out": IMAGES[:4]}
     partly = train(weights=came, parts=("decoder",), initial=lambda: whole, **held_out)
-    assert partly.validation_loss == train(weights=mixed, **held_out).validation_loss
+    wholly = train(weights=mixed, **held_out)
+    assert partly.metrics.validation_loss == wholly.metrics.validation_loss
 
 
 def test_result_is_a_copy_and_the_task_stays_as_it_was() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from flwr.app import Array, Message
 from support.memory import MemoryGrid, streaming
+from support.metrics import metrics
 from support.peers import NETWORK, FakeClient, interval_task, plan
 
 from fedphd.common.config.run import FederationConfig
@@ -27,8 +28,9 @@ from fedphd.common.wire.messages import (
     Hello,
     HelloReply,
     IntervalReply,
-    Payload,
 )
+from fedphd.common.wire.metrics import TrainMetrics
+from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import (
     read_array,
     read_payload,
@@ -72,7 +74,7 @@ def test_reply_sums_up_the_rounds() -> None:
     assert reply.samples_per_round == 40.0
     assert reply.client_rounds == 4
     assert reply.label_distribution == (0.25, 0.75)
-    assert reply.loss == pytest.approx(0.5)
+    assert reply.metrics.loss.value == pytest.approx(0.5)
     assert reply.mean_steps == 6.0
     assert reply.clients == ("first", "second")
     assert reply.failures == ()
@@ -82,11 +84,13 @@ def test_reply_sums_up_the_rounds() -> None:
 def test_validation_is_of_the_weights_that_came_from_the_cloud() -> None:
     class Improving(FakeClient):
         def _train(self, message: Message) -> Any:
-            self.reply = {"validation_loss": 1.0 / (1 + len(self.tasks))}
+            self.reply = {"metrics": metrics(validation_loss=1.0 / (1 + len(self.tasks)))}
             return super()._train(message)
 
     reply, _ = interval([Improving("a", (5, 5))], plan(schedule={"edge_rounds": 3}))
-    assert (reply.validation_loss, reply.validation_samples) == (1.0, 10)
+    validation = reply.metrics.validation_loss
+    # Of the 10 images of one of three rounds.
+    assert (validation.value, validation.weight) == (1.0, pytest.approx(10 / 3))
 
 
 def test_rounds_without_clients_count_in_the_mean_samples() -> None:
@@ -99,7 +103,7 @@ def test_rounds_without_clients_count_in_the_mean_samples() -> None:
     reply, weights = interval([Once("a", (5, 5))], plan(schedule={"edge_rounds": 4}))
     assert weights.tolist() == [11.0, 21.0, 31.0]
     assert reply.samples_per_round == 2.5
-    assert (reply.client_rounds, reply.mean_steps, reply.loss) == (1, 3.0, 0.5)
+    assert (reply.client_rounds, reply.mean_steps, reply.metrics.loss.value) == (1, 3.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +112,8 @@ def test_rounds_without_clients_count_in_the_mean_samples() -> None:
 def test_edge_without_clients_keeps_the_model(clients: list[FakeClient]) -> None:
     reply, weights = interval(clients, plan())
     assert weights.tolist() == START.tolist()
-    assert (reply.client_rounds, reply.samples_per_round, reply.loss) == (0, 0.0, 0.0)
+    assert (reply.client_rounds, reply.samples_per_round) == (0, 0.0)
+    assert reply.metrics == TrainMetrics()
     assert reply.label_distribution == (0.5, 0.5)
     assert reply.clients == ()
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message
 from support.memory import FakeTime, MemoryGrid, streaming
+from support.metrics import metrics
 from support.peers import FakeClient, interval_task, plan
 
 from fedphd.common.config.run import FederationConfig
@@ -108,22 +109,22 @@ def test_average_of_two_clients_by_their_samples() -> None:
     [stats] = world.told
     assert stats.clients == ["large", "small"]
     assert stats.num_samples == 40
-    assert stats.loss == pytest.approx((10 * 0.2 + 30 * 0.6) / 40)
+    assert stats.metrics.loss.value == pytest.approx((10 * 0.2 + 30 * 0.6) / 40)
     assert stats.mean_steps == 3.0
     assert stats.failures == []
 
 
 def test_validation_counts_those_that_hold_out_images() -> None:
-    some = FakeClient("some", (10, 0), reply={"validation_loss": 0.5})
-    more = FakeClient("more", (0, 30), reply={"validation_loss": 0.1})
+    some = FakeClient("some", (10, 0), reply={"metrics": metrics(validation_loss=0.5)})
+    more = FakeClient("more", (0, 30), reply={"metrics": metrics(validation_loss=0.1)})
     world = Fixture([some, more, FakeClient("none", (99, 1))])
     world.run()
     [stats] = world.told
-    assert stats.validation_loss == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
+    assert stats.metrics.validation_loss.value == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
     assert stats.validation_samples == 40
     world = Fixture([FakeClient("none")])
     world.run()
-    assert world.told[0].validation_loss is None
+    assert world.told[0].metrics.validation_loss.value is None
 
 
 def test_rounds_build_on_one_another() -> None:
@@ -243,8 +244,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
      "answers interval 1 round 2; expected interval 1 round 1"),
     ({"reply": {"interval": 9}}, "answers interval 9 round 1; expected interval 1 round 1"),
     ({"reply": {"steps": 10**13}}, "malformed TrainReply: steps"),
-    ({"reply": {"loss": 1e300}}, "malformed TrainReply: loss"),
-    ({"reply": {"validation_loss": -0.1}}, "malformed TrainReply: validation_loss"),
+    ({"reply": {"metrics": metrics(loss=1e300)}}, "malformed TrainReply: metrics.loss.total"),
+    ({"reply": {"metrics": metrics(loss=1e20)}}, "claims metrics that no single client has"),
+    ({"reply": {"metrics": metrics(2.0, loss=0.5)}}, "claims metrics that no single client has"),
+    ({"reply": {"metrics": metrics(validation_loss=-0.1)}},
+     "malformed TrainReply: metrics.validation_loss"),
     ({"silent": {TRAIN}}, "no reply within 3 s"),
     ({"choice": {"label_counts": (5, 6)}}, "label counts [5, 6] do not fit 2 classes and the 10"),
     ({"choice": {"label_counts": (15, -5)}}, "label counts [15, -5] do not fit"),
@@ -324,9 +328,8 @@ def test_client_that_dies_between_the_rounds() -> None:
 def test_nobody_trains() -> None:
     world = Fixture([FakeClient("a", edge="edge-1")], plan(schedule={"edge_rounds": 2}))
     assert world.run() is None
-    assert [(stats.clients, stats.loss, stats.mean_steps) for stats in world.told] == [
-        ([], 0.0, 0.0)
-    ] * 2
+    figures = [(stats.clients, stats.metrics.loss.value, stats.mean_steps) for stats in world.told]
+    assert figures == [([], None, 0.0)] * 2
     assert world.strategy.holdings.num_samples == 0.0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.metrics import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedphd.common.config.run import FederationConfig
@@ -49,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     for interval, edge_cloud in ((1, 110), (2, 310), (3, 360)):
         stats = IntervalStats(
             interval,
-            validation_loss=1.0 / interval,
+            metrics=metrics(validation_loss=1.0 / interval),
             images=20,
             client_rounds=4,
             client_edge=Traffic(sent_bytes=1000 * interval),

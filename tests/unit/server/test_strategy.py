@@ -9,6 +9,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 from support.edges import Cloud, FakeEdge, run_config, scheduled
+from support.metrics import metrics
 
 from fedphd.common.wire.messages import Traffic, UNetSpec
 from fedphd.common.wire.records import (
@@ -38,23 +39,25 @@ def test_average_by_size_and_homogeneity() -> None:
 
 
 def test_loss_is_by_samples_and_steps_by_shares() -> None:
-    one = FakeEdge("one", samples=10.0, reply={"loss": 0.2, "mean_steps": 4.0})
-    other = FakeEdge("two", samples=30.0, reply={"loss": 0.6, "mean_steps": 8.0})
+    small = {"metrics": metrics(10, loss=0.2), "mean_steps": 4.0}
+    large = {"metrics": metrics(30, loss=0.6), "mean_steps": 8.0}
+    one = FakeEdge("one", samples=10.0, reply=small)
+    other = FakeEdge("two", samples=30.0, reply=large)
     world = Cloud(one, other, config=run_config(aggregation={"factor": 0.0}))
     world.run()
-    assert world.told[0].loss == pytest.approx(0.5)
+    assert world.told[0].metrics.loss.value == pytest.approx(0.5)
     assert world.told[0].mean_steps == pytest.approx(0.25 * 4 + 0.75 * 8)
 
 
 def test_validation_is_by_samples_of_those_that_validated() -> None:
-    one = FakeEdge("one", reply={"validation_loss": 0.5, "validation_samples": 10})
-    other = FakeEdge("two", reply={"validation_loss": 0.1, "validation_samples": 30})
+    one = FakeEdge("one", reply={"metrics": metrics(10, validation_loss=0.5)})
+    other = FakeEdge("two", reply={"metrics": metrics(30, validation_loss=0.1)})
     world = Cloud(one, other, FakeEdge("none"))
     world.run()
-    assert world.told[0].validation_loss == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
+    assert world.told[0].metrics.validation_loss.value == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
     world = Cloud(FakeEdge("none"))
     world.run()
-    assert world.told[0].validation_loss is None
+    assert world.told[0].metrics.validation_loss.value is None
 
 
 def test_edge_without_clients_has_no_weight() -> None:
@@ -179,7 +182,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"samples": 0.0}, "claims 2 client rounds without a sample"),
     ({"client_rounds": 10**300}, "client rounds; at most 2 fit for each of its 1 clients"),
     ({"reply": {"mean_steps": 1e300}}, "malformed IntervalReply: mean_steps"),
-    ({"reply": {"loss": 1e300}}, "malformed IntervalReply: loss"),
+    ({"reply": {"metrics": metrics(loss=1e300)}}, "malformed IntervalReply: metrics.loss.total"),
     ({"reply": {"validation_samples": 10**8}}, "claims 100000000 samples of clients that valid"),
 ]
 

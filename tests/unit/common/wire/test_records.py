@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from support.metrics import metrics
 
 from fedphd.common.config.run import DiffusionConfig, FederationConfig, TrainingConfig
 from fedphd.common.errors import ReplyError
@@ -27,7 +28,6 @@ from fedphd.common.wire.messages import (
     HelloReply,
     IntervalReply,
     IntervalTask,
-    Payload,
     StatisticsReply,
     StatisticsTask,
     Traffic,
@@ -35,6 +35,7 @@ from fedphd.common.wire.messages import (
     TrainTask,
     UNetSpec,
 )
+from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
@@ -51,8 +52,7 @@ NETWORK = UNetSpec(unet={"image_size": 8, "widths": [8, 16]}, layout=LAYOUT.to_j
 OFFER = EdgeOffer(edge_id="edge-0", label_distribution=(0.25, 0.75), num_samples=40.0)
 TRAIN_REPLY = TrainReply(
     client_id="client-0", interval=2, edge_round=3, network=NETWORK, num_examples=10,
-    loss=0.5, sparsity_penalty=7.0, steps=4, seconds=0.1,
-    validation_loss=0.25,
+    metrics=metrics(loss=0.5, sparsity_penalty=7.0, validation_loss=0.25), steps=4, seconds=0.1,
 )  # fmt: skip
 PAYLOADS: list[Payload] = [
     Hello(asking="edge-0"),
@@ -74,8 +74,7 @@ PAYLOADS: list[Payload] = [
     ),
     IntervalReply(
         edge_id="edge-0", interval=1, network=NETWORK, samples_per_round=12.5, client_rounds=2,
-        label_distribution=(0.1, 0.9), loss=0.1 + 0.2, mean_steps=1.5,
-        validation_loss=0.75, validation_samples=25,
+        label_distribution=(0.1, 0.9), metrics=metrics(25, loss=0.1 + 0.2), mean_steps=1.5,
         traffic=Traffic(sent_bytes=2**40, received_bytes=1), seconds=0.0,
         clients=("client-0",), failures=("client-1: error 5: gone",),
     ),

@@ -21,8 +21,8 @@ from fedphd.common.wire.messages import (
     Finish,
     Hello,
     HelloReply,
-    Payload,
 )
+from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import read_payload, read_weights, to_records
 from fedphd.deploy.simulation.virtual_edges import SharedClients
 

@@ -1,0 +1,117 @@
+"""Figures of training on their way from a client's optimiser steps to the run's summary.
+
+``TrainMetrics`` is the one place that names them. A new one is a field here, a value in
+``client/steps.py``, and where people are to see it a word in ``deploy/launch/render.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload
+
+
+class Mean(Payload):
+    """A weighted mean, kept as a sum and a weight so that means can be added.
+
+    Without weight it says nothing: nobody measured.
+    """
+
+    total: float = Field(0.0, ge=-MOST, le=MOST)
+    weight: float = Field(0.0, ge=0, le=MOST)
+
+    @property
+    def value(self) -> float | None:
+        """The mean; None if nobody measured."""
+        return self.total / self.weight if self.weight else None
+
+    def weighing(self, weight: float) -> Mean:
+        """The same mean with another weight; still nothing if nobody measured."""
+        return self if self.value is None else Mean(total=self.value * weight, weight=weight)
+
+
+def _not_negative(mean: Mean) -> Mean:
+    if mean.total < 0:
+        raise ValueError(f"the mean of values that are never negative has the sum {mean.total}")
+    return mean
+
+
+PositiveMean = Annotated[Mean, AfterValidator(_not_negative)]
+
+
+class TrainMetrics(Payload):
+    """Means over optimiser steps, then over clients, then over edge rounds and edges.
+
+    Attributes:
+        loss: of the objective alone, without the method's term and the sparsity penalty.
+        sparsity_penalty: the group penalty before its factor lambda; 0 where it was off.
+        objective_term: what the method added to the loss (FedProx, MOON).
+        validation_loss: of the weights that were received, over held out images.
+    """
+
+    loss: Mean = Mean()
+    sparsity_penalty: PositiveMean = Mean()
+    objective_term: PositiveMean = Mean()
+    validation_loss: PositiveMean = Mean()
+
+    @classmethod
+    def of_steps(cls, steps: Sequence[dict[str, float]], **once: float | None) -> TrainMetrics:
+        """A client's means over its steps, each with weight 1.
+
+        Args:
+            steps: values by field name, the same names in every step.
+            once: values that a round has once, by field name; None was not measured.
+        """
+        means = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        found = means | {name: value for name, value in once.items() if value is not None}
+        return cls(**{name: Mean(total=value, weight=1.0) for name, value in found.items()})
+
+    @classmethod
+    def merge(cls, parts: Iterable[TrainMetrics]) -> TrainMetrics:
+        """The means over all ``parts`` together, each by its weight."""
+        total = cls()
+        for part in parts:
+            total = total._zipped(part)
+        return total
+
+    def weighing(self, weight: float) -> TrainMetrics:
+        """The same means, each with ``weight``, such as a client's number of images."""
+        return self._mapped({name: mean.weighing(weight) for name, mean in self.means().items()})
+
+    def per(self, num: int) -> TrainMetrics:
+        """The same means with weights that are ``num`` times smaller."""
+        means = self.means().items()
+        return self._mapped({name: mean.weighing(mean.weight / num) for name, mean in means})
+
+    def means(self) -> dict[str, Mean]:
+        """All means by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+    def values(self) -> dict[str, float | None]:
+        """All values by name; None where nobody measured."""
+        return {name: mean.value for name, mean in self.means().items()}
+
+    def is_of_one_client(self) -> bool:
+        """Whether these can be what one client sends: each measured once or not, none absurd."""
+        means = self.means().values()
+        return all(m.weight in (0.0, 1.0) and abs(m.total) <= MOST_OF_CLIENT for m in means)
+
+    def _zipped(self, other: TrainMetrics) -> TrainMetrics:
+        mine, its = self.means(), other.means()
+        return self._mapped(
+            {
+                name: Mean(
+                    total=mine[name].total + its[name].total,
+                    weight=mine[name].weight + its[name].weight,
+                )
+                for name in mine
+            }
+        )
+
+    @staticmethod
+    def _mapped(means: dict[str, Mean]) -> TrainMetrics:
+        return TrainMetrics(**means)
