@@ -15,9 +15,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 from fedphd.common.errors import EXIT_OK, FedPhDError
+
+
+class Event(BaseModel):
+    """Base of all events (``common/history/events.py``); who and when is filled in by the log."""
+
+    time: float = 0.0
+    role: str = ""
+    node: str = ""
+    event: str
 
 
 class EventLog:
@@ -36,7 +46,7 @@ class EventLog:
         *,
         role: str,
         node: str,
-        on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+        on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
@@ -50,13 +60,14 @@ class EventLog:
         other._common = {"role": role, "node": node}
         return other
 
-    def write(self, event: str, **values: Any) -> None:
-        """Append an event; ``values`` must be JSON-able."""
-        line = {"time": round(time.time(), 3), **self._common, "event": event, **values}
+    def write(self, event: Event) -> None:
+        """Append an event, stamped with the time and the log's participant."""
+        stamp = {"time": round(time.time(), 3), **self._common}
+        stamped = event.model_copy(update=stamp)
         with self._lock:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps(stamped.model_dump(mode="json")) + "\n")
             self._file.flush()
-        self._on_event(line)
+        self._on_event(stamped)
 
     def close(self) -> None:
         """Close the file."""

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedphd.common.config.roles import EdgeConfig
 from fedphd.common.config.run import ScheduleConfig, WaitConfig
 from fedphd.common.events import EventLog, Verdict
+from fedphd.common.history.events import LinkChanged, PeerChanged, RoundEnded
 from fedphd.common.timing import stop_soon
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.messages import (
@@ -146,7 +147,7 @@ class EdgeService:
         return Message(to_records(Ack(name=self.edge_id)), reply_to=message)
 
     def _on_change(self, name: str, change: str, detail: str) -> None:
-        self.events.write("peer", peer=name, change=change, detail=detail)
+        self.events.write(PeerChanged(peer=name, change=change, detail=detail))
 
     def _on_round(self, task: IntervalTask, strategy: EdgeAverage, stats: RoundStats) -> None:
         schedule = task.plan.schedule
@@ -154,8 +155,7 @@ class EdgeService:
         self._rounds_s += stats.seconds
         done = (task.interval - 1) * schedule.edge_rounds + stats.edge_round
         per_round_s = self._rounds_s / self._rounds_done
-        self.events.write(
-            "round",
+        ended = RoundEnded(
             interval=task.interval,
             edge_round=stats.edge_round,
             round=done,
@@ -170,6 +170,7 @@ class EdgeService:
             seconds=stats.seconds,
             left_s=per_round_s * (schedule.total_edge_rounds - done),
         )
+        self.events.write(ended)
 
 
 def main(grid: Grid, config: EdgeConfig, events: EventLog) -> Verdict:
@@ -187,7 +188,7 @@ def main(grid: Grid, config: EdgeConfig, events: EventLog) -> Verdict:
         config.node,
         service.handle,
         stop=stop,
-        on_change=lambda change: events.write("link", server=config.cloud, change=change),
+        on_change=lambda change: events.write(LinkChanged(server=config.cloud, change=change)),
     )
     node.run()
     return service.verdict

@@ -16,6 +16,7 @@ from fedphd.common.config.run import EvaluationConfig
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import FedPhDError, ParticipantsError, exit_code_of
 from fedphd.common.events import EventLog, Verdict
+from fedphd.common.history.events import PeerChanged
 from fedphd.common.quality.evaluation import Evaluator
 from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.moments import STATISTICS_FILE, StatisticsFile
@@ -119,7 +120,7 @@ class Cloud:
             evaluate_fn=self._evaluate,
         )
         summary = self.report.summary(time.monotonic() - started_s)
-        distance = summary["frechet_distance"]
+        distance = summary.frechet_distance
         quality = "" if distance is None else f", Frechet distance {distance:.1f}"
         return Verdict(
             message=f"finished after {self.config.schedule.intervals} intervals{quality}"
@@ -266,7 +267,7 @@ def main(
         retry_s=config.waits.retry_s,
         max_samples=config.schedule.max_client_samples,
         on_change=lambda name, change, detail: events.write(
-            "peer", peer=name, change=change, detail=detail
+            PeerChanged(peer=name, change=change, detail=detail)
         ),
     )
     cloud = Cloud(config, edges, roster, events, run_dir)

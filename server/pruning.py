@@ -12,32 +12,10 @@ from torch import Tensor
 
 from fedphd.common.config.run import prune_width
 from fedphd.common.errors import ConfigError
+from fedphd.common.unet.costs import Costs, PruneReport
 from fedphd.common.unet.groups import ChannelGroups, Cut, example_inputs
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import PrunedUNet, unet_config, unet_from_config
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """What pruning came to.
-
-    Attributes:
-        requested_ratio: share of each width that was to go.
-        achieved_ratio: share of all widths together that went.
-        achieved_ratios: share of each level's width that went.
-        widths_before: channels of each level.
-        widths_after: channels of each level.
-        before: ``count_costs`` of the dense U-Net.
-        after: ``count_costs`` of the pruned U-Net.
-    """
-
-    requested_ratio: float
-    achieved_ratio: float
-    achieved_ratios: tuple[float, ...]
-    widths_before: tuple[int, ...]
-    widths_after: tuple[int, ...]
-    before: dict[str, float]
-    after: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -83,16 +61,12 @@ def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
     return Pruned(pruned, cut, _report(unet, pruned, ratio))
 
 
-def count_costs(unet: PrunedUNet) -> dict[str, float]:
-    """Cost of ``unet`` by torch-pruning's counter.
-
-    Returns:
-        ``parameters``, and ``macs``: multiply-accumulates of one forward pass of one image.
-    """
+def count_costs(unet: PrunedUNet) -> Costs:
+    """Costs of ``unet`` by torch-pruning's counter."""
     with torch.device("meta"):
         twin = unet_from_config(unet_config(unet))
         macs, parameters = tp.utils.count_ops_and_params(twin, example_inputs(twin))
-    return {"parameters": int(parameters), "macs": int(macs)}
+    return Costs(parameters=int(parameters), macs=int(macs))
 
 
 def _pruned_head_dim(config: Mapping[str, Any], widths: Sequence[int], ratio: float) -> int:

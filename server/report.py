@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,22 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.data.partition import PARTITION_FILE
-from fedphd.common.events import EventLog, write_json
+from fedphd.common.events import EventLog
+from fedphd.common.history.evaluation import EvaluationRecord
+from fedphd.common.history.events import (
+    Evaluated,
+    IntervalEnded,
+    Pruned,
+    Said,
+    StatisticsCollected,
+    StatisticsFigures,
+)
+from fedphd.common.history.summary import Change, IntervalCosts, LinkBytes, Summary, TrainingCost
 from fedphd.common.quality.evaluation import Evaluation, save_grid
-from fedphd.common.unet.costs import FLOPS_CONVENTION, training_flops
-from fedphd.common.wire.messages import PACKAGE_VERSION, Traffic
-from fedphd.server.pruning import PruneReport
+from fedphd.common.unet.costs import FLOPS_CONVENTION, Costs, PruneReport, training_flops
+from fedphd.common.wire.messages import PACKAGE_VERSION
+from fedphd.common.wire.metrics import MetricValues
+from fedphd.common.wire.traffic import Traffic
 from fedphd.server.statistics import ClientStatistics
 from fedphd.server.strategy import IntervalStats
 
@@ -33,7 +43,7 @@ class Report:
     """
 
     def __init__(
-        self, run_dir: Path, config: FederationConfig, events: EventLog, costs: dict[str, float]
+        self, run_dir: Path, config: FederationConfig, events: EventLog, costs: Costs
     ) -> None:
         self._run_dir = run_dir
         self._config = config
@@ -43,18 +53,16 @@ class Report:
         self._costs = costs
         self._client_edge = Traffic()
         self._cloud = Traffic()
-        self._evaluations: list[dict[str, Any]] = []
-        self._client_rounds = 0
+        self._evaluations: list[EvaluationRecord] = []
         self._pruning: PruneReport | None = None
         self._phases: dict[str, float] = {}
         self._intervals_s = 0.0
-        self._intervals = 0
-        self._rounds: list[dict[str, Any]] = []
-        self._client_statistics: dict[str, Any] | None = None
+        self._rounds: list[IntervalCosts] = []
+        self._client_statistics: StatisticsFigures | None = None
 
     def message(self, text: str) -> None:
         """Say something to people."""
-        self._events.write("message", text=text)
+        self._events.write(Said(text=text))
 
     def spent(self, phase: str, seconds: float) -> None:
         """Add wall time to a phase of the run."""
@@ -62,69 +70,68 @@ class Report:
 
     def interval(self, stats: IntervalStats, *, sparse: bool, edge_cloud: Traffic) -> None:
         """Record a finished interval; ``edge_cloud`` counts from the run's start."""
-        flops = training_flops(self._costs["macs"], stats.images)
+        flops = training_flops(self._costs.macs, stats.images)
         self._rounds.append(
-            {
-                "interval": stats.interval,
-                "client_rounds": stats.client_rounds,
+            IntervalCosts(
+                interval=stats.interval,
+                client_rounds=stats.client_rounds,
                 **self._moved(stats.client_edge, edge_cloud),
-                "images": stats.images,
-                "training_flops": flops,
-            }
+                images=stats.images,
+                training_flops=flops,
+            )
         )
-        edge_cloud = self._cloud
         self.spent("sparse_training" if sparse else "training", stats.seconds)
-        self._client_rounds += stats.client_rounds
-        self._intervals += 1
         self._intervals_s += stats.seconds
-        left = self._config.schedule.intervals - stats.interval
-        given = {key: value for key, value in vars(stats).items() if key != "metrics"}
-        values = {
-            **given,
+        intervals = self._config.schedule.intervals
+        ended = IntervalEnded(
+            **stats.model_dump(exclude={"metrics"}),
             **stats.metrics.values(),
-            "client_edge": stats.client_edge.model_dump(),
-            "sparse": sparse,
-            "intervals": self._config.schedule.intervals,
-            "parameters": self._costs["parameters"],
-            "macs": self._costs["macs"],
-            "client_edge_bytes": self._client_edge.total_bytes,
-            "edge_cloud_bytes": edge_cloud.total_bytes,
-            "training_flops": flops,
-            "left_s": left * self._intervals_s / self._intervals,
-        }
-        self._events.write("interval", **values)
-        step = stats.interval
-        for name in ("mean_steps", "num_samples", "seconds"):
-            self._board.add_scalar(f"interval/{name}", getattr(stats, name), step)
-        for name, value in stats.metrics.values().items():
+            sparse=sparse,
+            intervals=intervals,
+            parameters=self._costs.parameters,
+            macs=self._costs.macs,
+            client_edge_bytes=self._client_edge.total_bytes,
+            edge_cloud_bytes=self._cloud.total_bytes,
+            training_flops=flops,
+            left_s=(intervals - stats.interval) * self._intervals_s / len(self._rounds),
+        )
+        self._events.write(ended)
+        self._draw(ended)
+
+    def _draw(self, ended: IntervalEnded) -> None:
+        """An interval in TensorBoard."""
+        step = ended.interval
+        for name in ("mean_steps", "num_samples", "seconds", *MetricValues.model_fields):
+            value = getattr(ended, name)
             if value is not None:
                 # Validated are the weights that the previous interval ended with; 0: the initial.
                 at = step - 1 if name == "validation_loss" else step
                 self._board.add_scalar(f"interval/{name}", value, at)
-        for edge, share in stats.edge_weights.items():
+        for edge, share in ended.edge_weights.items():
             self._board.add_scalar(f"edge_weight/{edge}", share, step)
-        for edge, score in stats.edge_homogeneity.items():
+        for edge, score in ended.edge_homogeneity.items():
             self._board.add_scalar(f"edge_homogeneity/{edge}", score, step)
-        self._board.add_scalar("bytes/client_edge", self._client_edge.total_bytes, step)
-        self._board.add_scalar("bytes/edge_cloud", edge_cloud.total_bytes, step)
-        self._board.add_scalar("network/parameters", self._costs["parameters"], step)
+        self._board.add_scalar("bytes/client_edge", ended.client_edge_bytes, step)
+        self._board.add_scalar("bytes/edge_cloud", ended.edge_cloud_bytes, step)
+        self._board.add_scalar("network/parameters", ended.parameters, step)
         self._board.add_scalar("cost/training_flops", self._training_flops, step)
 
     def client_statistics(self, result: ClientStatistics, *, edge_cloud: Traffic) -> None:
         """Record that the clients gave the reference; ``edge_cloud`` as in ``interval``."""
         self.spent("client_statistics", result.seconds)
-        self._client_statistics = {
-            "num_images": result.statistics.count,
-            "label_counts": list(result.statistics.label_counts),
-            "clients": result.clients,
-            "failures": result.failures,
+        figures = StatisticsFigures(
+            num_images=result.statistics.count,
+            label_counts=list(result.statistics.label_counts),
+            clients=result.clients,
+            failures=result.failures,
             **self._moved(result.client_edge, edge_cloud),
-        }
-        self._events.write("client_statistics", **self._client_statistics, seconds=result.seconds)
+        )
+        self._client_statistics = figures
+        self._events.write(StatisticsCollected(**figures.model_dump(), seconds=result.seconds))
 
     @property
     def _training_flops(self) -> float:
-        return float(sum(row["training_flops"] for row in self._rounds))
+        return float(sum(row.training_flops for row in self._rounds))
 
     def _moved(self, from_clients: Traffic, edge_cloud: Traffic) -> dict[str, int]:
         """Add to the links' totals; return what each moved since the last time, in bytes."""
@@ -147,61 +154,60 @@ class Report:
         """Record that the U-Net got smaller after ``interval``."""
         self._pruning = report
         self._costs = report.after
-        self._events.write("pruned", interval=interval, **asdict(report))
+        self._events.write(Pruned(interval=interval, **report.model_dump()))
 
     def evaluated(self, interval: int, result: Evaluation) -> None:
         """Record an evaluation, and draw its grid of samples."""
         self.spent("evaluation", result.seconds)
-        values = {"interval": interval, **result.values()}
-        self._evaluations.append(values)
+        record = result.record(interval)
+        self._evaluations.append(record)
         what = f"after interval {interval}" if interval else "before training"
-        self._events.write("evaluated", what=what, weights="ema", **values)
+        self._events.write(Evaluated(what=what, weights="ema", **record.model_dump()))
         rows = self._config.evaluation.grid_rows
         save_grid(result.samples, self._run_dir / "grids" / f"interval-{interval:04d}.png", rows)
         save_grid(result.samples, self._run_dir / "samples.png", rows)
         for prefix, quality in (("quality", result.quality), ("quality_raw", result.raw)):
-            for name, value in asdict(quality).items() if quality else ():
+            for name, value in quality.model_dump().items() if quality else ():
                 if isinstance(value, float):
                     self._board.add_scalar(f"{prefix}/{name}", value, interval)
         for label, share in enumerate(result.quality.class_shares or ()):
             self._board.add_scalar(f"class_share/{label}", share, interval)
 
-    def summary(self, seconds: float) -> dict[str, Any]:
+    def summary(self, seconds: float) -> Summary:
         """Write ``summary.json`` and return it."""
-        last = self._evaluations[-1] if self._evaluations else {}
+        last = self._evaluations[-1] if self._evaluations else None
+        client_rounds = sum(row.client_rounds for row in self._rounds)
         # Flat FedAvg: each client sends and receives the dense model over the cloud's links in
         # every round in which it trains (the comparison of arXiv:2507.06449, section V).
-        flat_bytes = 2 * self._client_rounds * int(self._dense["parameters"]) * FLOAT_BYTES
-        summary = {
-            "fedphd_version": PACKAGE_VERSION,
-            "topology": self._config.topology,
-            "frechet_distance": last.get("frechet_distance"),
-            "evaluation": last,
-            "evaluations": self._evaluations,
-            "parameters": {
-                "before": self._dense["parameters"],
-                "after": self._costs["parameters"],
-            },
-            "macs": {"before": self._dense["macs"], "after": self._costs["macs"]},
-            "pruning": asdict(self._pruning) if self._pruning else None,
-            "bytes": {
-                "client_edge": self._client_edge.total_bytes,
-                "edge_cloud": self._cloud.total_bytes,
-                "flat_fedavg_client_cloud": flat_bytes,
-                "cloud_saving": 1 - self._cloud.total_bytes / flat_bytes if flat_bytes else None,
-            },
-            "client_rounds": self._client_rounds,
-            "training_cost": {
-                "flops": self._training_flops,
-                "images": sum(row["images"] for row in self._rounds),
-                "convention": FLOPS_CONVENTION,
-            },
-            "rounds": self._rounds,
-            "client_statistics": self._client_statistics,
-            "partition": self._partition(),
-            "seconds": {**{k: round(v, 2) for k, v in self._phases.items()}, "total": seconds},
-        }
-        write_json(self._run_dir / "summary.json", summary)
+        flat_bytes = 2 * client_rounds * self._dense.parameters * FLOAT_BYTES
+        moved = self._cloud.total_bytes
+        summary = Summary(
+            fedphd_version=PACKAGE_VERSION,
+            topology=self._config.topology,
+            frechet_distance=last.frechet_distance if last else None,
+            evaluation=last,
+            evaluations=self._evaluations,
+            parameters=Change(before=self._dense.parameters, after=self._costs.parameters),
+            macs=Change(before=self._dense.macs, after=self._costs.macs),
+            pruning=self._pruning,
+            bytes=LinkBytes(
+                client_edge=self._client_edge.total_bytes,
+                edge_cloud=moved,
+                flat_fedavg_client_cloud=flat_bytes,
+                cloud_saving=1 - moved / flat_bytes if flat_bytes else None,
+            ),
+            client_rounds=client_rounds,
+            training_cost=TrainingCost(
+                flops=self._training_flops,
+                images=sum(row.images for row in self._rounds),
+                convention=FLOPS_CONVENTION,
+            ),
+            rounds=self._rounds,
+            client_statistics=self._client_statistics,
+            partition=self._partition(),
+            seconds={**{k: round(v, 2) for k, v in self._phases.items()}, "total": seconds},
+        )
+        summary.write(self._run_dir)
         return summary
 
     def _partition(self) -> dict[str, Any] | None:

@@ -14,9 +14,10 @@ from fedphd.common.errors import ParticipantsError, ReplyError
 from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.moments import FeatureStatistics, read_statistics
 from fedphd.common.wire.grid import StreamingGrid
-from fedphd.common.wire.messages import STATISTICS, StatisticsReply, StatisticsTask, Traffic
+from fedphd.common.wire.messages import STATISTICS, StatisticsReply, StatisticsTask
 from fedphd.common.wire.records import read_payload, to_records
 from fedphd.common.wire.roster import Peer, Roster
+from fedphd.common.wire.traffic import Traffic
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -14,12 +14,14 @@ from flwr.serverapp.strategy import Strategy
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
+from fedphd.common.history.events import IntervalFigures
 from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
+from fedphd.common.unet.costs import PruneReport
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import PrunedUNet, unet_config
 from fedphd.common.unet.parts import Part, PartSubset, joined, part_sets
-from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, Traffic, UNetSpec
+from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNetSpec
 from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.records import (
     check_reply_weights,
@@ -32,29 +34,17 @@ from fedphd.common.wire.records import (
 )
 from fedphd.common.wire.roster import Roster
 from fedphd.server.ema import Ema
-from fedphd.server.pruning import PruneReport, prune_unet
+from fedphd.server.pruning import prune_unet
 
 logger = logging.getLogger(__name__)
 
 SHARES_TOLERANCE = 1e-6
 
 
-@dataclass
-class IntervalStats:
+class IntervalStats(IntervalFigures):
     """An interval's figures; the validation loss is of the weights that it began with."""
 
-    interval: int
-    metrics: TrainMetrics = field(default_factory=TrainMetrics)
-    num_samples: float = 0.0
-    mean_steps: float = 0.0
-    images: int = 0
-    edge_weights: dict[str, float] = field(default_factory=dict)
-    edge_homogeneity: dict[str, float] = field(default_factory=dict)
-    clients: list[str] = field(default_factory=list)
-    client_rounds: int = 0
-    failures: list[str] = field(default_factory=list)
-    client_edge: Traffic = field(default_factory=Traffic)
-    seconds: float = 0.0
+    metrics: TrainMetrics = TrainMetrics()
 
 
 @dataclass(frozen=True)
@@ -160,7 +150,7 @@ class FedPhD(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the edges, move the EMA, and prune when the sparse phase ends."""
-        stats = IntervalStats(server_round)
+        stats = IntervalStats(interval=server_round)
         trained: list[_Trained] = []
         for reply in replies:
             name = self._asked[reply.metadata.src_node_id]

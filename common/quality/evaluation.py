@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedphd.common.config.run import EvaluationConfig
 from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.history.evaluation import EvaluationRecord, Protocol, Quality
 from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.metrics import (
     NEIGHBOURS,
@@ -40,60 +41,6 @@ SAMPLER = "DDIM, eta 0, no clipping"
 _READABLE_SIZE = 48
 _SEPARATOR = 2
 _SEPARATOR_GREY = 128
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How good samples are; what cannot be said without more of a reference is None.
-
-    Attributes:
-        frechet_distance: to the reference. A FID in Inception's features, and only there.
-        kernel_distance: squared MMD of a cubic kernel; KID in Inception's features.
-        kernel_distance_std: its standard deviation over subsets.
-        inception_score: in Inception's classes only.
-        precision: share of samples within the reference's manifold.
-        recall: share of reference images within the samples' manifold.
-        class_shares: of the samples, by the classifier, (num_classes,).
-        least_class: class with the smallest part of its share in the reference.
-        least_class_ratio: that part; 0 where a class is lost.
-    """
-
-    frechet_distance: float | None = None
-    kernel_distance: float | None = None
-    kernel_distance_std: float | None = None
-    inception_score: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    class_shares: tuple[float, ...] | None = None
-    least_class: int | None = None
-    least_class_ratio: float | None = None
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What a number needs beside it to be compared with another.
-
-    Attributes:
-        features: which features, such as ``classifier(digits)``; ``none`` without a reference.
-        num_samples: generated images.
-        sampler: how they were generated.
-        sampling_steps: of the sampler.
-        seed: of the sampling noise.
-        num_reference_images: images in the reference statistics.
-        reference_sha256: of the statistics' count, mean and covariance.
-        neighbours: of precision and recall.
-        manifold_images: samples, and reference images, in precision and recall.
-    """
-
-    features: str
-    num_samples: int
-    sampler: str
-    sampling_steps: int
-    seed: int
-    num_reference_images: int = 0
-    reference_sha256: str | None = None
-    neighbours: int | None = None
-    manifold_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,14 +66,10 @@ class Evaluation:
         """Of the averaged weights' samples; None without a reference."""
         return self.quality.frechet_distance
 
-    def values(self) -> dict[str, Any]:
-        """Everything but the images as JSON values, in one level but for ``raw``."""
-        return {
-            **asdict(self.quality),
-            "raw": None if self.raw is None else asdict(self.raw),
-            **asdict(self.protocol),
-            "seconds": self.seconds,
-        }
+    def record(self, interval: int | None) -> EvaluationRecord:
+        """Everything but the images; ``interval`` is that of the weights."""
+        values = {**self.quality.model_dump(), **self.protocol.model_dump()}
+        return EvaluationRecord(**values, interval=interval, raw=self.raw, seconds=self.seconds)
 
 
 class Evaluator:
@@ -256,13 +199,14 @@ class Evaluator:
         if reference.kept is None:
             return quality
         mean, deviation = kernel_distance(reference.kept, features, seed=self._config.seed)
-        quality = replace(quality, kernel_distance=mean, kernel_distance_std=deviation)
+        found = {"kernel_distance": mean, "kernel_distance_std": deviation}
+        quality = quality.model_copy(update=found)
         num = min(len(reference.kept), len(features))
         if num <= NEIGHBOURS:
             return quality
         # As many of either: with more points a manifold is finer, and the two would not compare.
         precision, recall = precision_recall(reference.kept[:num], features[:num])
-        return replace(quality, precision=precision, recall=recall)
+        return quality.model_copy(update={"precision": precision, "recall": recall})
 
     @torch.no_grad()
     def _with_classes(
@@ -277,12 +221,12 @@ class Evaluator:
             features = self._features(classifier, images)
         predicted = classifier.scores(features.to(self._device)).argmax(1).cpu()
         coverage = class_coverage(predicted, counts)
-        return replace(
-            quality,
-            class_shares=coverage.shares,
-            least_class=coverage.least_class,
-            least_class_ratio=coverage.least_ratio,
-        )
+        found = {
+            "class_shares": coverage.shares,
+            "least_class": coverage.least_class,
+            "least_class_ratio": coverage.least_ratio,
+        }
+        return quality.model_copy(update=found)
 
 
 def sample_images(

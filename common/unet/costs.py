@@ -4,11 +4,40 @@ from __future__ import annotations
 
 from typing import Final
 
+from pydantic import BaseModel
+
 FLOPS_CONVENTION: Final = (
     "3 x 2 x MACs x images that passed through an optimiser step: 2 operations per "
     "multiply-accumulate, and a backward pass counts as two forward passes; MACs of one image, "
     "after pruning those of the pruned network; further passes of an objective are not counted"
 )
+
+
+class Costs(BaseModel):
+    """A U-Net's parameters, and its multiply-accumulates in a forward pass of one image."""
+
+    parameters: int
+    macs: int
+
+
+class PruneReport(BaseModel):
+    """How much pruning removed.
+
+    Attributes:
+        requested_ratio: share of each width that was to go.
+        achieved_ratio: share of all widths together that went.
+        achieved_ratios: share of each level's width that went.
+        widths_before, widths_after: channels of each level.
+        before, after: costs of the dense and of the pruned U-Net.
+    """
+
+    requested_ratio: float
+    achieved_ratio: float
+    achieved_ratios: tuple[float, ...]
+    widths_before: tuple[int, ...]
+    widths_after: tuple[int, ...]
+    before: Costs
+    after: Costs
 
 
 def training_flops(macs: float, images: int) -> float:

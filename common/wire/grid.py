@@ -19,8 +19,8 @@ from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
 from fedphd.common.timing import Backoff
-from fedphd.common.wire.messages import Traffic
 from fedphd.common.wire.replies import GrpcReplies, envelope, message_bytes
+from fedphd.common.wire.traffic import Traffic
 
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.25

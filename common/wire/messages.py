@@ -24,6 +24,7 @@ from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PARTS, Part
 from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload
+from fedphd.common.wire.traffic import Traffic
 
 PROTOCOL: Final = 1
 PACKAGE_VERSION: Final = version("fedphd")
@@ -151,31 +152,6 @@ class IntervalTask(Payload):
     network: UNetSpec
     cut: str | None = None
     plan: FederationConfig
-
-
-class Traffic(Payload):
-    """Bytes over one link, as counted by the server side of it."""
-
-    sent_bytes: int = Field(0, ge=0, le=MOST)
-    received_bytes: int = Field(0, ge=0, le=MOST)
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(
-            sent_bytes=self.sent_bytes + other.sent_bytes,
-            received_bytes=self.received_bytes + other.received_bytes,
-        )
-
-    def minus(self, earlier: Traffic) -> Traffic:
-        """What came since ``earlier``."""
-        return Traffic(
-            sent_bytes=self.sent_bytes - earlier.sent_bytes,
-            received_bytes=self.received_bytes - earlier.received_bytes,
-        )
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes in both directions."""
-        return self.sent_bytes + self.received_bytes
 
 
 class IntervalReply(Payload):

@@ -1,7 +1,8 @@
 """Figures of training on their way from a client's optimiser steps to the run's summary.
 
-``TrainMetrics`` is the one place that names them. A new one is a field here, a value in
-``client/steps.py``, and where people are to see it a word in ``deploy/launch/render.py``.
+This is the one place that names them. A new one is a field of ``MetricValues`` and
+``TrainMetrics``, a value in ``client/steps.py``, and where people are to see it a word in
+``deploy/launch/render.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload
 
@@ -29,6 +30,9 @@ class Mean(Payload):
         """The mean; None if nobody measured."""
         return self.total / self.weight if self.weight else None
 
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(total=self.total + other.total, weight=self.weight + other.weight)
+
     def weighing(self, weight: float) -> Mean:
         """The same mean with another weight; still nothing if nobody measured."""
         return self if self.value is None else Mean(total=self.value * weight, weight=weight)
@@ -43,14 +47,26 @@ def _not_negative(mean: Mean) -> Mean:
 PositiveMean = Annotated[Mean, AfterValidator(_not_negative)]
 
 
-class TrainMetrics(Payload):
-    """Means over optimiser steps, then over clients, then over edge rounds and edges.
+class MetricValues(BaseModel):
+    """The values of ``TrainMetrics``, as events and the summary show them; None: not measured.
 
     Attributes:
         loss: of the objective alone, without the method's term and the sparsity penalty.
         sparsity_penalty: the group penalty before its factor lambda; 0 where it was off.
         objective_term: what the method added to the loss (FedProx, MOON).
         validation_loss: of the weights that were received, over held out images.
+    """
+
+    loss: float | None = None
+    sparsity_penalty: float | None = None
+    objective_term: float | None = None
+    validation_loss: float | None = None
+
+
+class TrainMetrics(Payload):
+    """Means over optimiser steps, then over clients, then over edge rounds and edges.
+
+    The fields are those of ``MetricValues``.
     """
 
     loss: Mean = Mean()
@@ -73,45 +89,29 @@ class TrainMetrics(Payload):
     @classmethod
     def merge(cls, parts: Iterable[TrainMetrics]) -> TrainMetrics:
         """The means over all ``parts`` together, each by its weight."""
-        total = cls()
+        sums = {name: Mean() for name in cls.model_fields}
         for part in parts:
-            total = total._zipped(part)
-        return total
+            sums = {name: mean + part.means()[name] for name, mean in sums.items()}
+        return cls(**sums)
 
     def weighing(self, weight: float) -> TrainMetrics:
         """The same means, each with ``weight``, such as a client's number of images."""
-        return self._mapped({name: mean.weighing(weight) for name, mean in self.means().items()})
+        return TrainMetrics(**{n: mean.weighing(weight) for n, mean in self.means().items()})
 
     def per(self, num: int) -> TrainMetrics:
         """The same means with weights that are ``num`` times smaller."""
         means = self.means().items()
-        return self._mapped({name: mean.weighing(mean.weight / num) for name, mean in means})
+        return TrainMetrics(**{name: mean.weighing(mean.weight / num) for name, mean in means})
 
     def means(self) -> dict[str, Mean]:
         """All means by name."""
         return {name: getattr(self, name) for name in type(self).model_fields}
 
     def values(self) -> dict[str, float | None]:
-        """All values by name; None where nobody measured."""
+        """All values by name, the fields of ``MetricValues``; None where nobody measured."""
         return {name: mean.value for name, mean in self.means().items()}
 
     def is_of_one_client(self) -> bool:
         """Whether these can be what one client sends: each measured once or not, none absurd."""
         means = self.means().values()
         return all(m.weight in (0.0, 1.0) and abs(m.total) <= MOST_OF_CLIENT for m in means)
-
-    def _zipped(self, other: TrainMetrics) -> TrainMetrics:
-        mine, its = self.means(), other.means()
-        return self._mapped(
-            {
-                name: Mean(
-                    total=mine[name].total + its[name].total,
-                    weight=mine[name].weight + its[name].weight,
-                )
-                for name in mine
-            }
-        )
-
-    @staticmethod
-    def _mapped(means: dict[str, Mean]) -> TrainMetrics:
-        return TrainMetrics(**means)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedphd.common.config.roles import CloudConfig, EdgeConfig, validate
 from fedphd.common.errors import ConfigError, Interrupted, StartError, exit_code_of
-from fedphd.common.events import EventLog, Verdict, write_verdict
+from fedphd.common.events import Event, EventLog, Verdict, write_verdict
+from fedphd.common.history.events import Ended, Started
 from fedphd.deploy.launch.render import render
 from fedphd.deploy.launch.runs import (
     RoleFile,
@@ -58,7 +59,7 @@ def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
     role = "edge" if file.role == "edge" else "cloud"
     node = str(file.config.get("edge_id", "cloud"))
     events = EventLog(Path(file.events), role=role, node=node, on_event=_shown(say))
-    events.write("started", pid=os.getpid())
+    events.write(Started(pid=os.getpid()))
     verdict = Verdict(Interrupted.exit_code, "stopped")
     try:
         verdict = _run(grid, file, events)
@@ -68,7 +69,7 @@ def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
         raise
     finally:
         # SystemExit, by which Flower ends a process on a signal, passes through here too.
-        events.write("ended", exit_code=verdict.exit_code, message=verdict.message)
+        events.write(Ended(exit_code=verdict.exit_code, message=verdict.message))
         events.close()
         write_verdict(Path(file.verdict), verdict)
 
@@ -109,8 +110,8 @@ def count_nodes(grid: Grid, *, sleep: Callable[[float], None] = time.sleep) -> i
     return count
 
 
-def _shown(say: Say | None) -> Callable[[dict[str, Any]], None]:
-    def on_event(event: dict[str, Any]) -> None:
+def _shown(say: Say | None) -> Callable[[Event], None]:
+    def on_event(event: Event) -> None:
         line = render(event) if say else None
         if say and line:
             say(line)

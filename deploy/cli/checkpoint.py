@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.errors import ConfigError
+from fedphd.common.history.events import Evaluated
 from fedphd.deploy.cli.flags import Set, overrides, say
 from fedphd.deploy.launch.render import render
 
@@ -98,20 +99,16 @@ def evaluate(
         cache_dir=CloudConfig().out_dir / ".cache",
         device=resolve_device(device.value),
     )
-    values: dict[str, Any] = {
-        "checkpoint": str(checkpoint),
-        "interval": loaded.state.get("interval"),
-        "weights": weights.value,
-        **result.values(),
-    }
+    record = result.record(loaded.state.get("interval"))
     if as_json:
-        say(json.dumps(values, indent=2))
+        of = {"checkpoint": str(checkpoint), "weights": weights.value}
+        say(json.dumps(of | record.model_dump(mode="json"), indent=2))
         return
-    event = {"event": "evaluated", "node": weights.value, "what": str(checkpoint), **values}
-    say(str(render(event)))
+    named = {"node": weights.value, "what": str(checkpoint), "weights": weights.value}
+    say(str(render(Evaluated(**named, **record.model_dump()))))
     say(
-        f"          sampler {values['sampler']}, seed {values['seed']}; reference of "
-        f"{values['num_reference_images']} images, SHA-256 {values['reference_sha256']}"
+        f"          sampler {record.sampler}, seed {record.seed}; reference of "
+        f"{record.num_reference_images} images, SHA-256 {record.reference_sha256}"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.history.events import Tail
 from fedphd.deploy.compare.budget import RoundBytes, method_settings
 from fedphd.deploy.compare.methods import Method, choose_methods
 from fedphd.deploy.compare.plan import Common, Plan, PlannedRun, plan_runs
@@ -15,7 +16,7 @@ from fedphd.deploy.compare.results import collect
 from fedphd.deploy.compare.runner import Runner
 from fedphd.deploy.compare.table import to_csv, to_markdown
 from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS
-from fedphd.deploy.launch.render import Tail, human_bytes
+from fedphd.deploy.launch.render import human_bytes
 from fedphd.deploy.launch.runs import EVENTS, Say
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
@@ -151,7 +152,7 @@ class Comparison:
         self._must(runner.run([run], stop), stop)
         if stop.is_set():
             return None
-        events = [e for e in Tail(run.folder / EVENTS).new_events() if e["event"] == "interval"]
+        events = [e for e in Tail(run.folder / EVENTS).new_lines() if e["event"] == "interval"]
         first, both = (int(event["edge_cloud_bytes"]) for event in events)
         scheduled = run.config.pruning.mode == "scheduled"
         return RoundBytes(first=first, later=both - first, scheduled=scheduled)

@@ -13,10 +13,11 @@ from fedphd.common.config.run import FederationConfig
 from fedphd.common.config.text import flattened
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import write_json
+from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.compare.budget import evaluation_period, method_settings
 from fedphd.deploy.compare.methods import Method
 from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS
-from fedphd.deploy.launch.runs import SIMULATION, SUMMARY
+from fedphd.deploy.launch.runs import SIMULATION
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 PLAN = "compare.json"

@@ -13,9 +13,10 @@ from typing import Any
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.config.text import flattened
 from fedphd.common.errors import FedPhDError
+from fedphd.common.history.events import Tail
+from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.compare.plan import PlannedRun
-from fedphd.deploy.launch.render import Tail
-from fedphd.deploy.launch.runs import EVENTS, SIMULATION, SUMMARY
+from fedphd.deploy.launch.runs import EVENTS, SIMULATION
 
 DISTANCE = "frechet_distance"
 # Of an evaluation neither what it found nor how it was done.
@@ -113,7 +114,7 @@ def read_result(run: PlannedRun) -> Result:
     try:
         summary = json.loads((run.folder / SUMMARY).read_text("utf-8"))
         simulation = json.loads((run.folder / SIMULATION).read_text("utf-8"))
-        events = list(Tail(run.folder / EVENTS).new_events())
+        events = list(Tail(run.folder / EVENTS).new_lines())
         curve = read_curve(events, summary["evaluations"])
         evaluation = dict(flattened(summary["evaluation"]))
         said = {key: value for key, value in evaluation.items() if key not in _ASIDE}

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from fedphd.common.events import Verdict, read_verdict
+from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.compare.plan import PlannedRun
 from fedphd.deploy.launch.local import to_toml, unset_keys
 from fedphd.deploy.launch.render import human_bytes, human_seconds
-from fedphd.deploy.launch.runs import EVENTS, SUMMARY, VERDICT, Say
+from fedphd.deploy.launch.runs import EVENTS, VERDICT, Say
 from fedphd.deploy.launch.superlink import die_with_parent, last_line
 from fedphd.deploy.simulation.run_config import SimulatedClients
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from fedphd.common.config.roles import CloudConfig, EdgeConfig
 from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json, write_verdict
+from fedphd.common.history.events import Started, Tail
 from fedphd.deploy.launch.processes import alive
-from fedphd.deploy.launch.render import Tail, render
+from fedphd.deploy.launch.render import render
 from fedphd.deploy.launch.runs import (
     EDGE_EVENTS,
     ROLE,
@@ -108,8 +109,8 @@ def serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> V
         # The verdict comes last: what was written before it is shown before it counts.
         verdict = read_verdict(Path(file.verdict))
         for event in tail.new_events():
-            if event["event"] == "started":
-                pid = event["pid"]
+            if isinstance(event, Started):
+                pid = event.pid
             line = render(event)
             if line:
                 say(line)

@@ -25,8 +25,8 @@ from fedphd.common.errors import (
     exit_code_of,
 )
 from fedphd.common.events import Verdict, read_verdict
+from fedphd.common.history.events import Tail
 from fedphd.deploy.launch.client_data import data_of
-from fedphd.deploy.launch.render import Tail
 from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
 from fedphd.deploy.launch.superlink import die_with_parent, flower_environment, free_ports
 
@@ -266,7 +266,7 @@ def merge_events(path: Path, others: Iterable[Path]) -> None:
     """Put the events of other logs among those at ``path``, by time, as a simulation has them."""
     if not path.exists():
         return
-    found = [event for log in (path, *others) if log.exists() for event in Tail(log).new_events()]
+    found = [event for log in (path, *others) if log.exists() for event in Tail(log).new_lines()]
     text = "".join(f"{json.dumps(event)}\n" for event in sorted(found, key=lambda e: e["time"]))
     beside = path.with_suffix(".new")
     beside.write_text(text, encoding="utf-8")

@@ -14,6 +14,7 @@ from fedphd.common.config.roles import CloudConfig
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.errors import StartError, within
 from fedphd.common.events import write_json
+from fedphd.common.history.summary import SUMMARY, Summary
 from fedphd.deploy.launch.render import render_summary
 from fedphd.deploy.launch.superlink import make_folder
 
@@ -22,7 +23,6 @@ EDGE_EVENTS = "events.jsonl"
 VERDICT = "verdict.json"
 ROLE = "role.json"
 SIMULATION = "simulation.json"
-SUMMARY = "summary.json"
 # The key of a run configuration that says where the role file is.
 ROLE_FILE = "role-file"
 
@@ -103,10 +103,9 @@ def prepare(role: Literal["cloud", "simulation"], config: CloudConfig, run_dir: 
 
 def show_summary(run_dir: Path, say: Say) -> None:
     """Say how a run ended, if it left a summary."""
-    summary = run_dir / SUMMARY
-    if summary.exists():
+    if (run_dir / SUMMARY).exists():
         say(f"\nfinished; everything is in {run_dir}")
-        say(render_summary(json.loads(summary.read_text("utf-8"))))
+        say(render_summary(Summary.read(run_dir)))
 
 
 def check_data(config: CloudConfig) -> None:

@@ -16,8 +16,9 @@ from support.memory import MemoryGrid
 
 from fedphd.common.errors import ParticipantsError
 from fedphd.common.unet.model import PrunedUNet
-from fedphd.common.wire.messages import FINISH, TRAIN, IntervalTask, Traffic
+from fedphd.common.wire.messages import FINISH, TRAIN, IntervalTask
 from fedphd.common.wire.records import read_payload
+from fedphd.common.wire.traffic import Traffic
 
 STORED = Path(__file__).with_name("losses.json")
 

@@ -12,9 +12,10 @@ from support.memory import FakeTime, MemoryGrid, streaming
 from support.metrics import metrics
 
 from fedphd.common.config.run import FederationConfig
+from fedphd.common.unet.costs import PruneReport
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_unet
-from fedphd.common.wire.messages import HELLO, HelloReply, IntervalReply, IntervalTask, Traffic
+from fedphd.common.wire.messages import HELLO, HelloReply, IntervalReply, IntervalTask
 from fedphd.common.wire.records import (
     read_payload,
     read_variate,
@@ -23,7 +24,7 @@ from fedphd.common.wire.records import (
     weights_record,
 )
 from fedphd.common.wire.roster import Roster
-from fedphd.server.pruning import PruneReport
+from fedphd.common.wire.traffic import Traffic
 from fedphd.server.strategy import FedPhD, IntervalStats
 
 

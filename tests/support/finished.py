@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from fedphd.common.events import EventLog, write_json
-from fedphd.common.quality.evaluation import Evaluation, Protocol, Quality
-from fedphd.common.wire.messages import Traffic
+from fedphd.common.history.evaluation import Protocol, Quality
+from fedphd.common.quality.evaluation import Evaluation
+from fedphd.common.unet.costs import Costs
+from fedphd.common.wire.traffic import Traffic
 from fedphd.deploy.compare.plan import PlannedRun
 from fedphd.deploy.launch.runs import EVENTS, SIMULATION
 from fedphd.deploy.simulation.run_config import SimulatedClients
@@ -25,8 +27,8 @@ def write_finished(
     distances: Sequence[float | None],
     bytes_per_round: int = 1000,
     images_per_round: int = 60,
-    macs: float = 100.0,
-    parameters: float = 5.0,
+    macs: int = 100,
+    parameters: int = 5,
     seconds: float = 60.0,
     brightness: int = 200,
 ) -> None:
@@ -47,12 +49,12 @@ def write_finished(
     record = {"clients": clients.run_config(run.config), "origin": ORIGIN}
     write_json(run.folder / SIMULATION, record)
     events = EventLog(run.folder / EVENTS, role="cloud", node="cloud")
-    costs = {"parameters": parameters, "macs": macs}
+    costs = Costs(parameters=parameters, macs=macs)
     report = Report(run.folder, run.config.federation(), events, costs)
     flat = run.config.topology == "flat"
     for interval, distance in enumerate(distances):
         if interval:
-            stats = IntervalStats(interval, images=images_per_round, client_rounds=3)
+            stats = IntervalStats(interval=interval, images=images_per_round, client_rounds=3)
             moved = Traffic(sent_bytes=bytes_per_round if flat else 10 * bytes_per_round)
             stats.client_edge = moved
             total = Traffic(sent_bytes=bytes_per_round * interval)
@@ -69,6 +71,12 @@ def evaluation(distance: float | None, brightness: int) -> Evaluation:
         samples=torch.full((4, 1, 8, 8), brightness, dtype=torch.uint8),
         quality=Quality(frechet_distance=distance),
         raw=None,
-        protocol=Protocol("classifier(digits)", 4, "DDIM", 2, seed=1234),
+        protocol=Protocol(
+            features="classifier(digits)",
+            num_samples=4,
+            sampler="DDIM",
+            sampling_steps=2,
+            seed=1234,
+        ),
         seconds=0.5,
     )

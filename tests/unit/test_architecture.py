@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROLES = {"server", "edge", "client"}
 # A room and the rooms that it may import; every room may import itself.
-COMMON = ["common", "common.config", "common.unet", "common.data", "common.wire", "common.quality"]
+COMMON = [
+    "common", "common.config", "common.unet", "common.data", "common.wire", "common.history",
+    "common.quality",
+]  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "common": set(),
     "common.config": {"common"},
@@ -22,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "common.unet": {"common", "common.config"},
     "common.data": {"common", "common.config"},
     "common.wire": {"common", "common.config", "common.unet"},
+    "common.history": {"common", "common.config", "common.unet", "common.wire"},
     "common.quality": set(COMMON),
     "client": set(COMMON),
     "edge": set(COMMON),

@@ -10,18 +10,20 @@ import pytest
 from fedphd.common import errors
 from fedphd.common.errors import EXIT_CODES, FedPhDError, StartError, exit_code_of
 from fedphd.common.events import EventLog, Verdict, read_verdict, write_json, write_verdict
+from fedphd.common.history.events import PeerChanged, Said
 
 
 def test_events_are_lines_of_json_and_there_at_once(tmp_path: Path) -> None:
     path = tmp_path / "made" / "events.jsonl"
     log = EventLog(path, role="edge", node="edge-0")
-    log.write("peer", peer="client-0", change="joined")
+    log.write(PeerChanged(peer="client-0", change="joined", detail=""))
     first = json.loads(path.read_text("utf-8"))
     assert first.pop("time") > 1.7e9
     assert first == {
         "role": "edge", "node": "edge-0", "event": "peer", "peer": "client-0", "change": "joined",
+        "detail": "",
     }  # fmt: skip
-    log.write("message", text="two\nlines ü")
+    log.write(Said(text="two\nlines ü"))
     log.close()
     lines = path.read_text("utf-8").splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["peer", "message"]
@@ -30,7 +32,7 @@ def test_events_are_lines_of_json_and_there_at_once(tmp_path: Path) -> None:
 def test_events_are_appended_to_what_is_there(tmp_path: Path) -> None:
     for text in ("one", "two"):
         log = EventLog(tmp_path / "e.jsonl", role="cloud", node="cloud")
-        log.write("message", text=text)
+        log.write(Said(text=text))
         log.close()
     lines = (tmp_path / "e.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["text"] for line in lines] == ["one", "two"]

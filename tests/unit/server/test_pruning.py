@@ -197,5 +197,5 @@ def test_cifar10_reference_figures(
 ) -> None:
     unet = build_unet(preset("cifar10"), seed=0)
     costs = count_costs(unet) if ratio is None else prune_unet(unet, ratio=ratio).report.after
-    assert round(costs["parameters"] / 1e6, 2) == million_parameters
-    assert round(costs["macs"] / 1e9, 2) == giga_macs
+    assert round(costs.parameters / 1e6, 2) == million_parameters
+    assert round(costs.macs / 1e9, 2) == giga_macs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.events import EventLog
-from fedphd.common.quality.evaluation import Evaluation, Protocol, Quality
+from fedphd.common.history.evaluation import Protocol, Quality
+from fedphd.common.quality.evaluation import Evaluation
 from fedphd.common.quality.moments import FeatureStatistics
-from fedphd.common.wire.messages import Traffic
-from fedphd.server.pruning import PruneReport
+from fedphd.common.unet.costs import Costs, PruneReport
+from fedphd.common.wire.traffic import Traffic
 from fedphd.server.report import Report
 from fedphd.server.statistics import ClientStatistics
 from fedphd.server.strategy import IntervalStats
 
-DENSE, PRUNED = {"parameters": 10.0, "macs": 1000.0}, {"parameters": 5.0, "macs": 600.0}
+DENSE, PRUNED = Costs(parameters=10, macs=1000), Costs(parameters=5, macs=600)
 QUALITY = Quality(
     frechet_distance=12.5, kernel_distance=0.5, kernel_distance_std=0.1, precision=0.75,
     recall=0.25, class_shares=(0.9, 0.1), least_class=1, least_class_ratio=0.2,
@@ -33,7 +33,12 @@ PROTOCOL = Protocol(
 )  # fmt: skip
 EVALUATION = Evaluation(
     samples=torch.zeros(4, 1, 8, 8, dtype=torch.uint8), quality=QUALITY,
-    raw=replace(QUALITY, frechet_distance=20.0), protocol=PROTOCOL, seconds=1.5,
+    raw=QUALITY.model_copy(update={"frechet_distance": 20.0}), protocol=PROTOCOL, seconds=1.5,
+)  # fmt: skip
+
+PRUNE_REPORT = PruneReport(
+    requested_ratio=0.5, achieved_ratio=0.5, achieved_ratios=(0.5,), widths_before=(8,),
+    widths_after=(4,), before=DENSE, after=PRUNED,
 )  # fmt: skip
 
 
@@ -49,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
     report.client_statistics(asked, edge_cloud=Traffic(received_bytes=10))
     for interval, edge_cloud in ((1, 110), (2, 310), (3, 360)):
         stats = IntervalStats(
-            interval,
+            interval=interval,
             metrics=metrics(validation_loss=1.0 / interval),
             images=20,
             client_rounds=4,
@@ -57,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
         )
         report.interval(stats, sparse=False, edge_cloud=Traffic(sent_bytes=edge_cloud))
         if interval == 2:
-            report.pruned(2, PruneReport(0.5, 0.5, (0.5,), (8,), (4,), DENSE, PRUNED))
+            report.pruned(2, PRUNE_REPORT)
     report.evaluated(3, EVALUATION)
     report.summary(seconds=9.0)
     report.close()

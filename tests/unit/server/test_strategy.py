@@ -11,10 +11,11 @@ from flwr.app import ConfigRecord
 from support.edges import Cloud, FakeEdge, run_config, scheduled
 from support.metrics import metrics
 
-from fedphd.common.wire.messages import Traffic, UNetSpec
+from fedphd.common.wire.messages import UNetSpec
 from fedphd.common.wire.records import (
     weights_record,
 )
+from fedphd.common.wire.traffic import Traffic
 
 
 def test_average_by_size_and_homogeneity() -> None:

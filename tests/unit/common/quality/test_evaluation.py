@@ -16,13 +16,14 @@ from fedphd.common.config.data import DataConfig
 from fedphd.common.config.run import DiffusionConfig, EvaluationConfig, ModelConfig
 from fedphd.common.data.images import ImageSet, LabelledImages
 from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.history.evaluation import Protocol, Quality
 from fedphd.common.quality.classifier import (
     ClassifierSettings,
     FeatureClassifier,
     load_feature_classifier,
     train_classifier,
 )
-from fedphd.common.quality.evaluation import Evaluator, Protocol, Quality, sample_images, save_grid
+from fedphd.common.quality.evaluation import Evaluator, sample_images, save_grid
 from fedphd.common.quality.reference import reference_of_images
 from fedphd.common.rng import generator
 from fedphd.common.unet.model import PrunedUNet, build_scheduler, build_unet

@@ -12,7 +12,7 @@ from flwr.common.constant import ErrorCode
 from support.memory import RUN_ID, FakeTime, MemoryGrid, streaming
 
 from fedphd.common.wire.grid import PlainReplies, StreamingGrid, streaming_grid
-from fedphd.common.wire.messages import Traffic
+from fedphd.common.wire.traffic import Traffic
 
 
 def echo(message: Message) -> Message:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedphd.common.wire.messages import Traffic
+from fedphd.common.wire.traffic import Traffic
 
 
 def test_traffic_adds_and_subtracts() -> None:

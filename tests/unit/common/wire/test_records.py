@@ -30,7 +30,6 @@ from fedphd.common.wire.messages import (
     IntervalTask,
     StatisticsReply,
     StatisticsTask,
-    Traffic,
     TrainReply,
     TrainTask,
     UNetSpec,
@@ -46,6 +45,7 @@ from fedphd.common.wire.records import (
     read_weights,
     to_records,
 )
+from fedphd.common.wire.traffic import Traffic
 
 LAYOUT = TensorLayout(("conv.weight", "conv.bias"), ((2, 2), (3,)))
 NETWORK = UNetSpec(unet={"image_size": 8, "widths": [8, 16]}, layout=LAYOUT.to_json())

@@ -8,39 +8,66 @@ from typing import Any
 
 import pytest
 
-from fedphd.deploy.launch.render import Tail, human_bytes, human_seconds, render, render_summary
+from fedphd.common.history.events import Tail, read_event
+from fedphd.common.history.summary import Summary
+from fedphd.deploy.launch.render import human_bytes, human_seconds
+from fedphd.deploy.launch.render import render as render_event
+from fedphd.deploy.launch.render import render_summary as summary_text
 
 ROUND: dict[str, Any] = {
     "event": "round", "node": "edge-0", "interval": 2, "edge_round": 3, "loss": 0.123456,
     "clients": ["client-0", "client-11"], "failures": [], "sent_bytes": 1_000_000,
-    "received_bytes": 500_000, "seconds": 2.04, "left_s": 125.0,
+    "received_bytes": 500_000, "seconds": 2.04, "left_s": 125.0, "round": 8, "rounds": 40,
+    "num_samples": 60, "label_distribution": [0.5, 0.5],
 }  # fmt: skip
 INTERVAL: dict[str, Any] = {
     "event": "interval", "node": "cloud", "interval": 2, "intervals": 8, "loss": 0.5,
     "edge_weights": {"edge-0": 0.625, "edge-1": 0.375}, "parameters": 701_234,
-    "edge_cloud_bytes": 12_345_678, "left_s": 30.0, "failures": [],
+    "edge_cloud_bytes": 12_345_678, "left_s": 30.0, "failures": [], "sparse": False,
+    "macs": 1, "client_edge_bytes": 0, "training_flops": 0.0,
 }  # fmt: skip
+
+
+EVALUATED: dict[str, Any] = {
+    "event": "evaluated", "node": "cloud", "what": "after interval 2", "weights": "ema",
+    "features": "digits", "num_samples": 512, "sampler": "DDIM", "sampling_steps": 50, "seed": 1,
+    "frechet_distance": 56.04, "seconds": 9.96,
+}  # fmt: skip
+SUMMARY: dict[str, Any] = {
+    "fedphd_version": "1", "frechet_distance": None, "evaluation": None, "pruning": None,
+    "client_rounds": 0, "training_cost": {"flops": 0, "images": 0, "convention": ""}, "rounds": [],
+}  # fmt: skip
+
+
+def render(values: dict[str, Any]) -> str | None:
+    event = read_event(values)
+    assert event is not None
+    return render_event(event)
+
+
+def render_summary(values: dict[str, Any]) -> str:
+    return summary_text(Summary.model_validate({**SUMMARY, **values}))
 
 
 def test_tail_gives_each_event_once_and_waits_for_the_rest_of_a_line(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     tail = Tail(path)
-    assert list(tail.new_events()) == []
+    assert list(tail.new_lines()) == []
     path.write_text('{"event": "a"}\n{"event": ', encoding="utf-8")
-    assert list(tail.new_events()) == [{"event": "a"}]
-    assert list(tail.new_events()) == []
+    assert list(tail.new_lines()) == [{"event": "a"}]
+    assert list(tail.new_lines()) == []
     with path.open("a", encoding="utf-8") as file:
         file.write('"b ü"}\n{"event": "c"}\n')
-    assert list(tail.new_events()) == [{"event": "b ü"}, {"event": "c"}]
-    assert list(tail.new_events()) == []
+    assert list(tail.new_lines()) == [{"event": "b ü"}, {"event": "c"}]
+    assert list(tail.new_lines()) == []
 
 
 def test_tail_goes_on_where_a_reader_left_off(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text("".join(json.dumps({"n": n}) + "\n" for n in range(3)), encoding="utf-8")
     tail = Tail(path)
-    assert next(tail.new_events()) == {"n": 0}
-    assert list(tail.new_events()) == [{"n": 1}, {"n": 2}]
+    assert next(tail.new_lines()) == {"n": 0}
+    assert list(tail.new_lines()) == [{"n": 1}, {"n": 2}]
 
 
 def test_round_is_one_line() -> None:
@@ -80,18 +107,17 @@ def test_a_flat_federation_has_no_edges() -> None:
 
 
 def test_summary_is_a_table() -> None:
-    evaluation = {"features": "digits", "num_samples": 512, "sampling_steps": 50}
     summary: dict[str, Any] = {
         "topology": "hierarchical",
         "parameters": {"before": 701_234, "after": 395_000},
-        "macs": {"before": 12e6, "after": 6.7e6},
+        "macs": {"before": 12_000_000, "after": 6_700_000},
         "bytes": {
             "client_edge": 90_000_000, "edge_cloud": 12_000_000,
             "flat_fedavg_client_cloud": 100_000_000, "cloud_saving": 0.88,
         },
         "seconds": {"sparse_training": 185.0, "evaluation": 20.0},
         "evaluations": [
-            {**evaluation, "frechet_distance": distance} for distance in (482.04, None, 56.04)
+            {**EVALUATED, "frechet_distance": distance} for distance in (482.04, None, 56.04)
         ],
     }  # fmt: skip
     quality = "482.0 -> 56.0 (features of digits, 512 samples, 50 DDIM steps, EMA weights)"
@@ -116,17 +142,16 @@ def test_summary_is_a_table() -> None:
 
 def test_pruning_and_evaluation() -> None:
     pruned = {
-        "event": "pruned", "node": "cloud", "achieved_ratio": 0.25,
-        "before": {"parameters": 701_234, "macs": 12e6},
-        "after": {"parameters": 395_000, "macs": 6.7e6},
+        "event": "pruned", "node": "cloud", "interval": 2, "requested_ratio": 0.3,
+        "achieved_ratio": 0.25, "achieved_ratios": [0.25], "widths_before": [8],
+        "widths_after": [6],
+        "before": {"parameters": 701_234, "macs": 12_000_000},
+        "after": {"parameters": 395_000, "macs": 6_700_000},
     }  # fmt: skip
     assert render(pruned) == (
         "cloud     pruned to 75% of the widths: parameters 0.70 M -> 0.40 M, MACs 12.00 M -> 6.70 M"
     )
-    evaluated = {
-        "event": "evaluated", "node": "cloud", "what": "after interval 2", "features": "digits",
-        "frechet_distance": 56.04, "num_samples": 512, "sampling_steps": 50, "seconds": 9.96,
-    }  # fmt: skip
+    evaluated = EVALUATED
     assert render(evaluated) == (
         "cloud     evaluated after interval 2: Frechet distance 56.0 in features of digits "
         "(512 samples, 50 DDIM steps, 10.0 s)"
@@ -137,9 +162,7 @@ def test_pruning_and_evaluation() -> None:
 
 
 FULL: dict[str, Any] = {
-    "event": "evaluated", "node": "cloud", "what": "after interval 2", "features": "digits",
-    "frechet_distance": 56.04, "num_samples": 512, "sampling_steps": 50, "seconds": 9.96,
-    "kernel_distance": 0.01234, "kernel_distance_std": 0.1, "inception_score": None,
+    **EVALUATED, "kernel_distance": 0.01234, "kernel_distance_std": 0.1, "inception_score": None,
     "precision": 0.612, "recall": 0.4, "class_shares": [0.5, 0.5], "least_class": 8,
     "least_class_ratio": 0.123, "raw": {"frechet_distance": 61.26},
 }  # fmt: skip
@@ -156,7 +179,9 @@ def test_an_evaluation_says_all_its_numbers_in_one_line() -> None:
         "parameters": {"before": 1, "after": 1},
         "macs": {"before": 1, "after": 1},
     }
-    moved = {"client_edge": 0, "edge_cloud": 0, "flat_fedavg_client_cloud": 0}
+    moved = {
+        "client_edge": 0, "edge_cloud": 0, "flat_fedavg_client_cloud": 0, "cloud_saving": None,
+    }  # fmt: skip
     table = render_summary(
         {**summary_rows, "bytes": moved, "seconds": {}, "evaluations": [FULL]}
     ).split("\n")
@@ -175,7 +200,8 @@ def test_only_inceptions_features_make_a_fid_and_a_kid() -> None:
 def test_statistics_from_clients_name_who_is_missing() -> None:
     event = {
         "event": "client_statistics", "node": "cloud", "num_images": 1200,
-        "clients": ["client-0", "client-1"], "failures": [], "seconds": 1.23,
+        "clients": ["client-0", "client-1"], "failures": [], "seconds": 1.23, "label_counts": [1],
+        "client_edge_bytes": 0, "edge_cloud_bytes": 0,
     }  # fmt: skip
     line = "cloud     reference statistics of 1200 images of 2 clients | 1.2 s"
     assert render(event) == line
@@ -192,8 +218,9 @@ def test_peers_links_and_messages() -> None:
 
 
 def test_what_is_for_programs_only_is_not_shown() -> None:
+    assert read_event({"event": "of a newer version", "node": "cloud"}) is None
     assert render({"event": "started", "node": "cloud", "pid": 3}) is None
-    assert render({"event": "ended", "node": "cloud", "exit_code": 0}) is None
+    assert render({"event": "ended", "node": "cloud", "exit_code": 0, "message": "done"}) is None
 
 
 @pytest.mark.parametrize(

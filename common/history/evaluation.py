@@ -1,0 +1,70 @@
+"""How good samples were found to be, and how that was measured."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Quality(BaseModel):
+    """How good samples are; what cannot be said without more of a reference is None.
+
+    Attributes:
+        frechet_distance: to the reference. A FID in Inception's features, and only there.
+        kernel_distance: squared MMD of a cubic kernel; KID in Inception's features.
+        kernel_distance_std: its standard deviation over subsets.
+        inception_score: in Inception's classes only.
+        precision: share of samples within the reference's manifold.
+        recall: share of reference images within the samples' manifold.
+        class_shares: of the samples, by the classifier, (num_classes,).
+        least_class: class with the smallest part of its share in the reference.
+        least_class_ratio: that part; 0 where a class is lost.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    frechet_distance: float | None = None
+    kernel_distance: float | None = None
+    kernel_distance_std: float | None = None
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    class_shares: tuple[float, ...] | None = None
+    least_class: int | None = None
+    least_class_ratio: float | None = None
+
+
+class Protocol(BaseModel):
+    """What a number needs beside it to be compared with another.
+
+    Attributes:
+        features: which features, such as ``classifier(digits)``; ``none`` without a reference.
+        num_samples: generated images.
+        sampler: how they were generated.
+        sampling_steps: of the sampler.
+        seed: of the sampling noise.
+        num_reference_images: images in the reference statistics.
+        reference_sha256: of the statistics' count, mean and covariance.
+        neighbours: of precision and recall.
+        manifold_images: samples, and reference images, in precision and recall.
+    """
+
+    features: str
+    num_samples: int
+    sampler: str
+    sampling_steps: int
+    seed: int
+    num_reference_images: int = 0
+    reference_sha256: str | None = None
+    neighbours: int | None = None
+    manifold_images: int | None = None
+
+
+class EvaluationRecord(Quality, Protocol):
+    """One evaluation, of the weights of ``interval`` (0: before training).
+
+    Its own numbers are the averaged weights'; ``raw`` has the raw weights' from the same noise.
+    """
+
+    interval: int | None = None
+    raw: Quality | None = None
+    seconds: float

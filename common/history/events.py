@@ -1,0 +1,185 @@
+"""What happens in a run, a type per kind of event, for those who write it and those who read it.
+
+An event log holds one JSON object per line. A reader passes over kinds that it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from fedphd.common.events import Event
+from fedphd.common.history.evaluation import EvaluationRecord
+from fedphd.common.unet.costs import PruneReport
+from fedphd.common.wire.metrics import MetricValues
+from fedphd.common.wire.traffic import Traffic
+
+
+class Started(Event):
+    """A ServerApp runs, as the process ``pid``."""
+
+    event: Literal["started"] = "started"
+    pid: int
+
+
+class Ended(Event):
+    """The verdict on a ServerApp; its last event."""
+
+    event: Literal["ended"] = "ended"
+    exit_code: int
+    message: str
+
+
+class Said(Event):
+    """A sentence for people."""
+
+    event: Literal["message"] = "message"
+    text: str
+
+
+class PeerChanged(Event):
+    """A peer "joined", "left", was "refused" or "failed"."""
+
+    event: Literal["peer"] = "peer"
+    peer: str
+    change: str
+    detail: str
+
+
+class LinkChanged(Event):
+    """What became of an edge's connection to the cloud at ``server``."""
+
+    event: Literal["link"] = "link"
+    server: str
+    change: str
+
+
+class RoundEnded(Event, MetricValues):
+    """An edge round; it is number ``round`` of the run's ``rounds``. Bytes: since the start."""
+
+    event: Literal["round"] = "round"
+    interval: int
+    edge_round: int
+    round: int
+    rounds: int
+    clients: list[str]
+    num_samples: int
+    label_distribution: list[float]
+    failures: list[str]
+    sent_bytes: int
+    received_bytes: int
+    seconds: float
+    left_s: float
+
+
+class IntervalFigures(BaseModel):
+    """Counts and shares of an interval at the cloud."""
+
+    interval: int
+    num_samples: float = 0.0
+    mean_steps: float = 0.0
+    images: int = 0
+    edge_weights: dict[str, float] = Field(default_factory=dict)
+    edge_homogeneity: dict[str, float] = Field(default_factory=dict)
+    clients: list[str] = Field(default_factory=list)
+    client_rounds: int = 0
+    failures: list[str] = Field(default_factory=list)
+    client_edge: Traffic = Traffic()
+    seconds: float = 0.0
+
+
+class IntervalEnded(Event, IntervalFigures, MetricValues):
+    """An interval, one of ``intervals``. Bytes over the links: since the run's start.
+
+    The validation loss is of the weights that the interval began with.
+    """
+
+    event: Literal["interval"] = "interval"
+    sparse: bool
+    intervals: int
+    parameters: int
+    macs: int
+    client_edge_bytes: int
+    edge_cloud_bytes: int
+    training_flops: float
+    left_s: float
+
+
+class Pruned(Event, PruneReport):
+    """The U-Net became smaller after ``interval``."""
+
+    event: Literal["pruned"] = "pruned"
+    interval: int
+
+
+class Evaluated(Event, EvaluationRecord):
+    """Samples of ``weights`` ("ema" or "raw") were measured."""
+
+    event: Literal["evaluated"] = "evaluated"
+    what: str
+    weights: str
+
+
+class StatisticsFigures(BaseModel):
+    """Reference statistics that the clients computed, and the bytes that this moved."""
+
+    num_images: int
+    label_counts: list[int]
+    clients: list[str]
+    failures: list[str]
+    client_edge_bytes: int
+    edge_cloud_bytes: int
+
+
+class StatisticsCollected(Event, StatisticsFigures):
+    """The clients gave the reference statistics."""
+
+    event: Literal["client_statistics"] = "client_statistics"
+    seconds: float
+
+
+_TYPES: dict[str, type[Event]] = {
+    kind.model_fields["event"].default: kind
+    for kind in (
+        Started, Ended, Said, PeerChanged, LinkChanged, RoundEnded, IntervalEnded, Pruned,
+        Evaluated, StatisticsCollected,
+    )
+}  # fmt: skip
+
+
+def read_event(line: dict[str, Any]) -> Event | None:
+    """The event that a line of a log holds; None if this version does not know its kind.
+
+    Raises:
+        ValueError: an event of a known kind is malformed.
+    """
+    kind = _TYPES.get(line.get("event", ""))
+    return None if kind is None else kind.model_validate(line)
+
+
+class Tail:
+    """Reads the JSON lines that are appended to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+
+    def new_lines(self) -> Iterator[dict[str, Any]]:
+        """What came since the last call, as plain values; an unfinished last line waits."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._position += len(line)
+                yield json.loads(line)
+
+    def new_events(self) -> Iterator[Event]:
+        """The events that came since the last call; raises ValueError as ``read_event``."""
+        yield from filter(None, map(read_event, self.new_lines()))

@@ -1,0 +1,32 @@
+"""Bytes over a link."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fedphd.common.wire.payload import MOST, Payload
+
+
+class Traffic(Payload):
+    """Bytes over one link, as counted by the server side of it."""
+
+    sent_bytes: int = Field(0, ge=0, le=MOST)
+    received_bytes: int = Field(0, ge=0, le=MOST)
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            sent_bytes=self.sent_bytes + other.sent_bytes,
+            received_bytes=self.received_bytes + other.received_bytes,
+        )
+
+    def minus(self, earlier: Traffic) -> Traffic:
+        """What came since ``earlier``."""
+        return Traffic(
+            sent_bytes=self.sent_bytes - earlier.sent_bytes,
+            received_bytes=self.received_bytes - earlier.received_bytes,
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes in both directions."""
+        return self.sent_bytes + self.received_bytes
