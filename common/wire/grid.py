@@ -44,11 +44,19 @@ class Replies(Protocol):
 
 
 class PlainReplies:
-    """Replies of a Grid whose ``pull_messages`` never blocks (simulation, tests)."""
+    """Replies of a Grid whose ``pull_messages`` never blocks (simulation, tests).
 
-    def __init__(self, grid: Grid) -> None:
+    Args:
+        grid: where to look.
+        on_forget: told the id of each message that nobody waits for any more.
+    """
+
+    def __init__(
+        self, grid: Grid, on_forget: Callable[[str], None] = lambda message_id: None
+    ) -> None:
         self.stall_s = float("inf")
         self._grid = grid
+        self._on_forget = on_forget
 
     def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
         """Look once for replies."""
@@ -56,7 +64,42 @@ class PlainReplies:
         return [(reply.metadata.reply_to_message_id, reply) for reply in found]
 
     def forget(self, message_id: str) -> None:
-        """Nothing is kept here."""
+        """Hand on to ``on_forget``."""
+        self._on_forget(message_id)
+
+
+class WrappedGrid(Grid):
+    """A Grid made of another one; how messages go and replies come is up to its subclasses.
+
+    Args:
+        grid: Flower's, or another wrapped one.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Hand on to the wrapped grid."""
+        self._grid.set_run(run)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Hand on to the wrapped grid (deprecated by Flower)."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Ids of the nodes that are connected now."""
+        return self._grid.get_node_ids()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Only a StreamingGrid sends and receives; raises NotImplementedError."""
+        raise NotImplementedError("wrap this grid in a StreamingGrid")
 
 
 @dataclass
@@ -65,8 +108,8 @@ class _Sent:
     deadline_s: float
 
 
-class StreamingGrid(Grid):
-    """Wraps a Flower Grid; see the module's docstring.
+class StreamingGrid(WrappedGrid):
+    """Yields replies as they come, each bounded; see the module's docstring.
 
     Args:
         grid: Flower's grid of the running ServerApp.
@@ -86,9 +129,9 @@ class StreamingGrid(Grid):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        super().__init__(grid)
         self.traffic = Traffic()
         self.in_order = in_order
-        self._grid = grid
         self._replies = replies
         self._clock = clock
         self._sleep = sleep
@@ -99,23 +142,6 @@ class StreamingGrid(Grid):
         """Set what a run's plan brings."""
         self.in_order = in_order
         self._replies.stall_s = upload_stall_s
-
-    @property
-    def run(self) -> Run:
-        """Flower's description of the run."""
-        return self._grid.run
-
-    def set_run(self, run: Run) -> None:
-        """Hand on to the wrapped grid."""
-        self._grid.set_run(run)
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Hand on to the wrapped grid (deprecated by Flower)."""
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Ids of the nodes that are connected now."""
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and count the bytes of those that the SuperLink took."""
