@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, Final, Protocol
+from uuid import uuid4
 
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
@@ -106,6 +107,7 @@ class WrappedGrid(Grid):
 class _Sent:
     message: Message
     deadline_s: float
+    refused: bool
 
 
 class StreamingGrid(WrappedGrid):
@@ -136,7 +138,6 @@ class StreamingGrid(WrappedGrid):
         self._clock = clock
         self._sleep = sleep
         self._window = window
-        self._num_refused = 0
 
     def configure(self, *, in_order: bool, upload_stall_s: float) -> None:
         """Set what a run's plan brings."""
@@ -163,17 +164,27 @@ class StreamingGrid(WrappedGrid):
         return [reply for _, reply in found if isinstance(reply, Message)]
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        in_order: bool | None = None,
     ) -> Iterator[Message]:
         """Send ``messages`` and yield exactly one reply for each, as they come.
 
         What was lost, refused or not there ``timeout`` seconds after its message was sent is
         yielded as an error reply that says why; ``metadata.src_node_id`` is always the node
         that was asked. Beyond the window a message is sent when a reply has come.
+
+        Args:
+            messages: taken one after the other, as the window allows.
+            timeout: seconds for each reply; None: no limit.
+            in_order: yield replies in the order of the messages; None: as the grid is set.
         """
         source, pending = iter(messages), dict[str, _Sent]()
         self._send(source, pending, timeout)
-        return self._receive_all(source, pending, timeout)
+        in_order = self.in_order if in_order is None else in_order
+        return self._receive_all(source, pending, timeout, in_order)
 
     def _send(
         self, source: Iterator[Message], pending: dict[str, _Sent], timeout: float | None
@@ -181,16 +192,10 @@ class StreamingGrid(WrappedGrid):
         """Send what the window has room for, and note it in ``pending``."""
         timeout_s = float("inf") if timeout is None else timeout
         while batch := list(islice(source, self._room(len(pending)))):
-            message_ids = list(self.push_messages(batch))
-            message_ids += [""] * (len(batch) - len(message_ids))
-            for message, message_id in zip(batch, message_ids, strict=True):
-                sent = _Sent(envelope(message), self._clock() + timeout_s)
-                # A message that the SuperLink refused has no id: its own is as good as any.
-                self._num_refused += not message_id
-                key = message_id or f"refused-{self._num_refused}"
-                pending[key] = sent
-                if not message_id:
-                    sent.deadline_s = float("-inf")
+            # Of messages that the SuperLink refused it gives no id, or nothing at all.
+            for message, message_id in zip_longest(batch, self.push_messages(batch)):
+                sent = _Sent(envelope(message), self._clock() + timeout_s, refused=not message_id)
+                pending[message_id or uuid4().hex] = sent
 
     def _room(self, num_pending: int) -> int:
         if self._window is None:
@@ -198,12 +203,16 @@ class StreamingGrid(WrappedGrid):
         return max(0, min(_PUSH_BATCH, self._window - num_pending))
 
     def _receive_all(
-        self, source: Iterator[Message], pending: dict[str, _Sent], timeout: float | None
+        self,
+        source: Iterator[Message],
+        pending: dict[str, _Sent],
+        timeout: float | None,
+        in_order: bool,
     ) -> Iterator[Message]:
         backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
         while pending:
-            asked = list(pending)[:1] if self.in_order else list(pending)
-            asked = [key for key in asked if not key.startswith("refused-")]
+            first = dict(islice(pending.items(), 1 if in_order else None))
+            asked = [key for key, sent in first.items() if not sent.refused]
             found = self._replies.poll(asked) if asked else []
             came = [(pending.pop(message_id).message, reply) for message_id, reply in found]
             # Before the replies are worked on, so that nobody idles meanwhile.
@@ -213,24 +222,19 @@ class StreamingGrid(WrappedGrid):
             if found:
                 backoff.reset()
                 continue
+            now_s = self._clock()
             # In order, only the first was looked for: the others may be there already.
-            if not (late := self._late(pending, 1 if self.in_order else len(pending))):
+            late = [key for key, sent in first.items() if sent.refused or now_s > sent.deadline_s]
+            if not late:
                 self._sleep(backoff.next_s())
             for message_id in late:
                 self._replies.forget(message_id)
                 sent = pending.pop(message_id)
-                refused = sent.deadline_s == float("-inf")
-                reason = (
-                    "its SuperLink refused the message"
-                    if refused
-                    else (f"no reply within {timeout:g} s")
+                refused = "its SuperLink refused the message"
+                yield _failure(
+                    sent.message, refused if sent.refused else f"no reply within {timeout:g} s"
                 )
-                yield _failure(sent.message, reason)
             self._send(source, pending, timeout)
-
-    def _late(self, pending: dict[str, _Sent], first: int) -> list[str]:
-        now_s = self._clock()
-        return [key for key, sent in islice(pending.items(), first) if now_s > sent.deadline_s]
 
     def _accept(self, sent: Message, reply: Message | str) -> Message:
         if isinstance(reply, str):
