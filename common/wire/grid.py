@@ -20,8 +20,13 @@ from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
 from fedphd.common.timing import Backoff
+from fedphd.common.wire.internals import (
+    GrpcReplies,
+    envelope,
+    message_bytes,
+    reaches_nodes_over_grpc,
+)
 from fedphd.common.wire.messages import Traffic
-from fedphd.common.wire.replies import GrpcReplies, envelope, message_bytes
 
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.25
@@ -251,15 +256,10 @@ class StreamingGrid(WrappedGrid):
         return reply
 
 
-def over_grpc(grid: Grid) -> bool:
-    """Whether a grid of Flower's reaches real nodes through a SuperLink."""
-    return hasattr(grid, "_stub")
-
-
 def streaming_grid(grid: Grid, *, upload_stall_s: float, in_order: bool) -> StreamingGrid:
     """Wrap the grid that Flower hands to a ServerApp, whichever kind it is."""
     replies: Replies = PlainReplies(grid)
-    if over_grpc(grid):
+    if reaches_nodes_over_grpc(grid):
         replies = GrpcReplies(grid, stall_s=upload_stall_s)
     return StreamingGrid(grid, replies, in_order=in_order)
 

@@ -1,12 +1,11 @@
-"""A Flower node that stays in one process. Flower-internal API.
+"""A Flower node that stays in one process.
 
 A stock ``flower-supernode`` starts a process per message and looks for messages every 3 s. This
 node keeps data, model and optimiser warm and answers within milliseconds: it registers with a
 SuperLink, sends heartbeats, pulls messages, hands them to a handler and pushes the replies, and
 connects again with back-off when the SuperLink restarts or forgets it.
 
-What reaches below Flower's public API stands here and in ``common/wire/replies.py`` alone, so that
-a newer Flower changes no other file.
+This file and ``common/wire/internals.py`` alone reach below Flower's public API.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
 from fedphd.common.config.roles import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError, exit_code_of
 from fedphd.common.timing import Backoff
+from fedphd.common.wire.internals import assign_id, inflated
 
 logger = logging.getLogger(__name__)
 
@@ -254,10 +253,7 @@ class Node:
             ),
             timeout=CALL_S,
         )
-        message = inflate_object_from_contents(message_id, contents)
-        assert isinstance(message, Message)
-        message.metadata.__dict__["_message_id"] = message_id
-        return message
+        return inflated(message_id, contents)
 
     def _answer(self, message: Message) -> Message:
         try:
@@ -275,7 +271,7 @@ class Node:
     def _push(self, connection: _Connection, reply: Message) -> None:
         run_id = reply.metadata.run_id
         with no_object_id_recompute():
-            reply.metadata.__dict__["_message_id"] = reply.object_id
+            assign_id(reply, reply.object_id)
             objects = get_all_nested_objects(reply)
             tree = get_object_tree(reply)
             head = remove_content_from_message(reply) if reply.has_content() else reply

@@ -26,12 +26,16 @@ from fedphd.common.wire.grid import (
     PlainReplies,
     StreamingGrid,
     WrappedGrid,
-    over_grpc,
     streaming_grid,
+)
+from fedphd.common.wire.internals import (
+    assign_id,
+    envelope,
+    reaches_nodes_over_grpc,
+    with_own_records,
 )
 from fedphd.common.wire.messages import CHOOSE, EVERY_EDGE, FINISH, HELLO, TRAIN, Choose, EdgeOffer
 from fedphd.common.wire.records import read_payload, to_records
-from fedphd.common.wire.replies import envelope, with_own_records
 from fedphd.edge.app import EdgeService
 
 # Answered once for all edges.
@@ -101,11 +105,7 @@ class SharedClients(WrappedGrid):
         ids = []
         with self._lock:
             for message in messages:
-                message_id = uuid4().hex
-                message.metadata.__dict__.update(
-                    _run_id=self._grid.run.run_id, _message_id=message_id
-                )
-                ids.append(message_id)
+                ids.append(assign_id(message, uuid4().hex, run_id=self.run.run_id))
                 self._add(message)
         return ids
 
@@ -215,7 +215,7 @@ class SharedClients(WrappedGrid):
 
 def _grid_of_edge(clients: Grid, shared: SharedClients, num_edges: int) -> StreamingGrid:
     """An edge's way to the clients; over gRPC, where clients are real, they all work at once."""
-    if over_grpc(clients):
+    if reaches_nodes_over_grpc(clients):
         return streaming_grid(clients, upload_stall_s=float("inf"), in_order=False)
     window = max(_WINDOW, _num_trainings())
     replies = PlainReplies(shared, shared.forget)
@@ -276,9 +276,7 @@ class VirtualEdges(WrappedGrid):
         """Give each edge its message; they all work at the same time."""
         ids = []
         for message in messages:
-            message_id = uuid4().hex
-            message.metadata.__dict__.update(_run_id=self.run.run_id, _message_id=message_id)
-            ids.append(message_id)
+            ids.append(assign_id(message, uuid4().hex, run_id=self.run.run_id))
             self._pool.submit(self._work, message)
         return ids
 

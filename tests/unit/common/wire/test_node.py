@@ -28,8 +28,8 @@ from fedphd.common.config.roles import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError
 from fedphd.common.timing import Backoff, stop_soon
 from fedphd.common.wire import node as node_module
+from fedphd.common.wire.internals import GrpcReplies, message_bytes
 from fedphd.common.wire.node import Node
-from fedphd.common.wire.replies import GrpcReplies, message_bytes
 
 NUM_VALUES = 3_000_000  # 12 MB: three chunks of Flower's 5 MiB
 

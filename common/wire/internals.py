@@ -1,4 +1,8 @@
-"""Bounded pulling of replies, and sizes of messages: Flower-internal API, as in ``node.py``."""
+"""What the grids need of Flower's internals; ``node.py`` is the only other file that knows any.
+
+Flower's public API offers none of this: replies pulled with bounds, sizes of messages as they
+travel, ids for messages that never reach a SuperLink. A newer Flower changes these two files only.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,15 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.proto import appio_pb2, message_pb2
+from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+from fedphd.common.errors import ReplyError
 
 
 @dataclass
@@ -106,14 +113,40 @@ class GrpcReplies:
             )
         )
         try:
-            message = inflate_object_from_contents(message_id, partial.contents)
-        except Exception as error:
-            # Flower's reader raises whatever the sender's bytes lead it to.
-            return f"its reply cannot be read: {type(error).__name__}: {error}"
-        if not isinstance(message, Message):
-            return f"its reply is a {type(message).__name__}, not a message"
-        message.metadata.__dict__["_message_id"] = message_id
-        return message
+            return inflated(message_id, partial.contents)
+        except ReplyError as error:
+            return f"its reply {error}"
+
+
+def inflated(message_id: str, contents: dict[str, bytes]) -> Message:
+    """Build a message from its objects, by id; the one place where Flower reads a peer's bytes.
+
+    Raises:
+        ReplyError: they cannot be read, or are not a message.
+    """
+    try:
+        message = inflate_object_from_contents(message_id, contents)
+    except Exception as error:
+        # Flower's reader raises whatever the sender's bytes lead it to.
+        raise ReplyError(f"cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(message, Message):
+        raise ReplyError(f"is a {type(message).__name__}, not a message")
+    assign_id(message, message_id)
+    return message
+
+
+def assign_id(message: Message, message_id: str, *, run_id: int | None = None) -> str:
+    """Give a message the id (and the run) that a SuperLink would give it; returns the id."""
+    # Flower's metadata has no setters for these.
+    message.metadata.__dict__["_message_id"] = message_id
+    if run_id is not None:
+        message.metadata.__dict__["_run_id"] = run_id
+    return message_id
+
+
+def reaches_nodes_over_grpc(grid: Grid) -> bool:
+    """Whether a grid of Flower's reaches real nodes through a SuperLink, not simulated ones."""
+    return hasattr(grid, "_stub")
 
 
 def message_bytes(message: Message, sizes: dict[str, int]) -> int:
