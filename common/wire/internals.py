@@ -7,10 +7,11 @@ travel, ids for messages that never reach a SuperLink. A newer Flower changes th
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.app.message import make_message
 from flwr.proto import appio_pb2, message_pb2
 from flwr.serverapp import Grid
@@ -23,13 +24,15 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from fedphd.common.errors import ReplyError
 
+# Replies that are pulled at the same time.
+_AT_A_TIME: Final = 4
+
 
 @dataclass
 class _Partial:
-    """A reply whose announcement came, and of its objects those that came so far."""
+    """A reply that is announced, and those of its objects that have come so far."""
 
-    tree: Any
-    reply_to: str
+    message_id: str
     missing: list[str]
     progress_s: float
     contents: dict[str, bytes] = field(default_factory=dict)
@@ -39,20 +42,21 @@ class GrpcReplies:
     """Replies to a ServerApp's messages, pulled with bounds (Flower's own may wait two hours).
 
     A node that dies after announcing its reply leaves objects that never come. Announced
-    replies are therefore pulled object by object without ever blocking, at most
-    ``max_partial`` at a time so that memory stays bounded, and given up after ``stall_s``
-    seconds without a new object.
+    replies are therefore pulled object by object without ever blocking, four at a time so that
+    memory stays bounded, and given up after ``stall_s`` seconds without a new object.
 
     Args:
         grid: Flower's GrpcGrid of the running ServerApp.
         stall_s: seconds without progress after which an upload is given up.
-        max_partial: replies that are pulled at the same time.
+        clock: monotonic seconds; for tests.
     """
 
-    def __init__(self, grid: Any, *, stall_s: float, max_partial: int = 4) -> None:
+    def __init__(
+        self, grid: Any, *, stall_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._grid = grid
         self.stall_s = stall_s
-        self._max_partial = max_partial
+        self._clock = clock
         self._partial: dict[str, _Partial] = {}
 
     def forget(self, message_id: str) -> None:
@@ -60,21 +64,18 @@ class GrpcReplies:
         self._partial.pop(message_id, None)
 
     def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
-        """Look once for replies to ``message_ids``; each comes whole, or as why it failed."""
-        self._announce([i for i in message_ids if i not in self._partial])
-        wanted = [i for i in message_ids if i in self._partial][: self._max_partial]
+        """Look once for replies to ``message_ids``; each comes whole, or as why it is lost."""
+        if unannounced := [i for i in message_ids if i not in self._partial]:
+            self._note_announced(unannounced)
         done: list[tuple[str, Message | str]] = []
-        for message_id in wanted:
-            partial = self._partial[message_id]
-            result = self._advance(partial)
+        for message_id in [i for i in message_ids if i in self._partial][:_AT_A_TIME]:
+            result = self._advance(self._partial[message_id])
             if result is not None:
                 del self._partial[message_id]
                 done.append((message_id, result))
         return done
 
-    def _announce(self, message_ids: list[str]) -> None:
-        if not message_ids:
-            return
+    def _note_announced(self, message_ids: list[str]) -> None:
         response = self._grid._stub.PullMessages(
             appio_pb2.PullAppMessagesRequest(message_ids=message_ids)
         )
@@ -83,11 +84,11 @@ class GrpcReplies:
             # Pulled from the end, in the order in which a node pushes them: the message itself
             # comes last, so waiting for it first would take a slow upload for a stalled one.
             missing = [item.object_id for item in iterate_object_tree(tree)][::-1]
-            reply_to = proto.metadata.reply_to_message_id
-            self._partial[reply_to] = _Partial(tree, reply_to, missing, progress_s=time.monotonic())
+            partial = _Partial(tree.object_id, missing, progress_s=self._clock())
+            self._partial[proto.metadata.reply_to_message_id] = partial
 
     def _advance(self, partial: _Partial) -> Message | str | None:
-        """Pull what is there; the message if whole, why not if given up, else None."""
+        """Pull what is there; the message if it is whole, the reason if it is lost, else None."""
         run_id = self._grid.run.run_id
         while partial.missing:
             object_id = partial.missing[-1]
@@ -99,21 +100,18 @@ class GrpcReplies:
             if not reply.object_found:
                 return "its reply was lost on the server"
             if not reply.object_available:
-                silent_s = time.monotonic() - partial.progress_s
-                if silent_s > self.stall_s:
-                    return f"its upload stalled for {self.stall_s:g} s"
-                return None
+                stalled = self._clock() - partial.progress_s > self.stall_s
+                return f"its upload stalled for {self.stall_s:g} s" if stalled else None
             partial.contents[object_id] = reply.object_content
             partial.missing.pop()
-            partial.progress_s = time.monotonic()
-        message_id = partial.tree.object_id
+            partial.progress_s = self._clock()
         self._grid._stub.ConfirmMessageReceived(
             message_pb2.ConfirmMessageReceivedRequest(
-                node=self._grid.node, run_id=run_id, message_object_id=message_id
+                node=self._grid.node, run_id=run_id, message_object_id=partial.message_id
             )
         )
         try:
-            return inflated(message_id, partial.contents)
+            return inflated(partial.message_id, partial.contents)
         except ReplyError as error:
             return f"its reply {error}"
 
@@ -164,21 +162,15 @@ def message_bytes(message: Message, sizes: dict[str, int]) -> int:
 
 
 def with_own_records(records: RecordDict) -> RecordDict:
-    """Records of their own, so that no other message holds them; the arrays' bytes are shared.
+    """The same in records that no other message holds; the arrays' bytes are shared.
 
-    Flower notes in each record what it was called when it was last serialised. Where messages
-    are handed over within a process, one thread may note while another one pickles.
+    Flower writes an id into each record when it serialises it. Where messages are handed over
+    within a process, one thread may write it while another one pickles the record.
     """
     own = RecordDict()
     for name, record in records.items():
-        match record:
-            case ArrayRecord():
-                # Flower makes arrays of its own here, around the same bytes.
-                own[name] = ArrayRecord(dict(record))
-            case ConfigRecord():
-                own[name] = ConfigRecord(dict(record))
-            case MetricRecord():
-                own[name] = MetricRecord(dict(record))
+        # An ArrayRecord makes arrays of its own here, around the same bytes.
+        own[name] = type(record)(dict(record))  # type: ignore[arg-type]
     return own
 
 
