@@ -95,7 +95,7 @@ class EdgeService:
         raise ValueError(f"an edge does not answer {kind!r} ({CHOOSE!r} is for clients)")
 
     def _hello(self, message: Message) -> Message:
-        self.roster.greet_within(read_payload(message, Hello).wait_s)
+        self.roster.hello_s = read_payload(message, Hello).wait_s
         peers = self.roster.refresh()
         clients = {peer.name: peer.num_samples for peer in peers.values()}
         reply = HelloReply(kind="edge", name=self.edge_id, clients=clients)

@@ -148,7 +148,7 @@ def test_traffic_is_that_of_the_interval_only() -> None:
 @pytest.mark.parametrize(
     ("weights", "text"),
     [
-        (torch.zeros(4), "weights have 4 values; expected 3"),
+        (torch.zeros(4), "got 4 values; the network has 3"),
         (torch.tensor([0.0, math.nan, 0.0]), "tensor a holds nan"),
     ],
 )

@@ -122,7 +122,7 @@ def test_only_the_named_clients_are_asked() -> None:
         ({"reply": {"label_counts": (2, 2)}}, r"b: label counts \[2, 2\] are not those of 2"),
         ({"sums": torch.zeros(4, dtype=torch.float64)}, "b: statistics hold 4 values"),
         ({"sums": torch.full((5,), torch.inf, dtype=torch.float64)}, "b: .* not finite"),
-        ({"sums": torch.zeros(5)}, "b: weights are no flat float64 array"),
+        ({"sums": torch.zeros(5)}, "b: weights: expected a flat float64 array"),
         ({"sums": torch.tensor([9.0, 0, 1, 0, 0]).double()}, "b: .* impossible for 2 images"),
     ],
 )
