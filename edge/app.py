@@ -58,6 +58,7 @@ class EdgeService:
         stop: set when the cloud says that the run is over.
         shared_questions: the edges ask through one process, where an answer may come after the
             other edges' training.
+        farewell_s: seconds after the answer to the cloud until ``stop`` is set.
     """
 
     edge_id: str
@@ -65,6 +66,7 @@ class EdgeService:
     events: EventLog
     stop: threading.Event
     shared_questions: bool = False
+    farewell_s: float = FAREWELL_S
 
     def __post_init__(self) -> None:
         waits, schedule = WaitConfig(), ScheduleConfig()
@@ -142,7 +144,7 @@ class EdgeService:
             if reply.has_error():
                 name = self.roster.name_of(reply.metadata.src_node_id)
                 logger.warning("%s was not told the end: %s", name, reply.error.reason)
-        stop_soon(self.stop, FAREWELL_S)
+        stop_soon(self.stop, self.farewell_s)
         return Message(to_records(Ack(name=self.edge_id)), reply_to=message)
 
     def _on_change(self, name: str, change: str, detail: str) -> None:
