@@ -31,7 +31,8 @@ from fedphd.common.wire.messages import Traffic
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.25
 _PUSH_BATCH: Final = 32
-# In place of Flower's own text, which is long, and stands in an interval's line once per edge.
+_REFUSED: Final = "its SuperLink refused the message"
+# In place of Flower's own text, which is too long for the line that an interval prints.
 _REASONS: Final = {
     ErrorCode.NODE_UNAVAILABLE: "no heartbeat from it: its process or its network is gone"
 }
@@ -197,7 +198,7 @@ class StreamingGrid(WrappedGrid):
         """Send what the window has room for, and note it in ``pending``."""
         timeout_s = float("inf") if timeout is None else timeout
         while batch := list(islice(source, self._room(len(pending)))):
-            # Of messages that the SuperLink refused it gives no id, or nothing at all.
+            # A refused message has no id in what comes back, or what comes back is too short.
             for message, message_id in zip_longest(batch, self.push_messages(batch)):
                 sent = _Sent(envelope(message), self._clock() + timeout_s, refused=not message_id)
                 pending[message_id or uuid4().hex] = sent
@@ -216,30 +217,31 @@ class StreamingGrid(WrappedGrid):
     ) -> Iterator[Message]:
         backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
         while pending:
+            # In order, the others may be there already: only the first can be late.
             first = dict(islice(pending.items(), 1 if in_order else None))
-            asked = [key for key, sent in first.items() if not sent.refused]
-            found = self._replies.poll(asked) if asked else []
+            found: list[tuple[str, Message | str]] = []
+            found += [(key, _REFUSED) for key, sent in first.items() if sent.refused]
+            if asked := [key for key, sent in first.items() if not sent.refused]:
+                found += self._replies.poll(asked)
+            if found:
+                backoff.reset()
+            elif late := self._given_up(first):
+                found += [(key, f"no reply within {timeout:g} s") for key in late]
+            else:
+                self._sleep(backoff.next_s())
             came = [(pending.pop(message_id).message, reply) for message_id, reply in found]
-            # Before the replies are worked on, so that nobody idles meanwhile.
+            # Before the replies are worked on, so that no node is idle in the meantime.
             self._send(source, pending, timeout)
             for message, reply in came:
                 yield self._accept(message, reply)
-            if found:
-                backoff.reset()
-                continue
-            now_s = self._clock()
-            # In order, only the first was looked for: the others may be there already.
-            late = [key for key, sent in first.items() if sent.refused or now_s > sent.deadline_s]
-            if not late:
-                self._sleep(backoff.next_s())
-            for message_id in late:
-                self._replies.forget(message_id)
-                sent = pending.pop(message_id)
-                refused = "its SuperLink refused the message"
-                yield _failure(
-                    sent.message, refused if sent.refused else f"no reply within {timeout:g} s"
-                )
-            self._send(source, pending, timeout)
+
+    def _given_up(self, pending: dict[str, _Sent]) -> list[str]:
+        """The messages whose time is over; nobody waits for their replies any more."""
+        now_s = self._clock()
+        late = [key for key, sent in pending.items() if now_s > sent.deadline_s]
+        for message_id in late:
+            self._replies.forget(message_id)
+        return late
 
     def _accept(self, sent: Message, reply: Message | str) -> Message:
         if isinstance(reply, str):
@@ -250,9 +252,8 @@ class StreamingGrid(WrappedGrid):
             reason = _REASONS.get(reply.error.code, reply.error.reason or "unknown")
             return _failure(sent, reason, reply.error.code)
         if reply.metadata.src_node_id != sent.metadata.dst_node_id:
-            return _failure(
-                sent, f"its reply names node {reply.metadata.src_node_id} as its source"
-            )
+            source = reply.metadata.src_node_id
+            return _failure(sent, f"its reply names node {source} as its source")
         return reply
 
 

@@ -1,7 +1,7 @@
 """Edges inside the cloud's process: for Flower's simulation, and for a flat federation.
 
-The cloud's strategy sees a Grid of edges. With processes that is the cloud's SuperLink; here it
-is ``VirtualEdges``, which run the same edge code over one grid of clients that they share.
+The cloud's strategy sees a Grid of edges. Where edges are processes, that is its SuperLink; here
+it is ``VirtualEdges``, which run the same edge code over one grid of clients that they share.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fedphd.edge.app import EdgeService
 
 # Answered once for all edges.
 _ONCE = (HELLO, FINISH)
-# Flower's simulation looks through all waiting messages for every node, ten times a second.
+# Flower's simulation searches all waiting messages for every node, ten times a second.
 _WINDOW = 64
 # It also holds them, and the replies, in the ServerApp's process.
 _TRAININGS = 16
@@ -160,16 +160,16 @@ class SharedClients(WrappedGrid):
         return first.model_copy(update={"asking": EVERY_EDGE, "offers": ordered})
 
     def _send(self, question: _Question, content: RecordDict) -> None:
-        # Its sender still counts the bytes of these records, maybe for several clients.
+        # Its sender is still counting the bytes of these records, maybe for several clients.
         message = Message(with_own_records(content), question.node_id, question.kind)
         question.sent_as = next(iter(self._grid.push_messages([message])), "")
         self._sent[question.sent_as] = question
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The answers that are there; each edge gets its own copy."""
+        """The answers that are there; each edge gets a copy of its own."""
         with self._lock:
             self._send_overdue()
-            # All that came, also for other edges, so that nothing stays behind in Flower's store.
+            # All that came, for other edges too: what is not pulled stays in Flower's store.
             for reply in self._grid.pull_messages([i for i in self._sent if i]):
                 self._deliver(self._sent.pop(reply.metadata.reply_to_message_id), reply)
             self._send_waiting()
@@ -202,7 +202,7 @@ class SharedClients(WrappedGrid):
             del self._question_of[message_id]
 
     def forget(self, message_id: str) -> None:
-        """An edge waits no more for the answer to this message."""
+        """An edge no longer waits for the answer to this message."""
         with self._lock:
             self._answers.pop(message_id, None)
             question = self._question_of.pop(message_id, None)
@@ -214,7 +214,7 @@ class SharedClients(WrappedGrid):
 
 
 def _grid_of_edge(clients: Grid, shared: SharedClients, num_edges: int) -> StreamingGrid:
-    """An edge's way to the clients; over gRPC, where clients are real, they all work at once."""
+    """An edge's way to the clients; real ones, over gRPC, may all work at the same time."""
     if reaches_nodes_over_grpc(clients):
         return streaming_grid(clients, upload_stall_s=float("inf"), in_order=False)
     window = max(_WINDOW, _num_trainings())
@@ -223,7 +223,7 @@ def _grid_of_edge(clients: Grid, shared: SharedClients, num_edges: int) -> Strea
 
 
 def _num_trainings() -> int:
-    """More than the simulation's processes, or these would idle."""
+    """More than the simulation has processes, or some of these would be idle."""
     return max(_TRAININGS, 4 * (os.cpu_count() or 1))
 
 

@@ -192,6 +192,10 @@ def test_message_without_content_or_error() -> None:
         read_payload(empty, Ack)
 
 
+def loss_of(value: float | None) -> dict[str, Any]:
+    return {"metrics": {"loss": {"total": value, "weight": 1.0}}}
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -201,10 +205,10 @@ def test_message_without_content_or_error() -> None:
         ({"steps": "4"}, "steps: .*valid integer"),
         ({"steps": 4.5}, "steps: .*integer"),
         ({"steps": True}, "steps: .*valid integer"),
-        ({"loss": math.nan}, "loss: .*finite"),
-        ({"loss": math.inf}, "loss: .*finite"),
-        ({"loss": 1e13}, "loss: .*less than or equal to"),
-        ({"loss": None}, "loss: .*valid number"),
+        (loss_of(math.nan), "metrics.loss.total: .*finite"),
+        (loss_of(math.inf), "metrics.loss.total: .*finite"),
+        (loss_of(1e31), "metrics.loss.total: .*less than or equal to"),
+        (loss_of(None), "metrics.loss.total: .*valid number"),
         ({"interval": 0}, "interval: .*greater than or equal to 1"),
         ({"network": {"unet": {}}}, "network.layout: Field required"),
     ],
