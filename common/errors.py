@@ -6,10 +6,19 @@
     ├── ParticipantsError       4   too few edges or clients within the configured wait
     ├── ConnectionLostError     5   a peer stayed unreachable for longer than allowed: restart
     ├── Interrupted           130   SIGINT or SIGTERM
-    └── ReplyError              -   one peer's reply is unusable; that peer is left out of the round
+    └── ReplyError              1   what a peer sent is unusable: the peer is left out of the round
 
-Errors of gRPC, Flower and torch become one of these where they enter (``common/wire/node.py``,
-``common/wire/grid.py``, ``common/wire/messages.py``), with the cause chained.
+A library's error becomes one of these where it enters, with the cause chained, and nowhere else:
+
+    gRPC, of a node's link      ConnectionLostError  ``common/wire/node.py``
+    Flower, of a peer's bytes   ReplyError           ``common/wire/internals.py``, ``records.py``
+    pydantic, of a message      ReplyError           ``common/wire/records.py``
+    pydantic, of a setting      ConfigError          ``common/config/roles.py``
+    torch, of a file            ConfigError          where it is read: ``common/unet/``,
+                                                     ``common/quality/``
+
+An error in answering a message goes back as a Flower error reply and is a ReplyError to the asking
+side. Not translated: what Flower's own link of a ServerApp raises when it stops trying again.
 """
 
 from __future__ import annotations
@@ -55,24 +64,10 @@ class Interrupted(FedPhDError):  # noqa: N818 - a request, nothing went wrong
 
 
 class ReplyError(FedPhDError):
-    """One peer's message is unusable (shape, dtype, NaN, count, late, lost); others go on."""
+    """One peer's message is unusable (shape, dtype, NaN, count, late, lost); others are not."""
 
 
 EXIT_OK = 0
-EXIT_CODES = {
-    "success": EXIT_OK,
-    **{
-        cls.__name__: cls.exit_code
-        for cls in (
-            FedPhDError,
-            ConfigError,
-            StartError,
-            ParticipantsError,
-            ConnectionLostError,
-            Interrupted,
-        )
-    },
-}
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -108,4 +108,4 @@ def read_verdict(path: Path) -> Verdict | None:
         content = json.loads(text)
         return Verdict(int(content["exit_code"]), str(content["message"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise FedPhDError(f"{path}: is no verdict: {error}") from error
+        raise FedPhDError(f"{path} is not a verdict: {error}") from error

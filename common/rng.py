@@ -46,8 +46,8 @@ def sample_participants(
 ) -> list[str]:
     """The clients that take part in an edge round, in the round's order.
 
-    Every id is ranked by its own seed. So all edges get the same list, and edges that know
-    slightly different sets of clients differ by hardly more than those.
+    Every id is ranked by its own seed. So all edges get the same list, and where edges know
+    slightly different sets of clients, their lists differ only slightly too.
 
     Args:
         client_ids: known clients, in any order; repeats count once.
@@ -68,5 +68,5 @@ def sample_participants(
     ranked = sorted(
         ids, key=lambda name: (derive_seed("participants", seed, interval, edge_round, name), name)
     )
-    # 0.29 * 50 is 14.499999999999998 in floating point; the half is meant.
+    # 0.29 * 50 is 14.499999999999998 in floating point, but stands for 14.5.
     return ranked[: max(1, math.floor(fraction * len(ids) + 0.5 + 1e-9))]

@@ -1,4 +1,4 @@
-"""Waiting that neither hurries nor sleeps through."""
+"""Waiting: growing intervals between tries, and a delayed stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class Backoff:
 
 
 def stop_soon(stop: threading.Event, after_s: float) -> None:
-    """Set ``stop`` in a while: a reply counts only as long as its node is registered."""
+    """Set ``stop`` after ``after_s`` seconds, in which a last reply can still reach the server.
+
+    Flower drops the replies of a node that has left.
+    """
     timer = threading.Timer(after_s, stop.set)
     timer.daemon = True
     timer.start()

@@ -59,6 +59,7 @@ class EdgeService:
         stop: set when the cloud says that the run is over.
         shared_questions: the edges ask through one process, where an answer may come after the
             other edges' training.
+        farewell_s: seconds after the answer to the cloud until ``stop`` is set.
     """
 
     edge_id: str
@@ -66,6 +67,7 @@ class EdgeService:
     events: EventLog
     stop: threading.Event
     shared_questions: bool = False
+    farewell_s: float = FAREWELL_S
 
     def __post_init__(self) -> None:
         waits, schedule = WaitConfig(), ScheduleConfig()
@@ -96,7 +98,7 @@ class EdgeService:
         raise ValueError(f"an edge does not answer {kind!r} ({CHOOSE!r} is for clients)")
 
     def _hello(self, message: Message) -> Message:
-        self.roster.greet_within(read_payload(message, Hello).wait_s)
+        self.roster.hello_s = read_payload(message, Hello).wait_s
         peers = self.roster.refresh()
         clients = {peer.name: peer.num_samples for peer in peers.values()}
         reply = HelloReply(kind="edge", name=self.edge_id, clients=clients)
@@ -143,7 +145,7 @@ class EdgeService:
             if reply.has_error():
                 name = self.roster.name_of(reply.metadata.src_node_id)
                 logger.warning("%s was not told the end: %s", name, reply.error.reason)
-        stop_soon(self.stop, FAREWELL_S)
+        stop_soon(self.stop, self.farewell_s)
         return Message(to_records(Ack(name=self.edge_id)), reply_to=message)
 
     def _on_change(self, name: str, change: str, detail: str) -> None:

@@ -37,7 +37,7 @@ def collect_statistics(
     Returns:
         The reply to the cloud and the packed sums, float64; a client that failed is named.
     """
-    traffic_before, in_order = grid.traffic, grid.in_order
+    traffic_before = grid.traffic
     known = roster.everyone
     asked = {known[name].node_id: known[name] for name in sorted(task.clients) if name in known}
     failures = [
@@ -49,21 +49,17 @@ def collect_statistics(
     total = FeatureStatistics.zeros(task.extractor.num_features, task.num_classes)
     names = []
     # In order: sums of floating-point numbers depend on it, and their hash is in every report.
-    grid.in_order = True
-    try:
-        for reply in grid.send_and_receive(messages, timeout=task.wait_s):
-            peer = asked[reply.metadata.src_node_id]
-            try:
-                statistics = _check(peer, task, reply)
-            except ReplyError as error:
-                failures.append(f"{peer.name}: {error}")
-                logger.warning("statistics go without %s: %s", peer.name, error)
-                roster.rest(peer.name, str(error))
-                continue
-            total += statistics
-            names.append(peer.name)
-    finally:
-        grid.in_order = in_order
+    for reply in grid.send_and_receive(messages, timeout=task.wait_s, in_order=True):
+        peer = asked[reply.metadata.src_node_id]
+        try:
+            statistics = _check(peer, task, reply)
+        except ReplyError as error:
+            failures.append(f"{peer.name}: {error}")
+            logger.warning("statistics go without %s: %s", peer.name, error)
+            roster.rest(peer.name, str(error))
+            continue
+        total += statistics
+        names.append(peer.name)
     reply_to_cloud = StatisticsReply(
         name=edge_id,
         count=total.count,

@@ -80,13 +80,10 @@ def collect_statistics(
     zero = FeatureStatistics.zeros(extractor.num_features, config.num_classes)
     result = ClientStatistics(zero)
     # In order: sums of floating-point numbers depend on it, and their hash is in every report.
-    in_order, grid.in_order = grid.in_order, True
-    try:
-        for reply in grid.send_and_receive(messages, timeout=config.waits.interval_s):
-            edge = edges[edge_of[reply.metadata.src_node_id]]
-            _add(result, edge, assigned[edge.name], reply)
-    finally:
-        grid.in_order = in_order
+    timeout_s = config.waits.interval_s
+    for reply in grid.send_and_receive(messages, timeout=timeout_s, in_order=True):
+        edge = edges[edge_of[reply.metadata.src_node_id]]
+        _add(result, edge, assigned[edge.name], reply)
     if not result.clients:
         raise ParticipantsError(
             "no client gave reference statistics (evaluation.reference_clients): "

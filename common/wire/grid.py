@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, Final, Protocol
+from uuid import uuid4
 
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
@@ -19,13 +20,19 @@ from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
 from fedphd.common.timing import Backoff
-from fedphd.common.wire.replies import GrpcReplies, envelope, message_bytes
+from fedphd.common.wire.internals import (
+    GrpcReplies,
+    envelope,
+    message_bytes,
+    reaches_nodes_over_grpc,
+)
 from fedphd.common.wire.traffic import Traffic
 
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.25
 _PUSH_BATCH: Final = 32
-# In place of Flower's own text, which is long, and stands in an interval's line once per edge.
+_REFUSED: Final = "its SuperLink refused the message"
+# In place of Flower's own text, which is too long for the line that an interval prints.
 _REASONS: Final = {
     ErrorCode.NODE_UNAVAILABLE: "no heartbeat from it: its process or its network is gone"
 }
@@ -44,11 +51,19 @@ class Replies(Protocol):
 
 
 class PlainReplies:
-    """Replies of a Grid whose ``pull_messages`` never blocks (simulation, tests)."""
+    """Replies of a Grid whose ``pull_messages`` never blocks (simulation, tests).
 
-    def __init__(self, grid: Grid) -> None:
+    Args:
+        grid: where to look.
+        on_forget: told the id of each message that nobody waits for any more.
+    """
+
+    def __init__(
+        self, grid: Grid, on_forget: Callable[[str], None] = lambda message_id: None
+    ) -> None:
         self.stall_s = float("inf")
         self._grid = grid
+        self._on_forget = on_forget
 
     def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
         """Look once for replies."""
@@ -56,17 +71,53 @@ class PlainReplies:
         return [(reply.metadata.reply_to_message_id, reply) for reply in found]
 
     def forget(self, message_id: str) -> None:
-        """Nothing is kept here."""
+        """Hand on to ``on_forget``."""
+        self._on_forget(message_id)
+
+
+class WrappedGrid(Grid):
+    """A Grid made of another one; how messages go and replies come is up to its subclasses.
+
+    Args:
+        grid: Flower's, or another wrapped one.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Hand on to the wrapped grid."""
+        self._grid.set_run(run)
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Hand on to the wrapped grid (deprecated by Flower)."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Ids of the nodes that are connected now."""
+        return self._grid.get_node_ids()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Only a StreamingGrid sends and receives; raises NotImplementedError."""
+        raise NotImplementedError("wrap this grid in a StreamingGrid")
 
 
 @dataclass
 class _Sent:
     message: Message
     deadline_s: float
+    refused: bool
 
 
-class StreamingGrid(Grid):
-    """Wraps a Flower Grid; see the module's docstring.
+class StreamingGrid(WrappedGrid):
+    """Yields replies as they come, each bounded; see the module's docstring.
 
     Args:
         grid: Flower's grid of the running ServerApp.
@@ -86,36 +137,18 @@ class StreamingGrid(Grid):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        super().__init__(grid)
         self.traffic = Traffic()
         self.in_order = in_order
-        self._grid = grid
         self._replies = replies
         self._clock = clock
         self._sleep = sleep
         self._window = window
-        self._num_refused = 0
 
     def configure(self, *, in_order: bool, upload_stall_s: float) -> None:
         """Set what a run's plan brings."""
         self.in_order = in_order
         self._replies.stall_s = upload_stall_s
-
-    @property
-    def run(self) -> Run:
-        """Flower's description of the run."""
-        return self._grid.run
-
-    def set_run(self, run: Run) -> None:
-        """Hand on to the wrapped grid."""
-        self._grid.set_run(run)
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Hand on to the wrapped grid (deprecated by Flower)."""
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Ids of the nodes that are connected now."""
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and count the bytes of those that the SuperLink took."""
@@ -137,17 +170,27 @@ class StreamingGrid(Grid):
         return [reply for _, reply in found if isinstance(reply, Message)]
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        in_order: bool | None = None,
     ) -> Iterator[Message]:
         """Send ``messages`` and yield exactly one reply for each, as they come.
 
         What was lost, refused or not there ``timeout`` seconds after its message was sent is
         yielded as an error reply that says why; ``metadata.src_node_id`` is always the node
         that was asked. Beyond the window a message is sent when a reply has come.
+
+        Args:
+            messages: taken one after the other, as the window allows.
+            timeout: seconds for each reply; None: no limit.
+            in_order: yield replies in the order of the messages; None: as the grid is set.
         """
         source, pending = iter(messages), dict[str, _Sent]()
         self._send(source, pending, timeout)
-        return self._receive_all(source, pending, timeout)
+        in_order = self.in_order if in_order is None else in_order
+        return self._receive_all(source, pending, timeout, in_order)
 
     def _send(
         self, source: Iterator[Message], pending: dict[str, _Sent], timeout: float | None
@@ -155,16 +198,10 @@ class StreamingGrid(Grid):
         """Send what the window has room for, and note it in ``pending``."""
         timeout_s = float("inf") if timeout is None else timeout
         while batch := list(islice(source, self._room(len(pending)))):
-            message_ids = list(self.push_messages(batch))
-            message_ids += [""] * (len(batch) - len(message_ids))
-            for message, message_id in zip(batch, message_ids, strict=True):
-                sent = _Sent(envelope(message), self._clock() + timeout_s)
-                # A message that the SuperLink refused has no id: its own is as good as any.
-                self._num_refused += not message_id
-                key = message_id or f"refused-{self._num_refused}"
-                pending[key] = sent
-                if not message_id:
-                    sent.deadline_s = float("-inf")
+            # A refused message has no id in what comes back, or what comes back is too short.
+            for message, message_id in zip_longest(batch, self.push_messages(batch)):
+                sent = _Sent(envelope(message), self._clock() + timeout_s, refused=not message_id)
+                pending[message_id or uuid4().hex] = sent
 
     def _room(self, num_pending: int) -> int:
         if self._window is None:
@@ -172,39 +209,39 @@ class StreamingGrid(Grid):
         return max(0, min(_PUSH_BATCH, self._window - num_pending))
 
     def _receive_all(
-        self, source: Iterator[Message], pending: dict[str, _Sent], timeout: float | None
+        self,
+        source: Iterator[Message],
+        pending: dict[str, _Sent],
+        timeout: float | None,
+        in_order: bool,
     ) -> Iterator[Message]:
         backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
         while pending:
-            asked = list(pending)[:1] if self.in_order else list(pending)
-            asked = [key for key in asked if not key.startswith("refused-")]
-            found = self._replies.poll(asked) if asked else []
+            # In order, the others may be there already: only the first can be late.
+            first = dict(islice(pending.items(), 1 if in_order else None))
+            found: list[tuple[str, Message | str]] = []
+            found += [(key, _REFUSED) for key, sent in first.items() if sent.refused]
+            if asked := [key for key, sent in first.items() if not sent.refused]:
+                found += self._replies.poll(asked)
+            if found:
+                backoff.reset()
+            elif late := self._given_up(first):
+                found += [(key, f"no reply within {timeout:g} s") for key in late]
+            else:
+                self._sleep(backoff.next_s())
             came = [(pending.pop(message_id).message, reply) for message_id, reply in found]
-            # Before the replies are worked on, so that nobody idles meanwhile.
+            # Before the replies are worked on, so that no node is idle in the meantime.
             self._send(source, pending, timeout)
             for message, reply in came:
                 yield self._accept(message, reply)
-            if found:
-                backoff.reset()
-                continue
-            # In order, only the first was looked for: the others may be there already.
-            if not (late := self._late(pending, 1 if self.in_order else len(pending))):
-                self._sleep(backoff.next_s())
-            for message_id in late:
-                self._replies.forget(message_id)
-                sent = pending.pop(message_id)
-                refused = sent.deadline_s == float("-inf")
-                reason = (
-                    "its SuperLink refused the message"
-                    if refused
-                    else (f"no reply within {timeout:g} s")
-                )
-                yield _failure(sent.message, reason)
-            self._send(source, pending, timeout)
 
-    def _late(self, pending: dict[str, _Sent], first: int) -> list[str]:
+    def _given_up(self, pending: dict[str, _Sent]) -> list[str]:
+        """The messages whose time is over; nobody waits for their replies any more."""
         now_s = self._clock()
-        return [key for key, sent in islice(pending.items(), first) if now_s > sent.deadline_s]
+        late = [key for key, sent in pending.items() if now_s > sent.deadline_s]
+        for message_id in late:
+            self._replies.forget(message_id)
+        return late
 
     def _accept(self, sent: Message, reply: Message | str) -> Message:
         if isinstance(reply, str):
@@ -215,21 +252,15 @@ class StreamingGrid(Grid):
             reason = _REASONS.get(reply.error.code, reply.error.reason or "unknown")
             return _failure(sent, reason, reply.error.code)
         if reply.metadata.src_node_id != sent.metadata.dst_node_id:
-            return _failure(
-                sent, f"its reply names node {reply.metadata.src_node_id} as its source"
-            )
+            source = reply.metadata.src_node_id
+            return _failure(sent, f"its reply names node {source} as its source")
         return reply
-
-
-def over_grpc(grid: Grid) -> bool:
-    """Whether a grid of Flower's reaches real nodes through a SuperLink."""
-    return hasattr(grid, "_stub")
 
 
 def streaming_grid(grid: Grid, *, upload_stall_s: float, in_order: bool) -> StreamingGrid:
     """Wrap the grid that Flower hands to a ServerApp, whichever kind it is."""
     replies: Replies = PlainReplies(grid)
-    if over_grpc(grid):
+    if reaches_nodes_over_grpc(grid):
         replies = GrpcReplies(grid, stall_s=upload_stall_s)
     return StreamingGrid(grid, replies, in_order=in_order)
 

@@ -1,12 +1,11 @@
-"""A Flower node that stays in one process. Flower-internal API.
+"""A Flower node that stays in one process.
 
 A stock ``flower-supernode`` starts a process per message and looks for messages every 3 s. This
 node keeps data, model and optimiser warm and answers within milliseconds: it registers with a
 SuperLink, sends heartbeats, pulls messages, hands them to a handler and pushes the replies, and
 connects again with back-off when the SuperLink restarts or forgets it.
 
-What reaches below Flower's public API stands here and in ``common/wire/replies.py`` alone, so that
-a newer Flower changes no other file.
+This file and ``common/wire/internals.py`` alone reach below Flower's public API.
 """
 
 from __future__ import annotations
@@ -38,35 +37,30 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
 from fedphd.common.config.roles import NodeConfig
-from fedphd.common.errors import ConfigError, ConnectionLostError, exit_code_of
+from fedphd.common.errors import ConfigError, ConnectionLostError
 from fedphd.common.timing import Backoff
+from fedphd.common.wire.internals import assign_id, inflated
 
 logger = logging.getLogger(__name__)
 
 # The shortest that Flower allows: it gives a node up after two of them, 20 s.
 HEARTBEAT_S: Final = 10.0
 CALL_S: Final = 60.0
-# Seconds after which a first server that is not there is worth a line: it does not just start.
+# A server that has just started answers sooner; what takes longer is worth a line.
 SAY_WAITING_S: Final = 5.0
+_QUICK_CALL_S: Final = 10.0
+_GOODBYE_S: Final = 2.0
+_HICCUP_S: Final = 3.0
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.15
 _FORGOTTEN: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
 
 Handler = Callable[[Message], Message]
 Keys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
-
-
-@dataclass
-class LinkCount:
-    """Bytes of message contents over one connection, as Flower counts a run's traffic."""
-
-    sent_bytes: int = 0
-    received_bytes: int = 0
 
 
 @dataclass
@@ -88,8 +82,10 @@ class Node:
         config: certificates, key and how long the server may be away.
         handler: answers a message; runs in ``run``'s thread, one message at a time.
         stop: set from outside to end ``run``.
-        on_change: told "connected", "lost ...: <why>" as the connection comes and goes, and
-            "not there yet: <why>", once, when the first takes long.
+        on_change: told "connected" and "lost ...: <why>" as the connection comes and goes, and
+            once "not there yet: <why>" if the first connection takes long.
+        say_waiting_s: seconds after which the first connection takes long.
+        clock: monotonic seconds; for tests.
     """
 
     def __init__(
@@ -100,19 +96,22 @@ class Node:
         *,
         stop: threading.Event,
         on_change: Callable[[str], None] = lambda change: None,
+        say_waiting_s: float = SAY_WAITING_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.address = address
-        self.count = LinkCount()
         self._config = config
         self._handler = handler
         self._stop = stop
         self._on_change = on_change
+        self._say_waiting_s = say_waiting_s
+        self._clock = clock
         self._certificates = _read(config.root_certificates, "node.root_certificates")
         self._own_keys = _read_keys(config.private_key) if config.private_key else None
         self._connection: _Connection | None = None
 
     def leave(self) -> None:
-        """Say goodbye at once, also while the handler is still at work in another thread."""
+        """Say goodbye at once, even while the handler is at work in another thread."""
         if self._connection is not None:
             self._leave(self._connection)
 
@@ -123,31 +122,30 @@ class Node:
             ConnectionLostError: no SuperLink at the address for ``lost_after_s`` seconds.
         """
         backoff = Backoff(0.2, 5.0)
-        alive_s = time.monotonic()
-        reason, waiting = "nobody answers", False
+        lost_after_s = self._config.lost_after_s
+        alive_s, told = self._clock(), False
         while not self._stop.is_set():
             try:
                 connection = self._connect()
             except grpc.RpcError as error:
-                reason = _say(error)
+                away_s = self._clock() - alive_s
+                if self._connection is None and not told and away_s > self._say_waiting_s:
+                    told = True
+                    self._on_change(f"not there yet: {_say(error)}")
+                if away_s > lost_after_s:
+                    raise ConnectionLostError(
+                        f"no SuperLink at {self.address} for {lost_after_s:g} s ({_say(error)}); "
+                        "check the address and the certificates, and that the server is running"
+                    ) from error
             else:
                 backoff.reset()
                 self._connection = connection
                 self._on_change("connected")
                 reason = self._serve(connection)
-                alive_s = time.monotonic()
+                alive_s = self._clock()
                 if not self._stop.is_set():
-                    limit = f"{self._config.lost_after_s:g} s (node.lost_after_s)"
+                    limit = f"{lost_after_s:g} s (node.lost_after_s)"
                     self._on_change(f"lost, trying again for {limit}: {reason}")
-            away_s = time.monotonic() - alive_s
-            if self._connection is None and not waiting and away_s > SAY_WAITING_S:
-                waiting = True
-                self._on_change(f"not there yet: {reason}")
-            if away_s > self._config.lost_after_s:
-                raise ConnectionLostError(
-                    f"no SuperLink at {self.address} for {self._config.lost_after_s:g} s "
-                    f"({reason}); check the address, the certificates and that it runs"
-                )
             self._stop.wait(backoff.next_s())
 
     def _connect(self) -> _Connection:
@@ -165,26 +163,21 @@ class Node:
         public_key = public_key_to_bytes(keys[1])
         try:
             if self._own_keys is None:
-                stub.RegisterNode(
-                    fleet_pb2.RegisterNodeFleetRequest(public_key=public_key), timeout=10
-                )
-            reply = stub.ActivateNode(
-                fleet_pb2.ActivateNodeRequest(
-                    public_key=public_key, heartbeat_interval=HEARTBEAT_S
-                ),
-                timeout=10,
+                request = fleet_pb2.RegisterNodeFleetRequest(public_key=public_key)
+                stub.RegisterNode(request, timeout=_QUICK_CALL_S)
+            activate = fleet_pb2.ActivateNodeRequest(
+                public_key=public_key, heartbeat_interval=HEARTBEAT_S
             )
+            reply = stub.ActivateNode(activate, timeout=_QUICK_CALL_S)
         except grpc.RpcError:
             channel.close()
             raise
         return _Connection(channel, stub, node_pb2.Node(node_id=reply.node_id))
 
     def _serve(self, connection: _Connection) -> str:
-        """Answer messages until the connection or the process ends; say why it ended."""
-        beat = threading.Thread(target=self._beat, args=(connection,), daemon=True)
-        beat.start()
+        """Answer messages until the connection or the process ends; return why it was lost."""
+        threading.Thread(target=self._beat, args=(connection,), daemon=True).start()
         backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
-        reason = "stopped"
         silent_since_s: float | None = None
         try:
             while not self._stop.is_set() and not connection.lost.is_set():
@@ -192,25 +185,23 @@ class Node:
                     busy = self._serve_one(connection)
                     silent_since_s = None
                 except grpc.RpcError as error:
-                    reason = _say(error)
-                    now_s = time.monotonic()
+                    busy, now_s = False, self._clock()
                     silent_since_s = silent_since_s or now_s
                     # A short hiccup keeps the registration: a new one would lose what is queued.
-                    if error.code() in _FORGOTTEN or now_s - silent_since_s > 3.0:
-                        return reason
-                    busy = False
+                    if error.code() in _FORGOTTEN or now_s - silent_since_s > _HICCUP_S:
+                        return _say(error)
                 if busy:
                     backoff.reset()
                 else:
                     self._stop.wait(backoff.next_s())
-            return reason if self._stop.is_set() else "the SuperLink no longer knows this node"
+            return "the SuperLink no longer knows this node"
         finally:
             self._leave(connection)
 
     def _serve_one(self, connection: _Connection) -> bool:
-        response = connection.stub.PullMessages(
-            fleet_pb2.PullMessagesRequest(node=connection.node), timeout=CALL_S
-        )
+        """Answer one message; False if there is none."""
+        request = fleet_pb2.PullMessagesRequest(node=connection.node)
+        response = connection.stub.PullMessages(request, timeout=CALL_S)
         if not response.messages_list:
             return False
         head = message_from_proto(response.messages_list[0])
@@ -218,90 +209,70 @@ class Node:
             message = self._pull_content(connection, head, response.message_object_trees[0])
             self._push(connection, self._answer(message))
         except grpc.RpcError as error:
-            # PERMISSION_DENIED: the run ended meanwhile, so nobody waits for this message.
+            # PERMISSION_DENIED: the run has ended, so nobody waits for an answer.
             if error.code() != grpc.StatusCode.PERMISSION_DENIED:
                 raise
         return True
 
     def _pull_content(self, connection: _Connection, head: Message, tree: Any) -> Message:
-        """Pull a message's objects, two at a time."""
-        run_id = head.metadata.run_id
+        run_id, message_id = head.metadata.run_id, head.metadata.message_id
         contents: dict[str, bytes] = {}
 
         def pull(object_id: str) -> None:
-            backoff = Backoff(_POLL_FIRST_S, 1.0)
-            deadline_s = time.monotonic() + CALL_S
-            while True:
-                reply = connection.stub.PullObject(
-                    message_pb2.PullObjectRequest(
-                        node=connection.node, run_id=run_id, object_id=object_id
-                    ),
-                    timeout=CALL_S,
-                )
-                if reply.object_available:
-                    contents[object_id] = reply.object_content
-                    return
-                if not reply.object_found or time.monotonic() > deadline_s:
-                    raise _Unavailable(f"object {object_id[:8]} of a message never came")
-                time.sleep(backoff.next_s())
+            contents[object_id] = self._pull_object(connection, run_id, object_id)
 
         _two_at_a_time(pull, [item.object_id for item in iterate_object_tree(tree)])
-        self.count.received_bytes += sum(map(len, contents.values()))
-        message_id = head.metadata.message_id
-        connection.stub.ConfirmMessageReceived(
-            message_pb2.ConfirmMessageReceivedRequest(
-                node=connection.node, run_id=run_id, message_object_id=message_id
-            ),
-            timeout=CALL_S,
+        received = message_pb2.ConfirmMessageReceivedRequest(
+            node=connection.node, run_id=run_id, message_object_id=message_id
         )
-        message = inflate_object_from_contents(message_id, contents)
-        assert isinstance(message, Message)
-        message.metadata.__dict__["_message_id"] = message_id
-        return message
+        connection.stub.ConfirmMessageReceived(received, timeout=CALL_S)
+        return inflated(message_id, contents)
+
+    def _pull_object(self, connection: _Connection, run_id: int, object_id: str) -> bytes:
+        """One of a message's objects, which its sender may still be uploading."""
+        request = message_pb2.PullObjectRequest(
+            node=connection.node, run_id=run_id, object_id=object_id
+        )
+        backoff, deadline_s = Backoff(_POLL_FIRST_S, 1.0), self._clock() + CALL_S
+        while True:
+            reply = connection.stub.PullObject(request, timeout=CALL_S)
+            if reply.object_available:
+                return reply.object_content
+            if not reply.object_found or self._clock() > deadline_s:
+                raise _Unavailable(f"object {object_id[:8]} of a message never came")
+            time.sleep(backoff.next_s())
 
     def _answer(self, message: Message) -> Message:
         try:
             return self._handler(message)
         except Exception as error:
-            # The asking side needs the reason, this process must live on to serve others.
+            # The asking side needs the reason; this process must live on to serve others.
             logger.exception("%s failed", message.metadata.message_type)
-            if exit_code_of(error) == ConfigError.exit_code:
-                reason = f"refused: {error}"
-            else:
-                reason = f"{type(error).__name__}: {error}"
-            failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+            kind = "refused" if isinstance(error, ConfigError) else type(error).__name__
+            failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{kind}: {error}")
             return Message(failure, reply_to=message)
 
     def _push(self, connection: _Connection, reply: Message) -> None:
-        run_id = reply.metadata.run_id
         with no_object_id_recompute():
-            reply.metadata.__dict__["_message_id"] = reply.object_id
+            assign_id(reply, reply.object_id)
             objects = get_all_nested_objects(reply)
-            tree = get_object_tree(reply)
-            head = remove_content_from_message(reply) if reply.has_content() else reply
-            response = connection.stub.PushMessages(
-                fleet_pb2.PushMessagesRequest(
-                    node=connection.node,
-                    messages_list=[message_to_proto(head)],
-                    message_object_trees=[tree],
-                    clientapp_runtime_list=[0.0],
-                ),
-                timeout=CALL_S,
+            announced = fleet_pb2.PushMessagesRequest(
+                node=connection.node,
+                messages_list=[message_to_proto(remove_content_from_message(reply))],
+                message_object_trees=[get_object_tree(reply)],
+                clientapp_runtime_list=[0.0],
             )
+            response = connection.stub.PushMessages(announced, timeout=CALL_S)
             wanted = set(response.objects_to_push)
 
             def push(object_id: str) -> None:
-                content = objects[object_id].deflate()
-                connection.stub.PushObject(
-                    message_pb2.PushObjectRequest(
-                        node=connection.node,
-                        run_id=run_id,
-                        object_id=object_id,
-                        object_content=content,
-                    ),
-                    timeout=CALL_S,
+                request = message_pb2.PushObjectRequest(
+                    node=connection.node,
+                    run_id=reply.metadata.run_id,
+                    object_id=object_id,
+                    object_content=objects[object_id].deflate(),
                 )
-                self.count.sent_bytes += len(content)
+                connection.stub.PushObject(request, timeout=CALL_S)
 
             _two_at_a_time(push, [key for key in objects if key in wanted])
 
@@ -312,7 +283,7 @@ class Node:
         )
         while not connection.lost.wait(HEARTBEAT_S / 3):
             try:
-                known = connection.stub.SendNodeHeartbeat(request, timeout=10).success
+                known = connection.stub.SendNodeHeartbeat(request, timeout=_QUICK_CALL_S).success
             except grpc.RpcError as error:
                 known = error.code() not in _FORGOTTEN
             if not known:
@@ -326,13 +297,11 @@ class Node:
         connection.lost.set()
         node_id = connection.node.node_id
         try:
-            connection.stub.DeactivateNode(
-                fleet_pb2.DeactivateNodeRequest(node_id=node_id), timeout=2
-            )
+            deactivate = fleet_pb2.DeactivateNodeRequest(node_id=node_id)
+            connection.stub.DeactivateNode(deactivate, timeout=_GOODBYE_S)
             if self._own_keys is None:
-                connection.stub.UnregisterNode(
-                    fleet_pb2.UnregisterNodeFleetRequest(node_id=node_id), timeout=2
-                )
+                unregister = fleet_pb2.UnregisterNodeFleetRequest(node_id=node_id)
+                connection.stub.UnregisterNode(unregister, timeout=_GOODBYE_S)
         except grpc.RpcError as error:
             logger.debug("leaving %s: %s", self.address, _say(error))
         connection.channel.close()
@@ -373,10 +342,10 @@ def _read_keys(path: Path) -> Keys:
             "by itself cannot ask for; remove it with `ssh-keygen -p`"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"node.private_key = {path}: is no OpenSSH private key") from error
+        raise ConfigError(f"node.private_key = {path}: is not an OpenSSH private key") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(
-            f"node.private_key = {path}: is no EC key; make one with "
+            f"node.private_key = {path}: is not an EC key; make one with "
             '`ssh-keygen -t ecdsa -b 384 -N ""`'
         )
     return key, key.public_key()
@@ -384,6 +353,5 @@ def _read_keys(path: Path) -> Keys:
 
 def _say(error: grpc.RpcError) -> str:
     """A gRPC error in one short line."""
-    code = error.code() if hasattr(error, "code") else None
-    details = (error.details() if hasattr(error, "details") else str(error)) or ""
-    return f"{code.name if code else 'error'}: {details.splitlines()[0] if details else ''}"[:200]
+    details = (error.details() or "").splitlines() or [""]
+    return f"{error.code().name}: {details[0]}"[:200]

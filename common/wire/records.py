@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.wire.messages import PACKAGE_VERSION, PROTOCOL, HelloReply, UNetSpec
+from fedphd.common.wire.messages import UNetSpec
 from fedphd.common.wire.payload import Payload
 
 _RECORD: Final = "fedphd"
@@ -71,15 +71,6 @@ def _array(values: torch.Tensor) -> Array:
     return Array(values.contiguous().numpy())
 
 
-def weights_array(message: Message) -> Array:
-    """The flat weights of a message as they came, to be sent on; read them by ``read_array``.
-
-    Raises:
-        ReplyError: there are none.
-    """
-    return _array_named(message, _WEIGHTS, "weights")
-
-
 def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
     """Read a message's scalars as ``kind``.
 
@@ -101,6 +92,15 @@ def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
         raise ReplyError(f"malformed {kind.__name__}: {where}: {first['msg']}") from error
 
 
+def weights_array(message: Message) -> Array:
+    """The flat weights of a message as they came, to be sent on; read them by ``read_array``.
+
+    Raises:
+        ReplyError: there are none.
+    """
+    return _array_named(message, _WEIGHTS, "weights")
+
+
 def read_weights(message: Message, dtype: Dtype = "float32") -> torch.Tensor:
     """The flat weights of a message, shape (numel,), of ``dtype``; read-only memory, no copy.
 
@@ -112,35 +112,36 @@ def read_weights(message: Message, dtype: Dtype = "float32") -> torch.Tensor:
 
 def read_variate(message: Message) -> torch.Tensor:
     """The control variate, or its change, beside the weights of a message; as ``read_weights``."""
-    array = _array_named(message, _VARIATE, "control variate")
-    return read_array(array, what_is="control variate is")
+    return read_array(_array_named(message, _VARIATE, "control variate"), what="control variate")
 
 
-def _array_named(message: Message, name: str, meaning: str) -> Array:
+def _array_named(message: Message, name: str, what: str) -> Array:
     try:
         return message.content.array_records[_WEIGHTS][name]
     except KeyError as error:
-        raise ReplyError(f"carries no {meaning}") from error
+        raise ReplyError(f"carries no {what}") from error
 
 
-def read_array(
-    array: Array, dtype: Dtype = "float32", what_is: str = "weights are"
-) -> torch.Tensor:
-    """View a serialised vector in place (Flower stores NumPy's ``.npy`` format)."""
+def read_array(array: Array, dtype: Dtype = "float32", what: str = "weights") -> torch.Tensor:
+    """View a serialised vector in place (Flower stores NumPy's ``.npy`` format).
+
+    Raises:
+        ReplyError: another dtype, number of dimensions or length; names ``what`` it is.
+    """
     code = _NPY_CODES[dtype]
     head = _NPY_HEAD.match(array.data)
     if head is None or head["dtype"] != code.encode():
         got = array.data[:_NPY_SHOWN_BYTES]
-        raise ReplyError(f"{what_is} no flat {dtype} array in NumPy's format; got {got!r}")
+        raise ReplyError(f"{what}: expected a flat {dtype} array in NumPy's format; got {got!r}")
     numel, offset, width = int(head["numel"]), head.end(), np.dtype(code).itemsize
-    if len(array.data) - offset != width * numel:
-        got_bytes = len(array.data) - offset
-        raise ReplyError(f"{numel} weights take {width * numel} bytes; got {got_bytes}")
+    if (got_bytes := len(array.data) - offset) != width * numel:
+        expected = f"{numel} values of {dtype} take {width * numel} bytes"
+        raise ReplyError(f"{what}: {expected}; got {got_bytes}")
     return torch.from_numpy(np.asarray(_Lent(np.frombuffer(array.data, code, offset=offset))))
 
 
 class _Lent:
-    """Lends read-only memory to torch, which knows no read-only tensors and would warn.
+    """Lends read-only memory to torch, which has no read-only tensors and would warn.
 
     Whoever gets the tensor must not write to it; ``owner`` keeps the bytes alive.
     """
@@ -164,8 +165,7 @@ def check_reply_weights(
     Raises:
         ReplyError: names the first tensor that differs or is not finite.
     """
-    problem = expected.mismatch(network.tensor_layout())
-    problem = problem or _bad_values(weights, expected, "weights have")
+    problem = expected.mismatch(network.tensor_layout()) or _bad_values(weights, expected)
     if problem:
         raise ReplyError(problem)
     return weights
@@ -177,23 +177,12 @@ def check_variate(variate: torch.Tensor, expected: TensorLayout) -> torch.Tensor
     Raises:
         ReplyError: another number of values, or one that is not finite; names its tensor.
     """
-    problem = _bad_values(variate, expected, "it has")
-    if problem:
+    if problem := _bad_values(variate, expected):
         raise ReplyError(f"control variate: {problem}")
     return variate
 
 
-def _bad_values(flat: torch.Tensor, expected: TensorLayout, have: str) -> str | None:
+def _bad_values(flat: torch.Tensor, expected: TensorLayout) -> str | None:
     if flat.numel() != expected.numel:
-        return f"{have} {flat.numel()} values; expected {expected.numel}"
+        return f"got {flat.numel()} values; the network has {expected.numel}"
     return expected.first_non_finite(flat)
-
-
-def check_version(reply: HelloReply) -> None:
-    """Raise ReplyError if a peer speaks another protocol."""
-    if reply.protocol != PROTOCOL:
-        raise ReplyError(
-            f"{reply.kind} {reply.name} speaks protocol {reply.protocol} (fedphd "
-            f"{reply.version}); this is protocol {PROTOCOL} (fedphd {PACKAGE_VERSION}): "
-            "install the same version on every machine"
-        )

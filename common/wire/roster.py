@@ -1,4 +1,4 @@
-"""Who is there: nodes of a SuperLink by the stable names that they give themselves."""
+"""Who is there: the nodes of a SuperLink, by the stable names that they give themselves."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import check_id
 from fedphd.common.errors import ReplyError
-from fedphd.common.wire.messages import HELLO, Hello, HelloReply
-from fedphd.common.wire.records import check_version, read_payload, to_records
+from fedphd.common.wire.messages import HELLO, PACKAGE_VERSION, PROTOCOL, Hello, HelloReply
+from fedphd.common.wire.records import read_payload, to_records
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Roster:
         grid: where the nodes are.
         asking: this process's own name.
         kind: what the peers must be.
-        hello_s: seconds that a node has to introduce itself.
+        hello_s: seconds that a node has to introduce itself; may be set at any time.
         retry_s: seconds for which a peer that failed is left alone.
         max_samples: a client that claims more images is refused.
         on_change: told (name, "joined" | "left" | "refused" | "failed", detail).
@@ -63,7 +63,7 @@ class Roster:
         self._grid = grid
         self._asking = asking
         self._kind = kind
-        self._hello_s = hello_s
+        self.hello_s = hello_s
         self._retry_s = retry_s
         self._max_samples = max_samples
         self._on_change = on_change
@@ -72,13 +72,9 @@ class Roster:
         self._resting: dict[str, float] = {}
         self._refused: dict[int, float] = {}
 
-    def greet_within(self, hello_s: float) -> None:
-        """Set how long a node has to introduce itself, before a run's plan is known."""
-        self._hello_s = hello_s
-
     def configure(self, *, hello_s: float, retry_s: float, max_samples: int) -> None:
         """Set the limits that a run's plan brings; drop clients that exceed them."""
-        self._hello_s, self._retry_s, self._max_samples = hello_s, retry_s, max_samples
+        self.hello_s, self._retry_s, self._max_samples = hello_s, retry_s, max_samples
         for peer in list(self._peers.values()):
             if peer.num_samples > max_samples:
                 del self._peers[peer.name]
@@ -126,16 +122,16 @@ class Roster:
 
     def _greet(self, node_ids: Iterable[int]) -> None:
         """Greet as many nodes as ``hello_s`` allows; the rest have their turn next time."""
-        deadline_s = self._clock() + self._hello_s
+        deadline_s = self._clock() + self.hello_s
         left = iter(node_ids)
         while (batch := list(islice(left, GREET_BATCH))) and self._clock() <= deadline_s:
             self._greet_at_once(batch)
 
     def _greet_at_once(self, node_ids: Iterable[int]) -> None:
         # A node that greets others first gets half of the time for that.
-        hello = Hello(asking=self._asking, wait_s=self._hello_s / 2)
+        hello = Hello(asking=self._asking, wait_s=self.hello_s / 2)
         messages = [Message(to_records(hello), node_id, HELLO) for node_id in node_ids]
-        for reply in self._grid.send_and_receive(messages, timeout=self._hello_s):
+        for reply in self._grid.send_and_receive(messages, timeout=self.hello_s):
             node_id = reply.metadata.src_node_id
             try:
                 self._welcome(node_id, self._check(read_payload(reply, HelloReply)))
@@ -144,23 +140,26 @@ class Roster:
                 self._on_change(self.name_of(node_id), "refused", str(error))
 
     def _check(self, reply: HelloReply) -> HelloReply:
-        check_version(reply)
+        if reply.protocol != PROTOCOL:
+            raise ReplyError(
+                f"{reply.kind} {reply.name} speaks protocol {reply.protocol} (fedphd "
+                f"{reply.version}); this is protocol {PROTOCOL} (fedphd {PACKAGE_VERSION}): "
+                "install the same version on every machine"
+            )
         try:
             check_id(reply.name)
         except ValueError as error:
             raise ReplyError(str(error)) from error
         if reply.kind != self._kind:
-            raise ReplyError(f"is a {reply.kind} ({reply.name}); only a {self._kind} may join here")
-        if self._kind == "client" and not 0 < reply.num_samples <= self._max_samples:
-            raise ReplyError(
-                f"{reply.name} claims {reply.num_samples} images; 1 to {self._max_samples} "
-                "(schedule.max_client_samples) are allowed"
-            )
-        for name, num_samples in reply.clients.items():
-            if not 0 < num_samples <= self._max_samples:
+            raise ReplyError(f"{reply.name} joins as {reply.kind}; expected {self._kind}")
+        claims = [(f"lists {name} with", count) for name, count in reply.clients.items()]
+        if self._kind == "client":
+            claims.append(("claims", reply.num_samples))
+        for claim, count in claims:
+            if not 0 < count <= self._max_samples:
                 raise ReplyError(
-                    f"{reply.name} lists {name} with {num_samples} images; 1 to "
-                    f"{self._max_samples} (schedule.max_client_samples) are allowed"
+                    f"{reply.name} {claim} {count} images; 1 to {self._max_samples} "
+                    "(schedule.max_client_samples) are allowed"
                 )
         return reply
 
@@ -169,7 +168,7 @@ class Roster:
         peer = Peer(reply.name, node_id, reply.num_samples, dict(reply.clients))
         self._peers[reply.name] = peer
         if old is not None and old.node_id != node_id:
-            # The same participant came back under a new node id; nobody answers at the old one.
+            # The same participant is back under a new node id; nobody answers at the old one.
             self._refused[old.node_id] = float("inf")
         if old is None or old.node_id != node_id:
             self._resting.pop(reply.name, None)

@@ -1,7 +1,7 @@
 """Edges inside the cloud's process: for Flower's simulation, and for a flat federation.
 
-The cloud's strategy sees a Grid of edges. With processes that is the cloud's SuperLink; here it
-is ``VirtualEdges``, which run the same edge code over one grid of clients that they share.
+The cloud's strategy sees a Grid of edges. Where edges are processes, that is its SuperLink; here
+it is ``VirtualEdges``, which run the same edge code over one grid of clients that they share.
 """
 
 from __future__ import annotations
@@ -18,20 +18,29 @@ from uuid import uuid4
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.events import EventLog
-from fedphd.common.wire.grid import StreamingGrid, over_grpc, streaming_grid
+from fedphd.common.wire.grid import (
+    PlainReplies,
+    StreamingGrid,
+    WrappedGrid,
+    streaming_grid,
+)
+from fedphd.common.wire.internals import (
+    assign_id,
+    envelope,
+    reaches_nodes_over_grpc,
+    with_own_records,
+)
 from fedphd.common.wire.messages import CHOOSE, EVERY_EDGE, FINISH, HELLO, TRAIN, Choose, EdgeOffer
 from fedphd.common.wire.records import read_payload, to_records
-from fedphd.common.wire.replies import envelope, with_own_records
 from fedphd.edge.app import EdgeService
 
 # Answered once for all edges.
 _ONCE = (HELLO, FINISH)
-# Flower's simulation looks through all waiting messages for every node, ten times a second.
+# Flower's simulation searches all waiting messages for every node, ten times a second.
 _WINDOW = 64
 # It also holds them, and the replies, in the ServerApp's process.
 _TRAININGS = 16
@@ -52,7 +61,7 @@ class _Question:
     sent_as: str | None = None
 
 
-class SharedClients:
+class SharedClients(WrappedGrid):
     """One grid of clients, as several virtual edges use it at the same time.
 
     What all edges ask of a client becomes one message: the greeting, the end of the run, and
@@ -75,7 +84,7 @@ class SharedClients:
         max_trainings: int = _TRAININGS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self._num_edges = num_edges
         self._max_trainings = max_trainings
         self._waiting: deque[tuple[_Question, RecordDict]] = deque()
@@ -91,16 +100,12 @@ class SharedClients:
         self._interval = 0
         self._offers: dict[str, EdgeOffer] = {}
 
-    def push(self, messages: Iterable[Message]) -> list[str]:
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Take an edge's messages; returns ids of their own for them."""
         ids = []
         with self._lock:
             for message in messages:
-                message_id = uuid4().hex
-                message.metadata.__dict__.update(
-                    _run_id=self.grid.run.run_id, _message_id=message_id
-                )
-                ids.append(message_id)
+                ids.append(assign_id(message, uuid4().hex, run_id=self.run.run_id))
                 self._add(message)
         return ids
 
@@ -155,17 +160,17 @@ class SharedClients:
         return first.model_copy(update={"asking": EVERY_EDGE, "offers": ordered})
 
     def _send(self, question: _Question, content: RecordDict) -> None:
-        # Its sender still counts the bytes of these records, maybe for several clients.
+        # Its sender is still counting the bytes of these records, maybe for several clients.
         message = Message(with_own_records(content), question.node_id, question.kind)
-        question.sent_as = next(iter(self.grid.push_messages([message])), "")
+        question.sent_as = next(iter(self._grid.push_messages([message])), "")
         self._sent[question.sent_as] = question
 
-    def pull(self, message_ids: Iterable[str]) -> list[Message]:
-        """The answers that are there; each edge gets its own copy."""
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The answers that are there; each edge gets a copy of its own."""
         with self._lock:
             self._send_overdue()
-            # All that came, also for other edges, so that nothing stays behind in Flower's store.
-            for reply in self.grid.pull_messages([i for i in self._sent if i]):
+            # All that came, for other edges too: what is not pulled stays in Flower's store.
+            for reply in self._grid.pull_messages([i for i in self._sent if i]):
                 self._deliver(self._sent.pop(reply.metadata.reply_to_message_id), reply)
             self._send_waiting()
             return [self._answers.pop(i) for i in message_ids if i in self._answers]
@@ -197,7 +202,7 @@ class SharedClients:
             del self._question_of[message_id]
 
     def forget(self, message_id: str) -> None:
-        """An edge waits no more for the answer to this message."""
+        """An edge no longer waits for the answer to this message."""
         with self._lock:
             self._answers.pop(message_id, None)
             question = self._question_of.pop(message_id, None)
@@ -208,64 +213,17 @@ class SharedClients:
                 self._send_waiting()
 
 
-class SharedReplies:
-    """Replies of ``SharedClients`` as a StreamingGrid looks for them."""
-
-    def __init__(self, clients: SharedClients) -> None:
-        self.stall_s = float("inf")
-        self._clients = clients
-
-    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
-        """Look once for replies."""
-        found = self._clients.pull(message_ids)
-        return [(reply.metadata.reply_to_message_id, reply) for reply in found]
-
-    def forget(self, message_id: str) -> None:
-        """Nobody waits for this reply any more."""
-        self._clients.forget(message_id)
-
-
-class _SharedGrid(Grid):
-    """The shared clients as a Grid of one edge."""
-
-    def __init__(self, clients: SharedClients) -> None:
-        self._clients = clients
-
-    @property
-    def run(self) -> Run:
-        return self._clients.grid.run
-
-    def set_run(self, run: Run) -> None:
-        self._clients.grid.set_run(run)
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        return self._clients.grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._clients.grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._clients.push(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._clients.pull(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        raise NotImplementedError("wrap this grid in a StreamingGrid")
-
-
 def _grid_of_edge(clients: Grid, shared: SharedClients, num_edges: int) -> StreamingGrid:
-    """An edge's way to the clients; over gRPC, where clients are real, they all work at once."""
-    if over_grpc(clients):
+    """An edge's way to the clients; real ones, over gRPC, may all work at the same time."""
+    if reaches_nodes_over_grpc(clients):
         return streaming_grid(clients, upload_stall_s=float("inf"), in_order=False)
     window = max(_WINDOW, _num_trainings())
-    return StreamingGrid(_SharedGrid(shared), SharedReplies(shared), window=-(-window // num_edges))
+    replies = PlainReplies(shared, shared.forget)
+    return StreamingGrid(shared, replies, window=-(-window // num_edges))
 
 
 def _num_trainings() -> int:
-    """More than the simulation's processes, or these would idle."""
+    """More than the simulation has processes, or some of these would be idle."""
     return max(_TRAININGS, 4 * (os.cpu_count() or 1))
 
 
@@ -286,7 +244,7 @@ def grid_of_edges(grid: Grid, config: CloudConfig, events: EventLog, *, simulate
     return grid
 
 
-class VirtualEdges(Grid):
+class VirtualEdges(WrappedGrid):
     """A Grid whose nodes are edges within this process.
 
     Args:
@@ -296,7 +254,7 @@ class VirtualEdges(Grid):
     """
 
     def __init__(self, clients: Grid, edge_ids: Sequence[str], events: EventLog) -> None:
-        self._clients = clients
+        super().__init__(clients)
         shared = SharedClients(clients, len(edge_ids), max_trainings=_num_trainings())
         self._edges: dict[int, EdgeService] = {}
         for number, edge_id in enumerate(edge_ids, start=1):
@@ -310,19 +268,6 @@ class VirtualEdges(Grid):
         self._pool = ThreadPoolExecutor(max_workers=len(edge_ids))
         self._replies: dict[str, Message] = {}
 
-    @property
-    def run(self) -> Run:
-        """Flower's description of the run."""
-        return self._clients.run
-
-    def set_run(self, run: Run) -> None:
-        """Hand on to the clients' grid."""
-        self._clients.set_run(run)
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Hand on to the clients' grid (deprecated by Flower)."""
-        return self._clients.create_message(*args, **kwargs)
-
     def get_node_ids(self) -> Iterable[int]:
         """Node ids of the edges."""
         return list(self._edges)
@@ -331,9 +276,7 @@ class VirtualEdges(Grid):
         """Give each edge its message; they all work at the same time."""
         ids = []
         for message in messages:
-            message_id = uuid4().hex
-            message.metadata.__dict__.update(_run_id=self.run.run_id, _message_id=message_id)
-            ids.append(message_id)
+            ids.append(assign_id(message, uuid4().hex, run_id=self.run.run_id))
             self._pool.submit(self._work, message)
         return ids
 
@@ -349,9 +292,3 @@ class VirtualEdges(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies of edges that are done."""
         return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Not offered: a StreamingGrid around this grid sends and receives."""
-        raise NotImplementedError("wrap this grid in a StreamingGrid")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy.cli": {*COMMON, *ROLES, "deploy.launch", "deploy.simulation", "deploy.compare"},
 }
 LARGEST_SHARE = 1 / 6
+FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy")
+# The codes of error replies, and the type of ``Grid.run``: public things without a public home.
+HOMELESS = {"flwr.common.constant.ErrorCode", "flwr.common.typing.Run"}
+KNOW_FLOWER = {"common/wire/internals.py", "common/wire/node.py"}
+PRIVATE = re.compile("_[a-zA-Z0-9]+.*")
+BY_NAME = {"getattr", "hasattr", "setattr", "delattr"}
 
 
 def imported_modules(source: str, package: str) -> Iterator[str]:
@@ -105,14 +113,105 @@ def test_no_room_holds_more_than_a_sixth_of_the_lines() -> None:
     assert most <= LARGEST_SHARE * lines.total(), largest
 
 
-def test_flowers_internal_connection_is_used_in_two_files() -> None:
-    internal = ("flwr.client.", "flwr.proto.", "flwr.supercore.")
-    users = {
-        path
-        for path, room, text in modules()
-        if any(f"{name}.".startswith(internal) for name in imported_modules(text, room))
+def internal_imports(source: str, package: str = "") -> set[str]:
+    """Names that ``source``, a module of ``package``, imports from below Flower's public API."""
+    names = {n for n in imported_modules(source, package) if n.split(".")[0] == "flwr"}
+    public = {f"{module}.{name}" for module in FLOWER for name in import_module(module).__all__}
+    return names - public - HOMELESS
+
+
+def foreign_privates(source: str) -> set[str]:
+    """Private parts of other objects that ``source`` reaches for, as it writes them.
+
+    What a module itself gives to its objects is its own, also where it reads it of another one.
+    """
+    nodes = list(ast.walk(ast.parse(source)))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    own = {node.attr for node in attributes if ast.unparse(node.value) in {"self", "cls"}}
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    found = {ast.unparse(n) for n in attributes if PRIVATE.fullmatch(n.attr) and n.attr not in own}
+    found |= {
+        ast.unparse(node)
+        for node in attributes
+        if node.attr == "__dict__" and ast.unparse(node.value) != "self"
     }
-    assert users == {"common/wire/node.py", "common/wire/replies.py"}
+    for node in nodes:
+        names: list[ast.expr] = []
+        if isinstance(node, ast.Subscript):
+            names = [node.slice]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in BY_NAME:
+            names = node.args[1:2]
+        if any(isinstance(n, ast.Constant) and PRIVATE.fullmatch(str(n.value)) for n in names):
+            found.add(ast.unparse(node))
+    return found
+
+
+def test_flowers_internals_are_imported_in_two_files() -> None:
+    users = {path for path, room, text in modules() if internal_imports(text, room)}
+    assert users == KNOW_FLOWER
+
+
+def test_only_these_two_files_reach_for_private_parts() -> None:
+    reaching = {path: found for path, _, text in modules() if (found := foreign_privates(text))}
+    assert {path: found for path, found in reaching.items() if path not in KNOW_FLOWER} == {}
+    assert "self._grid._stub" in reaching["common/wire/internals.py"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import flwr.proto.node_pb2",
+        "import flwr.app",
+        "from flwr.app import *",
+        "from flwr.app import message",
+        "from flwr.app.message import make_message",
+        "from flwr import supercore",
+        "from flwr.supercore.inflatable.inflatable_object import get_object_tree",
+        "from flwr.client.grpc_rere_client import connection",
+        "from flwr.common.constant import SUPERLINK_NODE_ID",
+        "def f():\n    from flwr.common.serde import message_to_proto",
+    ],
+)
+def test_imports_of_flowers_internals_are_seen(source: str) -> None:
+    assert internal_imports(source)
+
+
+def test_flowers_public_api_is_open_to_all() -> None:
+    source = (
+        "from flwr.app import Message, RecordDict\n"
+        "from flwr.serverapp.strategy import Strategy\n"
+        "from flwr.common.constant import ErrorCode\n"
+        "import numpy, flwr_datasets\n"
+    )
+    assert internal_imports(source) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("grid._stub.PullMessages(request)", "grid._stub"),
+        ("self._grid._stub", "self._grid._stub"),
+        ("message.metadata.__dict__['_message_id'] = 1", "message.metadata.__dict__"),
+        ("message.metadata.__dict__.update(_run_id=1)", "message.metadata.__dict__"),
+        ("hasattr(grid, '_stub')", "hasattr(grid, '_stub')"),
+        ("setattr(message.metadata, '_run_id', 1)", "setattr(message.metadata, '_run_id', 1)"),
+        ("vars(message)['_content']", "vars(message)['_content']"),
+    ],
+)
+def test_private_parts_of_others_are_seen(source: str, found: str) -> None:
+    assert found in foreign_privates(source)
+
+
+def test_private_parts_of_ones_own_are_open() -> None:
+    source = (
+        "class Log:\n"
+        "    def __init__(self):\n"
+        "        self._common = {}\n"
+        "    def twin(self, other):\n"
+        "        other._common = self.__dict__\n"
+        "        return getattr(other, 'name'), type(self).__name__\n"
+    )
+    assert foreign_privates(source) == set()
 
 
 def test_no_module_is_loaded_under_two_names() -> None:

@@ -221,7 +221,7 @@ def test_sparse_training_reports_its_penalty(runtime: ClientRuntime) -> None:
 
 def test_training_refuses_weights_that_do_not_fit(runtime: ClientRuntime) -> None:
     order, weights = task()
-    with pytest.raises(ReplyError, match=r"weights have 3 values; expected \d+"):
+    with pytest.raises(ReplyError, match=r"got 3 values; the network has \d+"):
         App(runtime).ask(TRAIN, order, weights[:3])
     weights[0] = torch.nan
     with pytest.raises(ReplyError, match=r"tensor conv_in\.weight holds nan"):
@@ -294,7 +294,7 @@ def test_scaffold_takes_a_variate_and_answers_with_its_change() -> None:
     app = App(ClientRuntime(config()))
     with pytest.raises(ReplyError, match="carries no control variate"):
         app.ask(TRAIN, order, weights)
-    with pytest.raises(ReplyError, match="control variate: it has 3 values"):
+    with pytest.raises(ReplyError, match="control variate: got 3 values"):
         app.ask(TRAIN, order, weights, weights[:3])
     message = app.ask(TRAIN, order, weights, torch.zeros_like(weights))
     change, steps = read_variate(message), read_payload(message, TrainReply).steps

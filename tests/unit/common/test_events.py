@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from fedphd.common import errors
-from fedphd.common.errors import EXIT_CODES, FedPhDError, StartError, exit_code_of
+from fedphd.common.errors import EXIT_OK, FedPhDError, StartError, exit_code_of
 from fedphd.common.events import EventLog, Verdict, read_verdict, write_json, write_verdict
 from fedphd.common.history.events import PeerChanged, Said
 
@@ -59,22 +60,23 @@ def test_verdict_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"exit_code": "x", "message": ""}', "3"])
-def test_file_that_is_no_verdict_is_named(tmp_path: Path, text: str) -> None:
+def test_file_that_is_not_a_verdict_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "verdict.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(FedPhDError, match=r"verdict\.json: is no verdict: "):
+    with pytest.raises(FedPhDError, match=r"verdict\.json is not a verdict: "):
         read_verdict(path)
 
 
 def test_exit_codes_are_the_documented_ones() -> None:
-    expected = {
-        "success": 0, "FedPhDError": 1, "ConfigError": 2, "StartError": 3,
-        "ParticipantsError": 4, "ConnectionLostError": 5, "Interrupted": 130,
+    documented = re.findall(r"^ .*?(\w+) +(\d+)   ", str(errors.__doc__), flags=re.MULTILINE)
+    codes = {name: int(code) for name, code in documented}
+    assert codes == {
+        "FedPhDError": 1, "ConfigError": 2, "StartError": 3, "ParticipantsError": 4,
+        "ConnectionLostError": 5, "Interrupted": 130, "ReplyError": 1,
     }  # fmt: skip
-    assert expected == EXIT_CODES
-    for name, code in expected.items():
-        if name != "success":
-            assert exit_code_of(getattr(errors, name)("x")) == code
+    assert {name: exit_code_of(getattr(errors, name)("x")) for name in codes} == codes
+    assert {cls.__name__ for cls in FedPhDError.__subclasses__()} == codes.keys() - {"FedPhDError"}
+    assert EXIT_OK == 0
 
 
 def test_foreign_errors_have_exit_codes_too() -> None:

@@ -79,9 +79,9 @@ def test_other_methods_have_no_variate() -> None:
     ("change", "reason"),
     [
         (None, "carries no control variate"),
-        (torch.zeros(2), "control variate: it has 2 values; expected 3"),
+        (torch.zeros(2), "control variate: got 2 values; the network has 3"),
         (torch.tensor([0.0, 0.0, math.nan]), "control variate: tensor b holds nan"),
-        (torch.zeros(3, dtype=torch.float64), "control variate is no flat float32 array"),
+        (torch.zeros(3, dtype=torch.float64), "control variate: expected a flat float32 array"),
     ],
 )
 def test_bad_change_leaves_out_its_client(change: torch.Tensor | None, reason: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Array, Message
-from support.memory import MemoryGrid, streaming
+from support.memory import FakeTime, MemoryGrid, streaming
 from support.metrics import metrics
 from support.peers import NETWORK, FakeClient, interval_task, plan
 
@@ -39,7 +39,6 @@ from fedphd.common.wire.records import (
     weights_array,
 )
 from fedphd.common.wire.roster import Roster
-from fedphd.edge import app as edge_app
 from fedphd.edge.app import EdgeService
 from fedphd.edge.interval import run_interval
 
@@ -148,7 +147,7 @@ def test_traffic_is_that_of_the_interval_only() -> None:
 @pytest.mark.parametrize(
     ("weights", "text"),
     [
-        (torch.zeros(4), "weights have 4 values; expected 3"),
+        (torch.zeros(4), "got 4 values; the network has 3"),
         (torch.tensor([0.0, math.nan, 0.0]), "tensor a holds nan"),
     ],
 )
@@ -165,7 +164,8 @@ class Service:
         self.clients = clients
         self.memory = MemoryGrid(dict(enumerate(clients, start=2)))
         self.events = EventLog(path / "events.jsonl", role="edge", node="edge-0")
-        self.service = EdgeService("edge-0", streaming(self.memory), self.events, self.stop)
+        grid = streaming(self.memory, time=FakeTime())
+        self.service = EdgeService("edge-0", grid, self.events, self.stop, farewell_s=0.0)
 
     def ask(
         self, kind: str, payload: Payload, weights: torch.Tensor | Array | None = None
@@ -228,9 +228,7 @@ def test_service_drops_clients_that_the_plan_does_not_allow(service: Make) -> No
     assert read_payload(world.ask(TRAIN, task, START), IntervalReply).clients == ("b",)
 
 
-def test_service_tells_its_clients_the_end(service: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge_app, "FINISH_S", 0.2)
-    monkeypatch.setattr(edge_app, "FAREWELL_S", 0.05)
+def test_service_tells_its_clients_the_end(service: Make) -> None:
     world = service(FakeClient("a", silent={FINISH}), FakeClient("b"))
     world.ask(HELLO, Hello(asking="cloud"))
     reply = world.ask(FINISH, Finish(exit_code=4, message="too few"))
@@ -238,7 +236,7 @@ def test_service_tells_its_clients_the_end(service: Make, monkeypatch: pytest.Mo
     told = [m for m in world.memory.pushed if m.metadata.message_type == FINISH]
     assert [read_payload(m, Finish).message for m in told] == ["too few"] * 2
     assert (world.service.verdict.exit_code, world.service.verdict.message) == (4, "too few")
-    assert world.stop.wait(2.0)
+    world.stop.wait()
 
 
 def test_service_refuses_other_messages(service: Make) -> None:

@@ -77,7 +77,6 @@ def collect(*owners: Owner, task: StatisticsTask = TASK) -> tuple[StatisticsRepl
     before = grid.traffic
     reply, sums = collect_statistics(task, WEIGHTS, edge_id="edge-0", grid=grid, roster=roster)
     assert reply.traffic == grid.traffic.minus(before)
-    assert grid.in_order is False
     return reply, sums
 
 
@@ -89,6 +88,20 @@ def test_sums_of_two_clients() -> None:
     # Sums (8, 9); squares 0 + 4 + 25 + 1, products 0 + 6 + 25 + 0, squares 1 + 9 + 25 + 0.
     assert sums.tolist() == [8, 9, 30, 31, 35]
     assert (a.tasks[0].asking, a.tasks[0].clients) == ("edge-0", ())
+
+
+def test_sums_are_added_in_one_order_whoever_answers_first() -> None:
+    a, b = Owner("a", A), Owner("b", B)
+    memory, held = MemoryGrid({2: a, 3: b}), list[Message]()
+    time = FakeTime({0.5: lambda: memory.deliver(held[0], a(held[0]))})
+    grid = streaming(memory, time=time, in_order=False)
+    roster = Roster(
+        grid, asking="edge-0", kind="client", hello_s=1.0, retry_s=60.0, max_samples=100
+    )
+    roster.refresh()
+    memory.nodes[2] = held.append
+    reply, _ = collect_statistics(TASK, WEIGHTS, edge_id="edge-0", grid=grid, roster=roster)
+    assert reply.clients == ("a", "b")
 
 
 def test_only_the_named_clients_are_asked() -> None:
@@ -109,7 +122,7 @@ def test_only_the_named_clients_are_asked() -> None:
         ({"reply": {"label_counts": (2, 2)}}, r"b: label counts \[2, 2\] are not those of 2"),
         ({"sums": torch.zeros(4, dtype=torch.float64)}, "b: statistics hold 4 values"),
         ({"sums": torch.full((5,), torch.inf, dtype=torch.float64)}, "b: .* not finite"),
-        ({"sums": torch.zeros(5)}, "b: weights are no flat float64 array"),
+        ({"sums": torch.zeros(5)}, "b: weights: expected a flat float64 array"),
         ({"sums": torch.tensor([9.0, 0, 1, 0, 0]).double()}, "b: .* impossible for 2 images"),
     ],
 )

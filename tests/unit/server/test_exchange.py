@@ -49,7 +49,7 @@ def test_other_methods_carry_no_variate() -> None:
     ("change", "reason"),
     [
         (None, "bad: carries no control variate"),
-        (lambda c: c[1:], "bad: control variate: it has"),
+        (lambda c: c[1:], "bad: control variate: got"),
         (lambda c: c + math.nan, "bad: control variate: tensor conv_in.weight holds nan"),
     ],
 )

@@ -170,8 +170,8 @@ def test_task_carries_the_whole_plan() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"silent": True}, "no reply within 5 s"),
     ({"weights": lambda given: given * math.nan}, "tensor conv_in.weight holds nan"),
-    ({"weights": lambda given: given[:-1]}, "values; expected"),
-    ({"weights": lambda given: given.double()}, "no flat float32 array"),
+    ({"weights": lambda given: given[:-1]}, "values; the network has"),
+    ({"weights": lambda given: given.double()}, "expected a flat float32 array"),
     ({"reply": {"network": UNetSpec(unet={}, layout="[]")}}, "tensor conv_in.weight is missing"),
     ({"reply": {"edge_id": "good"}}, "answers as good for interval 1; expected bad for interval 1"),
     ({"reply": {"interval": 2}}, "answers as bad for interval 2; expected bad for interval 1"),

@@ -158,6 +158,25 @@ def test_in_order_yields_in_the_order_of_the_messages() -> None:
     assert sources(replies) == [3, 4, 2]
 
 
+@pytest.mark.parametrize(
+    ("as_set", "asked", "expected"),
+    [
+        (False, None, [3, 2]),
+        (False, True, [2, 3]),
+        (True, None, [2, 3]),
+        (True, False, [3, 2]),
+    ],
+)
+def test_a_call_may_ask_for_another_order_than_the_grid_is_set_to(
+    as_set: bool, asked: bool | None, expected: list[int]
+) -> None:
+    memory = MemoryGrid({2: silent, 3: echo})
+    time = FakeTime({0.5: answer_later(memory, 2)})
+    grid = streaming(memory, time=time, in_order=as_set)
+    assert sources(list(grid.send_and_receive(to(2, 3), in_order=asked))) == expected
+    assert grid.in_order is as_set
+
+
 def test_in_order_a_late_first_one_does_not_cost_the_others() -> None:
     grid = streaming(MemoryGrid({2: silent, 3: echo, 4: silent}), time=FakeTime(), in_order=True)
     replies = list(grid.send_and_receive(to(2, 3, 4), timeout=1.0))

@@ -24,7 +24,7 @@ from fedphd.common.wire.messages import (
 )
 from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import read_payload, read_weights, to_records
-from fedphd.deploy.simulation.virtual_edges import SharedClients
+from fedphd.deploy.simulation.virtual_edges import SharedClients, _grid_of_edge
 
 NODE = 5
 
@@ -40,7 +40,7 @@ class World:
 
     def ask(self, kind: str, payload: Payload) -> str:
         """Push an edge's message; returns its id."""
-        return self.shared.push([Message(to_records(payload), NODE, kind)])[0]
+        return self.shared.push_messages([Message(to_records(payload), NODE, kind)])[0]
 
     def choose(self, edge_id: str, *, held: float = 0.0, **changes: Any) -> str:
         offer = EdgeOffer(edge_id=edge_id, label_distribution=(0.5, 0.5), num_samples=held)
@@ -53,7 +53,7 @@ class World:
         return self.ask(CHOOSE, asked)
 
     def answers(self, *message_ids: str) -> list[Message]:
-        return self.shared.pull(message_ids)
+        return self.shared.pull_messages(message_ids)
 
     def offers(self) -> list[dict[str, float]]:
         """What each question that reached the client offered: samples held, by edge."""
@@ -157,6 +157,19 @@ def test_nothing_is_kept_of_what_nobody_waits_for(before_the_answer: bool) -> No
     assert world.shared._sent == {}
 
 
+def test_an_edge_that_gives_up_is_not_kept_waiting_for() -> None:
+    world = World()
+    world.client.silent = {TRAIN}
+    edge = _grid_of_edge(world.memory, world.shared, 2)
+    order = Message(to_records(Hello(asking="edge-0")), NODE, TRAIN)
+    [reply] = edge.send_and_receive([order], timeout=0.0)
+    assert reply.error.reason == "no reply within 0 s"
+    assert len(world.memory.pushed) == 1
+    assert world.shared._question_of == {}
+    with pytest.raises(NotImplementedError, match="wrap this grid in a StreamingGrid"):
+        world.shared.send_and_receive([order])
+
+
 def test_choices_of_long_ago_are_forgotten() -> None:
     world = World()
     for interval in range(1, 5):
@@ -171,7 +184,7 @@ def test_what_a_client_gets_shares_no_record_with_what_others_get() -> None:
     world.memory.nodes = {NODE: world.client, NODE + 1: world.client}
     weights = torch.arange(4.0)
     records = to_records(Hello(asking="edge-0"), weights)
-    world.shared.push([Message(records, node, TRAIN) for node in (NODE, NODE + 1)])
+    world.shared.push_messages([Message(records, node, TRAIN) for node in (NODE, NODE + 1)])
     sent = [message.content for message in world.memory.pushed]
     assert len(sent) == 2
     for name, record in records.items():
@@ -189,7 +202,7 @@ def test_no_more_clients_train_at_a_time_than_there_is_room_for() -> None:
     world = World()
     world.memory.nodes = {NODE + n: world.client for n in range(5)}
     shared = SharedClients(world.memory, 2, max_trainings=2, clock=world.time.clock)
-    ids = shared.push(
+    ids = shared.push_messages(
         [Message(to_records(Hello(asking="edge-0")), NODE + n, TRAIN) for n in range(5)]
     )
     started = world.memory.pushed
@@ -200,9 +213,9 @@ def test_no_more_clients_train_at_a_time_than_there_is_room_for() -> None:
     shared.forget(ids[0])
     assert [message.metadata.dst_node_id for message in started[2:]] == [NODE + 3]
     # A greeting is no training.
-    shared.push([Message(to_records(Hello(asking="edge-0")), NODE + 4, HELLO)])
+    shared.push_messages([Message(to_records(Hello(asking="edge-0")), NODE + 4, HELLO)])
     assert len(started) == 4
-    answers = shared.pull(ids)
+    answers = shared.pull_messages(ids)
     assert [answer.metadata.reply_to_message_id for answer in answers] == [ids[1], ids[3]]
     assert [message.metadata.dst_node_id for message in started[4:]] == [NODE + 4]
-    assert [a.metadata.reply_to_message_id for a in shared.pull(ids)] == [ids[4]]
+    assert [a.metadata.reply_to_message_id for a in shared.pull_messages(ids)] == [ids[4]]
