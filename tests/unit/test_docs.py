@@ -9,7 +9,6 @@ import ast
 import importlib
 import re
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,13 +18,8 @@ import yaml
 from support.manuals import IDS, MANUALS, ROOT, blocks, file_blocks, prose, spans, text_of
 from unit.test_architecture import COMMON, MAY_IMPORT, ROLES
 
-from fedphd.common.config.roles import (
-    ClientConfig,
-    CloudConfig,
-    EdgeConfig,
-    load_config,
-    section_class,
-)
+from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
+from fedphd.common.config.text import setting_keys
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.compare.methods import read_methods
 
@@ -53,16 +47,13 @@ def test_settings_files_load(tmp_path: Path) -> None:
 
 @cache
 def known_settings() -> dict[str, type[CloudConfig] | type[EdgeConfig] | type[ClientConfig]]:
-    """Every dotted setting and section, and the role that has it."""
-
-    def keys(cls: type, prefix: str) -> Iterator[str]:
-        for name, field in cls.model_fields.items():  # type: ignore[attr-defined]
-            yield f"{prefix}{name}"
-            if section := section_class(field.annotation):
-                yield from keys(section, f"{prefix}{name}.")
-
-    roles = (ClientConfig, EdgeConfig, CloudConfig)
-    return {key: role for role in roles for key in keys(role, "")}
+    """Every dotted setting and section, and a role that has it."""
+    found: dict[str, type[CloudConfig] | type[EdgeConfig] | type[ClientConfig]] = {}
+    for role in (ClientConfig, EdgeConfig, CloudConfig):
+        for key in setting_keys(role):
+            parts = key.split(".")
+            found |= {".".join(parts[:end]): role for end in range(1, len(parts) + 1)}
+    return found
 
 
 @pytest.mark.parametrize("path", MANUALS, ids=IDS)
