@@ -9,6 +9,7 @@ import ast
 import importlib
 import re
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -93,13 +94,19 @@ def names_in(path: Path) -> set[str]:
     """``f``, ``C`` and ``C.m`` of a Python file."""
     found = set()
     for node in ast.parse(text_of(path)).body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        found |= {target.id for target in targets if isinstance(target, ast.Name)}
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        for inner in getattr(node, "body", []) if isinstance(node, ast.ClassDef) else []:
-            found |= {f"{node.name}.{inner.name}"} if isinstance(inner, ast.FunctionDef) else set()
+        found |= set(names_of(node))
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{name}" for inner in node.body for name in names_of(inner)}
     return found
+
+
+def names_of(node: ast.stmt) -> Iterator[str]:
+    """What a statement defines."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
+            yield name
 
 
 @pytest.mark.parametrize("path", MANUALS, ids=IDS)
