@@ -22,16 +22,12 @@ from fedphd.client.trainer import Trainer
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import ReplyError, within
-from fedphd.common.homogeneity import Offer
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_unet, resolve_device, unet_from_config
 from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire.messages import (
-    EVERY_EDGE,
     Ack,
-    Choose,
-    ChooseReply,
     Finish,
     Hello,
     HelloReply,
@@ -41,6 +37,7 @@ from fedphd.common.wire.messages import (
     TrainTask,
     UNetSpec,
 )
+from fedphd.common.wire.offers import EVERY_EDGE, Choose, ChooseReply
 from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
@@ -94,10 +91,7 @@ class ClientRuntime:
             if key not in self._choices:
                 self._forget_choices_before(asked.interval - 1)
                 self._choices[key] = choose_edge(
-                    [
-                        Offer(offer.edge_id, offer.label_distribution, offer.num_samples)
-                        for offer in asked.offers
-                    ],
+                    asked.offers,
                     label_counts=counts,
                     target=asked.target,
                     policy=asked.policy,

@@ -11,7 +11,6 @@ import numpy as np
 from fedphd.common.config.run import SelectionPolicy
 from fedphd.common.errors import ConfigError, ReplyError
 from fedphd.common.homogeneity import (
-    Offer,
     Vector,
     balanced_probabilities,
     best_homogeneity_probabilities,
@@ -19,6 +18,7 @@ from fedphd.common.homogeneity import (
     selection_probabilities,
 )
 from fedphd.common.rng import derive_seed, numpy_generator
+from fedphd.common.wire.offers import Offer
 
 _SUM_TOLERANCE = 1e-6
 

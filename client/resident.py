@@ -15,8 +15,9 @@ from fedphd.common.config.roles import ClientConfig
 from fedphd.common.errors import ConnectionLostError
 from fedphd.common.events import Verdict
 from fedphd.common.timing import stop_soon
-from fedphd.common.wire.messages import CHOOSE, Choose, EdgeOffer, Finish
+from fedphd.common.wire.messages import Finish
 from fedphd.common.wire.node import Node
+from fedphd.common.wire.offers import CHOOSE, Choose, OfferBook
 from fedphd.common.wire.records import read_payload, to_records
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ class OfferBoard:
     def __init__(self, num_edges: int) -> None:
         self._num_edges = num_edges
         self._changed = threading.Condition()
-        # By interval and round, and then by edge.
-        self._offers: dict[tuple[int, int], dict[str, EdgeOffer]] = {}
+        # An edge may be late by an interval: it still asks about the one before.
+        self._book = OfferBook(past_intervals=1)
         self.connected: set[str] = set()
 
     def merge(self, asked: Choose) -> Choose:
@@ -47,39 +48,24 @@ class OfferBoard:
         this edge round yet. Of those that are still silent then, what they last offered in this
         interval counts (``synchronised``: nothing).
         """
-        own = next((o for o in asked.offers if o.edge_id == asked.asking), None)
         deadline_s = time.monotonic() + asked.offer_wait_s
         with self._changed:
-            if own is not None:
-                self._offers = {k: v for k, v in self._offers.items() if k[0] >= asked.interval - 1}
-                this_round = self._offers.setdefault((asked.interval, asked.edge_round), {})
-                this_round[own.edge_id] = own
+            self._book.note(asked)
             self._changed.notify_all()
-            while len(now := self._of_round(asked)) < min(self._num_edges, len(self.connected)):
+            while len(made := self._book.of_round(asked)) < min(
+                self._num_edges, len(self.connected)
+            ):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     logger.info(
-                        "interval %d round %d: %d edges have made an offer, others silent",
+                        "interval %d round %d: %d edges have made an offer, the others are silent",
                         asked.interval,
                         asked.edge_round,
-                        len(now),
+                        len(made),
                     )
                     break
                 self._changed.wait(left_s)
-            offers = now if asked.synchronised else self._of_interval(asked) | now
-            return asked.model_copy(update={"offers": tuple(offers.values())})
-
-    def _of_round(self, asked: Choose) -> dict[str, EdgeOffer]:
-        """The offers of the question's edge round, by edge."""
-        return self._offers.get((asked.interval, asked.edge_round), {})
-
-    def _of_interval(self, asked: Choose) -> dict[str, EdgeOffer]:
-        """The edges' latest offers in the question's interval."""
-        latest: dict[str, EdgeOffer] = {}
-        for (interval, _), offers in sorted(self._offers.items()):
-            if interval == asked.interval:
-                latest.update(offers)
-        return latest
+            return self._book.merged(asked, made.values())
 
     def set_connected(self, address: str, connected: bool) -> None:
         """Remember which edges are there, so that nobody waits for one that is not."""

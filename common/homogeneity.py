@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,21 +17,6 @@ Vector = NDArray[np.float64]
 
 # Scores nearer to one another than this share of the largest are equal.
 _TIE = 1e-9
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What an edge holds in an interval so far, as a client sees it when it chooses.
-
-    Attributes:
-        edge_id: stable name of the edge.
-        label_distribution: label shares, shape (num_classes,).
-        num_samples: samples that trained there in this interval.
-    """
-
-    edge_id: str
-    label_distribution: tuple[float, ...]
-    num_samples: float
 
 
 def homogeneity_score(q: ArrayLike, target: ArrayLike) -> float:

@@ -16,7 +16,6 @@ from fedphd.common.events import EventLog, Verdict
 from fedphd.common.timing import stop_soon
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.messages import (
-    CHOOSE,
     FINISH,
     HELLO,
     STATISTICS,
@@ -29,6 +28,7 @@ from fedphd.common.wire.messages import (
     StatisticsTask,
 )
 from fedphd.common.wire.node import Node
+from fedphd.common.wire.offers import CHOOSE
 from fedphd.common.wire.records import (
     read_payload,
     read_variate,
@@ -163,7 +163,7 @@ class EdgeService:
             **stats.metrics.values(),
             clients=stats.clients,
             num_samples=stats.num_samples,
-            label_distribution=[round(float(s), 4) for s in strategy.holdings.label_distribution],
+            label_distribution=[round(share, 4) for share in strategy.offer.label_distribution],
             failures=stats.failures,
             sent_bytes=self.grid.traffic.sent_bytes,
             received_bytes=self.grid.traffic.received_bytes,

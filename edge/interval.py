@@ -91,7 +91,7 @@ def run_interval(
         parts=sent.parts,
         samples_per_round=samples / len(rounds),
         client_rounds=sum(len(stats.clients) for stats in rounds),
-        label_distribution=tuple(float(share) for share in strategy.holdings.label_distribution),
+        label_distribution=strategy.offer.label_distribution,
         metrics=_metrics(rounds),
         mean_steps=strategy.interval_mean_steps(),
         images=sum(stats.images for stats in rounds),

@@ -7,29 +7,19 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedphd.common.errors import ReplyError
-from fedphd.common.homogeneity import merge
 from fedphd.common.rng import sample_participants
 from fedphd.common.unet.costs import images_of_steps
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PARTS, joined, part_sets
-from fedphd.common.wire.messages import (
-    CHOOSE,
-    TRAIN,
-    Choose,
-    ChooseReply,
-    EdgeOffer,
-    IntervalTask,
-    TrainReply,
-    TrainTask,
-)
+from fedphd.common.wire.messages import TRAIN, IntervalTask, TrainReply, TrainTask
 from fedphd.common.wire.metrics import TrainMetrics
+from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply, Offer
 from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
@@ -72,34 +62,6 @@ class RoundStats:
         return self.steps / len(self.clients) if self.clients else 0.0
 
 
-class Holdings:
-    """Label distribution and sample count of an edge, from (target, 0) at an interval's start."""
-
-    def __init__(self, target: Iterable[float]) -> None:
-        self.label_distribution = np.asarray(list(target), dtype=np.float64)
-        self.num_samples = 0.0
-
-    def add(self, label_counts: Iterable[int]) -> None:
-        """Merge the data of a client that trains here (counts per label)."""
-        counts = np.asarray(list(label_counts), dtype=np.float64)
-        total = float(counts.sum())
-        self.label_distribution = merge(
-            self.label_distribution, self.num_samples, counts / total, total
-        )
-        self.num_samples += total
-
-    def copy(self) -> Holdings:
-        """The same figures, to go back to."""
-        twin = Holdings(self.label_distribution)
-        twin.num_samples = self.num_samples
-        return twin
-
-    def offer(self, edge_id: str) -> EdgeOffer:
-        """What clients are told when they choose."""
-        shares = tuple(float(share) for share in self.label_distribution)
-        return EdgeOffer(edge_id=edge_id, label_distribution=shares, num_samples=self.num_samples)
-
-
 class EdgeAverage(Strategy):
     """Edge rounds of one interval (Alg. 1 of arXiv:2507.06449, the edge's part).
 
@@ -118,6 +80,7 @@ class EdgeAverage(Strategy):
         variate: SCAFFOLD's server variate, where that is the method.
 
     Attributes:
+        offer: what the edge holds in this interval, the clients included that train now.
         groups: of parts of the U-Net that clients send back together.
         averaged: the numbers of the groups that somebody sent in this interval.
     """
@@ -132,7 +95,7 @@ class EdgeAverage(Strategy):
         shared_questions: bool = False,
         variate: ServerVariate | None = None,
     ) -> None:
-        self.holdings = Holdings(task.plan.target_distribution)
+        self.offer = Offer.empty(edge_id, task.plan.target_distribution)
         self.rounds: list[RoundStats] = []
         self._edge_id = edge_id
         self._task = task
@@ -147,7 +110,7 @@ class EdgeAverage(Strategy):
         self._weights = torch.empty(0)
         self._training: dict[int, tuple[Peer, tuple[int, ...]]] = {}
         self._group_of: dict[int, int] = {}
-        self._held_before = self.holdings.copy()
+        self._offer_before = self.offer
         self._started_s = 0.0
 
     def configure_train(
@@ -159,7 +122,7 @@ class EdgeAverage(Strategy):
         self.rounds.append(stats)
         self._training = {}
         self._others_silent = False
-        self._held_before = self.holdings.copy()
+        self._offer_before = self.offer
         peers = self._roster.refresh()
         schedule = self._task.plan.schedule
         sampled = sample_participants(
@@ -219,7 +182,7 @@ class EdgeAverage(Strategy):
                 f"label counts {list(counts)} do not fit {num_classes} classes and the "
                 f"{peer.num_samples} images that it registered with"
             )
-        self.holdings.add(counts)
+        self.offer = self.offer.with_client(counts)
         self._training[peer.node_id] = (peer, counts)
 
     def _question(self, edge_round: int) -> Choose:
@@ -231,7 +194,7 @@ class EdgeAverage(Strategy):
             asking=self._edge_id,
             interval=self._task.interval,
             edge_round=edge_round,
-            offers=(self.holdings.offer(self._edge_id),),
+            offers=(self.offer,),
             target=plan.target_distribution,
             policy=plan.selection.policy,
             factor=plan.selection.factor * mean_samples,
@@ -307,9 +270,9 @@ class EdgeAverage(Strategy):
             stats.add(answer, peer.num_samples, self._task.plan.training.batch_size)
         stats.clients = sorted(trained)
         # Those that chose this edge but did not deliver must not weigh in later offers.
-        self.holdings = self._held_before
+        self.offer = self._offer_before
         for name in stats.clients:
-            self.holdings.add(trained[name])
+            self.offer = self.offer.with_client(trained[name])
         stats.seconds = time.monotonic() - self._started_s
         self._on_round(stats)
         average, came = mean.applied_to(self._weights)

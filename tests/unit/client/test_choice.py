@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 from itertools import permutations
 from typing import Any, get_args
 
@@ -13,10 +12,20 @@ import pytest
 from fedphd.client.choice import choose_edge
 from fedphd.common.config.run import SelectionPolicy
 from fedphd.common.errors import ConfigError, ReplyError
-from fedphd.common.homogeneity import Offer
+from fedphd.common.wire.offers import Offer
 
-LEFT = Offer("edge-0", (1.0, 0.0), 10)
-RIGHT = Offer("edge-1", (0.0, 1.0), 10)
+
+def offer(edge_id: str, *shares: float, num_samples: float) -> Offer:
+    return Offer(edge_id=edge_id, label_distribution=shares, num_samples=num_samples)
+
+
+def changed(offer: Offer, **values: Any) -> Offer:
+    """The offer with other values, which are not checked."""
+    return offer.model_copy(update=values)
+
+
+LEFT = offer("edge-0", 1.0, 0.0, num_samples=10)
+RIGHT = offer("edge-1", 0.0, 1.0, num_samples=10)
 
 
 def choose(*offers: Offer, **changes: Any) -> str:
@@ -64,12 +73,12 @@ def test_client_without_images_can_choose() -> None:
 @pytest.mark.parametrize(
     ("offer", "text"),
     [
-        (replace(LEFT, label_distribution=(1.0,)), r"edge-0: .* has shape \(1,\); expected \(2,\)"),
-        (replace(LEFT, label_distribution=(math.nan, 1.0)), r"edge-0: .*\[nan, 1.0\]"),
-        (replace(LEFT, label_distribution=(-0.5, 1.5)), r"edge-0: .*\[-0.5, 1.5\]"),
-        (replace(LEFT, label_distribution=(0.5, 0.2)), r"edge-0: .* sums to 0.7; expected 1"),
-        (replace(LEFT, num_samples=-1), r"edge-0: num_samples = -1"),
-        (replace(LEFT, num_samples=math.inf), r"edge-0: num_samples = inf"),
+        (changed(LEFT, label_distribution=(1.0,)), r"edge-0: .* has shape \(1,\); expected \(2,\)"),
+        (changed(LEFT, label_distribution=(math.nan, 1.0)), r"edge-0: .*\[nan, 1.0\]"),
+        (changed(LEFT, label_distribution=(-0.5, 1.5)), r"edge-0: .*\[-0.5, 1.5\]"),
+        (changed(LEFT, label_distribution=(0.5, 0.2)), r"edge-0: .* sums to 0.7; expected 1"),
+        (changed(LEFT, num_samples=-1), r"edge-0: num_samples = -1"),
+        (changed(LEFT, num_samples=math.inf), r"edge-0: num_samples = inf"),
         (RIGHT, r"edge-1 offers itself twice"),
     ],
 )
@@ -90,9 +99,9 @@ def test_nothing_to_choose_from() -> None:
 POLICIES = get_args(SelectionPolicy)
 # Of 1,000 images each, so that Eq. 9 with a = 100 is cut off at 0 for all of them.
 CROWD = (
-    Offer("edge-0", (0.6, 0.4), 1000),
-    Offer("edge-1", (0.4, 0.6), 1000),
-    Offer("edge-2", (0.5, 0.5), 1000),
+    offer("edge-0", 0.6, 0.4, num_samples=1000),
+    offer("edge-1", 0.4, 0.6, num_samples=1000),
+    offer("edge-2", 0.5, 0.5, num_samples=1000),
 )
 
 
@@ -146,7 +155,7 @@ def test_static_edge_stays() -> None:
         name = f"client-{number}"
         home = choose(*CROWD, policy="static", client_id=name)
         for later in range(2, 6):
-            moved = [replace(offer, num_samples=7 * later) for offer in CROWD]
+            moved = [changed(offer, num_samples=7 * later) for offer in CROWD]
             again = choose(
                 *moved, policy="static", client_id=name, interval=later, edge_round=later
             )
@@ -164,7 +173,7 @@ def test_static_edges_depend_on_the_runs_seed() -> None:
 
 @pytest.mark.parametrize("policy", ["best_homogeneity", "balanced", "min_kl"])
 def test_ties_are_broken_by_the_seed(policy: str) -> None:
-    empty = tuple(replace(o, label_distribution=(0.5, 0.5), num_samples=0) for o in CROWD)
+    empty = tuple(changed(o, label_distribution=(0.5, 0.5), num_samples=0) for o in CROWD)
     first = draws(policy, 90, empty)
     assert first == draws(policy, 90, empty)
     assert all(count > 15 for count in Counter(first).values())

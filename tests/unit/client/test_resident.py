@@ -14,14 +14,14 @@ from flwr.app import Message
 from fedphd.client.resident import OfferBoard, Resident
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.errors import ConnectionLostError
-from fedphd.common.wire.messages import CHOOSE, Choose, ChooseReply, EdgeOffer
+from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply, Offer
 from fedphd.common.wire.records import read_payload, to_records
 
 TARGET = (0.1,) * 10
 
 
-def offer(edge_id: str, num_samples: float = 0.0) -> EdgeOffer:
-    return EdgeOffer(edge_id=edge_id, label_distribution=TARGET, num_samples=num_samples)
+def offer(edge_id: str, num_samples: float = 0.0) -> Offer:
+    return Offer(edge_id=edge_id, label_distribution=TARGET, num_samples=num_samples)
 
 
 def question(edge_id: str, num_samples: float = 0.0, **changes: Any) -> Choose:
