@@ -91,17 +91,7 @@ class ClientRuntime:
             if key not in self._choices:
                 self._forget_choices_before(asked.interval - 1)
                 self._choices[key] = choose_edge(
-                    asked.offers,
-                    label_counts=counts,
-                    target=asked.target,
-                    policy=asked.policy,
-                    factor=asked.factor,
-                    offset=asked.offset,
-                    epsilon=asked.epsilon,
-                    run_seed=asked.seed,
-                    client_id=self.config.client_id,
-                    interval=asked.interval,
-                    edge_round=asked.edge_round,
+                    asked, client_id=self.config.client_id, label_counts=counts
                 )
             chosen = self._choices[key]
         mine = asked.asking in (chosen, EVERY_EDGE)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from fedphd.common.config.run import SelectionPolicy
 from fedphd.common.homogeneity import merge
@@ -15,6 +15,17 @@ from fedphd.common.wire.payload import Payload
 CHOOSE: Final = "query.choose"
 # Who asks when edges share one question: the answer is for whichever edge is chosen.
 EVERY_EDGE: Final = "*"
+
+_SUM_TOLERANCE: Final = 1e-6
+
+
+def checked_shares(shares: tuple[float, ...]) -> tuple[float, ...]:
+    """The shares of a label distribution; raises ValueError unless >= 0 with a sum of 1."""
+    if min(shares, default=-1.0) < 0:
+        raise ValueError(f"{list(shares)} are not shares; expected at least one, all >= 0")
+    if abs(sum(shares) - 1.0) > _SUM_TOLERANCE:
+        raise ValueError(f"the shares sum to {sum(shares):g}; expected 1")
+    return shares
 
 
 class Offer(Payload):
@@ -29,6 +40,11 @@ class Offer(Payload):
     edge_id: str
     label_distribution: tuple[float, ...]
     num_samples: float = Field(ge=0)
+
+    @field_validator("label_distribution")
+    @classmethod
+    def _are_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        return checked_shares(shares)
 
     @classmethod
     def empty(cls, edge_id: str, target: Sequence[float]) -> Offer:
@@ -62,6 +78,25 @@ class Choose(Payload):
     seed: int = Field(ge=0)
     offer_wait_s: float = Field(ge=0)
     synchronised: bool
+
+    @field_validator("target")
+    @classmethod
+    def _are_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        return checked_shares(shares)
+
+    @model_validator(mode="after")
+    def _offers_fit(self) -> Choose:
+        seen: set[str] = set()
+        for offer in self.offers:
+            if offer.edge_id in seen:
+                raise ValueError(f"edge {offer.edge_id} offers itself twice; one offer per edge")
+            if len(offer.label_distribution) != len(self.target):
+                raise ValueError(
+                    f"edge {offer.edge_id} offers {len(offer.label_distribution)} label shares; "
+                    f"expected {len(self.target)}, as many as the target has"
+                )
+            seen.add(offer.edge_id)
+        return self
 
 
 class ChooseReply(Payload):

@@ -32,7 +32,7 @@ from fedphd.common.config.run import SelectionConfig, SelectionPolicy
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.homogeneity import homogeneity_score
 from fedphd.common.rng import sample_participants
-from fedphd.common.wire.offers import Offer
+from fedphd.common.wire.offers import EVERY_EDGE, Choose, Offer
 
 NUM_CLIENTS, NUM_CLASSES, PARTICIPATION = 20, 10, 0.4
 INTERVALS, EDGE_ROUNDS = 25, 5
@@ -119,17 +119,18 @@ def play_round(
     mean_samples = float(np.mean([sum(counts) for counts in clients.values()]))
     for start in range(0, len(names), setting.query_batch):
         batch = names[start : start + setting.query_batch]
-        offers = list(edges.values())
-        differ = len({(o.label_distribution, o.num_samples) for o in offers}) > 1
+        asked = Choose(
+            asking=EVERY_EDGE, interval=interval, edge_round=edge_round,
+            offers=tuple(edges.values()), target=TARGET, policy=setting.policy,
+            factor=setting.factor * mean_samples, offset=0.0, epsilon=SelectionConfig().epsilon,
+            seed=setting.seed, offer_wait_s=0.0, synchronised=True,
+        )  # fmt: skip
+        differ = len({(o.label_distribution, o.num_samples) for o in asked.offers}) > 1
         for name in batch:
-            rule: dict[str, Any] = {
-                "policy": setting.policy, "label_counts": clients[name], "target": TARGET,
-                "factor": setting.factor * mean_samples, "offset": 0.0,
-                "epsilon": SelectionConfig().epsilon, "run_seed": setting.seed, "client_id": name,
-            }  # fmt: skip
-            chances = choice_probabilities(offers, **rule)
+            client: dict[str, Any] = {"client_id": name, "label_counts": clients[name]}
+            chances = list(choice_probabilities(asked, **client).values())
             balance.indifferent.append(differ and float(np.ptp(chances)) < 1e-9)
-            chosen = choose_edge(offers, **rule, interval=interval, edge_round=edge_round)
+            chosen = choose_edge(asked, **client)
             attached[chosen].append(name)
             edges[chosen] = edges[chosen].with_client(clients[name])
     return attached

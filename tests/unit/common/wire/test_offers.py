@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from flwr.app import Message
 
-from fedphd.common.wire.offers import Choose, Offer, OfferBook
+from fedphd.common.errors import ReplyError
+from fedphd.common.wire.offers import CHOOSE, Choose, Offer, OfferBook
+from fedphd.common.wire.records import read_payload, to_records
 
 
 def offer(edge_id: str, num_samples: float = 0.0) -> Offer:
@@ -108,3 +112,37 @@ def test_offers_of_past_intervals_are_forgotten(
     assert merged(book, question("edge-1")) == remembered
     book.note(question("edge-1", 3, interval=3))
     assert merged(book, question("edge-1")) == []
+
+
+def unchecked(**changes: Any) -> Offer:
+    """An offer that no honest edge could make."""
+    values = {"edge_id": "edge-0", "label_distribution": (1.0, 0.0), "num_samples": 10.0}
+    return Offer.model_construct(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("offers", "text"),
+    [
+        ([unchecked(label_distribution=(1.0,))],
+         "edge edge-0 offers 1 label shares; expected 2, as many as the target has"),
+        ([unchecked(label_distribution=(math.nan, 1.0))], "offers.0.label_distribution.0: "),
+        ([unchecked(label_distribution=(-0.5, 1.5))],
+         r"offers.0.label_distribution: .*\[-0.5, 1.5\] are not shares; expected .* >= 0"),
+        ([unchecked(label_distribution=())], r"\[\] are not shares; expected at least one"),
+        ([unchecked(label_distribution=(0.5, 0.2))], "the shares sum to 0.7; expected 1"),
+        ([unchecked(num_samples=-1.0)], "offers.0.num_samples: "),
+        ([unchecked(num_samples=math.inf)], "offers.0.num_samples: "),
+        ([unchecked(), unchecked()], "edge edge-0 offers itself twice; one offer per edge"),
+        ([], "malformed Choose: offers: .*at least 1"),
+    ],
+)  # fmt: skip
+def test_malformed_offers_are_refused(offers: list[Offer], text: str) -> None:
+    sent = question("edge-0").model_copy(update={"offers": tuple(offers)})
+    with pytest.raises(ReplyError, match=text):
+        read_payload(Message(to_records(sent), 5, CHOOSE), Choose)
+
+
+def test_a_target_that_is_no_distribution_is_refused() -> None:
+    sent = question("edge-0").model_copy(update={"target": (0.5, 0.4)})
+    with pytest.raises(ReplyError, match=r"target: .*the shares sum to 0.9; expected 1"):
+        read_payload(Message(to_records(sent), 5, CHOOSE), Choose)
