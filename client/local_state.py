@@ -114,18 +114,18 @@ class LocalState:
         cls, client_id: str, device: torch.device, state: Mapping[str, Any]
     ) -> LocalState:
         """Read ``state_dict()``; raises KeyError, TypeError or ValueError if it is malformed."""
-        kept = cls(client_id, device)
+        local = cls(client_id, device)
         if "layout" not in state:
-            return kept
-        kept._layout = TensorLayout.from_json(state["layout"])
+            return local
+        local._layout = TensorLayout.from_json(state["layout"])
         needed = MOMENTS if "moment_steps" in state else ()
         for name in (name for names in _KINDS.values() for name in names):
             if name in state or name in needed:
-                kept.vectors[name] = kept._read(name, state[name])
-        if set(MOMENTS) & set(kept.vectors):
+                local.vectors[name] = local._read(name, state[name])
+        if set(MOMENTS) & set(local.vectors):
             steps = float(state["moment_steps"])
-            kept.moment_steps = torch.tensor(steps, dtype=torch.float32, device=device)
-        return kept
+            local.moment_steps = torch.tensor(steps, dtype=torch.float32, device=device)
+        return local
 
     def _read(self, name: str, value: Any) -> torch.Tensor:
         assert self._layout is not None

@@ -7,7 +7,6 @@ start afresh for every message; what Flower keeps of a node for them is its ``co
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 
 from fedphd.client.trainer import Trainer
 from fedphd.common.errors import FedPhDError
+from fedphd.common.files import replaced
 from fedphd.common.wire.records import read_array
 
 _SCALARS: Final = "fedphd-trainer"
@@ -31,7 +31,7 @@ class StateStore(Protocol):
     """A place that outlives the process."""
 
     def restore(self, trainer: Trainer) -> None:
-        """Bring the trainer to the kept state; a new client has none and starts afresh.
+        """Bring the trainer to the stored state; a new client has none and starts afresh.
 
         Raises:
             FedPhDError: the state is malformed or gone.
@@ -39,7 +39,7 @@ class StateStore(Protocol):
         ...
 
     def store(self, trainer: Trainer) -> None:
-        """Keep the trainer's counters and vectors.
+        """Store the trainer's counters and vectors.
 
         Raises:
             FedPhDError: they cannot be written.
@@ -99,7 +99,7 @@ class FileStore:
                 state.update({name: file.get_tensor(name).clone() for name in names})
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise FedPhDError(
-                f"the kept training state of client {trainer.client_id} cannot be read from "
+                f"the stored training state of client {trainer.client_id} cannot be read from "
                 f"{self._path}: {error}; it must stay there until the run ends"
             ) from error
         trainer.load_state_dict(state)
@@ -107,16 +107,15 @@ class FileStore:
     def store(self, trainer: Trainer) -> None:
         """See ``StateStore``."""
         scalars, tensors = _split(trainer)
-        beside = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside, metadata={_JSON: json.dumps(scalars)})
             # A process that is killed here leaves the old state or the new one, whole.
-            os.replace(beside, self._path)
+            with replaced(self._path) as beside:
+                save_file(tensors, beside, metadata={_JSON: json.dumps(scalars)})
         except (OSError, SafetensorError) as error:
             raise FedPhDError(
-                f"the training state of client {trainer.client_id} cannot be kept in "
-                f"{self._path}: {error}; make room there, or set FLWR_HOME to a larger disk"
+                f"the training state of client {trainer.client_id} cannot be written "
+                f"to {self._path}: {error}; make room there, or set FLWR_HOME to a larger disk"
             ) from error
         self._records[_FILE] = ConfigRecord({_PATH: str(self._path)})
 

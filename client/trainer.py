@@ -65,7 +65,7 @@ class Trainer:
         self.client_id = client_id
         self.device = resolve_device(device)
         self._networks = networks or UNetCache()
-        self._kept = LocalState(client_id, self.device)
+        self._state = LocalState(client_id, self.device)
         self._steps = 0
 
     def train(
@@ -124,7 +124,7 @@ class Trainer:
         start_s = time.perf_counter()
         network = self._networks.get(unet_config, self.device)
         check_images(images, network)
-        self._kept.fit(network.layout, cut, prune_moments=prune_moments)
+        self._state.fit(network.layout, cut, prune_moments=prune_moments)
         network.load(self._completed(network, weights, parts, initial))
         scheduler = build_scheduler(diffusion)
         validated = self._validated(network, held_out, scheduler, run_seed)
@@ -132,7 +132,7 @@ class Trainer:
             method or ObjectiveConfig(),
             training,
             network,
-            self._kept,
+            self._state,
             variate=variate,
             client_id=self.client_id,
         )
@@ -152,7 +152,7 @@ class Trainer:
         dropout_seed = derive_seed("dropout", run_seed, self.client_id, interval, edge_round)
         with seeded(self.device, dropout_seed):
             steps = self._run(round_, images)
-        change = local.finish(self._kept)
+        change = local.finish(self._state)
         self._keep(network, parts, training)
         return TrainResult(
             weights=network.flat.detach().to("cpu", copy=True),
@@ -180,9 +180,9 @@ class Trainer:
     def _keep(self, network: FlatUNet, parts: tuple[Part, ...], training: TrainingConfig) -> None:
         """Remember what the next round starts from, and forget what it starts afresh."""
         if parts != PARTS:
-            self._kept.vectors[OWN_WEIGHTS] = network.flat.detach().clone()
+            self._state.vectors[OWN_WEIGHTS] = network.flat.detach().clone()
         if training.optimizer_state == "fresh":
-            self._kept.drop(*MOMENTS)
+            self._state.drop(*MOMENTS)
 
     def _run(self, round_: LocalRound, images: torch.Tensor) -> list[dict[str, float]]:
         """All steps of a round."""
@@ -200,19 +200,19 @@ class Trainer:
             ``steps``, and what ``LocalState.state_dict`` gives: JSON scalars, and vectors,
             (numel,), float32, on the CPU.
         """
-        return {"steps": self._steps, **self._kept.state_dict()}
+        return {"steps": self._steps, **self._state.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict()``; raises FedPhDError if that is malformed."""
         try:
             steps = int(state["steps"])
-            kept = LocalState.from_state(self.client_id, self.device, state)
+            local = LocalState.from_state(self.client_id, self.device, state)
         except (KeyError, TypeError, ValueError) as error:
             raise FedPhDError(
-                f"the kept training state of client {self.client_id} is malformed ({error}); "
+                f"the stored training state of client {self.client_id} is malformed ({error}); "
                 "remove it to start afresh"
             ) from error
-        self._steps, self._kept = steps, kept
+        self._steps, self._state = steps, local
 
     def _completed(
         self,
@@ -224,7 +224,7 @@ class Trainer:
         """The received ``weights`` with this client's own parts, (numel,)."""
         if parts == PARTS:
             return weights
-        own = self._kept.vectors.get(OWN_WEIGHTS)
+        own = self._state.vectors.get(OWN_WEIGHTS)
         if own is None:
             if initial is None:
                 raise ReplyError(
@@ -238,12 +238,12 @@ class Trainer:
         if training.optimizer == "sgd":
             return torch.optim.SGD([network.flat], lr=rate, weight_decay=decay)
         if training.optimizer_state == "fresh":
-            self._kept.drop(*MOMENTS)
+            self._state.drop(*MOMENTS)
         kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
         betas = (training.beta1, training.beta2)
         optimizer = kind([network.flat], lr=rate, betas=betas, weight_decay=decay, fused=True)
-        moments = {name: self._kept.vector(name, network.flat.detach()) for name in MOMENTS}
-        optimizer.state[network.flat] = {"step": self._kept.moment_steps, **moments}
+        moments = {name: self._state.vector(name, network.flat.detach()) for name in MOMENTS}
+        optimizer.state[network.flat] = {"step": self._state.moment_steps, **moments}
         return optimizer
 
 

@@ -199,6 +199,24 @@ def test_moon_is_off_until_there_is_a_previous_model(caplog: pytest.LogCaptureFi
     assert caplog.text.count("has no previous local model yet: MOON's term is off") == 1
 
 
+def test_moon_contrasts_with_the_round_just_before() -> None:
+    trainer, method = client(), ObjectiveConfig(method="moon", moon_mu=3.0)
+    options: dict[str, Any] = {"training": SGD, "method": method}
+    first = train(trainer, **options).weights
+    second = train(trainer, **options, edge_round=2).weights
+    assert not torch.equal(first, second)
+    third = train(trainer, **options, edge_round=3)
+
+    def third_after(own: torch.Tensor) -> TrainResult:
+        """The third round of a client that remembers these weights."""
+        other = client()
+        other.load_state_dict(trainer.state_dict() | {"steps": 4, OWN_WEIGHTS: own})
+        return train(other, **options, edge_round=3)
+
+    assert torch.equal(third.weights, third_after(second).weights)
+    assert not torch.equal(third.weights, third_after(first).weights)
+
+
 def test_scaffold_by_hand() -> None:
     trainer, method = client(), ObjectiveConfig(method="scaffold")
     state = trainer.state_dict() | {"layout": layout().to_json(), VARIATE: at_two(0.5, 2.0)}
