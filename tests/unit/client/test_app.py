@@ -280,7 +280,7 @@ def test_half_of_the_network_goes_back() -> None:
 
 
 def test_parts_without_the_rest_are_refused(runtime: ClientRuntime) -> None:
-    with pytest.raises(ReplyError, match="only decoder came; no weights to start the rest from"):
+    with pytest.raises(ReplyError, match="only decoder came, and no initial weights"):
         App(runtime).ask(TRAIN, *received(*task(), "decoder", initial=None))
 
 

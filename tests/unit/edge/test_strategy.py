@@ -107,7 +107,7 @@ def test_validation_counts_those_that_hold_out_images() -> None:
     world.run()
     [stats] = world.told
     assert stats.metrics.validation_loss.value == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
-    assert stats.validation_samples == 40
+    assert stats.metrics.validation_loss.weight == 40
     world = Fixture([FakeClient("none")])
     world.run()
     assert world.told[0].metrics.validation_loss.value is None
