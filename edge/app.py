@@ -38,8 +38,9 @@ from fedphd.common.wire.records import (
 )
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.interval import run_interval
+from fedphd.edge.round import RoundStats
 from fedphd.edge.statistics import collect_statistics
-from fedphd.edge.strategy import EdgeAverage, RoundStats
+from fedphd.edge.strategy import EdgeAverage
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from fedphd.common.wire.records import (
 )
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import ServerVariate
-from fedphd.edge.strategy import EdgeAverage, RoundStats
+from fedphd.edge.round import RoundStats
+from fedphd.edge.strategy import EdgeAverage
 
 
 def run_interval(
@@ -79,9 +80,9 @@ def run_interval(
     )
     # Empty where no client trained.
     weights = next(iter(result.arrays.values()), weights)
-    # Groups of parts that nobody sent are the cloud's own still: they need not go back.
-    came = strategy.averaged or range(len(strategy.groups))
-    sent = PartSubset(layout, joined(strategy.groups[number] for number in came))
+    # Part sets that nobody sent are still the cloud's own: they need not go back.
+    came = strategy.averaged or range(len(strategy.part_sets))
+    sent = PartSubset(layout, joined(strategy.part_sets[number] for number in came))
     rounds = strategy.rounds
     samples = sum(stats.num_samples for stats in rounds)
     reply = IntervalReply(

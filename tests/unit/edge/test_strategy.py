@@ -22,7 +22,8 @@ from fedphd.common.wire.offers import CHOOSE, Choose
 from fedphd.common.wire.records import read_array, read_payload, weights_record
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import WeightedSum
-from fedphd.edge.strategy import EdgeAverage, RoundStats
+from fedphd.edge.round import RoundStats
+from fedphd.edge.strategy import EdgeAverage
 
 START = torch.tensor([10.0, 20.0, 30.0])
 
