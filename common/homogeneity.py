@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,11 +77,11 @@ def selection_probabilities(
     Returns:
         Shape (num_edges,), float64, sums to 1.
     """
-    asked = _Choice.checked(edges, q_n, n_n, target)
-    a, b = _finite("a", a), _finite("b", b)
+    asked = _checked(edges, q_n, n_n, target)
     least = _non_negative("epsilon", [epsilon])
     # s_e = max(a SH(merge(e, n)) - n_e + b, 0) + epsilon, p_e = s_e / sum(s)
-    s_e = np.maximum(a * asked.homogeneity() - asked.n_e + b, 0.0) + least
+    scores = _finite("a", a) * asked.homogeneity() - asked.n_e + _finite("b", b)
+    s_e = np.maximum(scores, 0.0) + least
     return _normalised(s_e, otherwise=_uniform(len(s_e)))
 
 
@@ -96,7 +95,7 @@ def best_homogeneity_probabilities(
     ``selection_probabilities`` turns uniform. An offset or a least score would change nothing.
     Arguments and result are those of ``selection_probabilities``.
     """
-    asked = _Choice.checked(edges, q_n, n_n, target)
+    asked = _checked(edges, q_n, n_n, target)
     # s_e = a SH(merge(e, n)) - n_e
     return _shared_by_the_best(_finite("a", a) * asked.homogeneity() - asked.n_e)
 
@@ -114,13 +113,12 @@ def balanced_probabilities(
     saturates. Arguments and result are those of ``selection_probabilities``, but ``a`` is the
     weight of the labels against the load, in samples; with 0 only the load counts.
     """
-    asked = _Choice.checked(edges, q_n, n_n, target)
-    a, missing = _finite("a", a), asked.q_n - asked.target
-    alike = np.array([float((q_e - asked.target) @ missing) for q_e in asked.q_e])
+    asked = _checked(edges, q_n, n_n, target)
+    alike = np.array([(q_e - asked.target) @ (asked.q_n - asked.target) for q_e in asked.q_e])
     # Scaled, so that the products of counts near the largest float stay finite.
     loads = _normalised(asked.n_e, otherwise=asked.n_e)
     # c_e = n_e (a <q_e - target, q_n - target> + n_n)
-    return _shared_by_the_best(-loads * (a * alike + asked.n_n))
+    return _shared_by_the_best(-loads * (_finite("a", a) * alike + asked.n_n))
 
 
 def min_kl_probabilities(edges: Edges, q_n: ArrayLike, n_n: float, target: ArrayLike) -> Vector:
@@ -130,7 +128,7 @@ def min_kl_probabilities(edges: Edges, q_n: ArrayLike, n_n: float, target: Array
     edge: what SHARE (ICDCS 2021) minimises over all edges at once, every client here minimises
     for itself. Arguments and result are those of ``selection_probabilities``.
     """
-    asked = _Choice.checked(edges, q_n, n_n, target)
+    asked = _checked(edges, q_n, n_n, target)
     # c_e = KL(merge(e, n) || target)
     c_e = [kl_divergence(merged, asked.target) for merged in asked.merged()]
     return _shared_by_the_best(-np.array(c_e))
@@ -171,24 +169,14 @@ def aggregation_weights(
     return _normalised(w_e, otherwise=_normalised(n_e, otherwise=_uniform(len(n_e))))
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A client before its edges: arguments that were checked, vectors per edge or class."""
+class _Choice(NamedTuple):
+    """A client before its edges; everything is checked."""
 
     q_e: list[Vector]
     n_e: Vector
     q_n: Vector
     n_n: float
     target: Vector
-
-    @classmethod
-    def checked(cls, edges: Edges, q_n: ArrayLike, n_n: float, target: ArrayLike) -> _Choice:
-        if len(edges) == 0:
-            raise ValueError("edges is empty; there must be one to choose")
-        n_e = _non_negative("n_e", [count for _, count in edges])
-        checked = [_shares(q_e=q_e, q_n=q_n, target=target) for q_e, _ in edges]
-        [count] = _non_negative("n_n", [n_n])
-        return cls([q_e for q_e, _, _ in checked], n_e, checked[0][1], count, checked[0][2])
 
     def merged(self) -> list[Vector]:
         """Each edge with the client."""
@@ -198,6 +186,15 @@ class _Choice:
     def homogeneity(self) -> Vector:
         """SH(merge(e, n)) of each edge, shape (num_edges,)."""
         return np.array([homogeneity_score(q, self.target) for q in self.merged()])
+
+
+def _checked(edges: Edges, q_n: ArrayLike, n_n: float, target: ArrayLike) -> _Choice:
+    if len(edges) == 0:
+        raise ValueError("edges is empty; there must be one to choose")
+    n_e = _non_negative("n_e", [count for _, count in edges])
+    client, wanted = _shares(q_n=q_n, target=target)
+    q_e = [_shares(q_e=shares, q_n=client)[0] for shares, _ in edges]
+    return _Choice(q_e, n_e, client, float(_non_negative("n_n", [n_n])[0]), wanted)
 
 
 def _shared_by_the_best(scores: Vector) -> Vector:
@@ -248,14 +245,14 @@ def _non_negative(name: str, values: ArrayLike) -> Vector:
     return vector
 
 
-def _shares(**named: ArrayLike) -> tuple[Vector, ...]:
-    """The arguments as vectors of one length, finite and >= 0."""
-    vectors = {name: _non_negative(name, values) for name, values in named.items()}
-    _same_length(**vectors)
-    return tuple(vectors.values())
+def _shares(**both: ArrayLike) -> tuple[Vector, Vector]:
+    """Two label distributions: vectors of one length, finite and >= 0."""
+    first, second = (_non_negative(name, values) for name, values in both.items())
+    _same_length(**dict(zip(both, (first, second), strict=True)))
+    return first, second
 
 
-def _same_length(**vectors: Vector) -> None:
-    for (name, first), (other, second) in pairwise(vectors.items()):
-        if len(first) != len(second):
-            raise ValueError(f"{name} has {len(first)} values, but {other} has {len(second)}")
+def _same_length(**both: Vector) -> None:
+    (name, first), (other, second) = both.items()
+    if len(first) != len(second):
+        raise ValueError(f"{name} has {len(first)} values, but {other} has {len(second)}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fedphd.common.config.run import SelectionPolicy
 from fedphd.common.homogeneity import merge
@@ -19,13 +19,16 @@ EVERY_EDGE: Final = "*"
 _SUM_TOLERANCE: Final = 1e-6
 
 
-def checked_shares(shares: tuple[float, ...]) -> tuple[float, ...]:
-    """The shares of a label distribution; raises ValueError unless >= 0 with a sum of 1."""
+def _checked(shares: tuple[float, ...]) -> tuple[float, ...]:
     if min(shares, default=-1.0) < 0:
         raise ValueError(f"{list(shares)} are not shares; expected at least one, all >= 0")
     if abs(sum(shares) - 1.0) > _SUM_TOLERANCE:
         raise ValueError(f"the shares sum to {sum(shares):g}; expected 1")
     return shares
+
+
+# Label shares, shape (num_classes,): at least one, all >= 0, with a sum of 1.
+Shares = Annotated[tuple[float, ...], AfterValidator(_checked)]
 
 
 class Offer(Payload):
@@ -38,13 +41,8 @@ class Offer(Payload):
     """
 
     edge_id: str
-    label_distribution: tuple[float, ...]
+    label_distribution: Shares
     num_samples: float = Field(ge=0)
-
-    @field_validator("label_distribution")
-    @classmethod
-    def _are_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        return checked_shares(shares)
 
     @classmethod
     def empty(cls, edge_id: str, target: Sequence[float]) -> Offer:
@@ -70,7 +68,7 @@ class Choose(Payload):
     interval: int = Field(ge=1)
     edge_round: int = Field(ge=1)
     offers: tuple[Offer, ...] = Field(min_length=1)
-    target: tuple[float, ...]
+    target: Shares
     policy: SelectionPolicy
     factor: float = Field(ge=0)
     offset: float
@@ -78,11 +76,6 @@ class Choose(Payload):
     seed: int = Field(ge=0)
     offer_wait_s: float = Field(ge=0)
     synchronised: bool
-
-    @field_validator("target")
-    @classmethod
-    def _are_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        return checked_shares(shares)
 
     @model_validator(mode="after")
     def _offers_fit(self) -> Choose:
