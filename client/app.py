@@ -49,10 +49,10 @@ logger = logging.getLogger(__name__)
 
 
 class ClientRuntime:
-    """One client's data, model and optimiser, kept warm between messages.
+    """One client's data, model and optimiser, which stay loaded between messages.
 
     Args:
-        config: the client's own world.
+        config: the client's settings.
         on_finish: told the run's exit code and message when its end is announced.
         networks: shared with other clients that this thread plays; None: of its own.
 
@@ -87,7 +87,9 @@ class ClientRuntime:
         key = (asked.seed, asked.interval, asked.edge_round)
         with self._choosing:
             if key not in self._choices:
-                self._forget_choices_before(asked.interval - 1)
+                # An edge may be late by the end of an interval, not by more.
+                oldest = asked.interval - 1
+                self._choices = {k: v for k, v in self._choices.items() if k[1] >= oldest}
                 self._choices[key] = choose_edge(
                     asked, client_id=self.config.client_id, label_counts=counts
                 )
@@ -97,16 +99,13 @@ class ClientRuntime:
             edge_id=chosen, num_samples=sum(counts), label_counts=counts if mine else ()
         )
 
-    def _forget_choices_before(self, interval: int) -> None:
-        self._choices = {key: edge for key, edge in self._choices.items() if key[1] >= interval}
-
     def train(self, task: TrainTask, message: Message, state: StateStore | None = None) -> Message:
         """Train the received weights on this client's data for one edge round.
 
         Args:
             task: what to do.
             message: carries the weights; is answered.
-            state: where the trainer's state is kept between messages; None: in this process.
+            state: where the trainer's state lies between messages; None: in this process.
         """
         layout = task.network.tensor_layout()
         weights = check_reply_weights(read_weights(message), task.network, layout)

@@ -1,4 +1,4 @@
-"""What a client keeps between rounds: flat vectors that follow the network when it is pruned."""
+"""What a client remembers between rounds: flat vectors that are pruned with the network."""
 
 from __future__ import annotations
 
@@ -62,27 +62,23 @@ class LocalState:
             held = [name for name in names if name in self.vectors]
             if held:
                 usable = cut if prune_moments or names != MOMENTS else None
-                self._follow(kind, held, before, layout, usable)
+                outcome = self._follow(held, layout, usable)
+                logger.info(
+                    "client %s: the network changed from %d to %d weights; %s %s",
+                    self._client_id, before.numel, layout.numel, kind, outcome,
+                )  # fmt: skip
 
-    def _follow(
-        self, kind: str, names: list[str], before: TensorLayout, layout: TensorLayout,
-        cut: Cut | None,
-    ) -> None:  # fmt: skip
-        outcome = "reset (no cut to follow)"
-        if cut is not None:
-            try:
-                followed = {name: cut.apply_flat(self.vectors[name], layout) for name in names}
-            except (FedPhDError, ValueError) as error:
-                outcome = f"reset ({error})"
-            else:
-                self.vectors.update(followed)
-                outcome = "cut"
-        if outcome != "cut":
+    def _follow(self, names: list[str], layout: TensorLayout, cut: Cut | None) -> str:
+        """Cut the vectors, or drop them where that cannot be; returns what was done."""
+        if cut is None:
             self.drop(*names)
-        logger.info(
-            "client %s: the network changed from %d to %d weights; %s %s",
-            self._client_id, before.numel, layout.numel, kind, outcome,
-        )  # fmt: skip
+            return "reset (no cut to follow)"
+        try:
+            self.vectors |= {name: cut.apply_flat(self.vectors[name], layout) for name in names}
+        except (FedPhDError, ValueError) as error:
+            self.drop(*names)
+            return f"reset ({error})"
+        return "cut"
 
     def drop(self, *names: str) -> None:
         """Forget vectors; with the moments also the steps that they have seen."""

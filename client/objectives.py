@@ -83,7 +83,7 @@ class LocalMethod(ABC):
 
     @abstractmethod
     def finish(self, state: LocalState) -> torch.Tensor | None:
-        """Put into ``state`` what the next round needs, after all steps went well.
+        """Put into ``state`` what the next round needs, once all steps have succeeded.
 
         Returns:
             What goes back beside the weights, (numel,), float32, on the CPU, if anything.
@@ -145,7 +145,7 @@ class Moon(LocalMethod):
     The representation of a batch under the trained weights is drawn to that under the received
     ones and pushed from that under the weights this client had after its last round, mu times
     ``contrastive_loss``. Only the trained weights get a gradient. The other two run without
-    dropout. A client's first round has no previous model, hence no term.
+    dropout. In a client's first round there is no previous model, and so no term.
 
     Args:
         network: holds the received weights.
@@ -243,7 +243,7 @@ def middle_block(unet: PrunedUNet) -> nn.Module:
 
 @contextmanager
 def output_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collect what ``module`` puts out."""
+    """Collect the outputs of ``module`` while the block runs."""
     caught: list[torch.Tensor] = []
     handle = module.register_forward_hook(lambda module, inputs, output: caught.append(output))
     try:
@@ -282,7 +282,7 @@ class Scaffold(LocalMethod):
         return objective.loss(unet, batch), None
 
     def correct(self, gradient: torch.Tensor) -> float:
-        """Add c - c_i, which is no loss's gradient."""
+        """Add c - c_i, which is not the gradient of any loss."""
         gradient.add_(self._correction)
         return 0.0
 
@@ -308,18 +308,10 @@ def local_method(
     variate: torch.Tensor | None,
     client_id: str,
 ) -> LocalMethod:
-    """The method of ``config`` for one round of a client.
+    """The method of ``config`` for one round, in which ``network`` holds the received weights.
 
-    Args:
-        config: the method and its settings.
-        training: the optimiser.
-        network: holds the received weights.
-        state: what this client remembers from round to round, for this network.
-        variate: SCAFFOLD's server variate c, (numel,), float32.
-        client_id: named in the log.
-
-    Raises:
-        ReplyError: scaffold without the server's variate.
+    ``variate`` is SCAFFOLD's server variate c, (numel,), float32; raises ReplyError if that
+    method is without one.
     """
     match config.method:
         case "fedavg":
@@ -330,7 +322,7 @@ def local_method(
             previous = state.vectors.get(OWN_WEIGHTS)
             if previous is None:
                 logger.info(
-                    "client %s has no previous local model yet: MOON's term is off in this round",
+                    "client %s has no previous local model yet, so MOON's term is 0 in this round",
                     client_id,
                 )
             return Moon(network, previous, mu=config.moon_mu, temperature=config.moon_temperature)

@@ -1,4 +1,4 @@
-"""One client process that serves all its edges, with data, model and optimiser kept warm."""
+"""One client process that serves all its edges; data, model and optimiser stay loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAREWELL_S = 2.5
 
 
 class OfferBoard:
-    """The edges' latest offers; an edge knows only its own, the client brings them together.
+    """Brings the edges' offers together, since an edge knows only its own.
 
     Args:
         num_edges: edges that this client serves.
@@ -45,8 +45,7 @@ class OfferBoard:
         """Add the other edges' offers to an edge's question.
 
         Waits at most ``offer_wait_s`` seconds for the connected edges that have made no offer in
-        this edge round yet. Of those that are still silent then, what they last offered in this
-        interval counts (``synchronised``: nothing).
+        this edge round yet. Those that are still silent then count as ``OfferBook.merged`` says.
         """
         deadline_s = time.monotonic() + asked.offer_wait_s
         with self._changed:
@@ -78,9 +77,9 @@ class Resident:
     """Serves every configured edge from one process until the run ends.
 
     Args:
-        config: the client's own world.
+        config: the client's settings.
         stop: set from outside to end early.
-        say: gets a line for people when something changes.
+        say: shows a line to the user when a connection changes.
     """
 
     def __init__(
@@ -98,7 +97,6 @@ class Resident:
         self.board = OfferBoard(len(config.edges))
         self._runtime = ClientRuntime(config, on_finish=self._finish)
         self._app = build_app(lambda context: self._runtime)
-        self._contexts: dict[str, Context] = {}
         self._nodes: list[Node] = []
         self._lost: dict[str, ConnectionLostError] = {}
 
@@ -106,7 +104,7 @@ class Resident:
         """Serve until the run is over or ``stop`` is set.
 
         Raises:
-            ConnectionLostError: no edge could be reached any more.
+            ConnectionLostError: every edge is out of reach.
         """
         threads = [
             threading.Thread(target=self._serve, args=(address,), name=address, daemon=True)
@@ -114,7 +112,7 @@ class Resident:
         ]
         for thread in threads:
             thread.start()
-        # Short joins, so that signals are handled meanwhile.
+        # Short joins, so that signals are handled in between.
         while any(thread.is_alive() for thread in threads) and not self._stop.is_set():
             for thread in threads:
                 thread.join(0.1)
@@ -135,7 +133,7 @@ class Resident:
         node = Node(
             address,
             self._config.node,
-            lambda message: self.answer(address, message),
+            self.answer,
             stop=self._stop,
             on_change=on_change,
         )
@@ -146,24 +144,14 @@ class Resident:
             self._lost[address] = error
             self._say(str(error))
 
-    def answer(self, address: str, message: Message) -> Message:
-        """Answer a message of the edge at ``address``; what a node does with each that comes."""
+    def answer(self, message: Message) -> Message:
+        """Answer one message of an edge."""
         if message.metadata.message_type == CHOOSE:
             message.content = to_records(self.board.merge(read_payload(message, Choose)))
-        return self._app(message, self._context(address, message))
-
-    def _context(self, address: str, message: Message) -> Context:
-        if address not in self._contexts:
-            self._contexts[address] = Context(
-                run_id=message.metadata.run_id,
-                node_id=message.metadata.dst_node_id,
-                node_config={},
-                state=RecordDict(),
-                run_config={},
-            )
-        return self._contexts[address]
+        run_id, node_id = message.metadata.run_id, message.metadata.dst_node_id
+        return self._app(message, Context(run_id, node_id, {}, RecordDict(), {}))
 
     def _finish(self, finish: Finish) -> None:
-        # The first edge to say so decides: the cloud's verdict is the same for all of them.
+        # The first edge decides: they all pass on the same verdict of the cloud.
         self.verdict = self.verdict or Verdict(finish.exit_code, finish.message)
         stop_soon(self._stop, FAREWELL_S)

@@ -61,7 +61,7 @@ class StateStore(ABC):
 
 @final
 class ContextStore(StateStore):
-    """The state lies in the records that Flower keeps for a node: in a node's own process."""
+    """The state is in the records that Flower keeps for a node: in a node's own process."""
 
     def __init__(self, records: RecordDict) -> None:
         self._records = records
@@ -81,7 +81,7 @@ class ContextStore(StateStore):
 
 @final
 class FileStore(StateStore):
-    """The state lies in a file; the records that Flower keeps only say that there is one.
+    """The state is in a file; the records that Flower keeps only say that there is one.
 
     Flower holds the records of all simulated nodes in one process, which many clients' moments
     would fill.

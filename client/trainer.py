@@ -20,12 +20,7 @@ from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.rng import derive_seed, generator
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.unet.model import (
-    build_scheduler,
-    build_unet,
-    resolve_device,
-    unet_from_config,
-)
+from fedphd.common.unet.model import build_scheduler, build_unet, resolve_device
 from fedphd.common.unet.parts import PARTS, PartSubset
 from fedphd.common.wire.messages import TrainTask
 from fedphd.common.wire.metrics import TrainMetrics
@@ -67,7 +62,7 @@ class ClientImages:
 
 
 class Trainer:
-    """One client's trainer; keeps the network between rounds, and its ``LocalState``.
+    """One client's trainer; the network and its ``LocalState`` last from round to round.
 
     Args:
         client_id: stable name of the client; part of every seed.
@@ -124,14 +119,12 @@ class Trainer:
         network = self._networks.get(task.network.unet, self.device)
         check_images(data.train, network)
         cut = Cut.from_json(task.cut) if task.cut else None
-        prunes = task.optimizer_moments == "prune"
-        self._state.fit(network.layout, cut, prune_moments=prunes)
+        self._state.fit(network.layout, cut, prune_moments=task.optimizer_moments == "prune")
         network.load(self._completed(network, task, weights))
         scheduler = build_scheduler(task.diffusion)
         validated = self._validated(network, data.held_out, scheduler, task.seed)
         round_ = self._round(task, network, scheduler, variate)
-        dropout_seed = derive_seed("dropout", *self._draws(task))
-        with seeded(self.device, dropout_seed):
+        with seeded(self.device, derive_seed("dropout", *self._draws(task))):
             steps = self._run(round_, data.train)
         change = round_.method.finish(self._state)
         self._remember(network, task)
@@ -230,7 +223,7 @@ class Trainer:
             return weights
         own = self._state.vectors.get(OWN_WEIGHTS)
         if own is None:
-            own = initial_weights(task)
+            own = initial_weights(task, network.layout)
         return PartSubset(network.layout, task.parts).put(own, weights)
 
     def _optimizer(self, network: FlatUNet, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -247,8 +240,8 @@ class Trainer:
         return optimizer
 
 
-def initial_weights(task: TrainTask) -> torch.Tensor:
-    """The run's seeded initial weights of the whole U-Net, pruned as it is now, (numel,).
+def initial_weights(task: TrainTask, layout: TensorLayout) -> torch.Tensor:
+    """The run's seeded initial weights, cut down to the network of ``layout``, (layout.numel,).
 
     Raises:
         ReplyError: the task does not say what the U-Net was, or the cut does not lead to it.
@@ -257,18 +250,14 @@ def initial_weights(task: TrainTask) -> torch.Tensor:
         raise ReplyError(
             f"only {', '.join(task.parts)} came, and no initial weights for the other parts"
         )
-    unet = build_unet(task.initial, seed=task.seed)
-    layout = TensorLayout.of(unet.state_dict())
-    weights = layout.pack(unet.state_dict())
-    if not task.cut:
-        return weights
-    now = TensorLayout.of(unet_from_config(task.network.unet).state_dict())
-    return Cut.from_json(task.cut).apply_flat(weights, now)
+    initial = build_unet(task.initial, seed=task.seed).state_dict()
+    weights = TensorLayout.of(initial).pack(initial)
+    return Cut.from_json(task.cut).apply_flat(weights, layout) if task.cut else weights
 
 
 @contextlib.contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global generators (dropout knows no other) and give them back as they were."""
+    """Seed the global generators, which dropout draws from, and restore them afterwards."""
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_cuda else []):
         torch.default_generator.manual_seed(seed)

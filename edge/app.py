@@ -28,7 +28,6 @@ from fedphd.common.wire.messages import (
     StatisticsTask,
 )
 from fedphd.common.wire.node import Node
-from fedphd.common.wire.offers import CHOOSE
 from fedphd.common.wire.records import (
     read_payload,
     read_variate,
@@ -85,15 +84,15 @@ class EdgeService:
     def handle(self, message: Message) -> Message:
         """Answer one message of the cloud; raises ReplyError for what cannot be read."""
         kind = message.metadata.message_type
-        if kind == HELLO:
-            return self._hello(message)
-        if kind == TRAIN:
-            return self._interval(message)
-        if kind == STATISTICS:
-            return self._statistics(message)
-        if kind == FINISH:
-            return self._finish(message)
-        raise ValueError(f"an edge does not answer {kind!r} ({CHOOSE!r} is for clients)")
+        answers = {
+            HELLO: self._hello,
+            TRAIN: self._interval,
+            STATISTICS: self._statistics,
+            FINISH: self._finish,
+        }
+        if kind not in answers:
+            raise ValueError(f"an edge does not answer {kind!r}; only {', '.join(answers)}")
+        return answers[kind](message)
 
     def _hello(self, message: Message) -> Message:
         self.roster.greet_within(read_payload(message, Hello).wait_s)
@@ -142,7 +141,7 @@ class EdgeService:
         for reply in self.grid.send_and_receive(messages, timeout=FINISH_S):
             if reply.has_error():
                 name = self.roster.name_of(reply.metadata.src_node_id)
-                logger.warning("%s was not told the end: %s", name, reply.error.reason)
+                logger.warning("%s was not told that the run is over: %s", name, reply.error.reason)
         stop_soon(self.stop, FAREWELL_S)
         return Message(to_records(Ack(name=self.edge_id)), reply_to=message)
 

@@ -40,7 +40,7 @@ def run_interval(
     Args:
         task: the cloud's order.
         weights: (numel,), float32, the cloud's model, or the parts of it that travel; as it
-            came, so that an edge holds it once.
+            came, so that it is in memory once.
         variate: SCAFFOLD's server variate, (numel,), float32; None for other methods.
         edge_id: this edge.
         grid: reaches the clients.

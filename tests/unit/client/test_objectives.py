@@ -189,7 +189,9 @@ def test_moons_step_is_the_gradient_of_its_formula() -> None:
     assert any(float(tensor.abs().max()) > 1e-4 for tensor in difference.values())
 
 
-def test_moon_is_off_until_there_is_a_previous_model(caplog: pytest.LogCaptureFixture) -> None:
+def test_moon_adds_nothing_before_there_is_a_model(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     trainer, method = client(), ObjectiveConfig(method="moon", moon_mu=1.0)
     first = train(trainer, training=ADAM, method=method)
@@ -197,7 +199,7 @@ def test_moon_is_off_until_there_is_a_previous_model(caplog: pytest.LogCaptureFi
     assert first.metrics.objective_term.value == 0.0
     second = train(trainer, training=ADAM, method=method, edge_round=2)
     assert second.metrics.objective_term.value > 0
-    assert caplog.text.count("has no previous local model yet: MOON's term is off") == 1
+    assert caplog.text.count("has no previous local model yet, so MOON's term is 0") == 1
 
 
 def test_moon_contrasts_with_the_round_just_before() -> None:
