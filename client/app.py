@@ -18,20 +18,14 @@ from fedphd.client.choice import choose_edge
 from fedphd.client.flat_unet import UNetCache
 from fedphd.client.statistics import summed_features
 from fedphd.client.stores import StateStore
-from fedphd.client.trainer import Trainer
+from fedphd.client.trainer import ClientImages, Trainer
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.data.images import LabelledImages
-from fedphd.common.errors import ReplyError, within
-from fedphd.common.homogeneity import Offer
-from fedphd.common.unet.groups import Cut
-from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.unet.model import build_unet, resolve_device, unet_from_config
+from fedphd.common.errors import within
+from fedphd.common.unet.model import resolve_device
 from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire.messages import (
-    EVERY_EDGE,
     Ack,
-    Choose,
-    ChooseReply,
     Finish,
     Hello,
     HelloReply,
@@ -41,6 +35,7 @@ from fedphd.common.wire.messages import (
     TrainTask,
     UNetSpec,
 )
+from fedphd.common.wire.offers import EVERY_EDGE, Choose, ChooseReply
 from fedphd.common.wire.records import (
     check_reply_weights,
     check_variate,
@@ -54,10 +49,10 @@ logger = logging.getLogger(__name__)
 
 
 class ClientRuntime:
-    """One client's data, model and optimiser, kept warm between messages.
+    """One client's data, model and optimiser, which stay loaded between messages.
 
     Args:
-        config: the client's own world.
+        config: the client's settings.
         on_finish: told the run's exit code and message when its end is announced.
         networks: shared with other clients that this thread plays; None: of its own.
 
@@ -92,22 +87,11 @@ class ClientRuntime:
         key = (asked.seed, asked.interval, asked.edge_round)
         with self._choosing:
             if key not in self._choices:
-                self._forget_choices_before(asked.interval - 1)
+                # An edge may be late by the end of an interval, not by more.
+                oldest = asked.interval - 1
+                self._choices = {k: v for k, v in self._choices.items() if k[1] >= oldest}
                 self._choices[key] = choose_edge(
-                    [
-                        Offer(offer.edge_id, offer.label_distribution, offer.num_samples)
-                        for offer in asked.offers
-                    ],
-                    label_counts=counts,
-                    target=asked.target,
-                    policy=asked.policy,
-                    factor=asked.factor,
-                    offset=asked.offset,
-                    epsilon=asked.epsilon,
-                    run_seed=asked.seed,
-                    client_id=self.config.client_id,
-                    interval=asked.interval,
-                    edge_round=asked.edge_round,
+                    asked, client_id=self.config.client_id, label_counts=counts
                 )
             chosen = self._choices[key]
         mine = asked.asking in (chosen, EVERY_EDGE)
@@ -115,47 +99,24 @@ class ClientRuntime:
             edge_id=chosen, num_samples=sum(counts), label_counts=counts if mine else ()
         )
 
-    def _forget_choices_before(self, interval: int) -> None:
-        self._choices = {key: edge for key, edge in self._choices.items() if key[1] >= interval}
-
     def train(self, task: TrainTask, message: Message, state: StateStore | None = None) -> Message:
         """Train the received weights on this client's data for one edge round.
 
         Args:
             task: what to do.
             message: carries the weights; is answered.
-            state: where the trainer's state is kept between messages; None: in this process.
+            state: where the trainer's state lies between messages; None: in this process.
         """
         layout = task.network.tensor_layout()
         weights = check_reply_weights(read_weights(message), task.network, layout)
         corrects = task.objective.method == "scaffold"
         variate = check_variate(read_variate(message), layout) if corrects else None
-        cut = Cut.from_json(task.cut) if task.cut else None
-        unet = task.network.unet
-        size, channels = unet["image_size"], unet["channels"]
-        images, held_out = self._data.split(image_size=size, channels=channels)
+        images = self._images(task.network)
         # Several edges may hand out work at once; the data and the optimiser exist once.
         with self._training:
             if state is not None:
                 state.restore(self._trainer)
-            result = self._trainer.train(
-                images=images.images,
-                weights=weights,
-                unet_config=unet,
-                diffusion=task.diffusion,
-                training=task.training,
-                sparsity_lambda=task.sparsity_lambda,
-                cut=cut,
-                prune_moments=task.optimizer_moments == "prune",
-                run_seed=task.seed,
-                interval=task.interval,
-                edge_round=task.edge_round,
-                method=task.objective,
-                variate=variate,
-                parts=task.parts,
-                initial=lambda: initial_weights(task, cut),
-                held_out=held_out.images if held_out else None,
-            )
+            result = self._trainer.train(task, weights, images, variate)
             if state is not None:
                 state.store(self._trainer)
                 # A process may play many clients; what is stored need not stay here too.
@@ -165,7 +126,7 @@ class ClientRuntime:
             client_id=self.config.client_id,
             interval=task.interval,
             edge_round=task.edge_round,
-            network=UNetSpec(unet=unet, layout=sent.chosen.to_json()),
+            network=UNetSpec(unet=task.network.unet, layout=sent.chosen.to_json()),
             num_examples=len(self._labels),
             metrics=result.metrics,
             steps=result.steps,
@@ -191,26 +152,14 @@ class ClientRuntime:
         self._on_finish(asked)
         return Ack(name=self.config.client_id)
 
+    def _images(self, network: UNetSpec) -> ClientImages:
+        size, channels = network.unet["image_size"], network.unet["channels"]
+        train, held_out = self._data.split(image_size=size, channels=channels)
+        return ClientImages(train.images, held_out.images if held_out else None)
+
     def _label_counts(self, num_classes: int) -> tuple[int, ...]:
         self._data.check_classes(num_classes)
         return tuple(torch.bincount(self._labels, minlength=num_classes).tolist())
-
-
-def initial_weights(task: TrainTask, cut: Cut | None) -> torch.Tensor:
-    """The run's seeded initial weights of the whole U-Net, pruned as it is now, (numel,).
-
-    Raises:
-        ReplyError: the task does not say what the U-Net was, or the cut does not lead to it.
-    """
-    if task.initial is None:
-        raise ReplyError(f"only {', '.join(task.parts)} came; no weights to start the rest from")
-    unet = build_unet(task.initial, seed=task.seed)
-    layout = TensorLayout.of(unet.state_dict())
-    weights = layout.pack(unet.state_dict())
-    if cut is None:
-        return weights
-    now = TensorLayout.of(unet_from_config(task.network.unet).state_dict())
-    return cut.apply_flat(weights, now)
 
 
 def build_app(

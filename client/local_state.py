@@ -1,4 +1,4 @@
-"""What a client keeps between rounds: flat vectors that follow the network when it is pruned."""
+"""What a client remembers between rounds: flat vectors that are pruned with the network."""
 
 from __future__ import annotations
 
@@ -62,27 +62,23 @@ class LocalState:
             held = [name for name in names if name in self.vectors]
             if held:
                 usable = cut if prune_moments or names != MOMENTS else None
-                self._follow(kind, held, before, layout, usable)
+                outcome = self._follow(held, layout, usable)
+                logger.info(
+                    "client %s: the network changed from %d to %d weights; %s %s",
+                    self._client_id, before.numel, layout.numel, kind, outcome,
+                )  # fmt: skip
 
-    def _follow(
-        self, kind: str, names: list[str], before: TensorLayout, layout: TensorLayout,
-        cut: Cut | None,
-    ) -> None:  # fmt: skip
-        outcome = "reset (no cut to follow)"
-        if cut is not None:
-            try:
-                followed = {name: cut.apply_flat(self.vectors[name], layout) for name in names}
-            except (FedPhDError, ValueError) as error:
-                outcome = f"reset ({error})"
-            else:
-                self.vectors.update(followed)
-                outcome = "cut"
-        if outcome != "cut":
+    def _follow(self, names: list[str], layout: TensorLayout, cut: Cut | None) -> str:
+        """Cut the vectors, or drop them where that cannot be; returns what was done."""
+        if cut is None:
             self.drop(*names)
-        logger.info(
-            "client %s: the network changed from %d to %d weights; %s %s",
-            self._client_id, before.numel, layout.numel, kind, outcome,
-        )  # fmt: skip
+            return "reset (no cut to follow)"
+        try:
+            self.vectors |= {name: cut.apply_flat(self.vectors[name], layout) for name in names}
+        except (FedPhDError, ValueError) as error:
+            self.drop(*names)
+            return f"reset ({error})"
+        return "cut"
 
     def drop(self, *names: str) -> None:
         """Forget vectors; with the moments also the steps that they have seen."""
@@ -114,18 +110,18 @@ class LocalState:
         cls, client_id: str, device: torch.device, state: Mapping[str, Any]
     ) -> LocalState:
         """Read ``state_dict()``; raises KeyError, TypeError or ValueError if it is malformed."""
-        kept = cls(client_id, device)
+        local = cls(client_id, device)
         if "layout" not in state:
-            return kept
-        kept._layout = TensorLayout.from_json(state["layout"])
+            return local
+        local._layout = TensorLayout.from_json(state["layout"])
         needed = MOMENTS if "moment_steps" in state else ()
         for name in (name for names in _KINDS.values() for name in names):
             if name in state or name in needed:
-                kept.vectors[name] = kept._read(name, state[name])
-        if set(MOMENTS) & set(kept.vectors):
+                local.vectors[name] = local._read(name, state[name])
+        if set(MOMENTS) & set(local.vectors):
             steps = float(state["moment_steps"])
-            kept.moment_steps = torch.tensor(steps, dtype=torch.float32, device=device)
-        return kept
+            local.moment_steps = torch.tensor(steps, dtype=torch.float32, device=device)
+        return local
 
     def _read(self, name: str, value: Any) -> torch.Tensor:
         assert self._layout is not None

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -46,6 +46,7 @@ class Objective(ABC):
         """The loss of one step: a differentiable float32 scalar, a mean over the batch."""
 
 
+@final
 class EpsilonObjective(Objective):
     """Mean squared error of the predicted noise (Eq. 14 of DDPM, arXiv:2006.11239)."""
 
@@ -54,38 +55,59 @@ class EpsilonObjective(Objective):
         return F.mse_loss(predicted.float(), batch.noise)
 
 
-class LocalMethod:
-    """A federated method's part in a client's round; as it stands FedAvg, which adds nothing.
+# The objective's loss, and a differentiable scalar that is added to it, if any.
+Losses = tuple[torch.Tensor, torch.Tensor | None]
+
+
+class LocalMethod(ABC):
+    """A federated method's part in one round of a client.
 
     A round calls ``losses``, ``correct`` and ``observe`` once per step, then ``finish``.
     """
 
-    def losses(
-        self, objective: Objective, unet: PrunedUNet, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The objective's loss, and a differentiable scalar that is added to it, if any."""
-        return objective.loss(unet, batch), None
+    @abstractmethod
+    def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
+        """The objective's loss, and what the method adds to it before the backward pass."""
 
+    @abstractmethod
     def correct(self, gradient: torch.Tensor) -> float:
         """Change ``gradient``, (numel,), in place, before it is clipped.
 
         Returns:
-            What was added to the loss by that; 0 where the change is of no loss.
+            What that adds to the loss; 0 where it is not the gradient of a loss.
         """
-        return 0.0
 
+    @abstractmethod
     def observe(self, gradient: torch.Tensor) -> None:
         """See ``gradient``, (numel,), after clipping, as the optimiser gets it."""
 
-    def finish(self, kept: LocalState) -> torch.Tensor | None:
-        """Put into ``kept`` what the next round needs, after all steps went well.
+    @abstractmethod
+    def finish(self, state: LocalState) -> torch.Tensor | None:
+        """Put into ``state`` what the next round needs, once all steps have succeeded.
 
         Returns:
             What goes back beside the weights, (numel,), float32, on the CPU, if anything.
         """
-        return None
 
 
+@final
+class FedAvg(LocalMethod):
+    """FedAvg (arXiv:1602.05629): adds nothing."""
+
+    def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
+        return objective.loss(unet, batch), None
+
+    def correct(self, gradient: torch.Tensor) -> float:
+        return 0.0
+
+    def observe(self, gradient: torch.Tensor) -> None:
+        pass
+
+    def finish(self, state: LocalState) -> None:
+        pass
+
+
+@final
 class FedProx(LocalMethod):
     """FedProx (arXiv:1812.06127, Eq. 2): adds mu / 2 * ||w - w_received||^2 to the loss.
 
@@ -99,20 +121,31 @@ class FedProx(LocalMethod):
         self._received = self._weights.clone()
         self._mu = mu
 
+    def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
+        return objective.loss(unet, batch), None
+
     def correct(self, gradient: torch.Tensor) -> float:
         """Add mu * (w - w_received), the term's gradient; returns the term."""
         distance = self._weights - self._received
         gradient.add_(distance, alpha=self._mu)
+        # Eq. 2: mu / 2 * ||w - w_received||^2
         return self._mu / 2 * float(distance.square().sum())
 
+    def observe(self, gradient: torch.Tensor) -> None:
+        pass
 
+    def finish(self, state: LocalState) -> None:
+        pass
+
+
+@final
 class Moon(LocalMethod):
     """MOON (arXiv:2103.16257, Eq. 3) for a U-Net: z is the middle block's output.
 
     The representation of a batch under the trained weights is drawn to that under the received
     ones and pushed from that under the weights this client had after its last round, mu times
     ``contrastive_loss``. Only the trained weights get a gradient. The other two run without
-    dropout. A client's first round has no previous model, hence no term.
+    dropout. In a client's first round there is no previous model, and so no term.
 
     Args:
         network: holds the received weights.
@@ -130,16 +163,12 @@ class Moon(LocalMethod):
         self._mu = mu
         self._temperature = temperature
 
-    def losses(
-        self, objective: Objective, unet: PrunedUNet, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
         """The loss, and mu times the contrast of the same forward pass."""
         if self._previous is None:
             return objective.loss(unet, batch), None
-        received, previous = (
-            self._frozen(batch, self._received),
-            self._frozen(batch, self._previous),
-        )
+        received = self._frozen(batch, self._received)
+        previous = self._frozen(batch, self._previous)
         with output_of(middle_block(unet)) as caught:
             loss = objective.loss(unet, batch)
         [current] = caught
@@ -161,9 +190,15 @@ class Moon(LocalMethod):
             self._network.unet.train()
         return result
 
-    def finish(self, kept: LocalState) -> None:
+    def correct(self, gradient: torch.Tensor) -> float:
+        return 0.0
+
+    def observe(self, gradient: torch.Tensor) -> None:
+        pass
+
+    def finish(self, state: LocalState) -> None:
         """Keep the trained weights as the next round's previous model."""
-        kept.vectors[OWN_WEIGHTS] = self._network.flat.detach().clone()
+        state.vectors[OWN_WEIGHTS] = self._network.flat.detach().clone()
 
 
 def contrastive_loss(
@@ -171,7 +206,7 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """MOON's model-contrastive loss (Eq. 3 of arXiv:2103.16257), a mean over the batch.
 
-    -log(exp(s_r / T) / (exp(s_r / T) + exp(s_p / T))) with cosine similarities s_r of z and
+    ``-log(exp(s_r / T) / (exp(s_r / T) + exp(s_p / T)))`` with cosine similarities s_r of z and
     ``received`` and s_p of z and ``previous``; written as softplus((s_p - s_r) / T), which
     does not overflow.
 
@@ -208,7 +243,7 @@ def middle_block(unet: PrunedUNet) -> nn.Module:
 
 @contextmanager
 def output_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collect what ``module`` puts out."""
+    """Collect the outputs of ``module`` while the block runs."""
     caught: list[torch.Tensor] = []
     handle = module.register_forward_hook(lambda module, inputs, output: caught.append(output))
     try:
@@ -217,6 +252,7 @@ def output_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
+@final
 class Scaffold(LocalMethod):
     """SCAFFOLD (arXiv:1910.06378, Alg. 1, option II) with one control variate c_i per client.
 
@@ -242,8 +278,11 @@ class Scaffold(LocalMethod):
         self._sum = torch.zeros_like(own)
         self._steps = 0
 
+    def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
+        return objective.loss(unet, batch), None
+
     def correct(self, gradient: torch.Tensor) -> float:
-        """Add c - c_i, which is no loss's gradient."""
+        """Add c - c_i, which is not the gradient of any loss."""
         gradient.add_(self._correction)
         return 0.0
 
@@ -252,10 +291,11 @@ class Scaffold(LocalMethod):
         self._sum.add_(gradient)
         self._steps += 1
 
-    def finish(self, kept: LocalState) -> torch.Tensor:
+    def finish(self, state: LocalState) -> torch.Tensor:
         """Keep c_i+; returns c_i+ - c_i."""
+        # c_i+ = c_i - c + m
         change = self._sum / self._steps - self._correction - self._own
-        kept.vectors[VARIATE] = self._own + change
+        state.vectors[VARIATE] = self._own + change
         return change.to("cpu", copy=True)
 
 
@@ -263,44 +303,37 @@ def local_method(
     config: ObjectiveConfig,
     training: TrainingConfig,
     network: FlatUNet,
-    kept: LocalState,
+    state: LocalState,
     *,
     variate: torch.Tensor | None,
     client_id: str,
 ) -> LocalMethod:
-    """The method of ``config`` for one round of a client.
+    """The method of ``config`` for one round, in which ``network`` holds the received weights.
 
-    Args:
-        config: the method and its settings.
-        training: the optimiser.
-        network: holds the received weights.
-        kept: what this client keeps between rounds, for this network.
-        variate: SCAFFOLD's server variate c, (numel,), float32.
-        client_id: named in the log.
-
-    Raises:
-        ReplyError: scaffold without the server's variate.
+    ``variate`` is SCAFFOLD's server variate c, (numel,), float32; raises ReplyError if that
+    method is without one.
     """
     match config.method:
+        case "fedavg":
+            return FedAvg()
         case "fedprox":
             return FedProx(network, config.proximal_mu)
         case "moon":
-            previous = kept.vectors.get(OWN_WEIGHTS)
+            previous = state.vectors.get(OWN_WEIGHTS)
             if previous is None:
                 logger.info(
-                    "client %s has no previous local model yet: MOON's term is off in this round",
+                    "client %s has no previous local model yet, so MOON's term is 0 in this round",
                     client_id,
                 )
             return Moon(network, previous, mu=config.moon_mu, temperature=config.moon_temperature)
         case "scaffold":
             if variate is None:
                 raise ReplyError("carries no control variate")
-            if VARIATE not in kept.vectors and training.optimizer != "sgd":
+            if VARIATE not in state.vectors and training.optimizer != "sgd":
                 logger.info(
                     "client %s: SCAFFOLD is derived for sgd; with %s its variates are mean "
                     "gradients, and correct the gradient before the optimiser's moments",
                     client_id,
                     training.optimizer,
                 )
-            return Scaffold(network, kept.vector(VARIATE, network.flat.detach()), variate)
-    return LocalMethod()
+            return Scaffold(network, state.vector(VARIATE, network.flat.detach()), variate)

@@ -1,4 +1,4 @@
-"""One client process that serves all its edges, with data, model and optimiser kept warm."""
+"""One client process that serves all its edges; data, model and optimiser stay loaded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from fedphd.common.config.roles import ClientConfig
 from fedphd.common.errors import ConnectionLostError
 from fedphd.common.events import Verdict
 from fedphd.common.timing import stop_soon
-from fedphd.common.wire.messages import CHOOSE, Choose, EdgeOffer, Finish
+from fedphd.common.wire.messages import Finish
 from fedphd.common.wire.node import Node
+from fedphd.common.wire.offers import CHOOSE, Choose, OfferBook
 from fedphd.common.wire.records import read_payload, to_records
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ FAREWELL_S = 2.5
 
 
 class OfferBoard:
-    """The edges' latest offers; an edge knows only its own, the client brings them together.
+    """Brings the edges' offers together, since an edge knows only its own.
 
     Args:
         num_edges: edges that this client serves.
@@ -36,50 +37,34 @@ class OfferBoard:
     def __init__(self, num_edges: int) -> None:
         self._num_edges = num_edges
         self._changed = threading.Condition()
-        # By interval and round, and then by edge.
-        self._offers: dict[tuple[int, int], dict[str, EdgeOffer]] = {}
+        # An edge may be late by an interval: it still asks about the one before.
+        self._book = OfferBook(past_intervals=1)
         self.connected: set[str] = set()
 
     def merge(self, asked: Choose) -> Choose:
         """Add the other edges' offers to an edge's question.
 
         Waits at most ``offer_wait_s`` seconds for the connected edges that have made no offer in
-        this edge round yet. Of those that are still silent then, what they last offered in this
-        interval counts (``synchronised``: nothing).
+        this edge round yet. Those that are still silent then count as ``OfferBook.merged`` says.
         """
-        own = next((o for o in asked.offers if o.edge_id == asked.asking), None)
         deadline_s = time.monotonic() + asked.offer_wait_s
         with self._changed:
-            if own is not None:
-                self._offers = {k: v for k, v in self._offers.items() if k[0] >= asked.interval - 1}
-                this_round = self._offers.setdefault((asked.interval, asked.edge_round), {})
-                this_round[own.edge_id] = own
+            self._book.note(asked)
             self._changed.notify_all()
-            while len(now := self._of_round(asked)) < min(self._num_edges, len(self.connected)):
+            while len(made := self._book.of_round(asked)) < min(
+                self._num_edges, len(self.connected)
+            ):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     logger.info(
-                        "interval %d round %d: %d edges have made an offer, others silent",
+                        "interval %d round %d: %d edges have made an offer, the others are silent",
                         asked.interval,
                         asked.edge_round,
-                        len(now),
+                        len(made),
                     )
                     break
                 self._changed.wait(left_s)
-            offers = now if asked.synchronised else self._of_interval(asked) | now
-            return asked.model_copy(update={"offers": tuple(offers.values())})
-
-    def _of_round(self, asked: Choose) -> dict[str, EdgeOffer]:
-        """The offers of the question's edge round, by edge."""
-        return self._offers.get((asked.interval, asked.edge_round), {})
-
-    def _of_interval(self, asked: Choose) -> dict[str, EdgeOffer]:
-        """The edges' latest offers in the question's interval."""
-        latest: dict[str, EdgeOffer] = {}
-        for (interval, _), offers in sorted(self._offers.items()):
-            if interval == asked.interval:
-                latest.update(offers)
-        return latest
+            return self._book.merged(asked, made.values())
 
     def set_connected(self, address: str, connected: bool) -> None:
         """Remember which edges are there, so that nobody waits for one that is not."""
@@ -92,9 +77,9 @@ class Resident:
     """Serves every configured edge from one process until the run ends.
 
     Args:
-        config: the client's own world.
+        config: the client's settings.
         stop: set from outside to end early.
-        say: gets a line for people when something changes.
+        say: shows a line to the user when a connection changes.
     """
 
     def __init__(
@@ -112,7 +97,6 @@ class Resident:
         self.board = OfferBoard(len(config.edges))
         self._runtime = ClientRuntime(config, on_finish=self._finish)
         self._app = build_app(lambda context: self._runtime)
-        self._contexts: dict[str, Context] = {}
         self._nodes: list[Node] = []
         self._lost: dict[str, ConnectionLostError] = {}
 
@@ -120,7 +104,7 @@ class Resident:
         """Serve until the run is over or ``stop`` is set.
 
         Raises:
-            ConnectionLostError: no edge could be reached any more.
+            ConnectionLostError: every edge is out of reach.
         """
         threads = [
             threading.Thread(target=self._serve, args=(address,), name=address, daemon=True)
@@ -128,7 +112,7 @@ class Resident:
         ]
         for thread in threads:
             thread.start()
-        # Short joins, so that signals are handled meanwhile.
+        # Short joins, so that signals are handled in between.
         while any(thread.is_alive() for thread in threads) and not self._stop.is_set():
             for thread in threads:
                 thread.join(0.1)
@@ -149,7 +133,7 @@ class Resident:
         node = Node(
             address,
             self._config.node,
-            lambda message: self.answer(address, message),
+            self.answer,
             stop=self._stop,
             on_change=on_change,
         )
@@ -160,24 +144,14 @@ class Resident:
             self._lost[address] = error
             self._say(str(error))
 
-    def answer(self, address: str, message: Message) -> Message:
-        """Answer a message of the edge at ``address``; what a node does with each that comes."""
+    def answer(self, message: Message) -> Message:
+        """Answer one message of an edge."""
         if message.metadata.message_type == CHOOSE:
             message.content = to_records(self.board.merge(read_payload(message, Choose)))
-        return self._app(message, self._context(address, message))
-
-    def _context(self, address: str, message: Message) -> Context:
-        if address not in self._contexts:
-            self._contexts[address] = Context(
-                run_id=message.metadata.run_id,
-                node_id=message.metadata.dst_node_id,
-                node_config={},
-                state=RecordDict(),
-                run_config={},
-            )
-        return self._contexts[address]
+        run_id, node_id = message.metadata.run_id, message.metadata.dst_node_id
+        return self._app(message, Context(run_id, node_id, {}, RecordDict(), {}))
 
     def _finish(self, finish: Finish) -> None:
-        # The first edge to say so decides: the cloud's verdict is the same for all of them.
+        # The first edge decides: they all pass on the same verdict of the cloud.
         self.verdict = self.verdict or Verdict(finish.exit_code, finish.message)
         stop_soon(self._stop, FAREWELL_S)

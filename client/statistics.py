@@ -26,8 +26,7 @@ def summed_features(
         device: where the extractor runs.
 
     Raises:
-        ConfigError: the images have another shape than the extractor takes, or it is Inception
-            and torch-fidelity is missing here.
+        ConfigError: the extractor takes images of another shape, or torch-fidelity is missing.
         ReplyError: the extractor's weights do not fit its description.
     """
     extractor = restore_extractor(task.extractor, weights)

@@ -17,7 +17,7 @@ from fedphd.common.data.images import to_model_range
 from fedphd.common.errors import FedPhDError
 from fedphd.common.unet.groups import GroupPenalty
 
-# No gradients are kept for these, so they may be more than in a training step.
+# Without gradients more images fit than in a training step.
 _VALIDATION_BATCH = 256
 
 
@@ -92,7 +92,7 @@ def batches(
 ) -> Iterator[torch.Tensor]:
     """Indices of each step's images, (B,), int64: a new permutation per pass over the data.
 
-    The last batch of a pass may be smaller. With ``local_unit = "steps"`` passes go on until
+    The last batch of a pass may be smaller. With ``local_unit = "steps"`` there are passes until
     ``local_amount`` batches are drawn.
     """
 
@@ -115,11 +115,8 @@ def noised(
 ) -> Batch:
     """Draw noise and timesteps and apply the forward process.
 
-    Args:
-        clean: (B, C, H, W), float32, in [-1, 1], on the CPU.
-        scheduler: the forward process.
-        rng: a generator on the CPU, so that the draws are the same for every device.
-        device: where the batch goes.
+    ``clean`` is (B, C, H, W), float32, in [-1, 1], on the CPU, and so is ``rng``: the draws are the
+    same for every device.
     """
     noise = torch.randn(clean.shape, generator=rng).to(device)
     num_timesteps: int = scheduler.config["num_train_timesteps"]
@@ -144,7 +141,7 @@ def validation_loss(
         network: with the weights to validate; it is left in evaluation mode.
         images: (M, C, H, W), uint8, on the CPU.
         scheduler: the forward process.
-        rng: draws the noise and the timesteps: losses compare where it starts alike.
+        rng: draws noise and timesteps; losses of generators with one seed can be compared.
     """
     objective, device = EpsilonObjective(), network.flat.device
     network.unet.eval()

@@ -7,9 +7,9 @@ start afresh for every message; what Flower keeps of a node for them is its ``co
 from __future__ import annotations
 
 import json
-import os
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, final
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from fedphd.client.trainer import Trainer
 from fedphd.common.errors import FedPhDError
+from fedphd.common.files import replaced
 from fedphd.common.wire.records import read_array
 
 _SCALARS: Final = "fedphd-trainer"
@@ -27,52 +28,60 @@ _JSON: Final = "json"
 _PATH: Final = "path"
 
 
-class StateStore(Protocol):
+class StateStore(ABC):
     """A place that outlives the process."""
 
     def restore(self, trainer: Trainer) -> None:
-        """Bring the trainer to the kept state; a new client has none and starts afresh.
+        """Bring the trainer to the stored state; a new client has none and starts afresh.
 
         Raises:
             FedPhDError: the state is malformed or gone.
         """
-        ...
+        trainer.load_state_dict(self._read(trainer.client_id) or {"steps": 0})
 
     def store(self, trainer: Trainer) -> None:
-        """Keep the trainer's counters and vectors.
+        """Store the trainer's counters and vectors.
 
         Raises:
             FedPhDError: they cannot be written.
         """
-        ...
+        state = trainer.state_dict()
+        tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        scalars = {key: value for key, value in state.items() if key not in tensors}
+        self._write(trainer.client_id, json.dumps(scalars), tensors)
+
+    @abstractmethod
+    def _read(self, client_id: str) -> dict[str, Any] | None:
+        """What was written last, scalars and tensors by name; None if there is nothing."""
+
+    @abstractmethod
+    def _write(self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Replace what was written before; ``scalars`` are JSON text."""
 
 
-class ContextStore:
-    """The state lies in the records that Flower keeps for a node: in a node's own process."""
+@final
+class ContextStore(StateStore):
+    """The state is in the records that Flower keeps for a node: in a node's own process."""
 
     def __init__(self, records: RecordDict) -> None:
         self._records = records
 
-    def restore(self, trainer: Trainer) -> None:
-        """See ``StateStore``."""
+    def _read(self, client_id: str) -> dict[str, Any] | None:
         if _SCALARS not in self._records:
-            trainer.load_state_dict({"steps": 0})
-            return
-        state: dict[str, Any] = json.loads(str(self._records.config_records[_SCALARS][_JSON]))
-        for key, array in self._records.array_records[_TENSORS].items():
-            state[key] = read_array(array)
-        trainer.load_state_dict(state)
+            return None
+        scalars = json.loads(str(self._records.config_records[_SCALARS][_JSON]))
+        arrays = self._records.array_records[_TENSORS]
+        return {**scalars, **{name: read_array(array) for name, array in arrays.items()}}
 
-    def store(self, trainer: Trainer) -> None:
-        """See ``StateStore``."""
-        scalars, tensors = _split(trainer)
-        arrays = {key: Array(tensor.numpy()) for key, tensor in tensors.items()}
-        self._records[_SCALARS] = ConfigRecord({_JSON: json.dumps(scalars)})
+    def _write(self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor]) -> None:
+        arrays = {name: Array(tensor.numpy()) for name, tensor in tensors.items()}
+        self._records[_SCALARS] = ConfigRecord({_JSON: scalars})
         self._records[_TENSORS] = ArrayRecord(arrays)
 
 
-class FileStore:
-    """The state lies in a file; the records that Flower keeps only say that there is one.
+@final
+class FileStore(StateStore):
+    """The state is in a file; the records that Flower keeps only say that there is one.
 
     Flower holds the records of all simulated nodes in one process, which many clients' moments
     would fill.
@@ -86,43 +95,30 @@ class FileStore:
         self._records = records
         self._path = path
 
-    def restore(self, trainer: Trainer) -> None:
-        """See ``StateStore``."""
+    def _read(self, client_id: str) -> dict[str, Any] | None:
         if _FILE not in self._records:
-            trainer.load_state_dict({"steps": 0})
-            return
+            return None
         try:
             with safe_open(self._path, framework="pt") as file:
-                state: dict[str, Any] = json.loads(file.metadata()[_JSON])
-                names = tuple(file.keys())
+                scalars = json.loads(file.metadata()[_JSON])
                 # A copy: a tensor that maps the file would change with it.
-                state.update({name: file.get_tensor(name).clone() for name in names})
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                return {**scalars, **tensors}
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise FedPhDError(
-                f"the kept training state of client {trainer.client_id} cannot be read from "
+                f"the stored training state of client {client_id} cannot be read from "
                 f"{self._path}: {error}; it must stay there until the run ends"
             ) from error
-        trainer.load_state_dict(state)
 
-    def store(self, trainer: Trainer) -> None:
-        """See ``StateStore``."""
-        scalars, tensors = _split(trainer)
-        beside = self._path.with_suffix(".new")
+    def _write(self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor]) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside, metadata={_JSON: json.dumps(scalars)})
             # A process that is killed here leaves the old state or the new one, whole.
-            os.replace(beside, self._path)
+            with replaced(self._path) as beside:
+                save_file(tensors, beside, metadata={_JSON: scalars})
         except (OSError, SafetensorError) as error:
             raise FedPhDError(
-                f"the training state of client {trainer.client_id} cannot be kept in "
-                f"{self._path}: {error}; make room there, or set FLWR_HOME to a larger disk"
+                f"the training state of client {client_id} cannot be written to {self._path}: "
+                f"{error}; make room there, or set FLWR_HOME to a larger disk"
             ) from error
         self._records[_FILE] = ConfigRecord({_PATH: str(self._path)})
-
-
-def _split(trainer: Trainer) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The trainer's state as JSON scalars and tensors."""
-    state = trainer.state_dict()
-    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    return {key: value for key, value in state.items() if key not in tensors}, tensors

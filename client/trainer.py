@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from fedphd.client.flat_unet import FlatUNet, UNetCache
 from fedphd.client.local_state import MOMENTS, OWN_WEIGHTS, LocalState
 from fedphd.client.objectives import EpsilonObjective, Objective, local_method
 from fedphd.client.steps import LocalRound, batches, validation_loss
-from fedphd.common.config.run import DiffusionConfig, ObjectiveConfig, TrainingConfig
+from fedphd.common.config.run import TrainingConfig
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.rng import derive_seed, generator
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.unet.model import build_scheduler, resolve_device
-from fedphd.common.unet.parts import PARTS, Part, PartSubset
+from fedphd.common.unet.model import build_scheduler, build_unet, resolve_device
+from fedphd.common.unet.parts import PARTS, PartSubset
+from fedphd.common.wire.messages import TrainTask
 from fedphd.common.wire.metrics import TrainMetrics
 
 
@@ -47,113 +48,86 @@ class TrainResult:
     variate_change: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class ClientImages:
+    """One client's images, of the U-Net's size.
+
+    Attributes:
+        train: (N, C, H, W), uint8, on the CPU.
+        held_out: (M, C, H, W), uint8, M >= 1, which the received weights are validated on.
+    """
+
+    train: torch.Tensor
+    held_out: torch.Tensor | None = None
+
+
 class Trainer:
-    """One client's trainer; keeps the network between rounds, and its ``LocalState``.
+    """One client's trainer; the network and its ``LocalState`` last from round to round.
 
     Args:
         client_id: stable name of the client; part of every seed.
         device: "auto", "cpu" or "cuda", resolved here.
         networks: shared with other trainers of this thread; None: of its own.
+        objective: what is minimised.
 
     Raises:
         ConfigError: no such device.
     """
 
     def __init__(
-        self, *, client_id: str, device: str = "auto", networks: UNetCache | None = None
+        self,
+        *,
+        client_id: str,
+        device: str = "auto",
+        networks: UNetCache | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.client_id = client_id
         self.device = resolve_device(device)
         self._networks = networks or UNetCache()
-        self._kept = LocalState(client_id, self.device)
+        self._objective = objective or EpsilonObjective()
+        self._state = LocalState(client_id, self.device)
         self._steps = 0
 
     def train(
         self,
-        *,
-        images: torch.Tensor,
+        task: TrainTask,
         weights: torch.Tensor,
-        unet_config: Mapping[str, Any],
-        diffusion: DiffusionConfig,
-        training: TrainingConfig,
-        sparsity_lambda: float,
-        cut: Cut | None,
-        run_seed: int,
-        interval: int,
-        edge_round: int,
-        prune_moments: bool = True,
-        objective: Objective | None = None,
-        method: ObjectiveConfig | None = None,
+        data: ClientImages,
         variate: torch.Tensor | None = None,
-        parts: tuple[Part, ...] = PARTS,
-        initial: Callable[[], torch.Tensor] | None = None,
-        held_out: torch.Tensor | None = None,
     ) -> TrainResult:
-        """Train ``weights`` on ``images`` for one edge round.
+        """Train ``weights`` for one edge round.
 
         All draws follow from (run seed, client, interval, edge round), the caller's global
         generators stay as they are, and on a CPU the same call from the same ``state_dict``
         gives the same bits (for one number of threads).
 
         Args:
-            images: (N, C, H, W), uint8, on the CPU.
-            weights: (numel,), float32, the received ``parts`` in the order of the U-Net's state
-                dict.
-            unet_config: the U-Net, as ``common.model.unet_config`` gives it.
-            diffusion: the forward process.
-            training: optimiser and amount of work.
-            sparsity_lambda: factor of the group penalty (arXiv:2507.06449); 0 = off.
-            cut: how the network was pruned since this client's last round, if it was.
-            run_seed: the run's seed.
-            interval: number of the interval.
-            edge_round: number of the edge round in the interval.
-            prune_moments: cut the optimiser's moments with ``cut``; else they start afresh.
-            objective: what is minimised; default EpsilonObjective.
-            method: the federated method and its settings; default FedAvg.
+            task: what to do.
+            weights: (numel,), float32, the received ``task.parts`` in the order of the U-Net's
+                state dict; the other parts are this client's own.
+            data: this client's images.
             variate: SCAFFOLD's server variate c, (numel,), float32.
-            parts: of the U-Net that were received; the rest are this client's own.
-            initial: gives the whole U-Net's weights, (numel,), that own parts start from.
-            held_out: (M, C, H, W), uint8, M >= 1, that the weights are validated on before.
 
         Raises:
             ConfigError: the images do not fit the U-Net.
             ReplyError: the weights do not fit the U-Net, or its config is malformed; scaffold
-                without ``variate``, or parts are missing without ``initial``.
+                without ``variate``; parts are missing, and the task does not say what they were.
             FedPhDError: the loss or its gradient is not finite; names client, round and step.
         """
         start_s = time.perf_counter()
-        network = self._networks.get(unet_config, self.device)
-        check_images(images, network)
-        self._kept.fit(network.layout, cut, prune_moments=prune_moments)
-        network.load(self._completed(network, weights, parts, initial))
-        scheduler = build_scheduler(diffusion)
-        validated = self._validated(network, held_out, scheduler, run_seed)
-        local = local_method(
-            method or ObjectiveConfig(),
-            training,
-            network,
-            self._kept,
-            variate=variate,
-            client_id=self.client_id,
-        )
-        round_ = LocalRound(
-            network=network,
-            scheduler=scheduler,
-            optimizer=self._optimizer(network, training),
-            objective=objective or EpsilonObjective(),
-            method=local,
-            training=training,
-            # Built before the steps, so that a first sparse round draws what a later one would.
-            penalty=network.penalty if sparsity_lambda else None,
-            sparsity_lambda=sparsity_lambda,
-            rng=generator("train", run_seed, self.client_id, interval, edge_round),
-            name=f"client {self.client_id}, interval {interval}, round {edge_round}",
-        )
-        dropout_seed = derive_seed("dropout", run_seed, self.client_id, interval, edge_round)
-        with seeded(self.device, dropout_seed):
-            steps = self._run(round_, images)
-        change = local.finish(self._kept)
-        self._keep(network, parts, training)
+        network = self._networks.get(task.network.unet, self.device)
+        check_images(data.train, network)
+        cut = Cut.from_json(task.cut) if task.cut else None
+        self._state.fit(network.layout, cut, prune_moments=task.optimizer_moments == "prune")
+        network.load(self._completed(network, task, weights))
+        scheduler = build_scheduler(task.diffusion)
+        validated = self._validated(network, data.held_out, scheduler, task.seed)
+        round_ = self._round(task, network, scheduler, variate)
+        with seeded(self.device, derive_seed("dropout", *self._draws(task))):
+            steps = self._run(round_, data.train)
+        change = round_.method.finish(self._state)
+        self._remember(network, task)
         return TrainResult(
             weights=network.flat.detach().to("cpu", copy=True),
             layout=network.layout,
@@ -162,6 +136,35 @@ class Trainer:
             seconds=time.perf_counter() - start_s,
             variate_change=change,
         )
+
+    def _draws(self, task: TrainTask) -> tuple[int | str, ...]:
+        """What the draws of a round follow from."""
+        return task.seed, self.client_id, task.interval, task.edge_round
+
+    def _round(
+        self,
+        task: TrainTask,
+        network: FlatUNet,
+        scheduler: DDPMScheduler,
+        variate: torch.Tensor | None,
+    ) -> LocalRound:
+        """What stays the same over the round's steps; ``network`` holds the received weights."""
+        return LocalRound(
+            network=network,
+            scheduler=scheduler,
+            optimizer=self._optimizer(network, task.training),
+            objective=self._objective,
+            method=local_method(
+                task.objective, task.training, network, self._state,
+                variate=variate, client_id=self.client_id,
+            ),
+            training=task.training,
+            # Built before the steps, so that a first sparse round draws what a later one would.
+            penalty=network.penalty if task.sparsity_lambda else None,
+            sparsity_lambda=task.sparsity_lambda,
+            rng=generator("train", *self._draws(task)),
+            name=f"client {self.client_id}, interval {task.interval}, round {task.edge_round}",
+        )  # fmt: skip
 
     def _validated(
         self,
@@ -177,12 +180,12 @@ class Trainer:
         rng = generator("validate", run_seed, self.client_id)
         return validation_loss(network, held_out, scheduler, rng)
 
-    def _keep(self, network: FlatUNet, parts: tuple[Part, ...], training: TrainingConfig) -> None:
-        """Remember what the next round starts from, and forget what it starts afresh."""
-        if parts != PARTS:
-            self._kept.vectors[OWN_WEIGHTS] = network.flat.detach().clone()
-        if training.optimizer_state == "fresh":
-            self._kept.drop(*MOMENTS)
+    def _remember(self, network: FlatUNet, task: TrainTask) -> None:
+        """Store what the next round starts from, and forget what it starts afresh."""
+        if task.parts != PARTS:
+            self._state.vectors[OWN_WEIGHTS] = network.flat.detach().clone()
+        if task.training.optimizer_state == "fresh":
+            self._state.drop(*MOMENTS)
 
     def _run(self, round_: LocalRound, images: torch.Tensor) -> list[dict[str, float]]:
         """All steps of a round."""
@@ -200,56 +203,61 @@ class Trainer:
             ``steps``, and what ``LocalState.state_dict`` gives: JSON scalars, and vectors,
             (numel,), float32, on the CPU.
         """
-        return {"steps": self._steps, **self._kept.state_dict()}
+        return {"steps": self._steps, **self._state.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict()``; raises FedPhDError if that is malformed."""
         try:
             steps = int(state["steps"])
-            kept = LocalState.from_state(self.client_id, self.device, state)
+            local = LocalState.from_state(self.client_id, self.device, state)
         except (KeyError, TypeError, ValueError) as error:
             raise FedPhDError(
-                f"the kept training state of client {self.client_id} is malformed ({error}); "
+                f"the stored training state of client {self.client_id} is malformed ({error}); "
                 "remove it to start afresh"
             ) from error
-        self._steps, self._kept = steps, kept
+        self._steps, self._state = steps, local
 
-    def _completed(
-        self,
-        network: FlatUNet,
-        weights: torch.Tensor,
-        parts: tuple[Part, ...],
-        initial: Callable[[], torch.Tensor] | None,
-    ) -> torch.Tensor:
+    def _completed(self, network: FlatUNet, task: TrainTask, weights: torch.Tensor) -> torch.Tensor:
         """The received ``weights`` with this client's own parts, (numel,)."""
-        if parts == PARTS:
+        if task.parts == PARTS:
             return weights
-        own = self._kept.vectors.get(OWN_WEIGHTS)
+        own = self._state.vectors.get(OWN_WEIGHTS)
         if own is None:
-            if initial is None:
-                raise ReplyError(
-                    f"only {', '.join(parts)} came, and nothing to start the rest from"
-                )
-            own = initial()
-        return PartSubset(network.layout, parts).put(own, weights)
+            own = initial_weights(task, network.layout)
+        return PartSubset(network.layout, task.parts).put(own, weights)
 
     def _optimizer(self, network: FlatUNet, training: TrainingConfig) -> torch.optim.Optimizer:
         rate, decay = training.learning_rate, training.weight_decay
         if training.optimizer == "sgd":
             return torch.optim.SGD([network.flat], lr=rate, weight_decay=decay)
         if training.optimizer_state == "fresh":
-            self._kept.drop(*MOMENTS)
+            self._state.drop(*MOMENTS)
         kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
         betas = (training.beta1, training.beta2)
         optimizer = kind([network.flat], lr=rate, betas=betas, weight_decay=decay, fused=True)
-        moments = {name: self._kept.vector(name, network.flat.detach()) for name in MOMENTS}
-        optimizer.state[network.flat] = {"step": self._kept.moment_steps, **moments}
+        moments = {name: self._state.vector(name, network.flat.detach()) for name in MOMENTS}
+        optimizer.state[network.flat] = {"step": self._state.moment_steps, **moments}
         return optimizer
+
+
+def initial_weights(task: TrainTask, layout: TensorLayout) -> torch.Tensor:
+    """The run's seeded initial weights, cut down to the network of ``layout``, (layout.numel,).
+
+    Raises:
+        ReplyError: the task does not say what the U-Net was, or the cut does not lead to it.
+    """
+    if task.initial is None:
+        raise ReplyError(
+            f"only {', '.join(task.parts)} came, and no initial weights for the other parts"
+        )
+    initial = build_unet(task.initial, seed=task.seed).state_dict()
+    weights = TensorLayout.of(initial).pack(initial)
+    return Cut.from_json(task.cut).apply_flat(weights, layout) if task.cut else weights
 
 
 @contextlib.contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global generators (dropout knows no other) and give them back as they were."""
+    """Seed the global generators, which dropout draws from, and restore them afterwards."""
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_cuda else []):
         torch.default_generator.manual_seed(seed)

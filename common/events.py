@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fedphd.common.errors import EXIT_OK, FedPhDError
+from fedphd.common.files import replaced
 
 
 class Event(BaseModel):
@@ -83,10 +83,9 @@ class Verdict:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON beside ``path`` and rename it, so that readers see all of it or nothing."""
-    beside = path.with_suffix(path.suffix + ".new")
-    beside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    """Write ``content`` as JSON; readers see all of it or nothing."""
+    with replaced(path) as beside:
+        beside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def write_verdict(path: Path, verdict: Verdict) -> None:

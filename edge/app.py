@@ -17,7 +17,6 @@ from fedphd.common.history.events import LinkChanged, PeerChanged, RoundEnded
 from fedphd.common.timing import stop_soon
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.messages import (
-    CHOOSE,
     FINISH,
     HELLO,
     STATISTICS,
@@ -39,8 +38,9 @@ from fedphd.common.wire.records import (
 )
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.interval import run_interval
+from fedphd.edge.round import RoundStats
 from fedphd.edge.statistics import collect_statistics
-from fedphd.edge.strategy import EdgeAverage, RoundStats
+from fedphd.edge.strategy import EdgeAverage
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +87,15 @@ class EdgeService:
     def handle(self, message: Message) -> Message:
         """Answer one message of the cloud; raises ReplyError for what cannot be read."""
         kind = message.metadata.message_type
-        if kind == HELLO:
-            return self._hello(message)
-        if kind == TRAIN:
-            return self._interval(message)
-        if kind == STATISTICS:
-            return self._statistics(message)
-        if kind == FINISH:
-            return self._finish(message)
-        raise ValueError(f"an edge does not answer {kind!r} ({CHOOSE!r} is for clients)")
+        answers = {
+            HELLO: self._hello,
+            TRAIN: self._interval,
+            STATISTICS: self._statistics,
+            FINISH: self._finish,
+        }
+        if kind not in answers:
+            raise ValueError(f"an edge does not answer {kind!r}; only {', '.join(answers)}")
+        return answers[kind](message)
 
     def _hello(self, message: Message) -> Message:
         self.roster.hello_s = read_payload(message, Hello).wait_s
@@ -144,7 +144,7 @@ class EdgeService:
         for reply in self.grid.send_and_receive(messages, timeout=FINISH_S):
             if reply.has_error():
                 name = self.roster.name_of(reply.metadata.src_node_id)
-                logger.warning("%s was not told the end: %s", name, reply.error.reason)
+                logger.warning("%s was not told that the run is over: %s", name, reply.error.reason)
         stop_soon(self.stop, self.farewell_s)
         return Message(to_records(Ack(name=self.edge_id)), reply_to=message)
 
@@ -165,7 +165,7 @@ class EdgeService:
             **stats.metrics.values(),
             clients=stats.clients,
             num_samples=stats.num_samples,
-            label_distribution=[round(float(s), 4) for s in strategy.holdings.label_distribution],
+            label_distribution=[round(share, 4) for share in strategy.offer.label_distribution],
             failures=stats.failures,
             sent_bytes=self.grid.traffic.sent_bytes,
             received_bytes=self.grid.traffic.received_bytes,

@@ -30,26 +30,27 @@ class WeightedSum:
 
 
 class PartAverage:
-    """The mean of each group of parts over those who sent it, in the memory of one model.
+    """The mean of each part set over those who sent it, in the memory of one model.
 
     Args:
-        layout: names and shapes of the weights that the groups make up together.
-        groups: of parts that are sent back together (``part_sets``).
+        layout: names and shapes of the weights that the part sets make up together.
+        part_sets: parts that are sent back together (``common.unet.parts.part_sets``).
     """
 
-    def __init__(self, layout: TensorLayout, groups: Sequence[tuple[Part, ...]]) -> None:
-        self.selections = [PartSubset(layout, group) for group in groups]
-        self._sums = [WeightedSum() for _ in groups]
+    def __init__(self, layout: TensorLayout, part_sets: Sequence[tuple[Part, ...]]) -> None:
+        self.selections = [PartSubset(layout, parts) for parts in part_sets]
+        self._sums = [WeightedSum() for _ in part_sets]
 
-    def add(self, group: int, weights: torch.Tensor, weight: float) -> None:
-        """Add a reply's ``weights`` of one group, float32, ``weight`` times."""
-        self._sums[group].add(weights, weight)
+    def add(self, part_set: int, weights: torch.Tensor, weight: float) -> None:
+        """Add a reply's ``weights`` of one part set, float32, ``weight`` times."""
+        self._sums[part_set].add(weights, weight)
 
     def applied_to(self, weights: torch.Tensor) -> tuple[torch.Tensor, set[int]]:
         """The means in their places in ``weights``, (layout.numel,), float32.
 
         Returns:
-            The weights, where a group that nobody sent stays as it is; and the groups that came.
+            The weights, where a part set that nobody sent stays as it is; and the numbers of those
+            that came.
         """
         means = [sum_.mean() for sum_ in self._sums]
         for selection, mean in zip(self.selections, means, strict=True):

@@ -20,7 +20,8 @@ from fedphd.common.wire.records import (
 )
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import ServerVariate
-from fedphd.edge.strategy import EdgeAverage, RoundStats
+from fedphd.edge.round import RoundStats
+from fedphd.edge.strategy import EdgeAverage
 
 
 def run_interval(
@@ -39,7 +40,7 @@ def run_interval(
     Args:
         task: the cloud's order.
         weights: (numel,), float32, the cloud's model, or the parts of it that travel; as it
-            came, so that an edge holds it once.
+            came, so that it is in memory once.
         variate: SCAFFOLD's server variate, (numel,), float32; None for other methods.
         edge_id: this edge.
         grid: reaches the clients.
@@ -79,9 +80,9 @@ def run_interval(
     )
     # Empty where no client trained.
     weights = next(iter(result.arrays.values()), weights)
-    # Groups of parts that nobody sent are the cloud's own still: they need not go back.
-    came = strategy.averaged or range(len(strategy.groups))
-    sent = PartSubset(layout, joined(strategy.groups[number] for number in came))
+    # Part sets that nobody sent are still the cloud's own: they need not go back.
+    came = strategy.averaged or range(len(strategy.part_sets))
+    sent = PartSubset(layout, joined(strategy.part_sets[number] for number in came))
     rounds = strategy.rounds
     samples = sum(stats.num_samples for stats in rounds)
     reply = IntervalReply(
@@ -91,7 +92,7 @@ def run_interval(
         parts=sent.parts,
         samples_per_round=samples / len(rounds),
         client_rounds=sum(len(stats.clients) for stats in rounds),
-        label_distribution=tuple(float(share) for share in strategy.holdings.label_distribution),
+        label_distribution=strategy.offer.label_distribution,
         metrics=_metrics(rounds),
         mean_steps=strategy.interval_mean_steps(),
         images=sum(stats.images for stats in rounds),

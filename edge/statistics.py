@@ -55,7 +55,7 @@ def collect_statistics(
             statistics = _check(peer, task, reply)
         except ReplyError as error:
             failures.append(f"{peer.name}: {error}")
-            logger.warning("statistics go without %s: %s", peer.name, error)
+            logger.warning("%s is left out of the statistics: %s", peer.name, error)
             roster.rest(peer.name, str(error))
             continue
         total += statistics

@@ -88,7 +88,7 @@ class FedPhD(Strategy):
     ) -> None:
         self.config = config
         self.unet = unet
-        self._groups = part_sets(config.exchange.parts)
+        self._part_sets = part_sets(config.exchange.parts)
         self.cut: Cut | None = None
         # SCAFFOLD's server variate c, (numel,), float32; it follows the layout of the weights.
         self.variate = None
@@ -122,7 +122,7 @@ class FedPhD(Strategy):
     @property
     def travelling(self) -> PartSubset:
         """The parts of the current U-Net that are exchanged."""
-        return PartSubset(self.layout, joined(self._groups))
+        return PartSubset(self.layout, joined(self._part_sets))
 
     def network(self) -> UNetSpec:
         """The current U-Net as it is described in messages, with what travels of it."""
@@ -202,11 +202,11 @@ class FedPhD(Strategy):
 
     def _expected(self, parts: tuple[Part, ...]) -> PartSubset:
         """What an edge that sends ``parts`` must send; raises ReplyError if they do not go."""
-        came = joined(group for group in self._groups if set(group) <= set(parts))
+        came = joined(sent for sent in self._part_sets if set(sent) <= set(parts))
         if not parts or came != parts:
             raise ReplyError(
-                f"sends the parts {list(parts)}; expected whole groups of "
-                f"{[list(group) for group in self._groups]} (exchange.parts = "
+                f"sends the parts {list(parts)}; expected whole sets of "
+                f"{[list(part_set) for part_set in self._part_sets]} (exchange.parts = "
                 f"{self.config.exchange.parts!r})"
             )
         return PartSubset(self.layout, parts)
@@ -256,19 +256,19 @@ class FedPhD(Strategy):
         self.ema.update(self.unet.state_dict(), mean_steps=stats.mean_steps)
 
     def _averaged(self, trained: list[_Trained], shares: list[float]) -> torch.Tensor:
-        """The current weights with each group of parts averaged over the edges that sent it."""
+        """The current weights with each part set averaged over the edges that sent it."""
         weights = self.weights()
-        for group in self._groups:
+        for parts in self._part_sets:
             senders = [
-                (share, PartSubset(self._expected(result.answer.parts).chosen, group), result)
+                (share, PartSubset(self._expected(result.answer.parts).chosen, parts), result)
                 for share, result in zip(shares, trained, strict=True)
-                if set(group) <= set(result.answer.parts)
+                if set(parts) <= set(result.answer.parts)
             ]
             # Shares of all edges sum to 1 already.
             total = sum(share for share, _, _ in senders) if len(senders) < len(trained) else 1.0
             if not total:
                 continue
-            place = PartSubset(self.layout, group)
+            place = PartSubset(self.layout, parts)
             average = torch.zeros(place.chosen.numel)
             for share, selection, result in senders:
                 average.add_(selection.take(result.weights), alpha=share / total)

@@ -28,7 +28,7 @@ _PART_OF: Final[dict[str, Part]] = {
     "conv_norm_out": "decoder",
     "conv_out": "decoder",
 }
-_GROUPS: Final[dict[str, tuple[tuple[Part, ...], ...]]] = {
+_PART_SETS: Final[dict[str, tuple[tuple[Part, ...], ...]]] = {
     "full": (PARTS,),
     "usplit": (("encoder",), ("bottleneck", "decoder")),
     "ulatdec": (("bottleneck", "decoder"),),
@@ -37,17 +37,17 @@ _GROUPS: Final[dict[str, tuple[tuple[Part, ...], ...]]] = {
 
 
 def part_sets(exchange: str) -> tuple[tuple[Part, ...], ...]:
-    """The groups of parts that are sent back and averaged together, for ``exchange.parts``.
+    """The sets of parts that are sent back and averaged together, for ``exchange.parts``.
 
-    All groups together travel down. A client sends back one group; where there are several, they
-    are assigned in turn.
+    All sets together travel down. A client sends back one set; where there are several, they are
+    assigned in turn.
     """
-    return _GROUPS[exchange]
+    return _PART_SETS[exchange]
 
 
-def joined(groups: Iterable[Iterable[Part]]) -> tuple[Part, ...]:
-    """The parts of all ``groups``, in the order of the network."""
-    named = {part for group in groups for part in group}
+def joined(sets: Iterable[Iterable[Part]]) -> tuple[Part, ...]:
+    """The parts of all ``sets``, in the order of the network."""
+    named = {part for parts in sets for part in parts}
     return tuple(part for part in PARTS if part in named)
 
 

@@ -16,7 +16,6 @@ from fedphd.common.config.run import (
     FederationConfig,
     ModelConfig,
     ObjectiveConfig,
-    SelectionPolicy,
     TrainingConfig,
 )
 from fedphd.common.errors import ReplyError
@@ -30,13 +29,9 @@ PROTOCOL: Final = 1
 PACKAGE_VERSION: Final = version("fedphd")
 
 HELLO: Final = "query.hello"
-CHOOSE: Final = "query.choose"
 FINISH: Final = "query.finish"
 STATISTICS: Final = "query.statistics"
 TRAIN: Final = "train"
-
-# Who asks when edges share one question: the answer is for whichever edge is chosen.
-EVERY_EDGE: Final = "*"
 
 
 class Hello(Payload):
@@ -58,39 +53,6 @@ class HelloReply(Payload):
     version: str = PACKAGE_VERSION
     num_samples: int = Field(0, ge=0)
     clients: dict[str, int] = Field(default_factory=dict)
-
-
-class EdgeOffer(Payload):
-    """What an edge holds in this interval so far: label shares and number of samples."""
-
-    edge_id: str
-    label_distribution: tuple[float, ...]
-    num_samples: float = Field(ge=0)
-
-
-class Choose(Payload):
-    """Edge to client: will you train with one of these edges in this round?"""
-
-    asking: str
-    interval: int = Field(ge=1)
-    edge_round: int = Field(ge=1)
-    offers: tuple[EdgeOffer, ...] = Field(min_length=1)
-    target: tuple[float, ...]
-    policy: SelectionPolicy
-    factor: float = Field(ge=0)
-    offset: float
-    epsilon: float = Field(gt=0)
-    seed: int = Field(ge=0)
-    offer_wait_s: float = Field(ge=0)
-    synchronised: bool
-
-
-class ChooseReply(Payload):
-    """Client to edge: the chosen edge, and the label counts if it is the asking one."""
-
-    edge_id: str
-    num_samples: int = Field(ge=0)
-    label_counts: tuple[int, ...] = ()
 
 
 class UNetSpec(Payload):

@@ -22,19 +22,15 @@ from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.events import EventLog
-from fedphd.common.wire.grid import (
-    PlainReplies,
-    StreamingGrid,
-    WrappedGrid,
-    streaming_grid,
-)
+from fedphd.common.wire.grid import PlainReplies, StreamingGrid, WrappedGrid, streaming_grid
 from fedphd.common.wire.internals import (
     assign_id,
     envelope,
     reaches_nodes_over_grpc,
     with_own_records,
 )
-from fedphd.common.wire.messages import CHOOSE, EVERY_EDGE, FINISH, HELLO, TRAIN, Choose, EdgeOffer
+from fedphd.common.wire.messages import FINISH, HELLO, TRAIN
+from fedphd.common.wire.offers import CHOOSE, EVERY_EDGE, Choose, OfferBook
 from fedphd.common.wire.records import read_payload, to_records
 from fedphd.edge.app import EdgeService
 
@@ -98,7 +94,7 @@ class SharedClients(WrappedGrid):
         self._sent: dict[str, _Question] = {}
         self._answers: dict[str, Message] = {}
         self._interval = 0
-        self._offers: dict[str, EdgeOffer] = {}
+        self._book = OfferBook(past_intervals=0)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Take an edge's messages; returns ids of their own for them."""
@@ -137,10 +133,9 @@ class SharedClients(WrappedGrid):
             self._send(question, to_records(self._merged(question)))
 
     def _note(self, asked: Choose) -> None:
-        """Remember the edges' latest offers of the interval; forget what nobody asks again."""
+        """Remember the offers of the newest interval; forget the answers of old ones."""
         if asked.interval > self._interval:
             self._interval = asked.interval
-            self._offers = {}
             # An edge may be late by the end of an interval, not by more.
             self._kept = {
                 key: content
@@ -148,16 +143,14 @@ class SharedClients(WrappedGrid):
                 if key[0] != CHOOSE or key[2] >= asked.interval - 1
             }
         if asked.interval == self._interval:
-            self._offers.update({offer.edge_id: offer for offer in asked.offers})
+            self._book.note(asked)
 
     def _merged(self, question: _Question) -> Choose:
         """One question with all edges' offers; its answer is for whichever edge is chosen."""
         first = question.choices[0]
-        latest = first.interval == self._interval and not first.synchronised
-        offers = dict(self._offers) if latest else {}
-        offers.update({o.edge_id: o for asked in question.choices for o in asked.offers})
-        ordered = tuple(sorted(offers.values(), key=lambda offer: offer.edge_id))
-        return first.model_copy(update={"asking": EVERY_EDGE, "offers": ordered})
+        of_round = [offer for asked in question.choices for offer in asked.offers]
+        merged = self._book.merged(first, of_round)
+        return merged.model_copy(update={"asking": EVERY_EDGE})
 
     def _send(self, question: _Question, content: RecordDict) -> None:
         # Its sender is still counting the bytes of these records, maybe for several clients.

@@ -30,9 +30,9 @@ from fedphd.client.choice import choice_probabilities, choose_edge
 from fedphd.common.config.data import DataConfig, PartitionConfig
 from fedphd.common.config.run import SelectionConfig, SelectionPolicy
 from fedphd.common.data.images import LabelledImages
-from fedphd.common.homogeneity import Offer, homogeneity_score
+from fedphd.common.homogeneity import homogeneity_score
 from fedphd.common.rng import sample_participants
-from fedphd.edge.strategy import Holdings
+from fedphd.common.wire.offers import EVERY_EDGE, Choose, Offer
 
 NUM_CLIENTS, NUM_CLASSES, PARTICIPATION = 20, 10, 0.4
 INTERVALS, EDGE_ROUNDS = 25, 5
@@ -87,7 +87,8 @@ def simulate(setting: Setting, clients: Clients) -> Balance:
     """All choices of a run."""
     balance = Balance()
     for interval in range(1, INTERVALS + 1):
-        edges = {f"edge-{n}": Holdings(TARGET) for n in range(setting.num_edges)}
+        names = [f"edge-{n}" for n in range(setting.num_edges)]
+        edges = {name: Offer.empty(name, TARGET) for name in names}
         for edge_round in range(1, EDGE_ROUNDS + 1):
             attached = play_round(setting, clients, edges, interval, edge_round, balance)
             loads = [len(names) for names in attached.values()]
@@ -97,7 +98,7 @@ def simulate(setting: Setting, clients: Clients) -> Balance:
         held = [edge.num_samples for edge in edges.values()]
         balance.interval_loads.append(max(held) / float(np.mean(held)))
         balance.interval_scores += scores(
-            edge.label_distribution * edge.num_samples for edge in edges.values()
+            np.array(edge.label_distribution) * edge.num_samples for edge in edges.values()
         )
     return balance
 
@@ -105,7 +106,7 @@ def simulate(setting: Setting, clients: Clients) -> Balance:
 def play_round(
     setting: Setting,
     clients: Clients,
-    edges: dict[str, Holdings],
+    edges: dict[str, Offer],
     interval: int,
     edge_round: int,
     balance: Balance,
@@ -118,20 +119,20 @@ def play_round(
     mean_samples = float(np.mean([sum(counts) for counts in clients.values()]))
     for start in range(0, len(names), setting.query_batch):
         batch = names[start : start + setting.query_batch]
-        told = [edge.offer(edge_id) for edge_id, edge in edges.items()]
-        offers = [Offer(o.edge_id, o.label_distribution, o.num_samples) for o in told]
-        differ = len({(o.label_distribution, o.num_samples) for o in offers}) > 1
+        asked = Choose(
+            asking=EVERY_EDGE, interval=interval, edge_round=edge_round,
+            offers=tuple(edges.values()), target=TARGET, policy=setting.policy,
+            factor=setting.factor * mean_samples, offset=0.0, epsilon=SelectionConfig().epsilon,
+            seed=setting.seed, offer_wait_s=0.0, synchronised=True,
+        )  # fmt: skip
+        differ = len({(o.label_distribution, o.num_samples) for o in asked.offers}) > 1
         for name in batch:
-            rule: dict[str, Any] = {
-                "policy": setting.policy, "label_counts": clients[name], "target": TARGET,
-                "factor": setting.factor * mean_samples, "offset": 0.0,
-                "epsilon": SelectionConfig().epsilon, "run_seed": setting.seed, "client_id": name,
-            }  # fmt: skip
-            chances = choice_probabilities(offers, **rule)
+            client: dict[str, Any] = {"client_id": name, "label_counts": clients[name]}
+            chances = list(choice_probabilities(asked, **client).values())
             balance.indifferent.append(differ and float(np.ptp(chances)) < 1e-9)
-            chosen = choose_edge(offers, **rule, interval=interval, edge_round=edge_round)
+            chosen = choose_edge(asked, **client)
             attached[chosen].append(name)
-            edges[chosen].add(clients[name])
+            edges[chosen] = edges[chosen].with_client(clients[name])
     return attached
 
 

@@ -19,7 +19,8 @@ from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
 from fedphd.common.config.run import SelectionPolicy
 from fedphd.common.events import EventLog
 from fedphd.common.rng import sample_participants
-from fedphd.common.wire.messages import CHOOSE, TRAIN, Choose, TrainTask
+from fedphd.common.wire.messages import TRAIN, TrainTask
+from fedphd.common.wire.offers import CHOOSE, Choose
 from fedphd.common.wire.records import read_payload
 from fedphd.deploy.simulation.virtual_edges import grid_of_edges
 from fedphd.server.app import main

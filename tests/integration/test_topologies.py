@@ -30,7 +30,8 @@ from fedphd.common.unet.checkpoint import load_checkpoint
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_scheduler, build_unet, unet_config
 from fedphd.common.unet.parts import PartSubset
-from fedphd.common.wire.messages import CHOOSE, TRAIN, Choose, TrainTask
+from fedphd.common.wire.messages import TRAIN, TrainTask
+from fedphd.common.wire.offers import CHOOSE, Choose
 from fedphd.common.wire.records import read_payload, read_variate
 from fedphd.deploy.simulation.virtual_edges import grid_of_edges
 from fedphd.server.app import main

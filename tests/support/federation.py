@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ class Federation:
         self.stop = threading.Event()
         self.addresses = [f"127.0.0.1:{n + 1}" for n in range(num_edges)]
         self.clients = [self._client(n, parts, classes) for n in range(num_clients)]
-        self.edge_grids = [self._edge_grid(address) for address in self.addresses]
+        self.edge_grids = [self._edge_grid() for _ in self.addresses]
         self.edges = [self._edge(n, folder) for n in range(num_edges)]
         self.cloud_grid = MemoryGrid(
             {FIRST_EDGE + n: one_at_a_time(edge.handle) for n, edge in enumerate(self.edges)},
@@ -113,10 +112,9 @@ class Federation:
             client.board.set_connected(address, True)
         return client
 
-    def _edge_grid(self, address: str) -> MemoryGrid:
+    def _edge_grid(self) -> MemoryGrid:
         nodes = {
-            FIRST_CLIENT + n: one_at_a_time(partial(client.answer, address))
-            for n, client in enumerate(self.clients)
+            FIRST_CLIENT + n: one_at_a_time(client.answer) for n, client in enumerate(self.clients)
         }
         return MemoryGrid(nodes, threaded=True)
 

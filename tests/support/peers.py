@@ -13,18 +13,16 @@ from fedphd.common.config.run import FederationConfig
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire.messages import (
-    CHOOSE,
     HELLO,
     TRAIN,
     Ack,
-    Choose,
-    ChooseReply,
     HelloReply,
     IntervalTask,
     TrainReply,
     TrainTask,
     UNetSpec,
 )
+from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply
 from fedphd.common.wire.records import read_payload, read_variate, read_weights, to_records
 
 LAYOUT = TensorLayout(("a", "b"), ((2,), ()))

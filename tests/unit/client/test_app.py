@@ -17,14 +17,10 @@ from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_unet, unet_config
 from fedphd.common.unet.parts import Part, PartSubset
 from fedphd.common.wire.messages import (
-    CHOOSE,
     FINISH,
     HELLO,
     TRAIN,
     Ack,
-    Choose,
-    ChooseReply,
-    EdgeOffer,
     Finish,
     Hello,
     HelloReply,
@@ -32,6 +28,7 @@ from fedphd.common.wire.messages import (
     TrainTask,
     UNetSpec,
 )
+from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply, Offer
 from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import read_payload, read_variate, read_weights, to_records
 from fedphd.server.pruning import prune_unet
@@ -63,13 +60,13 @@ def runtime() -> ClientRuntime:
     return ClientRuntime(config())
 
 
-def offer(edge_id: str, num_samples: float = 0.0, label: int | None = None) -> EdgeOffer:
+def offer(edge_id: str, num_samples: float = 0.0, label: int | None = None) -> Offer:
     """An edge that holds nothing, or only images of one class."""
     shares = TARGET if label is None else tuple(float(n == label) for n in range(10))
-    return EdgeOffer(edge_id=edge_id, label_distribution=shares, num_samples=num_samples)
+    return Offer(edge_id=edge_id, label_distribution=shares, num_samples=num_samples)
 
 
-def question(*offers: EdgeOffer, asking: str = "edge-0", **changes: Any) -> Choose:
+def question(*offers: Offer, asking: str = "edge-0", **changes: Any) -> Choose:
     values: dict[str, Any] = {
         "interval": 1, "edge_round": 1, "target": TARGET, "policy": "homogeneity", "factor": 100.0,
         "offset": 0.0, "epsilon": 1e-8, "seed": 0, "offer_wait_s": 0.0, "synchronised": False,
@@ -153,7 +150,7 @@ def test_client_completes_the_edge_that_lacks_its_classes() -> None:
 
 def test_run_over_fewer_classes_than_the_data(runtime: ClientRuntime) -> None:
     half = question(
-        EdgeOffer(edge_id="edge-0", label_distribution=(1.0,), num_samples=0.0), target=(1.0,)
+        Offer(edge_id="edge-0", label_distribution=(1.0,), num_samples=0.0), target=(1.0,)
     )
     with pytest.raises(ConfigError, match="num_classes"):
         runtime.choose(half)
@@ -283,7 +280,7 @@ def test_half_of_the_network_goes_back() -> None:
 
 
 def test_parts_without_the_rest_are_refused(runtime: ClientRuntime) -> None:
-    with pytest.raises(ReplyError, match="only decoder came; no weights to start the rest from"):
+    with pytest.raises(ReplyError, match="only decoder came, and no initial weights"):
         App(runtime).ask(TRAIN, *received(*task(), "decoder", initial=None))
 
 

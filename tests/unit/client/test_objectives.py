@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from support.training import flat_weights, layout_of
+from support.training import train as training_round
 
 from fedphd.client.local_state import OWN_WEIGHTS, VARIATE
 from fedphd.client.objectives import (
@@ -25,7 +27,7 @@ from fedphd.common.errors import ReplyError
 from fedphd.common.rng import generator
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.unet.model import PrunedUNet, build_scheduler, build_unet, unet_config
+from fedphd.common.unet.model import PrunedUNet, build_scheduler, build_unet
 
 MODEL = ModelConfig(image_size=4, block_out_channels=(16, 16), norm_num_groups=8)
 NARROW = ModelConfig(image_size=4, block_out_channels=(8, 8), norm_num_groups=8)
@@ -48,11 +50,7 @@ class TwoBiases(Objective):
 
 
 def layout(model: ModelConfig = MODEL) -> TensorLayout:
-    return TensorLayout.of(build_unet(model, seed=0).state_dict())
-
-
-def flat_weights(model: ModelConfig = MODEL, seed: int = 0) -> torch.Tensor:
-    return layout(model).pack(build_unet(model, seed=seed).state_dict())
+    return layout_of(model)
 
 
 def two(flat: torch.Tensor) -> tuple[float, float]:
@@ -69,19 +67,20 @@ def at_two(x: float, y: float) -> torch.Tensor:
     return flat
 
 
-def train(trainer: Trainer | None = None, **changes: Any) -> TrainResult:
-    model = changes.pop("model", MODEL)
-    values: dict[str, Any] = {
-        "images": IMAGES, "weights": flat_weights(model),
-        "unet_config": unet_config(build_unet(model, seed=0)),
-        "diffusion": DiffusionConfig(), "training": SGD, "sparsity_lambda": 0.0, "cut": None,
-        "run_seed": 7, "interval": 1, "edge_round": 1,
-    }  # fmt: skip
-    return (trainer or client()).train(**(values | changes))
+def client(objective: Objective | None = None) -> Trainer:
+    return Trainer(client_id="client-0", device="cpu", objective=objective)
 
 
-def client() -> Trainer:
-    return Trainer(client_id="client-0", device="cpu")
+def train(
+    trainer: Trainer | None = None,
+    *,
+    model: ModelConfig = MODEL,
+    training: TrainingConfig = SGD,
+    method: ObjectiveConfig | None = None,
+    **changes: Any,
+) -> TrainResult:
+    changes = {"training": training, "objective": method or ObjectiveConfig()} | changes
+    return training_round(trainer or client(), model, IMAGES, **changes)
 
 
 def vector(trainer: Trainer, name: str) -> torch.Tensor:
@@ -89,11 +88,11 @@ def vector(trainer: Trainer, name: str) -> torch.Tensor:
 
 
 def moved(result: TrainResult) -> tuple[float, float]:
-    return two(result.weights - flat_weights())
+    return two(result.weights - flat_weights(MODEL))
 
 
 def test_plain_sgd_by_hand() -> None:
-    result = train(objective=TwoBiases())
+    result = train(client(TwoBiases()))
     # Two steps of -0.1 * (3, 4).
     assert moved(result) == pytest.approx((-0.6, -0.8), rel=1e-5)
     assert (result.metrics.objective_term.value, result.variate_change) == (0.0, None)
@@ -102,21 +101,21 @@ def test_plain_sgd_by_hand() -> None:
 def test_sgd_decays_weights_as_an_l2_term() -> None:
     one = SGD.model_copy(update={"weight_decay": 0.5, "local_amount": 1})
     weights = at_two(2.0, -1.0)
-    result = train(objective=TwoBiases(), training=one, weights=weights)
+    result = train(client(TwoBiases()), training=one, weights=weights)
     # 2 - 0.1 * (3 + 0.5 * 2) and -1 - 0.1 * (4 - 0.5 * 1)
     assert two(result.weights) == pytest.approx((1.6, -1.35), rel=1e-5)
 
 
 def test_fedprox_pulls_back_to_the_received_weights() -> None:
     method = ObjectiveConfig(method="fedprox", proximal_mu=2.0)
-    result = train(objective=TwoBiases(), method=method)
+    result = train(client(TwoBiases()), method=method)
     # At the received weights there is no pull: (-0.3, -0.4). Then the gradient is
     # (3, 4) + 2 * (-0.3, -0.4) = (2.4, 3.2): (-0.24, -0.32) more.
     assert moved(result) == pytest.approx((-0.54, -0.72), rel=1e-5)
     # 2 / 2 * (0.3^2 + 0.4^2) = 0.25 in the second step, 0 in the first.
     assert result.metrics.objective_term.value == pytest.approx(0.125, rel=1e-5)
     # The loss is reported without it.
-    start = two(flat_weights())
+    start = two(flat_weights(MODEL))
     expected = 3 * (start[0] - 0.15) + 4 * (start[1] - 0.2)
     assert result.metrics.loss.value == pytest.approx(expected, rel=1e-4)
 
@@ -124,7 +123,7 @@ def test_fedprox_pulls_back_to_the_received_weights() -> None:
 def test_fedprox_counts_before_clipping() -> None:
     method = ObjectiveConfig(method="fedprox", proximal_mu=2.0)
     clipped = SGD.model_copy(update={"max_grad_norm": 2.0})
-    result = train(objective=TwoBiases(), method=method, training=clipped)
+    result = train(client(TwoBiases()), method=method, training=clipped)
     # (3, 4) of norm 5 to 2: (1.2, 1.6), a move by (-0.12, -0.16). Then (3, 4) - 2 * (0.12, 0.16)
     # points the same way, and is clipped to the same.
     assert moved(result) == pytest.approx((-0.24, -0.32), rel=1e-5)
@@ -164,7 +163,9 @@ def representation(unet: PrunedUNet, batch: Batch) -> torch.Tensor:
 def test_moons_step_is_the_gradient_of_its_formula() -> None:
     trainer, method = client(), ObjectiveConfig(method="moon", moon_mu=3.0, moon_temperature=0.5)
     one = SGD.model_copy(update={"local_amount": 1, "learning_rate": 1.0})
-    previous = train(trainer, training=one, method=method, weights=flat_weights(seed=5)).weights
+    previous = train(
+        trainer, training=one, method=method, weights=flat_weights(MODEL, seed=5)
+    ).weights
     assert torch.equal(vector(trainer, OWN_WEIGHTS), previous)
     result = train(trainer, training=one, method=method, interval=2)
     plain = train(training=one, interval=2)
@@ -188,7 +189,9 @@ def test_moons_step_is_the_gradient_of_its_formula() -> None:
     assert any(float(tensor.abs().max()) > 1e-4 for tensor in difference.values())
 
 
-def test_moon_is_off_until_there_is_a_previous_model(caplog: pytest.LogCaptureFixture) -> None:
+def test_moon_adds_nothing_before_there_is_a_model(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     trainer, method = client(), ObjectiveConfig(method="moon", moon_mu=1.0)
     first = train(trainer, training=ADAM, method=method)
@@ -196,14 +199,32 @@ def test_moon_is_off_until_there_is_a_previous_model(caplog: pytest.LogCaptureFi
     assert first.metrics.objective_term.value == 0.0
     second = train(trainer, training=ADAM, method=method, edge_round=2)
     assert second.metrics.objective_term.value > 0
-    assert caplog.text.count("has no previous local model yet: MOON's term is off") == 1
+    assert caplog.text.count("has no previous local model yet, so MOON's term is 0") == 1
+
+
+def test_moon_contrasts_with_the_round_just_before() -> None:
+    trainer, method = client(), ObjectiveConfig(method="moon", moon_mu=3.0)
+    options: dict[str, Any] = {"training": SGD, "method": method}
+    first = train(trainer, **options).weights
+    second = train(trainer, **options, edge_round=2).weights
+    assert not torch.equal(first, second)
+    third = train(trainer, **options, edge_round=3)
+
+    def third_after(own: torch.Tensor) -> TrainResult:
+        """The third round of a client that remembers these weights."""
+        other = client()
+        other.load_state_dict(trainer.state_dict() | {"steps": 4, OWN_WEIGHTS: own})
+        return train(other, **options, edge_round=3)
+
+    assert torch.equal(third.weights, third_after(second).weights)
+    assert not torch.equal(third.weights, third_after(first).weights)
 
 
 def test_scaffold_by_hand() -> None:
-    trainer, method = client(), ObjectiveConfig(method="scaffold")
+    trainer, method = client(TwoBiases()), ObjectiveConfig(method="scaffold")
     state = trainer.state_dict() | {"layout": layout().to_json(), VARIATE: at_two(0.5, 2.0)}
     trainer.load_state_dict(state)
-    result = train(trainer, objective=TwoBiases(), method=method, variate=at_two(1.0, 0.0))
+    result = train(trainer, method=method, variate=at_two(1.0, 0.0))
     # g - c_i + c = (3, 4) - (0.5, 2) + (1, 0) = (3.5, 2), twice.
     assert moved(result) == pytest.approx((-0.7, -0.4), rel=1e-5)
     # Option II: c_i - c + (x - y) / (K lr) = (0.5, 2) - (1, 0) + (0.7, 0.4) / 0.2 = (3, 4).
@@ -215,11 +236,9 @@ def test_scaffold_by_hand() -> None:
 
 
 def test_scaffold_corrects_before_clipping_and_learns_what_was_given() -> None:
-    trainer, method = client(), ObjectiveConfig(method="scaffold")
+    trainer, method = client(TwoBiases()), ObjectiveConfig(method="scaffold")
     clipped = SGD.model_copy(update={"max_grad_norm": 2.5})
-    result = train(
-        trainer, objective=TwoBiases(), method=method, variate=at_two(0.0, -4.0), training=clipped
-    )
+    result = train(trainer, method=method, variate=at_two(0.0, -4.0), training=clipped)
     # (3, 4) - 0 + (0, -4) = (3, 0), clipped to (2.5, 0).
     assert moved(result) == pytest.approx((-0.5, 0.0), rel=1e-5)
     # c_i+ = 0 - (0, -4) + (2.5, 0), which is also option II: (0.5, 0) / 0.2 - (0, -4).
@@ -228,17 +247,17 @@ def test_scaffold_corrects_before_clipping_and_learns_what_was_given() -> None:
 
 def test_scaffold_with_adam_says_what_it_means_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    trainer, method = client(), ObjectiveConfig(method="scaffold")
+    trainer, method = client(TwoBiases()), ObjectiveConfig(method="scaffold")
     zeros = torch.zeros(layout().numel)
     wide = ADAM.model_copy(update={"max_grad_norm": 1e9})
-    options: dict[str, Any] = {"objective": TwoBiases(), "method": method, "training": wide}
+    options: dict[str, Any] = {"method": method, "training": wide}
     train(trainer, variate=zeros, **options)
     # The mean gradient, where (x - y) / (K lr) would be Adam's sign of it.
     assert two(vector(trainer, VARIATE)) == pytest.approx((3.0, 4.0), rel=1e-5)
     train(trainer, variate=zeros, edge_round=2, **options)
     assert caplog.text.count("SCAFFOLD is derived for sgd; with adam") == 1
     caplog.clear()
-    train(variate=zeros, objective=TwoBiases(), method=method)
+    train(variate=zeros, method=method)
     assert "SCAFFOLD" not in caplog.text
 
 
@@ -296,7 +315,12 @@ def test_what_a_method_keeps_is_cut_with_the_network(
     state = trainer.state_dict()
     # With moments that start afresh: the two are independent of one another.
     zeros = torch.zeros(layout(NARROW).numel)
-    narrow: dict[str, Any] = {"model": NARROW, "variate": zeros, "prune_moments": False, **options}
+    narrow: dict[str, Any] = {
+        "model": NARROW,
+        "variate": zeros,
+        "optimizer_moments": "reset",
+        **options,
+    }
     result = train(trainer, cut=shrink(), **narrow)
     assert f"weights; {kind} cut" in caplog.text
     assert "optimiser moments reset (no cut to follow)" in caplog.text

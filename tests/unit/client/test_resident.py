@@ -14,14 +14,14 @@ from flwr.app import Message
 from fedphd.client.resident import OfferBoard, Resident
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.errors import ConnectionLostError
-from fedphd.common.wire.messages import CHOOSE, Choose, ChooseReply, EdgeOffer
+from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply, Offer
 from fedphd.common.wire.records import read_payload, to_records
 
 TARGET = (0.1,) * 10
 
 
-def offer(edge_id: str, num_samples: float = 0.0) -> EdgeOffer:
-    return EdgeOffer(edge_id=edge_id, label_distribution=TARGET, num_samples=num_samples)
+def offer(edge_id: str, num_samples: float = 0.0) -> Offer:
+    return Offer(edge_id=edge_id, label_distribution=TARGET, num_samples=num_samples)
 
 
 def question(edge_id: str, num_samples: float = 0.0, **changes: Any) -> Choose:
@@ -114,7 +114,7 @@ def test_edge_that_is_not_connected_is_not_waited_for() -> None:
     assert time.monotonic() - started_s < 15.0
 
 
-def test_edge_that_is_lost_meanwhile_ends_the_wait(pool: ThreadPoolExecutor) -> None:
+def test_losing_an_edge_ends_the_wait_for_it(pool: ThreadPoolExecutor) -> None:
     made = board()
     first = pool.submit(made.merge, question("edge-0", 3))
     assert waits(first)
@@ -141,13 +141,13 @@ def test_both_edges_get_the_same_answer_from_the_offers_of_both(pool: ThreadPool
     for address in ("127.0.0.1:1", "127.0.0.1:2"):
         resident.board.set_connected(address, True)
 
-    def answer(number: int, asked: Choose) -> ChooseReply:
+    def answer(asked: Choose) -> ChooseReply:
         message = Message(to_records(asked), 5, CHOOSE)
-        return read_payload(resident.answer(f"127.0.0.1:{number}", message), ChooseReply)
+        return read_payload(resident.answer(message), ChooseReply)
 
     # Alone each edge would be chosen; together, the one that is full has no chance.
-    full = pool.submit(answer, 1, question("edge-0", 1e6))
-    empty = pool.submit(answer, 2, question("edge-1", 0.0))
+    full = pool.submit(answer, question("edge-0", 1e6))
+    empty = pool.submit(answer, question("edge-1", 0.0))
     assert full.result(5.0).edge_id == empty.result(5.0).edge_id == "edge-1"
     assert full.result().label_counts == ()
     assert sum(empty.result().label_counts) == empty.result().num_samples > 0

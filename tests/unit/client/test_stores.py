@@ -26,7 +26,9 @@ def trained(steps: int) -> Trainer:
 
 
 def place(kind: str, records: RecordDict, folder: Path) -> StateStore:
-    return ContextStore(records) if kind == "context" else FileStore(records, folder / "a" / "kept")
+    return (
+        ContextStore(records) if kind == "context" else FileStore(records, folder / "a" / "state")
+    )
 
 
 @pytest.mark.parametrize("kind", ["context", "file"])
@@ -57,12 +59,12 @@ def test_a_file_leaves_no_vector_in_flowers_records(tmp_path: Path) -> None:
     records = RecordDict()
     place("file", records, tmp_path).store(trained(4))
     assert not records.array_records
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["state"]
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short"])
 def test_a_file_that_cannot_be_read_is_named(damage: str, tmp_path: Path) -> None:
-    records, path = RecordDict(), tmp_path / "a" / "kept"
+    records, path = RecordDict(), tmp_path / "a" / "state"
     place("file", records, tmp_path).store(trained(4))
     if damage == "gone":
         path.unlink()
@@ -75,7 +77,7 @@ def test_a_file_that_cannot_be_read_is_named(damage: str, tmp_path: Path) -> Non
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     records = RecordDict()
-    with pytest.raises(FedPhDError, match=r"client-7 cannot be kept in .*a/kept: .*FLWR_HOME"):
+    with pytest.raises(FedPhDError, match=r"client-7 cannot be written to .*a/state: .*FLWR_HOME"):
         place("file", records, tmp_path).store(trained(4))
     # The next message starts from what was stored last, not from a file that never came.
     assert len(records) == 0
@@ -89,4 +91,4 @@ def test_a_full_disk_leaves_the_state_that_was_stored_last(tmp_path: Path) -> No
     after = Trainer(client_id="client-7", device="cpu")
     place("file", records, tmp_path).restore(after)
     assert after.state_dict()["steps"] == 4
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["state"]

@@ -10,6 +10,8 @@ from typing import Any, cast
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from support.training import flat_weights, layout_of
+from support.training import train as training_round
 
 from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.objectives import Batch, Objective
@@ -19,14 +21,12 @@ from fedphd.common.config.run import DiffusionConfig, ModelConfig, TrainingConfi
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.rng import generator
 from fedphd.common.unet.groups import Cut, GroupPenalty
-from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import (
     PrunedUNet,
     build_scheduler,
     build_unet,
     resolve_device,
     unet_config,
-    unet_from_config,
 )
 from fedphd.common.unet.parts import PartSubset
 
@@ -36,33 +36,23 @@ IMAGES = torch.randint(0, 256, (10, 1, 4, 4), generator=generator("images")).to(
 TRAINING = TrainingConfig(batch_size=4, learning_rate=0.01)
 
 
-def flat_weights(model: ModelConfig, seed: int = 0) -> torch.Tensor:
-    state = build_unet(model, seed=seed).state_dict()
-    return TensorLayout.of(state).pack(state)
+def client(objective: Objective | None = None, client_id: str = "client-0") -> Trainer:
+    return Trainer(client_id=client_id, device="cpu", objective=objective)
 
 
-def task(model: ModelConfig = WIDE, **changes: Any) -> dict[str, Any]:
-    defaults: dict[str, Any] = {
-        "images": IMAGES,
-        "weights": flat_weights(model),
-        "unet_config": unet_config(build_unet(model, seed=0)),
-        "diffusion": DiffusionConfig(),
-        "training": TRAINING,
-        "sparsity_lambda": 0.0,
-        "cut": None,
-        "run_seed": 7,
-        "interval": 1,
-        "edge_round": 1,
-    }
-    return defaults | changes
-
-
-def train(trainer: Trainer | None = None, **changes: Any) -> TrainResult:
-    return (trainer or Trainer(client_id="client-0", device="cpu")).train(**task(**changes))
+def train(
+    trainer: Trainer | None = None,
+    *,
+    model: ModelConfig = WIDE,
+    images: torch.Tensor = IMAGES,
+    training: TrainingConfig = TRAINING,
+    **changes: Any,
+) -> TrainResult:
+    return training_round(trainer or client(), model, images, training=training, **changes)
 
 
 def named(weights: torch.Tensor, model: ModelConfig = WIDE) -> dict[str, torch.Tensor]:
-    return TensorLayout.of(build_unet(model, seed=0).state_dict()).unpack(weights)
+    return layout_of(model).unpack(weights)
 
 
 class TwoBiases(Objective):
@@ -82,17 +72,15 @@ class Nothing(Objective):
 
 def shrink(model: ModelConfig) -> Cut:
     """A cut of WIDE to the shapes of ``model`` that keeps the first channels of everything."""
-    before, after = (
-        TensorLayout.of(build_unet(config, seed=0).state_dict()) for config in (WIDE, model)
-    )
+    before, after = layout_of(WIDE), layout_of(model)
     kept = tuple(tuple(tuple(range(size)) for size in shape) for shape in after.shapes)
     return Cut(before, kept)
 
 
 def test_one_step_by_hand() -> None:
-    trainer = Trainer(client_id="client-0", device="cpu")
+    trainer = client(TwoBiases())
     one_step = TRAINING.model_copy(update={"local_unit": "steps", "max_grad_norm": 2.5})
-    result = train(trainer, training=one_step, objective=TwoBiases())
+    result = train(trainer, training=one_step)
     before, after = named(flat_weights(WIDE)), named(result.weights)
     state = trainer.state_dict()
     first = named(cast(torch.Tensor, state["exp_avg"]))
@@ -140,9 +128,9 @@ def test_warm_up_runs_over_the_clients_own_steps() -> None:
     training = TRAINING.model_copy(update={"warmup_steps": 4})
     assert [warmed_up(training, n) for n in range(6)] == [0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01]
     assert warmed_up(TRAINING, 0) == 0.01
-    trainer, weights, moves = Trainer(client_id="client-0", device="cpu"), flat_weights(WIDE), []
+    trainer, weights, moves = client(TwoBiases()), flat_weights(WIDE), []
     for edge_round in (1, 2):
-        result = train(trainer, training=training, objective=TwoBiases(), edge_round=edge_round)
+        result = train(trainer, training=training, edge_round=edge_round)
         moves.append((named(result.weights)["conv_in.bias"] - named(weights)["conv_in.bias"])[0])
     # A constant gradient moves a weight by the learning rate: 3 steps in each round.
     assert moves[0].item() == pytest.approx(-(0.0025 + 0.005 + 0.0075), rel=1e-3)
@@ -160,8 +148,8 @@ def test_same_call_gives_the_same_bits_and_another_does_not() -> None:
         train(training=TRAINING),
         train(training=flips, edge_round=2),
         train(training=flips, interval=2),
-        train(training=flips, run_seed=8),
-        Trainer(client_id="client-1", device="cpu").train(**task(training=flips)),
+        train(training=flips, seed=8),
+        train(client(client_id="client-1"), training=flips),
     ]
     for other in others:
         assert not torch.equal(first.weights, other.weights)
@@ -178,7 +166,7 @@ def test_dropout_is_on_in_training_and_global_generators_stay() -> None:
 
 def test_first_sparse_round_draws_what_a_later_one_would() -> None:
     fresh = TRAINING.model_copy(update={"optimizer_state": "fresh"})
-    trainer = Trainer(client_id="client-0", device="cpu")
+    trainer = client()
     first = train(trainer, training=fresh, sparsity_lambda=1e-4)
     again = train(trainer, training=fresh, sparsity_lambda=1e-4)
     assert torch.equal(first.weights, again.weights)
@@ -187,7 +175,7 @@ def test_first_sparse_round_draws_what_a_later_one_would() -> None:
 
 def test_kept_moments_change_the_second_round_and_fresh_ones_do_not() -> None:
     fresh = TRAINING.model_copy(update={"optimizer_state": "fresh"})
-    keeping, starting = (Trainer(client_id="client-0", device="cpu") for _ in range(2))
+    keeping, starting = (client() for _ in range(2))
     assert torch.equal(train(keeping).weights, train(starting, training=fresh).weights)
     assert keeping.state_dict()["moment_steps"] == 3
     assert starting.state_dict() == {"steps": 3}
@@ -200,27 +188,29 @@ def test_kept_moments_change_the_second_round_and_fresh_ones_do_not() -> None:
 
 def test_moments_are_cut_with_the_network(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    trainer = Trainer(client_id="client-0", device="cpu")
+    trainer = client()
     train(trainer)
     dense = named(cast(torch.Tensor, trainer.state_dict()["exp_avg"]))
     training = TRAINING.model_copy(update={"beta1": 0.5, "local_unit": "steps"})
     cut = shrink(NARROW)
-    train(trainer, model=NARROW, cut=cut, objective=Nothing(), training=training)
-    pruned = named(cast(torch.Tensor, trainer.state_dict()["exp_avg"]), NARROW)
+    later = client(Nothing())
+    later.load_state_dict(trainer.state_dict())
+    train(later, model=NARROW, cut=cut, training=training)
+    pruned = named(cast(torch.Tensor, later.state_dict()["exp_avg"]), NARROW)
     for name, tensor in shrink(NARROW).apply(dense).items():
         assert torch.allclose(pruned[name], 0.5 * tensor, rtol=1e-5, atol=0), name
-    assert trainer.state_dict()["moment_steps"] == 4
+    assert later.state_dict()["moment_steps"] == 4
     assert "optimiser moments cut" in caplog.text
     # The cut comes with every task of the interval and must not be applied again.
-    train(trainer, model=NARROW, cut=cut, edge_round=2)
-    assert trainer.state_dict()["moment_steps"] == 7
+    train(later, model=NARROW, cut=cut, edge_round=2)
+    assert later.state_dict()["moment_steps"] == 7
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"cut": None}, "no cut to follow"),
-        ({"cut": shrink(NARROW), "prune_moments": False}, "no cut to follow"),
+        ({"cut": shrink(NARROW), "optimizer_moments": "reset"}, "no cut to follow"),
         ({"cut": shrink(WIDE)}, "the cut does not lead to the new network: tensor conv_in.weight"),
     ],
 )
@@ -228,7 +218,7 @@ def test_moments_that_do_not_fit_start_afresh(
     changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    trainer = Trainer(client_id="client-0", device="cpu")
+    trainer = client()
     train(trainer)
     result = train(trainer, model=NARROW, **changes)
     assert torch.equal(result.weights, train(model=NARROW).weights)
@@ -239,8 +229,8 @@ def test_moments_that_do_not_fit_start_afresh(
 
 def test_sparse_phase_adds_the_group_penalty() -> None:
     training = TRAINING.model_copy(update={"local_unit": "steps", "max_grad_norm": 1e9})
-    trainer = Trainer(client_id="client-0", device="cpu")
-    result = train(trainer, training=training, objective=Nothing(), sparsity_lambda=0.5)
+    trainer = client(Nothing())
+    result = train(trainer, training=training, sparsity_lambda=0.5)
     unet = build_unet(WIDE, seed=0)
     penalty = GroupPenalty(unet)()
     penalty.backward()  # type: ignore[no-untyped-call]
@@ -253,13 +243,13 @@ def test_sparse_phase_adds_the_group_penalty() -> None:
 
 
 def test_a_fresh_process_goes_on_from_the_state() -> None:
-    resident = Trainer(client_id="client-0", device="cpu")
+    resident = client()
     train(resident)
     state = resident.state_dict()
     scalars = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
     assert json.loads(json.dumps(scalars)) == scalars
     carried = {**state, "exp_avg": cast(torch.Tensor, state["exp_avg"]).clone()}
-    restarted = Trainer(client_id="client-0", device="cpu")
+    restarted = client()
     restarted.load_state_dict(carried)
     expected = train(resident, edge_round=2).weights
     assert torch.equal(expected, train(restarted, edge_round=2).weights)
@@ -276,7 +266,7 @@ def test_a_fresh_process_goes_on_from_the_state() -> None:
     ],
 )
 def test_malformed_state_is_refused(key: str, value: object, text: str) -> None:
-    trainer = Trainer(client_id="client-0", device="cpu")
+    trainer = client()
     train(trainer)
     with pytest.raises(FedPhDError, match=text):
         trainer.load_state_dict(trainer.state_dict() | {key: value})
@@ -317,11 +307,13 @@ def test_forward_process_by_hand() -> None:
 def test_loss_falls_on_digits() -> None:
     model = ModelConfig(block_out_channels=(16, 32))
     images = torch.from_numpy(load_digits().images * (255 / 16)).to(torch.uint8)[:, None]
-    trainer = Trainer(client_id="client-0", device="cpu")
+    trainer = client()
     training = TrainingConfig(learning_rate=3e-3, local_unit="steps", local_amount=60)
-    now = task(model=model, images=images[:256], training=training, held_out=images[256:512])
-    before = trainer.train(**now)
-    after = trainer.train(**now | {"weights": before.weights, "training": TRAINING})
+    now: dict[str, Any] = {
+        "model": model, "images": images[:256], "held_out": images[256:512],
+    }  # fmt: skip
+    before = train(trainer, **now, training=training)
+    after = train(trainer, **now, weights=before.weights)
     assert before.metrics.validation_loss.value is not None
     assert after.metrics.validation_loss.value is not None
     assert before.metrics.validation_loss.value > 0.9
@@ -346,7 +338,7 @@ def test_validation_loss_by_hand() -> None:
 
 def test_validation_repeats_and_does_not_touch_the_training() -> None:
     held_out = {"held_out": IMAGES[:4]}
-    plain, validating = (Trainer(client_id="client-0", device="cpu") for _ in range(2))
+    plain, validating = (client() for _ in range(2))
     results = [train(validating, **held_out, edge_round=number) for number in (1, 2)]
     for number, result in enumerate(results, start=1):
         expected = train(plain, edge_round=number)
@@ -354,7 +346,7 @@ def test_validation_repeats_and_does_not_touch_the_training() -> None:
         assert torch.equal(result.weights, expected.weights)
     # The same weights came, and the same noise was drawn, in another round.
     assert results[0].metrics.validation_loss.value == results[1].metrics.validation_loss.value
-    other = train(**held_out, run_seed=8)
+    other = train(**held_out, seed=8)
     assert other.metrics.validation_loss != results[0].metrics.validation_loss
     with pytest.raises(ConfigError, match=r"images are torch\.uint8 of shape"):
         train(held_out=IMAGES[:0])
@@ -362,18 +354,19 @@ def test_validation_repeats_and_does_not_touch_the_training() -> None:
 
 def test_what_is_validated_are_the_weights_in_use() -> None:
     """Of a U-Net that travels in parts: with the client's own ones."""
-    layout = TensorLayout.of(build_unet(WIDE, seed=0).state_dict())
-    whole = flat_weights(WIDE)
+    layout = layout_of(WIDE)
+    # The run's own initial weights.
+    whole = flat_weights(WIDE, seed=7)
     came = PartSubset(layout, ("decoder",)).take(flat_weights(WIDE, seed=1))
     mixed = PartSubset(layout, ("decoder",)).put(whole.clone(), came)
     held_out = {"held_out": IMAGES[:4]}
-    partly = train(weights=came, parts=("decoder",), initial=lambda: whole, **held_out)
+    partly = train(weights=came, parts=("decoder",), initial=WIDE, **held_out)
     wholly = train(weights=mixed, **held_out)
     assert partly.metrics.validation_loss == wholly.metrics.validation_loss
 
 
 def test_result_is_a_copy_and_the_task_stays_as_it_was() -> None:
-    trainer = Trainer(client_id="client-0", device="cpu")
+    trainer = client()
     weights = flat_weights(WIDE)
     result = train(trainer, weights=weights)
     kept = result.weights.clone()
@@ -382,7 +375,7 @@ def test_result_is_a_copy_and_the_task_stays_as_it_was() -> None:
     assert torch.equal(weights, flat_weights(WIDE))
     assert result.weights.dtype == torch.float32
     assert not result.weights.requires_grad
-    unet = unet_from_config(task()["unet_config"])
+    unet = build_unet(WIDE, seed=1)
     unet.load_state_dict(named(result.weights), strict=True)
 
 
@@ -390,7 +383,7 @@ def test_divergence_names_client_round_and_step() -> None:
     weights = flat_weights(WIDE)
     weights[0] = math.nan
     text = r"client client-0, interval 2, round 3, step 1: the loss is nan.*learning_rate"
-    trainer = Trainer(client_id="client-0", device="cpu")
+    trainer = client()
     with pytest.raises(FedPhDError, match=text):
         train(trainer, weights=weights, interval=2, edge_round=3)
     assert torch.equal(train(trainer).weights, train().weights)

@@ -196,7 +196,7 @@ def test_inputs_are_refused_by_name() -> None:
         merge([], 1, [], 2)
     with pytest.raises(ValueError, match="edges is empty"):
         selection_probabilities([], [1], 1, [1], a=1)
-    with pytest.raises(ValueError, match=r"epsilon = -1\.0 is negative"):
+    with pytest.raises(ValueError, match=r"epsilon = \[-1\.0\] has a negative value"):
         selection_probabilities([([1], 1)], [1], 1, [1], a=1, epsilon=-1)
     with pytest.raises(ValueError, match=r"a = \[inf\]"):
         aggregation_weights([1], [1], a=math.inf)

@@ -17,11 +17,13 @@ from support.peers import FakeClient, interval_task, plan
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.rng import sample_participants
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.wire.messages import CHOOSE, TRAIN, Choose, UNetSpec
+from fedphd.common.wire.messages import TRAIN, UNetSpec
+from fedphd.common.wire.offers import CHOOSE, Choose
 from fedphd.common.wire.records import read_array, read_payload, weights_record
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import WeightedSum
-from fedphd.edge.strategy import EdgeAverage, Holdings, RoundStats
+from fedphd.edge.round import RoundStats
+from fedphd.edge.strategy import EdgeAverage
 
 START = torch.tensor([10.0, 20.0, 30.0])
 
@@ -83,21 +85,6 @@ def test_weighted_sum_by_hand() -> None:
     assert mean.tolist() == [4.0, 25.0]
 
 
-def test_holdings_by_hand() -> None:
-    holdings = Holdings((0.5, 0.5))
-    assert holdings.offer("e").label_distribution == (0.5, 0.5)
-    assert holdings.offer("e").num_samples == 0.0
-    holdings.add((3, 1))
-    # Nothing held yet, so the client's own shares.
-    assert holdings.label_distribution.tolist() == [0.75, 0.25]
-    before = holdings.copy()
-    holdings.add((0, 4))
-    # (4 * 0.75 + 4 * 0) / 8
-    assert holdings.label_distribution.tolist() == [0.375, 0.625]
-    assert holdings.num_samples == 8.0
-    assert (before.num_samples, before.label_distribution.tolist()) == (4.0, [0.75, 0.25])
-
-
 def test_average_of_two_clients_by_their_samples() -> None:
     small = FakeClient("small", (10, 0), step=1.0, loss=0.2)
     large = FakeClient("large", (0, 30), step=5.0, loss=0.6)
@@ -121,7 +108,7 @@ def test_validation_counts_those_that_hold_out_images() -> None:
     world.run()
     [stats] = world.told
     assert stats.metrics.validation_loss.value == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
-    assert stats.validation_samples == 40
+    assert stats.metrics.validation_loss.weight == 40
     world = Fixture([FakeClient("none")])
     world.run()
     assert world.told[0].metrics.validation_loss.value is None
@@ -134,7 +121,7 @@ def test_rounds_build_on_one_another() -> None:
     assert average.tolist() == [13.0, 23.0, 33.0]
     assert [task.edge_round for task in world.clients["a"].tasks] == [1, 2, 3]
     assert world.strategy.interval_mean_steps() == 9.0
-    assert world.strategy.holdings.num_samples == 24.0
+    assert world.strategy.offer.num_samples == 24.0
 
 
 def test_clients_that_choose_another_edge_do_not_train_here() -> None:
@@ -145,7 +132,7 @@ def test_clients_that_choose_another_edge_do_not_train_here() -> None:
     assert world.told[0].clients == ["a"]
     assert world.told[0].failures == []
     assert world.clients["b"].tasks == []
-    assert world.strategy.holdings.num_samples == 10.0
+    assert world.strategy.offer.num_samples == 10.0
 
 
 def order(world: Fixture) -> list[FakeClient]:
@@ -278,8 +265,8 @@ def test_bad_reply_leaves_out_its_client_only(
     assert later == [], "a client that failed is left alone for a while"
     assert world.failed == [("bad", failure.removeprefix("bad: "))]
     # 2 rounds of 10 + 30; nothing of the bad client.
-    assert world.strategy.holdings.num_samples == 80.0
-    assert world.strategy.holdings.label_distribution.tolist() == pytest.approx([0.25, 0.75])
+    assert world.strategy.offer.num_samples == 80.0
+    assert world.strategy.offer.label_distribution == pytest.approx((0.25, 0.75))
 
 
 def test_client_whose_training_fails_says_why() -> None:
@@ -330,7 +317,7 @@ def test_nobody_trains() -> None:
     assert world.run() is None
     figures = [(stats.clients, stats.metrics.loss.value, stats.mean_steps) for stats in world.told]
     assert figures == [([], None, 0.0)] * 2
-    assert world.strategy.holdings.num_samples == 0.0
+    assert world.strategy.offer.num_samples == 0.0
 
 
 def test_no_clients_at_all() -> None:

@@ -18,9 +18,6 @@ from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.wire.messages import (
     Ack,
-    Choose,
-    ChooseReply,
-    EdgeOffer,
     ExtractorSpec,
     Finish,
     Hello,
@@ -33,6 +30,7 @@ from fedphd.common.wire.messages import (
     TrainTask,
     UNetSpec,
 )
+from fedphd.common.wire.offers import Choose, ChooseReply, Offer
 from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import (
     check_reply_weights,
@@ -47,7 +45,7 @@ from fedphd.common.wire.traffic import Traffic
 
 LAYOUT = TensorLayout(("conv.weight", "conv.bias"), ((2, 2), (3,)))
 NETWORK = UNetSpec(unet={"image_size": 8, "widths": [8, 16]}, layout=LAYOUT.to_json())
-OFFER = EdgeOffer(edge_id="edge-0", label_distribution=(0.25, 0.75), num_samples=40.0)
+OFFER = Offer(edge_id="edge-0", label_distribution=(0.25, 0.75), num_samples=40.0)
 TRAIN_REPLY = TrainReply(
     client_id="client-0", interval=2, edge_round=3, network=NETWORK, num_examples=10,
     metrics=metrics(loss=0.5, sparsity_penalty=7.0, validation_loss=0.25), steps=4, seconds=0.1,

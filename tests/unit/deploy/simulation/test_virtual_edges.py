@@ -10,18 +10,8 @@ from flwr.app import Message
 from support.memory import FakeTime, MemoryGrid
 from support.peers import FakeClient
 
-from fedphd.common.wire.messages import (
-    CHOOSE,
-    FINISH,
-    HELLO,
-    TRAIN,
-    Choose,
-    ChooseReply,
-    EdgeOffer,
-    Finish,
-    Hello,
-    HelloReply,
-)
+from fedphd.common.wire.messages import FINISH, HELLO, TRAIN, Finish, Hello, HelloReply
+from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply, Offer
 from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import read_payload, read_weights, to_records
 from fedphd.deploy.simulation.virtual_edges import SharedClients, _grid_of_edge
@@ -43,7 +33,7 @@ class World:
         return self.shared.push_messages([Message(to_records(payload), NODE, kind)])[0]
 
     def choose(self, edge_id: str, *, held: float = 0.0, **changes: Any) -> str:
-        offer = EdgeOffer(edge_id=edge_id, label_distribution=(0.5, 0.5), num_samples=held)
+        offer = Offer(edge_id=edge_id, label_distribution=(0.5, 0.5), num_samples=held)
         values: dict[str, Any] = {
             "interval": 1, "edge_round": 1, "policy": "homogeneity", "target": (0.5, 0.5),
             "factor": 1.0, "offset": 0.0, "epsilon": 1e-8, "seed": 0, "offer_wait_s": 5.0,

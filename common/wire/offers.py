@@ -1,0 +1,145 @@
+"""The choice of an edge, as edges and clients speak about it: offers, the question, its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Final
+
+import numpy as np
+from pydantic import AfterValidator, Field, model_validator
+
+from fedphd.common.config.run import SelectionPolicy
+from fedphd.common.homogeneity import merge
+from fedphd.common.wire.payload import Payload
+
+CHOOSE: Final = "query.choose"
+# Who asks when edges share one question: the answer is for whichever edge is chosen.
+EVERY_EDGE: Final = "*"
+
+_SUM_TOLERANCE: Final = 1e-6
+
+
+def _checked(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if min(shares, default=-1.0) < 0:
+        raise ValueError(f"{list(shares)} are not shares; expected at least one, all >= 0")
+    if abs(sum(shares) - 1.0) > _SUM_TOLERANCE:
+        raise ValueError(f"the shares sum to {sum(shares):g}; expected 1")
+    return shares
+
+
+# Label shares, shape (num_classes,): at least one, all >= 0, with a sum of 1.
+Shares = Annotated[tuple[float, ...], AfterValidator(_checked)]
+
+
+class Offer(Payload):
+    """What an edge holds in an interval so far, as clients see it when they choose.
+
+    Attributes:
+        edge_id: stable name of the edge.
+        label_distribution: label shares, shape (num_classes,).
+        num_samples: samples that trained there in this interval.
+    """
+
+    edge_id: str
+    label_distribution: Shares
+    num_samples: float = Field(ge=0)
+
+    @classmethod
+    def empty(cls, edge_id: str, target: Sequence[float]) -> Offer:
+        """An edge at an interval's start: it holds nothing, and counts as being on target."""
+        return cls(edge_id=edge_id, label_distribution=tuple(target), num_samples=0.0)
+
+    def with_client(self, label_counts: Sequence[int]) -> Offer:
+        """This edge with a client's images, of which there are ``label_counts`` per class."""
+        counts = np.asarray(label_counts, dtype=np.float64)
+        total = float(counts.sum())
+        merged = merge(self.label_distribution, self.num_samples, counts / total, total)
+        return Offer(
+            edge_id=self.edge_id,
+            label_distribution=tuple(merged.tolist()),
+            num_samples=self.num_samples + total,
+        )
+
+
+class Choose(Payload):
+    """Edge to client: will you train with one of these edges in this round?"""
+
+    asking: str
+    interval: int = Field(ge=1)
+    edge_round: int = Field(ge=1)
+    offers: tuple[Offer, ...] = Field(min_length=1)
+    target: Shares
+    policy: SelectionPolicy
+    factor: float = Field(ge=0)
+    offset: float
+    epsilon: float = Field(gt=0)
+    seed: int = Field(ge=0)
+    offer_wait_s: float = Field(ge=0)
+    synchronised: bool
+
+    @model_validator(mode="after")
+    def _offers_fit(self) -> Choose:
+        seen: set[str] = set()
+        for offer in self.offers:
+            if offer.edge_id in seen:
+                raise ValueError(f"edge {offer.edge_id} offers itself twice; one offer per edge")
+            if len(offer.label_distribution) != len(self.target):
+                raise ValueError(
+                    f"edge {offer.edge_id} offers {len(offer.label_distribution)} label shares; "
+                    f"expected {len(self.target)}, as many as the target has"
+                )
+            seen.add(offer.edge_id)
+        return self
+
+
+class ChooseReply(Payload):
+    """Client to edge: the chosen edge, and the label counts if it is the asking one."""
+
+    edge_id: str
+    num_samples: int = Field(ge=0)
+    label_counts: tuple[int, ...] = ()
+
+
+class OfferBook:
+    """The offers of several edges; an edge knows only its own.
+
+    Which offers a question is answered with is decided here; how long to wait for them is up to
+    the owner, who also guards the book against other threads.
+
+    Args:
+        past_intervals: intervals that are remembered before the one that is asked about.
+    """
+
+    def __init__(self, *, past_intervals: int) -> None:
+        self._past_intervals = past_intervals
+        # By interval and round, and then by edge.
+        self._rounds: dict[tuple[int, int], dict[str, Offer]] = {}
+
+    def note(self, asked: Choose) -> None:
+        """Remember the asking edge's own offer, and forget what nobody will ask for again."""
+        for offer in asked.offers:
+            if offer.edge_id == asked.asking:
+                oldest = asked.interval - self._past_intervals
+                self._rounds = {key: v for key, v in self._rounds.items() if key[0] >= oldest}
+                key = (asked.interval, asked.edge_round)
+                self._rounds.setdefault(key, {})[offer.edge_id] = offer
+
+    def of_round(self, asked: Choose) -> Mapping[str, Offer]:
+        """The offers that were made in the question's edge round, by edge."""
+        return self._rounds.get((asked.interval, asked.edge_round), {})
+
+    def merged(self, asked: Choose, of_round: Iterable[Offer]) -> Choose:
+        """The question with the offers of all edges, in the order of their names.
+
+        Args:
+            asked: the question of one edge.
+            of_round: the offers of its edge round. Of the other edges, the latest that they made
+                in this interval count, unless the question is synchronised.
+        """
+        latest: dict[str, Offer] = {}
+        if not asked.synchronised:
+            for (interval, _), offers in sorted(self._rounds.items()):
+                latest.update(offers if interval == asked.interval else {})
+        latest.update({offer.edge_id: offer for offer in of_round})
+        offers = tuple(latest[edge_id] for edge_id in sorted(latest))
+        return asked.model_copy(update={"offers": offers})

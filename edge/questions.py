@@ -1,0 +1,102 @@
+"""An edge asks the clients of a round which edge they choose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedphd.common.errors import ReplyError
+from fedphd.common.wire.messages import IntervalTask
+from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply
+from fedphd.common.wire.records import read_payload, to_records
+from fedphd.common.wire.roster import Peer, Roster
+from fedphd.edge.round import EdgeRound
+
+
+class Questions:
+    """The questions of an interval.
+
+    Args:
+        edge_id: this edge.
+        task: the cloud's order for the interval.
+        roster: the clients that this edge sees.
+        shared: the edges ask through one process, where an answer may come after the other edges'
+            training.
+    """
+
+    def __init__(self, edge_id: str, task: IntervalTask, roster: Roster, *, shared: bool) -> None:
+        self._edge_id = edge_id
+        self._interval = task.interval
+        self._plan = task.plan
+        self._roster = roster
+        self._shared = shared
+
+    def ask(self, peers: Sequence[Peer], round_: EdgeRound, grid: Grid) -> None:
+        """Ask in batches, and attach those that choose this edge before the next batch is asked."""
+        size = self._plan.schedule.query_batch
+        for start in range(0, len(peers), size):
+            self._ask_batch(peers[start : start + size], round_, grid)
+
+    def _ask_batch(self, peers: Sequence[Peer], round_: EdgeRound, grid: Grid) -> None:
+        question = to_records(self._question(round_))
+        messages = [Message(question, peer.node_id, CHOOSE) for peer in peers]
+        asked = {peer.node_id: peer for peer in peers}
+        wait_s, started_s = self._offer_wait_s(round_), time.monotonic()
+        for reply in grid.send_and_receive(messages, timeout=self._timeout_s):
+            peer = asked[reply.metadata.src_node_id]
+            try:
+                self._attach(peer, read_payload(reply, ChooseReply), round_)
+            except ReplyError as error:
+                round_.leave_out(peer, str(error))
+        if time.monotonic() - started_s >= wait_s:
+            round_.others_silent = True
+
+    def _attach(self, peer: Peer, answer: ChooseReply, round_: EdgeRound) -> None:
+        if answer.edge_id != self._edge_id:
+            return
+        counts, num_classes = answer.label_counts, self._plan.num_classes
+        if len(counts) != num_classes or min(counts) < 0 or sum(counts) != peer.num_samples:
+            raise ReplyError(
+                f"label counts {list(counts)} do not fit {num_classes} classes and the "
+                f"{peer.num_samples} images that it registered with"
+            )
+        round_.attach(peer, counts)
+
+    def _question(self, round_: EdgeRound) -> Choose:
+        # The factors are in mean samples per client, so that one setting serves any data set.
+        known = [peer.num_samples for peer in self._roster.everyone.values()]
+        mean_samples = sum(known) / len(known)
+        selection = self._plan.selection
+        return Choose(
+            asking=self._edge_id,
+            interval=self._interval,
+            edge_round=round_.stats.edge_round,
+            offers=(round_.offer,),
+            target=self._plan.target_distribution,
+            policy=selection.policy,
+            factor=selection.factor * mean_samples,
+            offset=selection.offset * mean_samples,
+            epsilon=selection.epsilon,
+            seed=self._plan.seed,
+            offer_wait_s=self._offer_wait_s(round_),
+            synchronised=self._plan.reproducible,
+        )
+
+    def _offer_wait_s(self, round_: EdgeRound) -> float:
+        """How long a client may wait for other edges' offers of this round before it answers."""
+        # Synchronised edges are at most one round apart, which is bounded by its training.
+        if self._plan.reproducible:
+            return self._plan.waits.round_s
+        # One client has waited in vain: an edge that is behind costs each round this once.
+        return 0.0 if round_.others_silent else self._plan.waits.offer_s
+
+    @property
+    def _timeout_s(self) -> float:
+        """How long an answer to a question may take."""
+        waits = self._plan.waits
+        # Such an answer may come after the other edges' training of a round.
+        in_step = self._plan.reproducible or self._shared
+        return waits.query_s + (waits.round_s if in_step else 0.0)

@@ -1,0 +1,114 @@
+"""One edge round: who trains here, what the edge holds with them, and the round's figures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedphd.common.unet.costs import images_of_steps
+from fedphd.common.wire.messages import TrainReply
+from fedphd.common.wire.metrics import TrainMetrics
+from fedphd.common.wire.offers import Offer
+from fedphd.common.wire.roster import Peer, Roster
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RoundStats:
+    """An edge round's figures; ``metrics`` weigh each client by its registered images."""
+
+    edge_round: int
+    clients: list[str] = field(default_factory=list)
+    num_samples: int = 0
+    metrics: TrainMetrics = field(default_factory=TrainMetrics)
+    steps: int = 0
+    images: int = 0
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, answer: TrainReply, num_samples: int, batch_size: int) -> None:
+        """Count a client that trained, with the number of images that it registered with."""
+        self.num_samples += num_samples
+        self.metrics = TrainMetrics.merge([self.metrics, answer.metrics.weighing(num_samples)])
+        self.steps += answer.steps
+        self.images += images_of_steps(num_samples, answer.steps, batch_size)
+
+    @property
+    def mean_steps(self) -> float:
+        """Optimiser steps per client of this round."""
+        return self.steps / len(self.clients) if self.clients else 0.0
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A client that chose this edge, and its images per class."""
+
+    peer: Peer
+    label_counts: tuple[int, ...]
+
+
+class EdgeRound:
+    """What an edge knows of a round that is under way.
+
+    Args:
+        number: of the edge round in its interval, from 1.
+        weights: what the clients train, (numel,), float32.
+        offer: what the edge holds before it.
+        roster: is told of clients that fail.
+
+    Attributes:
+        offer: what the edge holds with the clients that have chosen it.
+        trainees: these clients, by node id.
+        part_set_of: the number of the part set that each sends back, by node id.
+        others_silent: a client waited in vain for the other edges' offers of this round.
+    """
+
+    def __init__(self, number: int, weights: Tensor, offer: Offer, roster: Roster) -> None:
+        self.weights = weights
+        self.stats = RoundStats(number)
+        self.offer = offer
+        self.trainees: dict[int, Trainee] = {}
+        self.part_set_of: dict[int, int] = {}
+        self.others_silent = False
+        self._offer_before = offer
+        self._roster = roster
+        self._started_s = time.monotonic()
+
+    def attach(self, peer: Peer, label_counts: tuple[int, ...]) -> None:
+        """Count a client that chose this edge, in the very next offer."""
+        self.offer = self.offer.with_client(label_counts)
+        self.trainees[peer.node_id] = Trainee(peer, label_counts)
+
+    def assign_part_sets(self, order: Iterable[str], first: int, num_part_sets: int) -> None:
+        """Say in turn, by the clients' names in ``order``, which part set each sends back.
+
+        Args:
+            order: names of all clients that were asked.
+            first: counts up to the first part set, modulo their number.
+            num_part_sets: 1 or more.
+        """
+        node_of = {trainee.peer.name: node_id for node_id, trainee in self.trainees.items()}
+        here = [node_of[name] for name in order if name in node_of]
+        self.part_set_of = {n: (first + i) % num_part_sets for i, n in enumerate(here)}
+
+    def leave_out(self, peer: Peer, reason: str) -> None:
+        """Go on without a client that failed, and leave it alone for a while."""
+        self.stats.failures.append(f"{peer.name}: {reason}")
+        logger.warning("round %d: %s is left out: %s", self.stats.edge_round, peer.name, reason)
+        self._roster.rest(peer.name, reason)
+
+    def finish(self, trained: Iterable[Trainee]) -> None:
+        """Close the round with those that delivered.
+
+        The others must not weigh in later offers.
+        """
+        self.offer = self._offer_before
+        for trainee in sorted(trained, key=lambda trainee: trainee.peer.name):
+            self.offer = self.offer.with_client(trainee.label_counts)
+            self.stats.clients.append(trainee.peer.name)
+        self.stats.seconds = time.monotonic() - self._started_s
