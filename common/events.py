@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedphd.common.errors import EXIT_OK, FedPhDError
+from fedphd.common.files import replaced
 
 
 class EventLog:
@@ -72,10 +72,9 @@ class Verdict:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON beside ``path`` and rename it, so that readers see all of it or nothing."""
-    beside = path.with_suffix(path.suffix + ".new")
-    beside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    """Write ``content`` as JSON; readers see all of it or nothing."""
+    with replaced(path) as beside:
+        beside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def write_verdict(path: Path, verdict: Verdict) -> None:
@@ -97,4 +96,4 @@ def read_verdict(path: Path) -> Verdict | None:
         content = json.loads(text)
         return Verdict(int(content["exit_code"]), str(content["message"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise FedPhDError(f"{path}: is no verdict: {error}") from error
+        raise FedPhDError(f"{path} does not hold a verdict: {error}") from error

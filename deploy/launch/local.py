@@ -25,6 +25,7 @@ from fedphd.common.errors import (
     exit_code_of,
 )
 from fedphd.common.events import Verdict, read_verdict
+from fedphd.common.files import replaced
 from fedphd.deploy.launch.client_data import data_of
 from fedphd.deploy.launch.render import Tail
 from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
@@ -268,9 +269,8 @@ def merge_events(path: Path, others: Iterable[Path]) -> None:
         return
     found = [event for log in (path, *others) if log.exists() for event in Tail(log).new_events()]
     text = "".join(f"{json.dumps(event)}\n" for event in sorted(found, key=lambda e: e["time"]))
-    beside = path.with_suffix(".new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    with replaced(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def toml_value(value: object) -> str:

@@ -57,10 +57,10 @@ def test_verdict_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"exit_code": "x", "message": ""}', "3"])
-def test_file_that_is_no_verdict_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_that_does_not_hold_a_verdict_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "verdict.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(FedPhDError, match=r"verdict\.json: is no verdict: "):
+    with pytest.raises(FedPhDError, match=r"verdict\.json does not hold a verdict: "):
         read_verdict(path)
 
 

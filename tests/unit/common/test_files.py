@@ -1,0 +1,71 @@
+"""Files are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from support.disk import files_limited_to
+
+from fedphd.common.files import replaced
+
+
+@pytest.mark.parametrize("content", [b"new \x00\xff", b""])
+def test_new_content_takes_the_place_of_the_old(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.bin"
+    for old in (None, b"old"):
+        if old is not None:
+            path.write_bytes(old)
+        with replaced(path) as beside:
+            beside.write_bytes(content)
+            assert (path.read_bytes() if path.exists() else None) == old
+        assert path.read_bytes() == content
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_temporary_file_is_hidden_beside_the_real_one_and_this_processs_own(
+    tmp_path: Path,
+) -> None:
+    with replaced(tmp_path / "a.json") as beside:
+        beside.touch()
+    assert beside.parent == tmp_path
+    assert beside.name == f".a.json.{os.getpid()}"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_file_and_no_half_one(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old", encoding="utf-8")
+
+    def fail_half_way() -> None:
+        with replaced(path) as beside:
+            beside.write_text("half", encoding="utf-8")
+            raise error
+
+    with pytest.raises(error):
+        fail_half_way()
+    assert path.read_text("utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old", encoding="utf-8")
+    with (
+        pytest.raises(OSError, match="File too large"),
+        files_limited_to(1000),
+        replaced(path) as beside,
+    ):
+        beside.write_bytes(b"x" * 2000)
+    assert path.read_text("utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_path_that_cannot_be_replaced_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError), replaced(tmp_path / "folder") as beside:
+        beside.touch()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
