@@ -12,7 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.events import EventLog, write_json
-from fedphd.common.quality.evaluation import Evaluation, save_grid
+from fedphd.common.quality.evaluation import Evaluation
+from fedphd.common.quality.sampling import save_grid
 from fedphd.common.unet.costs import FLOPS_CONVENTION, training_flops
 from fedphd.common.wire.messages import PACKAGE_VERSION, Traffic
 from fedphd.server.pruning import PruneReport

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from fedphd.common.data.images import ImageSet
 from fedphd.common.errors import ConfigError
+from fedphd.common.files import replaced
 from fedphd.common.quality.extractor import FeatureClassifier
 from fedphd.common.rng import derive_seed, generator
 
@@ -182,13 +182,11 @@ def _restored(
 
 
 def _store(model: FeatureClassifier, path: Path) -> None:
-    """Write beside and rename, so that a crash leaves no half file; a full disk only costs time."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.cpu() for name, tensor in model.state_dict().items()}, beside)
-        beside.replace(path)
+        with replaced(path) as beside:
+            save_file(state, beside)
+    # Only a cache: without the file the next run trains again.
     except (SafetensorError, OSError) as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        logger.warning("feature classifier could not be kept as %s: %s", path, error)
+        logger.warning("feature classifier could not be stored as %s: %s", path, error)

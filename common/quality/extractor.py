@@ -1,7 +1,7 @@
 """What turns images into features: a small classifier, or Inception.
 
-Cloud and clients share one extractor where the reference statistics come from the clients, so it
-can be described in a message, and a classifier can be kept in a file.
+Where the reference statistics come from the clients, they and the cloud need the same features, so
+an extractor can be described in a message. A classifier can also be stored in a file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fedphd.common.data.images import ImageSet
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.quality.inception import Inception, inception_of
+from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.rng import generator
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.wire.messages import ExtractorSpec
@@ -98,27 +100,16 @@ class Extractor:
         spec: how it is described in a message and in reports.
     """
 
-    network: FeatureClassifier | Inception
+    network: nn.Module
     scores: Callable[[Tensor], Tensor]
     spec: ExtractorSpec
-
-    @property
-    def name(self) -> str:
-        """The features' name in reports, such as ``classifier(digits)`` or ``inception-v3``."""
-        return self.spec.name
-
-    @property
-    def num_features(self) -> int:
-        """Features per image, d."""
-        return self.spec.num_features
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """Shape (C, H, W) of the images that it is made for; None if it takes any."""
         spec = self.spec
-        if spec.kind == "inception":
-            return None
-        return spec.channels, spec.image_size, spec.image_size
+        shape = spec.channels, spec.image_size, spec.image_size
+        return None if spec.kind == "inception" else shape
 
     def weights(self) -> Tensor:
         """Its weights as one vector, (numel,), float32, on the CPU."""
@@ -135,18 +126,35 @@ class Extractor:
         """Raise ConfigError unless it is made for images of ``shape``, (C, H, W)."""
         if self.image_shape not in (None, shape):
             raise ConfigError(
-                f"the features {self.name} are for images of shape {self.image_shape}, these are "
-                f"{shape}; train them with the model's image_size and channels (fedphd features "
-                "train)"
+                f"the features {self.spec.name} are for images of shape {self.image_shape}, these "
+                f"are {shape}; train them with the model's image_size and channels (fedphd "
+                "features train)"
             )
 
-    @torch.no_grad()
     def features(self, images: Tensor, *, batch_size: int, device: torch.device) -> Tensor:
-        """Features of ``images``, (N, C, H, W), uint8: (N, d), float32, on the CPU."""
-        batches: Iterator[Tensor] = (
-            self.network(batch.to(device)).cpu() for batch in torch.split(images, batch_size)
+        """Features of ``images``, (N, C, H, W), uint8: (N, d), float32, on the CPU.
+
+        Its network is on ``device`` afterwards.
+        """
+        return torch.cat(list(self._batches(images, batch_size, device)))
+
+    def statistics(
+        self, data: ImageSet, *, num_classes: int, batch_size: int, device: torch.device
+    ) -> FeatureStatistics:
+        """Statistics of the features of ``data``; raises ConfigError as ``check_shape`` does."""
+        self.check_shape(tuple(data.images.shape[1:]))
+        # Batch by batch: all features of a large data set at once may not fit into memory.
+        batches = self._batches(data.images, batch_size, device)
+        num_features = self.spec.num_features
+        return FeatureStatistics.summed(
+            batches, data.labels, num_features=num_features, num_classes=num_classes
         )
-        return torch.cat(list(batches))
+
+    @torch.no_grad()
+    def _batches(self, images: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+        network = self.network.to(device)
+        for batch in torch.split(images, batch_size):
+            yield network(batch.to(device)).cpu()
 
 
 def classifier_extractor(model: FeatureClassifier, *, name: str) -> Extractor:

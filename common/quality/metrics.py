@@ -1,7 +1,7 @@
 """How good samples are, from their features: distances, precision and recall, class coverage.
 
-Networks are run elsewhere, once per image: everything here starts from features, so torchmetrics'
-classes get an extractor that hands on what it is given.
+The networks run elsewhere, once per image. Everything here starts from features, so torchmetrics'
+classes get an extractor that returns its input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -35,22 +34,6 @@ class _KnownFeatures(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features
-
-
-@dataclass(frozen=True)
-class ClassCoverage:
-    """Whether the samples have all classes of the reference.
-
-    Attributes:
-        shares: of the samples that the classifier puts in each class, (num_classes,), sum 1.
-        least_class: class whose share is the smallest part of what it is in the reference.
-        least_ratio: that part: 1 where all classes are as frequent as in the reference, 0 where
-            one is lost.
-    """
-
-    shares: tuple[float, ...]
-    least_class: int
-    least_ratio: float
 
 
 def frechet_distance(reference: FeatureStatistics, features: Tensor) -> float:
@@ -146,19 +129,26 @@ def neighbour_distances(points: Tensor, neighbours: int) -> Tensor:
     return torch.cat(kth)
 
 
-def class_coverage(predicted: Tensor, reference_counts: Sequence[int]) -> ClassCoverage:
+def class_coverage(
+    predicted: Tensor, reference_counts: Sequence[int]
+) -> tuple[tuple[float, ...], int, float]:
     """How the samples spread over the classes that the reference has.
 
     Args:
         predicted: class of each sample, (N,), int64.
         reference_counts: reference images per class, (num_classes,), at least one above 0.
+
+    Returns:
+        The share of the samples in each class, (num_classes,), sum 1; the class whose share is the
+        smallest multiple of its share in the reference; and that multiple: 1 where all classes are
+        as frequent as in the reference, 0 where one is lost.
     """
     counts = torch.bincount(predicted, minlength=len(reference_counts))
     shares = counts.double() / len(predicted)
     wanted = torch.tensor(reference_counts, dtype=torch.float64)
     ratios = torch.where(wanted > 0, shares / (wanted / wanted.sum()), torch.inf)
     least = int(ratios.argmin())
-    return ClassCoverage(tuple(shares.tolist()), least, float(ratios[least]))
+    return tuple(shares.tolist()), least, float(ratios[least])
 
 
 @contextmanager

@@ -1,13 +1,13 @@
-"""First and second moments of image features, which add up over data that nobody holds together.
+"""First and second moments of image features, which add up over data in several hands.
 
 The Frechet distance needs a mean and a covariance. Both follow from a count, a sum and a sum of
-outer products, so those of several owners' images add up to those of all images, exactly.
+outer products, and these of several owners' images add up to those of all images, exactly.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ _FORMAT = "fedphd-statistics-1"
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What is kept of the features of some images.
+    """Sums over the features of some images.
 
     Attributes:
         count: images.
@@ -44,17 +44,27 @@ class FeatureStatistics:
 
     @classmethod
     def zeros(cls, num_features: int, num_classes: int) -> FeatureStatistics:
-        """Of no image at all."""
+        """The statistics of no images."""
         sums = torch.zeros(num_features, dtype=torch.float64)
         outer = torch.zeros(num_features, num_features, dtype=torch.float64)
         return cls(0, sums, outer, (0,) * num_classes)
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, num_classes: int) -> FeatureStatistics:
-        """Of ``features``, (N, d), any float type, and ``labels``, (N,), int64."""
+        """The statistics of ``features``, (N, d), any float type, and ``labels``, (N,), int64."""
         wide = features.double().cpu()
         counts = torch.bincount(labels, minlength=num_classes).tolist()
         return cls(len(wide), wide.sum(0), wide.T @ wide, tuple(counts))
+
+    @classmethod
+    def summed(
+        cls, batches: Iterable[Tensor], labels: Tensor, *, num_features: int, num_classes: int
+    ) -> FeatureStatistics:
+        """The statistics of features in batches, (B, d) each, and all their ``labels``, (N,)."""
+        total = cls.zeros(num_features, num_classes)
+        for batch in batches:
+            total += cls.of(batch, labels[total.count : total.count + len(batch)], num_classes)
+        return total
 
     def __add__(self, other: FeatureStatistics) -> FeatureStatistics:
         counts = zip(self.label_counts, other.label_counts, strict=True)
@@ -130,25 +140,6 @@ def read_statistics(
         count=answer.count,
         label_counts=answer.label_counts,
     )
-
-
-@torch.no_grad()
-def feature_moments(
-    network: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    num_features: int,
-    num_classes: int,
-    batch_size: int,
-    device: torch.device,
-) -> FeatureStatistics:
-    """Statistics of the features that ``network`` gives ``images``, (N, C, H, W), uint8."""
-    total = FeatureStatistics.zeros(num_features, num_classes)
-    batches = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
-    for batch, classes in batches:
-        total += FeatureStatistics.of(network(batch.to(device)), classes, num_classes)
-    return total
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_a_message_and_a_file_bring_the_same_features(tmp_path: Path) -> None:
         restore_extractor(spec, made.weights()),
         load_extractor(tmp_path / "features.safetensors"),
     ):
-        assert (got.name, got.num_features) == ("classifier(digits)", 64)
+        assert (got.spec.name, got.spec.num_features) == ("classifier(digits)", 64)
         assert got.spec == made.spec
         assert got.fingerprint() == made.fingerprint()
         assert torch.equal(got.network(images()), made.network(images()))

@@ -100,7 +100,7 @@ def test_an_extractor_sent_to_a_peer_gives_the_same_features(weights: Path) -> N
     got = restore_extractor(spec, sent.weights())
     assert got.fingerprint() == sent.fingerprint()
     assert torch.equal(got.network(images()), sent.network(images()))
-    assert (got.name, got.image_shape) == ("inception-v3", None)
+    assert (got.spec.name, got.image_shape) == ("inception-v3", None)
 
 
 class Unwelcome:
