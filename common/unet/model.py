@@ -28,7 +28,7 @@ __all__ = [
 _MAX_WIDTH = 8192
 _MAX_LEVELS = 8
 _MAX_LAYERS = 16
-_MAX_PARAMETERS = 1_000_000_000
+MAX_PARAMETERS = 1_000_000_000
 
 
 class PrunedUNet(UNet2DModel):
@@ -116,8 +116,14 @@ def unet_config(unet: PrunedUNet) -> dict[str, Any]:
     }
 
 
-def unet_from_config(config: Mapping[str, Any]) -> PrunedUNet:
+def unet_from_config(
+    config: Mapping[str, Any], *, max_parameters: int = MAX_PARAMETERS
+) -> PrunedUNet:
     """A U-Net as ``unet_config`` described it; its weights are arbitrary until they are loaded.
+
+    Args:
+        config: what ``unet_config`` returns, perhaps as a peer sent it.
+        max_parameters: refuses a larger U-Net, before anything of it is built.
 
     Raises:
         ReplyError: a key is unknown, missing, of the wrong type or out of range; names it.
@@ -131,7 +137,13 @@ def unet_from_config(config: Mapping[str, Any]) -> PrunedUNet:
         raise ReplyError(f"U-Net config: {where + ': ' if where else ''}{what}") from error
     except (TypeError, ValueError) as error:
         raise ReplyError(f"U-Net config holds more than plain values: {error}") from error
-    _check_parameters(description)
+    num_parameters = _num_parameters(description)
+    if num_parameters > max_parameters:
+        raise ReplyError(
+            f"U-Net config: block_out_channels = {list(description.block_out_channels)} and "
+            f"layers_per_block = {description.layers_per_block} make {num_parameters:,} "
+            f"parameters; at most {max_parameters:,} are accepted"
+        )
     return _build(description, time_feature_width=description.time_feature_width, seed=0)
 
 
@@ -176,12 +188,44 @@ def _build(config: ModelConfig, *, time_feature_width: int, seed: int) -> Pruned
         )
 
 
-def _check_parameters(description: _UNetDescription) -> None:
-    with torch.device("meta"):
-        unet = _build(description, time_feature_width=description.time_feature_width, seed=0)
-    if unet.num_parameters() > _MAX_PARAMETERS:
-        raise ReplyError(
-            f"U-Net config: block_out_channels = {list(description.block_out_channels)} and "
-            f"layers_per_block = {description.layers_per_block} make {unet.num_parameters():,} "
-            f"parameters; at most {_MAX_PARAMETERS:,} are accepted"
-        )
+def _num_parameters(unet: _UNetDescription) -> int:
+    """Parameters of the U-Net that ``_build`` makes of a description, without building it.
+
+    A peer writes the description, and a short one can ask for more memory than there is.
+    """
+    time_width = 4 * unet.block_out_channels[0]
+
+    def linear(width_in: int, width_out: int, kernel: int = 1) -> int:
+        return (width_in * kernel + 1) * width_out
+
+    def conv(width_in: int, width_out: int) -> int:
+        return linear(width_in, width_out, kernel=9)
+
+    def layer(width_in: int, width_out: int, *, attention: bool) -> int:
+        """A residual block, with a 1 x 1 shortcut where the width changes, and attention."""
+        block = 2 * width_in + conv(width_in, width_out) + linear(time_width, width_out)
+        block += 2 * width_out + conv(width_out, width_out)
+        shortcut = linear(width_in, width_out) if width_in != width_out else 0
+        return block + shortcut + attention * (2 * width_out + 4 * linear(width_out, width_out))
+
+    width = unet.block_out_channels[0]
+    total = linear(unet.time_feature_width, time_width) + linear(time_width, time_width)
+    total += conv(unet.channels, width) + 2 * width + conv(width, unet.channels)
+    levels = [(w, n in unet.attention_levels) for n, w in enumerate(unet.block_out_channels)]
+    skips = [width]
+    for level, (width_out, attention) in enumerate(levels):
+        if level:
+            total += conv(width, width)
+            skips.append(width)
+        for _ in range(unet.layers_per_block):
+            total += layer(width, width_out, attention=attention)
+            width = width_out
+            skips.append(width)
+    total += layer(width, width, attention=True) + layer(width, width, attention=False)
+    for level, (width_out, attention) in reversed(list(enumerate(levels))):
+        for _ in range(unet.layers_per_block + 1):
+            total += layer(width + skips.pop(), width_out, attention=attention)
+            width = width_out
+        if level:
+            total += conv(width, width)
+    return total
