@@ -84,11 +84,11 @@ def save_checkpoint(
         scheduler.save_pretrained(new / _SCHEDULER)
         for name, text in texts.items():
             (new / name).write_text(text + "\n", "utf-8")
-        _flush(new)
+        _flush(*new.rglob("*"), new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-        _flush_one(folder.parent)
+        _flush(folder.parent)
     except (OSError, SafetensorError) as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -185,16 +185,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _flush(folder: Path) -> None:
-    """Have every file and folder below ``folder`` on the disk, not just on its way there."""
-    for path in folder.rglob("*"):
-        _flush_one(path)
-    _flush_one(folder)
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _flush(*paths: Path) -> None:
+    """Wait until files and folders are on the disk, and not only in the system's memory."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

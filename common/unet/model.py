@@ -193,39 +193,38 @@ def _num_parameters(unet: _UNetDescription) -> int:
 
     A peer writes the description, and a short one can ask for more memory than there is.
     """
-    time_width = 4 * unet.block_out_channels[0]
+    widths, num_layers = unet.block_out_channels, unet.layers_per_block
+    time_width = 4 * widths[0]
 
-    def linear(width_in: int, width_out: int, kernel: int = 1) -> int:
-        return (width_in * kernel + 1) * width_out
+    def affine(inputs: int, outputs: int) -> int:
+        """Weights and biases; a 3 x 3 convolution has 9 times as many inputs."""
+        return (inputs + 1) * outputs
 
-    def conv(width_in: int, width_out: int) -> int:
-        return linear(width_in, width_out, kernel=9)
+    def layer(inputs: int, outputs: int, attention: bool) -> int:
+        """A residual block, with a shortcut where the width changes, and attention."""
+        block = 2 * inputs + affine(9 * inputs, outputs) + affine(time_width, outputs)
+        block += 2 * outputs + affine(9 * outputs, outputs)
+        shortcut = affine(inputs, outputs) if inputs != outputs else 0
+        return block + shortcut + attention * (2 * outputs + 4 * affine(outputs, outputs))
 
-    def layer(width_in: int, width_out: int, *, attention: bool) -> int:
-        """A residual block, with a 1 x 1 shortcut where the width changes, and attention."""
-        block = 2 * width_in + conv(width_in, width_out) + linear(time_width, width_out)
-        block += 2 * width_out + conv(width_out, width_out)
-        shortcut = linear(width_in, width_out) if width_in != width_out else 0
-        return block + shortcut + attention * (2 * width_out + 4 * linear(width_out, width_out))
-
-    width = unet.block_out_channels[0]
-    total = linear(unet.time_feature_width, time_width) + linear(time_width, time_width)
-    total += conv(unet.channels, width) + 2 * width + conv(width, unet.channels)
-    levels = [(w, n in unet.attention_levels) for n, w in enumerate(unet.block_out_channels)]
+    width = widths[0]
+    total = affine(unet.time_feature_width, time_width) + affine(time_width, time_width)
+    total += affine(9 * unet.channels, width) + 2 * width + affine(9 * width, unet.channels)
+    # Every output of the way down is concatenated once on the way up.
     skips = [width]
-    for level, (width_out, attention) in enumerate(levels):
+    for level, outputs in enumerate(widths):
         if level:
-            total += conv(width, width)
+            total += affine(9 * width, width)
             skips.append(width)
-        for _ in range(unet.layers_per_block):
-            total += layer(width, width_out, attention=attention)
-            width = width_out
+        for _ in range(num_layers):
+            total += layer(width, outputs, level in unet.attention_levels)
+            width = outputs
             skips.append(width)
-    total += layer(width, width, attention=True) + layer(width, width, attention=False)
-    for level, (width_out, attention) in reversed(list(enumerate(levels))):
-        for _ in range(unet.layers_per_block + 1):
-            total += layer(width + skips.pop(), width_out, attention=attention)
-            width = width_out
+    total += layer(width, width, True) + layer(width, width, False)
+    for level, outputs in reversed(list(enumerate(widths))):
+        for _ in range(num_layers + 1):
+            total += layer(width + skips.pop(), outputs, level in unet.attention_levels)
+            width = outputs
         if level:
-            total += conv(width, width)
+            total += affine(9 * width, width)
     return total

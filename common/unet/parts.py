@@ -28,7 +28,7 @@ _PART_OF: Final[dict[str, Part]] = {
     "conv_norm_out": "decoder",
     "conv_out": "decoder",
 }
-_GROUPS: Final[dict[str, tuple[tuple[Part, ...], ...]]] = {
+_PART_SETS: Final[dict[str, tuple[tuple[Part, ...], ...]]] = {
     "full": (PARTS,),
     "usplit": (("encoder",), ("bottleneck", "decoder")),
     "ulatdec": (("bottleneck", "decoder"),),
@@ -37,17 +37,17 @@ _GROUPS: Final[dict[str, tuple[tuple[Part, ...], ...]]] = {
 
 
 def part_sets(exchange: str) -> tuple[tuple[Part, ...], ...]:
-    """The groups of parts that are sent back and averaged together, for ``exchange.parts``.
+    """The sets of parts that are averaged together, for ``exchange.parts``.
 
-    All groups together travel down. A client sends back one group; where there are several, they
-    are assigned in turn.
+    All sets travel down. A client sends back one of them; where there are several, they are
+    assigned in turn.
     """
-    return _GROUPS[exchange]
+    return _PART_SETS[exchange]
 
 
-def joined(groups: Iterable[Iterable[Part]]) -> tuple[Part, ...]:
-    """The parts of all ``groups``, in the order of the network."""
-    named = {part for group in groups for part in group}
+def joined(sets: Iterable[Iterable[Part]]) -> tuple[Part, ...]:
+    """The parts of all ``sets``, in the order of the network."""
+    named = {part for parts in sets for part in parts}
     return tuple(part for part in PARTS if part in named)
 
 
@@ -56,8 +56,8 @@ class PartSubset:
     """The tensors of some parts within the weights of ``layout``.
 
     Attributes:
-        layout: names and shapes of the weights selected from: a whole U-Net, or what travels of it.
-        parts: those that are selected; all of them select every tensor, whatever its name.
+        layout: of the weights that are selected from: a whole U-Net, or what travels of it.
+        parts: those that are selected; all three select every tensor, whatever its name.
     """
 
     layout: TensorLayout
@@ -71,8 +71,7 @@ class PartSubset:
             ReplyError: a tensor belongs to no part.
         """
         pairs = zip(self.layout.names, self.layout.shapes, strict=True)
-        chosen = [(name, shape) for name, shape in pairs if self._holds(name)]
-        return TensorLayout(tuple(n for n, _ in chosen), tuple(s for _, s in chosen))
+        return TensorLayout.of_pairs([pair for pair in pairs if self._holds(pair[0])])
 
     @property
     def is_whole(self) -> bool:
