@@ -16,12 +16,12 @@ from fedphd.common.unet.layout import TensorLayout
 class Ema:
     """Moving average of weights whose age counts in client optimiser steps.
 
-    The clients' steps are not seen here, only their average at the end of an interval: it enters
-    with the share that it would have got, had it stood since the interval's first step. The decay
-    of step n = 0, 1, ... is ``min(decay, n / (9 + n))``, the warm-up of diffusers' ``EMAModel``.
-    So the first update drops the random initial weights, and until step 9 decay / (1 - decay)
-    (1,791 at 0.995) the average spans about the last ninth of the training. From then on an
-    update decays by exactly ``decay ** mean_steps``.
+    The clients' steps are not seen here, only their average at the end of an interval: it enters as
+    if it had stood there since the interval's first step. The decay of step n = 0, 1, ... is
+    ``min(decay, n / (9 + n))``, the warm-up of diffusers' ``EMAModel``. So the first update drops
+    the random initial weights, and until step 9 decay / (1 - decay) (1,791 at 0.995) the average
+    spans about the last ninth of the training. From then on an update decays by exactly
+    ``decay ** mean_steps``.
 
     Args:
         weights: initial weights, float32; copied. Until the first update they are the average.

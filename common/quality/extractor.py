@@ -32,10 +32,10 @@ _SMALLEST_MAP = 4
 
 
 class FeatureClassifier(nn.Module):
-    """A small convolutional classifier; calling it gives its penultimate features.
+    """A small convolutional classifier; calling it returns its penultimate features.
 
-    It takes images as (N, C, H, W), uint8 in 0 to 255 or floating point in 0 to 1, as
-    torchmetrics hands them to a feature extractor, and returns (N, num_features), float32, >= 0.
+    It takes images as (N, C, H, W), uint8 in 0 to 255 or floating point in 0 to 1, and returns
+    (N, num_features), float32, >= 0.
 
     Args:
         channels: image channels C.
@@ -49,7 +49,8 @@ class FeatureClassifier(nn.Module):
     def __init__(self, *, channels: int, image_size: int, num_classes: int, seed: int) -> None:
         super().__init__()
         self.channels, self.image_size = channels, image_size
-        # Built without memory: PyTorch's own first weights would draw from the global generator.
+        # On the meta device, since PyTorch's own first weights would draw from the global generator
+        # and move the caller's random state.
         with torch.device("meta"):
             self.body = _body(channels, image_size, self.num_features)
             self.head = nn.Linear(self.num_features, num_classes)
@@ -74,7 +75,7 @@ class FeatureClassifier(nn.Module):
 
 
 def _body(channels: int, image_size: int, num_features: int) -> nn.Sequential:
-    """Convolutions down to a 4x4 map, then the mean over it, so any image size will do."""
+    """Convolutions down to a 4x4 map, then its mean, so that any image size is possible."""
     first_stride = 1 if image_size <= _SMALL_IMAGE else 2
     widths, strides = [channels, 32, 32], [first_stride, 1]
     map_size = -(-image_size // first_stride)
@@ -117,7 +118,7 @@ class Extractor:
         return TensorLayout.of(state).pack(state).cpu()
 
     def fingerprint(self) -> str:
-        """SHA-256 of its kind and weights: equal means equal features."""
+        """SHA-256 of its kind and weights: equal fingerprints mean equal features."""
         digest = hashlib.sha256(f"{self.spec.kind} {self.spec.layout}".encode())
         digest.update(self.weights().numpy().astype("<f4").tobytes())
         return digest.hexdigest()
@@ -181,8 +182,8 @@ def restore_extractor(spec: ExtractorSpec, weights: Tensor) -> Extractor:
     """The extractor that a peer described, on the CPU.
 
     Args:
-        spec: what it is.
-        weights: (numel,), float32, as ``Extractor.weights`` gives them.
+        spec: the description.
+        weights: (numel,), float32, as ``Extractor.weights`` returns them.
 
     Raises:
         ReplyError: the weights do not fit the description, or are not finite.
@@ -202,7 +203,7 @@ def restore_extractor(spec: ExtractorSpec, weights: Tensor) -> Extractor:
     )
     problem = TensorLayout.of(model.state_dict()).mismatch(layout)
     if problem is None and spec.num_features != model.num_features:
-        problem = f"gives {model.num_features} features, not {spec.num_features}"
+        problem = f"computes {model.num_features} features, not {spec.num_features}"
     if problem:
         raise ReplyError(f"extractor: {problem}")
     model.load_state_dict(state)
@@ -211,7 +212,7 @@ def restore_extractor(spec: ExtractorSpec, weights: Tensor) -> Extractor:
 
 
 def save_extractor(extractor: Extractor, path: Path) -> None:
-    """Write a classifier to a features file; raises FedPhDError if that cannot be."""
+    """Write a classifier to a features file; raises FedPhDError if it cannot be written."""
     state = {name: tensor.cpu() for name, tensor in extractor.network.state_dict().items()}
     about = {"format": _FORMAT, "spec": extractor.spec.model_dump_json()}
     try:
@@ -226,19 +227,19 @@ def load_extractor(path: Path) -> Extractor:
         with safe_open(path, framework="pt") as stored:
             about = stored.metadata() or {}
             if about.get("format") != _FORMAT:
-                raise ValueError("it holds no feature classifier")
+                raise ValueError("it does not hold a feature classifier")
             spec = ExtractorSpec.model_validate_json(about["spec"])
             layout = spec.tensor_layout()
             state = {name: stored.get_tensor(name) for name in layout.names}
         return restore_extractor(spec, layout.pack(state))
     except (OSError, SafetensorError, FedPhDError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"evaluation.features_file = {path}: cannot be read ({error}); write it by "
+            f"evaluation.features_file = {path}: cannot be read ({error}); write it with "
             "fedphd features train --data ... --out FILE"
         ) from error
 
 
 def _floats(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors that a forward pass needs: batch counters of normalisations are none."""
+    """The tensors that a forward pass needs; the normalisations' batch counters are integers."""
     state = network.network.state_dict() if isinstance(network, Inception) else network.state_dict()
     return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}

@@ -26,7 +26,7 @@ _ROWS = 2048
 
 
 class _KnownFeatures(nn.Module):
-    """An extractor for images whose features are known: it returns what it gets."""
+    """An extractor whose input is features already: it returns its input."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -38,6 +38,7 @@ class _KnownFeatures(nn.Module):
 
 def frechet_distance(reference: FeatureStatistics, features: Tensor) -> float:
     """Frechet distance of ``features``, (N >= 2, d), from the reference (arXiv:1706.08500)."""
+    # Eq. 6 of arXiv:1706.08500: |m - n|^2 + tr(A + B - 2 (A B)^(1/2)).
     metric = FrechetInceptionDistance(
         feature=_KnownFeatures(features.shape[1]), reset_real_features=False, normalize=False
     )
@@ -61,11 +62,12 @@ def kernel_distance(reference: Tensor, features: Tensor, *, seed: int) -> tuple[
     """
     size = min(KERNEL_SUBSET_SIZE, len(reference), len(features))
     with warnings.catch_warnings():
-        # It says that it keeps all features; they are here already.
+        # It warns that it stores all features, which are in memory anyway.
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(
             feature=_KnownFeatures(features.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size
         )
+    # Unbiased MMD^2 of arXiv:1801.01401 with the kernel (x . y / d + 1)^3.
     metric.update(reference, real=True)
     metric.update(features, real=False)
     with _seeded("kernel-distance", seed):
@@ -86,6 +88,7 @@ def inception_score(scores: Tensor, *, seed: int) -> float:
             feature=_KnownFeatures(scores.shape[1]), splits=min(10, len(scores))
         )
     metric.update(scores)
+    # exp(E[KL(p(y|x) || p(y))]), section 4 of arXiv:1606.03498.
     with _seeded("inception-score", seed):
         mean, _ = metric.compute()
     return float(mean)
@@ -98,7 +101,7 @@ def precision_recall(
 
     Precision is the share of samples within the reference's manifold, recall the share of
     reference images within the samples'. Both depend on the numbers of points: compare only
-    what was measured with the same.
+    values for equal numbers.
 
     Args:
         reference: features of reference images, (M > neighbours, d).
@@ -107,15 +110,13 @@ def precision_recall(
             distance to its point's k-th nearest neighbour.
     """
     real, fake = reference.double(), features.double()
-    return (
-        inside_manifold(real, neighbours, fake),
-        inside_manifold(fake, neighbours, real),
-    )
+    return inside_manifold(real, neighbours, fake), inside_manifold(fake, neighbours, real)
 
 
 def inside_manifold(points: Tensor, neighbours: int, queries: Tensor) -> float:
     """Share of ``queries``, (N, d), that lie within the manifold of ``points``, (M, d)."""
     radii = neighbour_distances(points, neighbours)
+    # Eq. 1 of arXiv:1904.06991, averaged as in Eq. 2; in pieces, which bounds the memory.
     rows = torch.split(queries, _ROWS)
     inside = sum(int((torch.cdist(part, points) <= radii).any(1).sum()) for part in rows)
     return inside / len(queries)
@@ -146,6 +147,7 @@ def class_coverage(
     counts = torch.bincount(predicted, minlength=len(reference_counts))
     shares = counts.double() / len(predicted)
     wanted = torch.tensor(reference_counts, dtype=torch.float64)
+    # A class without reference images has no share to fall short of.
     ratios = torch.where(wanted > 0, shares / (wanted / wanted.sum()), torch.inf)
     least = int(ratios.argmin())
     return tuple(shares.tolist()), least, float(ratios[least])
@@ -153,7 +155,7 @@ def class_coverage(
 
 @contextmanager
 def _seeded(use: str, seed: int) -> Iterator[None]:
-    """torchmetrics draws from the global generator: give it a seed and put the old state back."""
+    """Seed the global generator, from which torchmetrics draws, and restore its state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(use, seed))
         yield

@@ -84,10 +84,11 @@ class FeatureStatistics:
     def covariance(self) -> Tensor:
         """Covariance of the features, (d, d), float64, with count - 1 in the denominator."""
         mean = self.mean
+        # sum (x - m)(x - m)^T = sum x x^T - count m m^T. The difference cancels digits: so float64.
         return (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
     def sha256(self) -> str:
-        """Names these statistics: SHA-256 over count, mean and covariance (little-endian)."""
+        """SHA-256 over count, mean and covariance (little-endian): names these statistics."""
         digest = hashlib.sha256(str(self.count).encode())
         for tensor in (self.mean, self.covariance):
             digest.update(tensor.contiguous().numpy().astype("<f8").tobytes())
@@ -102,17 +103,18 @@ class FeatureStatistics:
     def unpack(
         cls, flat: Tensor, *, num_features: int, count: int, label_counts: tuple[int, ...]
     ) -> FeatureStatistics:
-        """Read what ``pack`` wrote, and check that it can be somebody's statistics.
+        """Read what ``pack`` wrote, and check that some images can have these statistics.
 
         Raises:
             ReplyError: another length, values that are not finite, counts that do not fit, or
-                squares that no ``count`` features with these sums have.
+                squares that are too small for the sums.
         """
         expected = num_features + num_features * (num_features + 1) // 2
         if flat.shape != (expected,):
             raise ReplyError(
                 f"statistics hold {flat.numel()} values; {num_features} features take {expected}"
             )
+        # One NaN or infinity from one client would make every later distance useless.
         if not bool(flat.isfinite().all()):
             raise ReplyError("statistics hold values that are not finite")
         if min(label_counts, default=0) < 0 or sum(label_counts) != count:
@@ -121,7 +123,8 @@ class FeatureStatistics:
         outer = torch.zeros(num_features, num_features, dtype=torch.float64)
         outer[rows, columns] = outer[columns, rows] = flat[num_features:]
         sums = flat[:num_features].clone()
-        # Cauchy-Schwarz, with room for rounding: (sum of x)^2 <= count * (sum of x^2).
+        # Cauchy-Schwarz, with room for rounding: (sum of x)^2 <= count * (sum of x^2). Statistics
+        # that break it have a negative variance, and the Frechet distance the root of it.
         squares = outer.diagonal()
         if bool((sums.square() > count * squares * (1 + 1e-9) + 1e-9).any()):
             raise ReplyError(f"statistics are impossible for {count} images")
@@ -149,7 +152,7 @@ class StatisticsFile:
     Attributes:
         statistics: of the reference images.
         features: name of the features, such as ``classifier(digits)``.
-        fingerprint: of the extractor that gave them; others give other numbers.
+        fingerprint: of the extractor whose features they are.
     """
 
     statistics: FeatureStatistics
@@ -157,7 +160,7 @@ class StatisticsFile:
     fingerprint: str
 
     def save(self, path: Path) -> None:
-        """Write to ``path``; raises FedPhDError if that cannot be."""
+        """Write to ``path``; raises FedPhDError if it cannot be written."""
         content = {
             "count": torch.tensor(self.statistics.count),
             "label_counts": torch.tensor(self.statistics.label_counts),
@@ -181,7 +184,7 @@ class StatisticsFile:
             with safe_open(path, framework="pt") as stored:
                 about = stored.metadata() or {}
                 if about.get("format") != _FORMAT:
-                    raise ValueError("it has no statistics in it")
+                    raise ValueError("it does not hold statistics")
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             statistics = FeatureStatistics.unpack(
                 tensors["statistics"],
@@ -192,6 +195,6 @@ class StatisticsFile:
             return cls(statistics, about["features"], about["fingerprint"])
         except (OSError, SafetensorError, ReplyError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"{path}: cannot be read as reference statistics ({error}); write the file by "
+                f"{path}: cannot be read as reference statistics ({error}); write the file with "
                 "fedphd statistics --data ... --out FILE"
             ) from error

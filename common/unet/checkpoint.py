@@ -58,11 +58,11 @@ def save_checkpoint(
 ) -> None:
     """Write ``folder``, or replace what is there.
 
-    Everything is written and flushed beside it first. Then the old one is renamed away and the
-    new one in; whenever the process dies, ``load_checkpoint`` finds one that is whole.
+    Everything is written and flushed beside it first. Then the old one is renamed away and the new
+    one takes its place; whenever the process dies, ``load_checkpoint`` finds a whole one.
 
     Args:
-        folder: where it goes; its parent is made.
+        folder: the checkpoint's; its parent is made if it is missing.
         unet: the global U-Net.
         ema_state: the averaged weights, with the names and shapes of ``unet``'s.
         scheduler: the forward process.
@@ -115,7 +115,7 @@ def load_checkpoint(
     """
     whole = _whole(folder)
     if not (whole / _STATE).exists() and not (whole / _UNET).exists():
-        raise ConfigError(f"checkpoint {folder}: there is none in that folder; name a run's folder")
+        raise ConfigError(f"checkpoint {folder}: that folder holds none; name a run's folder")
     unet, averaged = _load_unet(whole / _UNET), _load_unet(whole / _UNET_EMA)
     config = _read_json(whole / _SCHEDULER / "scheduler_config.json")
     scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
@@ -161,7 +161,7 @@ def _finish_swap(folder: Path) -> None:
 def _load_unet(folder: Path) -> PrunedUNet:
     config = _read_json(folder / _CONFIG)
     try:
-        # Building draws weights; the caller's random state is not to move.
+        # Building draws first weights, and the caller's random state must not move.
         with torch.random.fork_rng(devices=[]):
             unet = PrunedUNet(**{k: v for k, v in config.items() if not k.startswith("_")})
         unet.load_state_dict(load_file(folder / _WEIGHTS))

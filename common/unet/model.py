@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -26,8 +26,6 @@ __all__ = [
 ]
 
 _MAX_WIDTH = 8192
-_MAX_LEVELS = 8
-_MAX_LAYERS = 16
 MAX_PARAMETERS = 1_000_000_000
 
 
@@ -60,22 +58,20 @@ class PrunedUNet(UNet2DModel):
 
 
 class _UNetDescription(ModelConfig):
-    """What a message says about a U-Net: every key is required, and its size is bounded."""
+    """A U-Net in a message: every key is required, and its size is bounded."""
 
+    block_out_channels: tuple[Annotated[int, Field(le=_MAX_WIDTH)], ...] = Field(
+        min_length=1, max_length=8
+    )
+    layers_per_block: int = Field(ge=1, le=16)
     time_feature_width: int = Field(ge=2, le=_MAX_WIDTH, multiple_of=2)
 
     @model_validator(mode="after")
-    def _all_there_and_of_sane_size(self) -> _UNetDescription:
+    def _nothing_is_missing(self) -> _UNetDescription:
+        # A default that the peer did not mean would build another network than the peer's.
         missing = sorted(set(type(self).model_fields) - self.model_fields_set)
         if missing:
             raise ValueError(f"{missing[0]} is missing")
-        for key, size, limit in (
-            ("block_out_channels", max(self.block_out_channels), _MAX_WIDTH),
-            ("levels of block_out_channels", len(self.block_out_channels), _MAX_LEVELS),
-            ("layers_per_block", self.layers_per_block, _MAX_LAYERS),
-        ):
-            if size > limit:
-                raise ValueError(f"{key} = {size}; at most {limit} is accepted")
         return self
 
 
@@ -154,7 +150,7 @@ def build_scheduler(config: DiffusionConfig) -> DDPMScheduler:
         beta_schedule=config.beta_schedule,
         beta_start=config.beta_start,
         beta_end=config.beta_end,
-        # diffusers clips the predicted image but goes on with the unclipped noise, which costs
+        # diffusers clips the predicted image but continues with the unclipped noise, which costs
         # quality; a sampler that is made from this one inherits the choice.
         clip_sample=False,
     )

@@ -295,7 +295,7 @@ def not_finite(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncated, garbage, wrong_shape, not_finite])
-def test_a_broken_cache_file_is_trained_anew(
+def test_a_broken_cache_file_is_trained_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
 ) -> None:
     def load() -> dict[str, torch.Tensor]:
@@ -308,7 +308,7 @@ def test_a_broken_cache_file_is_trained_anew(
     damage(path)
     caplog.clear()
     renewed = load()
-    assert "is unusable and is trained anew" in caplog.text
+    assert "is unusable and is trained again" in caplog.text
     assert all(torch.equal(good[name], renewed[name]) for name in good)
     assert path.read_bytes() == bytes_before
 
