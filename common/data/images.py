@@ -18,8 +18,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fedphd.common.config.data import DataConfig
+from fedphd.common.data.labels import Indices
 from fedphd.common.data.partition import all_parts, partition_name
-from fedphd.common.data.sources import Indices, Pictures, open_source
+from fedphd.common.data.sources import Pictures, open_source
 from fedphd.common.errors import ConfigError
 from fedphd.common.rng import generator
 
