@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedphd.common.data.images import ImageSet
 from fedphd.common.quality.extractor import restore_extractor
-from fedphd.common.quality.moments import FeatureStatistics, feature_moments
+from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.wire.messages import StatisticsTask
 
 
@@ -30,13 +30,6 @@ def summed_features(
         ReplyError: the extractor's weights do not fit its description.
     """
     extractor = restore_extractor(task.extractor, weights)
-    extractor.check_shape(tuple(data.images.shape[1:]))
-    return feature_moments(
-        extractor.network.to(device),
-        data.images,
-        data.labels,
-        num_features=extractor.num_features,
-        num_classes=task.num_classes,
-        batch_size=task.batch_size,
-        device=device,
+    return extractor.statistics(
+        data, num_classes=task.num_classes, batch_size=task.batch_size, device=device
     )

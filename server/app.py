@@ -12,8 +12,6 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import CloudConfig
-from fedphd.common.config.run import EvaluationConfig
-from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import FedPhDError, ParticipantsError, exit_code_of
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.events import PeerChanged
@@ -21,10 +19,8 @@ from fedphd.common.quality.evaluation import Evaluator
 from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.moments import STATISTICS_FILE, StatisticsFile
 from fedphd.common.quality.reference import (
-    Reference,
     fixed_extractor,
-    reference_of_file,
-    reference_of_images,
+    load_reference,
     reference_of_statistics,
 )
 from fedphd.common.unet.checkpoint import CHECKPOINT, save_checkpoint
@@ -82,11 +78,18 @@ class Cloud:
         unet = build_unet(self.config.model, seed=self.config.seed)
         self.scheduler = build_scheduler(self.config.diffusion)
         self.report = Report(self.run_dir, self.config.federation(), self.events, count_costs(unet))
-        self.evaluator = self._evaluator()
-        evaluation = self.config.evaluation
+        evaluation, model = self.config.evaluation, self.config.model
+        reference = load_reference(
+            evaluation,
+            image_size=model.image_size,
+            channels=model.channels,
+            num_classes=self.config.num_classes,
+            cache_dir=self.config.out_dir / ".cache",
+            device=self.device,
+        )
+        self.evaluator = Evaluator(evaluation, reference, device=self.device)
         # Made now, so that a wrong file ends the run before anybody is waited for.
         self.extractor = fixed_extractor(evaluation) if evaluation.reference_clients else None
-        model = self.config.model
         for measuring in (self.evaluator, self.extractor):
             if measuring is not None:
                 measuring.check_shape((model.channels, model.image_size, model.image_size))
@@ -162,36 +165,14 @@ class Cloud:
         """Before an interval: greet latecomers; go on as long as one edge has a client."""
         self.gather(1, 1)
 
-    def _evaluator(self) -> Evaluator:
-        config = self.config.evaluation
-        return Evaluator(config, self._reference(config), device=self.device)
-
-    def _reference(self, config: EvaluationConfig) -> Reference | None:
-        """The reference that this machine has; None if there is none, or clients give it later."""
-        model = self.config.model
-        if config.reference_file is not None:
-            return reference_of_file(config, config.reference_file, device=self.device)
-        if config.reference is None:
-            return None
-        data = LabelledImages(config.reference)
-        data.check_covers(self.config.num_classes)
-        return reference_of_images(
-            config,
-            data.decode(image_size=model.image_size, channels=model.channels),
-            cache_dir=self.config.out_dir / ".cache",
-            device=self.device,
-        )
-
     def _ask_clients(self, extractor: Extractor) -> None:
         """Let the clients make the reference, and keep it in the run's folder."""
         result = collect_statistics(self.config, extractor, self.grid, self.roster)
         self.report.client_statistics(result, edge_cloud=self.grid.traffic)
-        kept = StatisticsFile(result.statistics, extractor.name, extractor.fingerprint())
+        kept = StatisticsFile(result.statistics, extractor.spec.name, extractor.fingerprint())
         kept.save(self.run_dir / STATISTICS_FILE)
         config = self.config.evaluation
-        reference = reference_of_statistics(
-            config, extractor, result.statistics, device=self.device
-        )
+        reference = reference_of_statistics(config, extractor, result.statistics)
         self.evaluator = Evaluator(config, reference, device=self.device)
 
     def _on_interval(self, stats: IntervalStats) -> None:
@@ -210,9 +191,8 @@ class Cloud:
         raw = self.strategy.unet if self.config.evaluation.raw_too else None
         result = self.evaluator.evaluate(self._ema_unet(), self.scheduler, raw)
         self.report.evaluated(interval, result)
-        if result.frechet_distance is None:
-            return None
-        return MetricRecord({"frechet_distance": result.frechet_distance})
+        distance = result.quality.frechet_distance
+        return None if distance is None else MetricRecord({"frechet_distance": distance})
 
     def _ema_unet(self) -> PrunedUNet:
         unet = unet_from_config(unet_config(self.strategy.unet))

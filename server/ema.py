@@ -16,28 +16,26 @@ from fedphd.common.unet.layout import TensorLayout
 class Ema:
     """Moving average of weights whose age counts in client optimiser steps.
 
-    The clients' steps are not seen here, only their average at the end of an interval: it enters
-    with the share that it would have got, had it stood since the interval's first step. The decay
-    of step n = 0, 1, ... is ``min(decay, n / (9 + n))``, the warm-up of diffusers' ``EMAModel``.
-    So the first update drops the random initial weights, and until step 9 decay / (1 - decay)
-    (1,791 at 0.995) the average spans about the last ninth of the training. From then on an
-    update decays by exactly ``decay ** mean_steps``.
+    The clients' steps are not seen here, only their average at the end of an interval: it enters as
+    if it had stood there since the interval's first step. The decay of step n = 0, 1, ... is
+    ``min(decay, n / (9 + n))``, the warm-up of diffusers' ``EMAModel``. So the first update drops
+    the random initial weights, and until step 9 decay / (1 - decay) (1,791 at 0.995) the average
+    spans about the last ninth of the training. From then on an update decays by exactly
+    ``decay ** mean_steps``.
 
     Args:
         weights: initial weights, float32; copied. Until the first update they are the average.
         decay: per client optimiser step, in [0, 1).
-        steps: optimiser steps before, when a run goes on.
+        steps: optimiser steps that the average has seen already.
+
+    Attributes:
+        state: the averaged weights by name, float32, in the average's own memory.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], *, decay: float, steps: float = 0.0) -> None:
         self.decay = decay
         self.steps = steps
-        self._state = {name: tensor.detach().clone() for name, tensor in weights.items()}
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """The averaged weights by name, float32; the average's own memory."""
-        return self._state
+        self.state = {name: tensor.detach().clone() for name, tensor in weights.items()}
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], *, mean_steps: float) -> None:
@@ -46,11 +44,11 @@ class Ema:
         Raises:
             FedPhDError: they have other names or shapes; or ``mean_steps`` is negative or NaN.
         """
-        problem = TensorLayout.of(self._state).mismatch(TensorLayout.of(weights))
+        problem = TensorLayout.of(self.state).mismatch(TensorLayout.of(weights))
         if problem:
             raise FedPhDError(f"weights for the moving average: {problem}")
         share = 1 - self.retained(mean_steps)
-        for name, average in self._state.items():
+        for name, average in self.state.items():
             average.lerp_(weights[name], share)
         self.steps += mean_steps
 
@@ -68,4 +66,4 @@ class Ema:
 
     def cut(self, cut: Cut) -> None:
         """Remove the channels that pruning removed from the weights."""
-        self._state = cut.apply(self._state)
+        self.state = cut.apply(self.state)

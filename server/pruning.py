@@ -30,10 +30,9 @@ class Pruned:
 def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
     """Remove the channels of least group 2-norm (DepGraph, arXiv:2301.12900).
 
-    From each normalisation group and each attention head the same number goes, and the number of
-    groups and heads stays. So widths follow ``prune_width``, which rounds to whole groups, and
-    the result is built from a config like any other U-Net, on the CPU. The sinusoidal time
-    features stay.
+    Every normalisation group and every attention head loses the same number of channels, and there
+    are as many of them afterwards. So widths follow ``prune_width``, and the result is built from
+    a config like any other U-Net, on the CPU. The sinusoidal time features stay.
 
     Args:
         unet: the trained U-Net; it is left as it is.
@@ -43,10 +42,8 @@ def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
         ConfigError: attention heads would not all keep the same whole number of channels.
     """
     config, state = unet_config(unet), unet.state_dict()
-    widths = [
-        prune_width(width, ratio, config["norm_num_groups"])
-        for width in config["block_out_channels"]
-    ]
+    before = config["block_out_channels"]
+    widths = [prune_width(width, ratio, config["norm_num_groups"]) for width in before]
     head_dim = _pruned_head_dim(config, widths, ratio)
     pruned = unet_from_config(
         {**config, "block_out_channels": widths, "attention_head_dim": head_dim}
@@ -58,11 +55,21 @@ def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
     cut = groups.cut(TensorLayout.of(state), keep.tolist())
     pruned.load_state_dict(cut.apply(state))
     pruned.train(unet.training)
-    return Pruned(pruned, cut, _report(unet, pruned, ratio))
+    report = PruneReport(
+        requested_ratio=ratio,
+        achieved_ratio=1 - sum(widths) / sum(before),
+        achieved_ratios=tuple(1 - a / b for a, b in zip(widths, before, strict=True)),
+        widths_before=tuple(before),
+        widths_after=tuple(widths),
+        before=count_costs(unet),
+        after=count_costs(pruned),
+    )
+    return Pruned(pruned, cut, report)
 
 
 def count_costs(unet: PrunedUNet) -> Costs:
     """Costs of ``unet`` by torch-pruning's counter."""
+    # On the meta device a forward pass has shapes to count but no arithmetic to do.
     with torch.device("meta"):
         twin = unet_from_config(unet_config(unet))
         macs, parameters = tp.utils.count_ops_and_params(twin, example_inputs(twin))
@@ -86,13 +93,14 @@ def _pruned_head_dim(config: Mapping[str, Any], widths: Sequence[int], ratio: fl
 def _quotas(
     groups: ChannelGroups, config: Mapping[str, Any], pruned: Mapping[str, Tensor]
 ) -> dict[int, tuple[int, int]]:
-    """For each group: into how many equal blocks it falls, and how many channels each keeps."""
+    """For each dependency group: its number of equal blocks, and how many channels each keeps."""
+    group_of = [group for group, size in enumerate(groups.sizes) for _ in range(size)]
     quotas = {}
-    for name, dim in groups.channels:
-        # Outputs of a layer are one group each; inputs may come from several.
+    for (name, dim), channels in groups.channels.items():
+        # Outputs of a layer are in one dependency group; inputs may come from several.
         if dim != 0 or pruned[name].ndim == 1:
             continue
-        group = groups.group_of((name, dim))
+        group = group_of[channels[0]]
         if name.startswith("time_embedding."):
             blocks = 1
         elif name.endswith((".to_q.weight", ".to_k.weight", ".to_v.weight")):
@@ -110,16 +118,3 @@ def _strongest(norms: Tensor, blocks: int, kept: int) -> Tensor:
     order = rows.argsort(dim=1, descending=True, stable=True)
     marked = torch.zeros_like(rows, dtype=torch.bool)
     return marked.scatter_(1, order[:, :kept], True).view(-1)
-
-
-def _report(unet: PrunedUNet, pruned: PrunedUNet, ratio: float) -> PruneReport:
-    before, after = (tuple(unet_config(u)["block_out_channels"]) for u in (unet, pruned))
-    return PruneReport(
-        requested_ratio=ratio,
-        achieved_ratio=1 - sum(after) / sum(before),
-        achieved_ratios=tuple(1 - a / b for a, b in zip(after, before, strict=True)),
-        widths_before=before,
-        widths_after=after,
-        before=count_costs(unet),
-        after=count_costs(pruned),
-    )

@@ -21,7 +21,8 @@ from fedphd.common.history.events import (
     StatisticsFigures,
 )
 from fedphd.common.history.summary import Change, IntervalCosts, LinkBytes, Summary, TrainingCost
-from fedphd.common.quality.evaluation import Evaluation, save_grid
+from fedphd.common.quality.evaluation import Evaluation
+from fedphd.common.quality.sampling import save_grid
 from fedphd.common.unet.costs import FLOPS_CONVENTION, Costs, PruneReport, training_flops
 from fedphd.common.wire.messages import PACKAGE_VERSION
 from fedphd.common.wire.metrics import MetricValues

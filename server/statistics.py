@@ -77,7 +77,7 @@ def collect_statistics(
         records = to_records(_task(config, extractor, names), weights)
         messages.append(Message(records, edges[edge_id].node_id, STATISTICS))
     edge_of = {edges[name].node_id: name for name in assigned}
-    zero = FeatureStatistics.zeros(extractor.num_features, config.num_classes)
+    zero = FeatureStatistics.zeros(extractor.spec.num_features, config.num_classes)
     result = ClientStatistics(zero)
     # In order: sums of floating-point numbers depend on it, and their hash is in every report.
     timeout_s = config.waits.interval_s

@@ -1,8 +1,8 @@
 """Labelled images: the embedded digits or anything that HF ``datasets`` loads.
 
-Every client calls this in its own process, so the split (``common/data/partition.py``) is made on
-the labels alone and only the images of the client's own part are decoded. A process that plays
-many clients opens the data set and cuts it once, and must not expect to see a change to its files.
+Every client does this in its own process, so the split (``common/data/partition.py``) is made on
+the labels alone and only the images of the client's own part are decoded. A process that simulates
+many clients opens the data set and cuts it once, and does not see later changes to its files.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fedphd.common.config.data import DataConfig
+from fedphd.common.data.labels import Indices
 from fedphd.common.data.partition import all_parts, partition_name
-from fedphd.common.data.sources import Indices, Source, open_source
+from fedphd.common.data.sources import Pictures, open_source
 from fedphd.common.errors import ConfigError
 from fedphd.common.rng import generator
 
@@ -44,10 +45,6 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def label_counts(self, num_classes: int) -> tuple[int, ...]:
-        """Images per class, shape (num_classes,)."""
-        return tuple(torch.bincount(self.labels, minlength=num_classes).tolist())
-
     def subset(self, indices: Tensor) -> ImageSet:
         """The images and labels at ``indices``, shape (M,), int64."""
         return ImageSet(self.images[indices], self.labels[indices])
@@ -59,7 +56,7 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 class LabelledImages:
-    """A data set, or this process's part of it: the labels now, the images when asked for.
+    """A data set, or this process's part of it: the labels at once, the images on demand.
 
     A client must know its labels before it knows the network's image size. The sub-folders of an
     image folder are its classes; names that are all whole numbers are the labels themselves, so
@@ -70,38 +67,34 @@ class LabelledImages:
 
     Attributes:
         labels: of the part, in the data set's order, (N,), int64.
-        partition_name: by which others can cite the split; None without one.
+        partition_name: of the split, for others to cite; None without one.
         part_sizes: images of every part.
         train_indices: positions of the training images in ``labels``, ascending, int64.
         validation_indices: the other positions; empty where ``validation_fraction`` is 0.
 
     Raises:
-        ConfigError: the data cannot be found or read, has no such column or split, it cannot be
-            cut into the wanted parts, or no image is left to train on.
+        ConfigError: the data is missing or unreadable, lacks the column or split, cannot be cut
+            into the wanted parts, or no image is left to train on.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
         part = config.partition
-        self._source, parts = _opened_and_cut(_of_all_parts(config))
+        self._pictures, self._all_labels, parts = _opened_and_cut(_of_all_parts(config))
         self._positions = parts[part.partition_id if part else 0]
-        self.labels = self._source.labels[self._positions]
+        self.labels = self._all_labels[self._positions]
         self.part_sizes = tuple(len(positions) for positions in parts)
         self.partition_name: str | None = None
         if part is not None:
             self.partition_name = partition_name(config.source, part, parts)
-            logger.info(
-                "part %d of %s: %d images",
-                part.partition_id,
-                self.partition_name,
-                len(self.labels),
-            )
+            number, name = part.partition_id, self.partition_name
+            logger.info("part %d of %s: %d images", number, name, len(self.labels))
         self.train_indices, self.validation_indices = _held_out(len(self.labels), config)
         self._decoded: dict[tuple[int, int], ImageSet] = {}
 
     def check_classes(self, num_classes: int) -> None:
         """Raise ConfigError if the data set, this part or another, has a higher label."""
-        labels = self._source.labels
+        labels = self._all_labels
         if int(labels.max()) >= num_classes:
             raise ConfigError(
                 f"num_classes = {num_classes}, but source = {self._config.source!r} has "
@@ -112,7 +105,7 @@ class LabelledImages:
     def check_covers(self, num_classes: int) -> None:
         """Raise ConfigError unless the data set has all of ``num_classes`` classes, and no more."""
         self.check_classes(num_classes)
-        found = len(np.unique(self._source.labels))
+        found = len(np.unique(self._all_labels))
         if found < num_classes:
             raise ConfigError(
                 f"num_classes = {num_classes}, but source = {self._config.source!r} has only "
@@ -132,12 +125,12 @@ class LabelledImages:
             ConfigError: an image cannot be decoded, or has more than 8 bits per channel.
         """
         if (image_size, channels) not in self._decoded:
-            pictures = self._source.read(self._positions)
-            images = stack_pictures(
-                pictures, len(self.labels), image_size, channels, self._config.source
-            )
-            labels = torch.from_numpy(self.labels)
-            self._decoded = {(image_size, channels): ImageSet(images, labels)}
+            read, num = self._pictures.read(self._positions), len(self.labels)
+            images = stack_pictures(read, num, image_size, channels, self._config.source)
+            # Only the last size, since all images in two sizes may not fit into memory.
+            self._decoded = {
+                (image_size, channels): ImageSet(images, torch.from_numpy(self.labels))
+            }
         return self._decoded[image_size, channels]
 
     def split(self, *, image_size: int, channels: int) -> tuple[ImageSet, ImageSet | None]:
@@ -150,17 +143,17 @@ class LabelledImages:
 
 
 def _of_all_parts(config: DataConfig) -> DataConfig:
-    """What the configurations of all parts of a data set have in common."""
+    """What the configurations of all parts have in common, so that they share one cache entry."""
     part = config.partition
     first = part.model_copy(update={"partition_id": 0}) if part else None
     return config.model_copy(update={"partition": first, "validation_fraction": 0.0})
 
 
+# Two: the training data and the reference.
 @lru_cache(maxsize=2)
-def _opened_and_cut(config: DataConfig) -> tuple[Source, list[Indices]]:
-    """A data set, and the positions of each of its parts, ascending."""
-    source = open_source(config)
-    labels = source.labels
+def _opened_and_cut(config: DataConfig) -> tuple[Pictures, Indices, list[Indices]]:
+    """A data set's images and labels, and the positions of each of its parts, ascending."""
+    pictures, labels = open_source(config)
     if len(labels) == 0 or labels.min() < 0:
         raise ConfigError(
             f"source = {config.source!r} has {len(labels)} images, labels from "
@@ -168,8 +161,8 @@ def _opened_and_cut(config: DataConfig) -> tuple[Source, list[Indices]]:
             "split or another label_column"
         )
     if config.partition is None:
-        return source, [np.arange(len(labels))]
-    return source, all_parts(labels, config.partition)
+        return pictures, labels, [np.arange(len(labels))]
+    return pictures, labels, all_parts(labels, config.partition)
 
 
 def _held_out(num: int, config: DataConfig) -> tuple[Indices, Indices]:
@@ -219,9 +212,6 @@ def stack_pictures(
     if resized_from is not None:
         logger.info(
             "source = %r: images such as %d x %d pixels are cut to squares and resized to %d x %d",
-            source,
-            *resized_from,
-            size,
-            size,
+            *(source, *resized_from, size, size),
         )
     return torch.from_numpy(images)

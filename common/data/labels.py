@@ -26,11 +26,6 @@ _SHOWN = 3
 _BITS = {"1": 1, "-1": 0, "0": 0}
 
 
-def has_own_labels(config: DataConfig) -> bool:
-    """Whether labels come from a file beside the images instead of the data set's own column."""
-    return config.label_file is not None or config.attribute_file is not None
-
-
 def read_labels(config: DataConfig, names: Sequence[str] | None, num_images: int) -> Indices:
     """Labels of all images, (num_images,), int64, from the file that ``config`` names.
 
@@ -55,8 +50,7 @@ def read_labels(config: DataConfig, names: Sequence[str] | None, num_images: int
 
 def _from_attributes(path: Path, wanted: Sequence[str], names: Sequence[str]) -> Indices:
     classes = read_attributes(path, wanted)
-    without = [name for name in names if name not in classes]
-    if without:
+    if without := [name for name in names if name not in classes]:
         raise ConfigError(
             f"attribute_file = {str(path)!r} has no row for {len(without)} of {len(names)} images: "
             f"{_some(without)}; add their rows, or remove the images"
@@ -75,17 +69,16 @@ def read_attributes(path: Path, wanted: Sequence[str]) -> dict[str, int]:
         wanted: attributes, each a binary digit of the class, the most significant first.
 
     Raises:
-        ConfigError: the file cannot be read or is malformed, or has no such attribute.
+        ConfigError: the file is unreadable or malformed, or lacks an attribute.
     """
     rows = _rows(path)
     first = next(rows, (0, []))[1]
     announced = int(first[0]) if len(first) == 1 and first[0].isdecimal() else None
     header = next(rows, (0, []))[1] if announced is not None else first[1:]
-    unknown = [name for name in wanted if name not in header]
-    if unknown:
+    if unknown := [name for name in wanted if name not in header]:
         raise ConfigError(
-            f"label_attributes: {', '.join(unknown)}: attribute_file = {str(path)!r} has no such "
-            f"attribute; it has {', '.join(header) or 'none'}"
+            f"label_attributes: attribute_file = {str(path)!r} lacks {', '.join(unknown)}; it has "
+            f"{', '.join(header) or 'no attribute'}"
         )
     columns = [1 + header.index(name) for name in wanted]
     classes: dict[str, int] = {}
@@ -123,7 +116,7 @@ def _from_label_file(path: Path, names: Sequence[str] | None, num_images: int) -
     if len(rows) != num_images:
         raise ConfigError(
             f"{where} has {len(rows)} labels, but the data set has {num_images} images; make it "
-            "anew from this data (fedphd pseudo-labels)"
+            "again from this data (fedphd pseudo-labels)"
         )
     labels = np.empty(num_images, dtype=np.int64)
     for position, row in enumerate(rows):
@@ -135,7 +128,7 @@ def _from_label_file(path: Path, names: Sequence[str] | None, num_images: int) -
         if names is not None and row["file"] != names[position]:
             raise ConfigError(
                 f"{where}, line {position + 2}: names {row['file']!r}, but image {position} is "
-                f"{names[position]!r}; make it anew from this data (fedphd pseudo-labels)"
+                f"{names[position]!r}; make it again from this data (fedphd pseudo-labels)"
             )
         labels[position] = int(row["label"])
     return labels
@@ -161,7 +154,7 @@ def _lines(path: Path, setting: str) -> list[str]:
     try:
         return path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{setting} = {str(path)!r}: cannot be read: {reason}") from error
 
 

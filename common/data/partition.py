@@ -1,6 +1,6 @@
 """How a data set is cut into the clients' parts, by flwr-datasets' partitioners.
 
-flwr-datasets takes a second to import and is imported only where data is cut.
+flwr-datasets takes a second to import, so it is imported only where data is cut.
 """
 
 from __future__ import annotations
@@ -13,48 +13,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedphd.common.config.data import PartitionConfig
+from fedphd.common.data.labels import Indices
 from fedphd.common.errors import ConfigError
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
     from flwr_datasets.partitioner import Partitioner  # type: ignore[import-untyped]
 
-Indices = NDArray[np.int64]
-
-# Of a run, where a launcher that cut the data says how.
+# In a run's folder; written by a launcher that cut the data.
 PARTITION_FILE = "partition.json"
 _COMMON_STEMS = ("train", "test", "data", "images")
 _HASH_DIGITS = 8
 
 
-def partition_indices(labels: Indices, config: PartitionConfig) -> Indices:
-    """Which images are this process's part, by a flwr-datasets partitioner.
+def all_parts(labels: Indices, config: PartitionConfig) -> list[Indices]:
+    """Which images are in each part, by a flwr-datasets partitioner.
 
     The order is shuffled by the seed first, so all kinds depend on the seed. Pathological parts
-    take ``classes_per_partition`` classes in turn (0 and 1, 2 and 3, ...), going round; a class
-    that several parts take is shared out evenly.
+    take ``classes_per_partition`` classes in turn (0 and 1, 2 and 3, ...), starting again after
+    the last; a class that several parts take is divided evenly.
 
     Args:
         labels: of the whole data set, (N,), int64.
-        config: how to cut, and which part to return.
+        config: how to cut; ``partition_id`` does not matter.
 
     Returns:
-        Ascending positions in ``labels``, (M,), int64, M >= 1.
+        For each part its positions in ``labels``, ascending, (M,), int64, M >= 1.
 
     Raises:
         ConfigError: the parts would lose images, be empty or be too small; names the fix.
-    """
-    return all_parts(labels, config)[config.partition_id]
-
-
-def all_parts(labels: Indices, config: PartitionConfig) -> list[Indices]:
-    """Every process's part, in order; ``partition_indices`` says what a part is.
-
-    Raises:
-        ConfigError: as ``partition_indices`` does.
     """
     import datasets
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from fedphd.common.config.data import DataConfig
-from fedphd.common.data.labels import has_own_labels, read_labels
+from fedphd.common.data.labels import Indices, read_labels
 from fedphd.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,18 +27,16 @@ DIGITS = "digits"
 _DIGITS_MAX = 16
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
-Indices = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images that are decoded only when asked for.
+    """Images that are decoded only on demand.
 
     Attributes:
         num: how many there are.
         read: decodes the images at the given positions, in that order; raises ConfigError for
             an image that cannot be decoded.
-        names: their file names in order, None where they are no files.
+        names: their file names in order; None where they are not files.
     """
 
     num: int
@@ -47,44 +44,27 @@ class Pictures:
     names: Callable[[], list[str] | None]
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set whose images are decoded only when asked for.
-
-    Attributes:
-        labels: of all images, (N,), int64.
-        read: as in ``Pictures``.
-    """
-
-    labels: Indices
-    read: Callable[[Indices], Iterable[Image.Image]]
-
-
-def open_source(config: DataConfig) -> Source:
-    """Find the data set and read its labels.
+def open_source(config: DataConfig) -> tuple[Pictures, Indices]:
+    """A data set's images, and the labels of all of them, (N,), int64.
 
     Raises:
-        ConfigError: nothing is there, it cannot be read, or it has no such split or column.
+        ConfigError: the data set is missing or unreadable, or lacks the split or a column.
     """
+    elsewhere = config.label_file is not None or config.attribute_file is not None
     if _is_digits(config):
         pictures, labels = _digits()
     else:
         table = _load_table(config)
         pictures = _pictures(config, table)
-        if not has_own_labels(config):
-            _check_column(config, table, "label_column", config.label_column)
+        if not elsewhere:
             labels = _labels_of(config, table)
-    if has_own_labels(config):
+    if elsewhere:
         labels = read_labels(config, pictures.names(), pictures.num)
-    return Source(labels, pictures.read)
+    return pictures, labels
 
 
 def open_pictures(config: DataConfig) -> Pictures:
-    """Find the data set's images, whether they have labels or not.
-
-    Raises:
-        ConfigError: nothing is there, it cannot be read, or it has no such split or column.
-    """
+    """A data set's images, whether they have labels or not; raises as ``open_source`` does."""
     return _digits()[0] if _is_digits(config) else _pictures(config, _load_table(config))
 
 
@@ -119,13 +99,13 @@ def _load_table(config: DataConfig) -> datasets.Dataset:
             loaded = datasets.load_dataset("parquet", data_files={config.split: [source]})
         else:
             loaded = datasets.load_dataset(kind, data_dir=source)
-    except Exception as error:  # hub, file, format: each raises its own family
+    except Exception as error:  # The hub, files and formats each raise errors of their own.
         raise ConfigError(_why_not_loaded(kind, config, error)) from error
     if isinstance(loaded, dict):
         if config.split not in loaded:
             raise ConfigError(
-                f"split = {config.split!r}: source = {config.source!r} has no such split; "
-                f"it has {sorted(loaded)}"
+                f"split = {config.split!r}: source = {config.source!r} has only the splits "
+                f"{sorted(loaded)}; set split to one of them"
             )
         return loaded[config.split]
     return loaded
@@ -134,7 +114,7 @@ def _load_table(config: DataConfig) -> datasets.Dataset:
 def _why_not_loaded(kind: str, config: DataConfig, error: Exception) -> str:
     if kind == "hub":
         return (
-            f"source = {config.source!r} is no file or folder here, and reading split "
+            f"source = {config.source!r} is not a file or folder here, and reading split "
             f"{config.split!r} from the Hugging Face hub failed ({type(error).__name__}: "
             f"{error}); check the name and the network, or set source to a local path "
             "(parquet file, image folder or saved data set)"
@@ -148,21 +128,15 @@ def _why_not_loaded(kind: str, config: DataConfig, error: Exception) -> str:
 def _kind_and_place(config: DataConfig) -> tuple[str, str]:
     """How to read the source, and its path or hub name; raises ConfigError for a missing path."""
     path = Path(config.source).expanduser()
-    if config.format == "hub" or (config.format == "auto" and _looks_like_hub(config.source)):
+    like_hub = _HUB_NAME.fullmatch(config.source) and not config.source.endswith(".parquet")
+    if config.format == "hub" or (config.format == "auto" and like_hub and not path.exists()):
         return "hub", config.source
     if not path.exists():
         raise ConfigError(
             f"source = {config.source!r}: no such file or folder; set it to an existing parquet "
             "file, image folder or saved data set, to a hub name, or to 'digits'"
         )
-    kind = _kind_of(path) if config.format == "auto" else config.format
-    return kind, str(path)
-
-
-def _looks_like_hub(source: str) -> bool:
-    """Whether ``source`` is shaped like a hub name and nothing here has that name."""
-    missing = not Path(source).expanduser().exists()
-    return missing and bool(_HUB_NAME.fullmatch(source)) and not source.endswith(".parquet")
+    return _kind_of(path) if config.format == "auto" else config.format, str(path)
 
 
 def _kind_of(path: Path) -> str:
@@ -191,11 +165,11 @@ def _pictures(config: DataConfig, table: datasets.Dataset) -> Pictures:
 def _check_column(config: DataConfig, table: datasets.Dataset, field: str, column: str) -> None:
     if column not in table.column_names:
         advice = (
-            "; an image folder gets labels from one sub-folder per class, and images without "
-            "labels from attribute_file or `fedphd pseudo-labels`"
+            "; an image folder gets its labels from one sub-folder per class, and images without "
+            "labels get them from attribute_file or `fedphd pseudo-labels`"
         )
         raise ConfigError(
-            f"{field} = {column!r}: source = {config.source!r} has no such column; its columns "
+            f"{field} = {column!r}: source = {config.source!r} lacks that column; its columns "
             f"are {table.column_names}. Set {field} to one of them"
             f"{advice if field == 'label_column' else ''}"
         )
@@ -212,6 +186,7 @@ def _names(config: DataConfig, pictures: datasets.Dataset) -> list[str] | None:
 
 
 def _labels_of(config: DataConfig, table: datasets.Dataset) -> Indices:
+    _check_column(config, table, "label_column", config.label_column)
     column = np.asarray(table.with_format("numpy")[config.label_column][:])
     if column.ndim != 1 or column.dtype.kind not in "iu":
         raise ConfigError(
@@ -221,6 +196,8 @@ def _labels_of(config: DataConfig, table: datasets.Dataset) -> Indices:
         )
     labels: Indices = column.astype(np.int64)
     names: list[str] = getattr(table.features[config.label_column], "names", [])
+    # datasets numbers folders by their names in order; several clients' folders with some of the
+    # classes each would number the same class differently.
     from_folder = _kind_and_place(config)[0] == "imagefolder"
     if from_folder and names and all(re.fullmatch("[0-9]+", name) for name in names):
         labels = np.array([int(name) for name in names], dtype=np.int64)[labels]
@@ -237,7 +214,7 @@ def _as_pictures(config: DataConfig, table: datasets.Dataset) -> datasets.Datase
         return pictures
     try:
         return pictures.cast_column(config.image_column, datasets.Image())
-    except Exception as error:  # arrow and datasets each raise their own family
+    except Exception as error:  # Arrow and datasets each raise errors of their own.
         raise ConfigError(
             f"image_column = {config.image_column!r} of source = {config.source!r} holds "
             f"{feature}, not images; name the column with encoded images (PNG, JPEG, ...)"
@@ -252,15 +229,12 @@ def _decode(
     for position, index in enumerate(indices):
         try:
             picture: Any = selected[position][config.image_column]
+            if not isinstance(picture, Image.Image):
+                raise ValueError("the place is empty")
+        # SyntaxError is what Pillow raises for some broken PNGs.
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ConfigError(_broken(config, int(index), str(error))) from error
-        if not isinstance(picture, Image.Image):
-            raise ConfigError(_broken(config, int(index), "no image there"))
+            raise ConfigError(
+                f"source = {config.source!r}: image {index} (from 0) cannot be decoded ({error}); "
+                "replace or remove it"
+            ) from error
         yield picture
-
-
-def _broken(config: DataConfig, index: int, reason: str) -> str:
-    return (
-        f"source = {config.source!r}: image {index} (from 0) cannot be decoded ({reason}); "
-        "replace or remove it"
-    )

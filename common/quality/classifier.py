@@ -1,7 +1,7 @@
 """Image features for Frechet distances, from a small classifier trained on the reference data.
 
-Inception's weights are 100 MB from elsewhere and blind to 8x8 digits. A classifier of the
-reference data needs neither and learns in seconds; its numbers compare runs on that data only.
+Inception's weights are a download of 100 MB, and its features tell 8x8 digits apart badly. A
+classifier of the reference data learns in seconds; its numbers compare runs on that data only.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F  # noqa: N812
 
 from fedphd.common.data.images import ImageSet
 from fedphd.common.errors import ConfigError
+from fedphd.common.files import replaced
 from fedphd.common.quality.extractor import FeatureClassifier
 from fedphd.common.rng import derive_seed, generator
 
@@ -38,7 +38,7 @@ class ClassifierSettings:
     epochs: int
     batch_size: int = 64  # images per step
     learning_rate: float = 3e-3  # Adam's, falling to 0 along a cosine
-    held_out: float = 0.1  # share of the images that only measures the accuracy
+    held_out: float = 0.1  # share of the images that is kept for the accuracy
     seed: int = 0
 
 
@@ -51,7 +51,7 @@ def load_feature_classifier(
         reference: images and labels that it learns to tell apart, at least 2.
         settings: how it is trained.
         cache_dir: folder of trained classifiers, made if missing. A file there that cannot be
-            used is trained anew and replaced.
+            used is replaced by a newly trained one.
         device: where it is trained and returned.
 
     Returns:
@@ -86,7 +86,7 @@ def train_classifier(
     *,
     device: torch.device,
 ) -> float:
-    """Train ``model`` in place on ``device``; the same seed and CPU give the same weights.
+    """Train ``model`` in place on ``device``; the same seed and CPU lead to the same weights.
 
     Returns:
         Its accuracy on the held-out images, in 0 to 1.
@@ -117,9 +117,9 @@ def train_classifier(
 
 @contextmanager
 def _threads_for(data: ImageSet) -> Iterator[None]:
-    """One thread for small images, whose batches are too short to share out.
+    """One thread for small images, whose batches are too little work to divide.
 
-    On a busy machine the threads' waiting for each other costs 20 times the work itself.
+    On a busy machine the threads would wait for each other 20 times as long as they work.
     """
     before = torch.get_num_threads()
     if data.images.shape[2] <= _SMALL_IMAGE:
@@ -165,30 +165,27 @@ def _fingerprint(reference: ImageSet, settings: ClassifierSettings) -> str:
 def _restored(
     reference: ImageSet, settings: ClassifierSettings, path: Path
 ) -> FeatureClassifier | None:
-    """The classifier in the cache file; None if there is none that can be used."""
+    """The classifier in the cache file; None if the file is missing or unusable."""
     if not path.exists():
         return None
     model = _untrained(reference, settings)
     try:
-        with safe_open(path, framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        tensors = load_file(path)
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise ValueError("weights that are not finite")
         model.load_state_dict(tensors)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        logger.warning("feature classifier %s is unusable and is trained anew: %s", path, error)
+        logger.warning("feature classifier %s is unusable and is trained again: %s", path, error)
         return None
     return model
 
 
 def _store(model: FeatureClassifier, path: Path) -> None:
-    """Write beside and rename, so that a crash leaves no half file; a full disk only costs time."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.cpu() for name, tensor in model.state_dict().items()}, beside)
-        beside.replace(path)
+        with replaced(path) as beside:
+            save_file(state, beside)
+    # Only a cache: without the file the next run trains again.
     except (SafetensorError, OSError) as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        logger.warning("feature classifier could not be kept as %s: %s", path, error)
+        logger.warning("feature classifier could not be stored as %s: %s", path, error)

@@ -1,7 +1,7 @@
 """What turns images into features: a small classifier, or Inception.
 
-Cloud and clients share one extractor where the reference statistics come from the clients, so it
-can be described in a message, and a classifier can be kept in a file.
+Where the reference statistics come from the clients, they and the cloud need the same features, so
+an extractor can be described in a message. A classifier can also be stored in a file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fedphd.common.data.images import ImageSet
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.quality.inception import Inception, inception_of
+from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.rng import generator
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.wire.messages import ExtractorSpec
@@ -30,10 +32,10 @@ _SMALLEST_MAP = 4
 
 
 class FeatureClassifier(nn.Module):
-    """A small convolutional classifier; calling it gives its penultimate features.
+    """A small convolutional classifier; calling it returns its penultimate features.
 
-    It takes images as (N, C, H, W), uint8 in 0 to 255 or floating point in 0 to 1, as
-    torchmetrics hands them to a feature extractor, and returns (N, num_features), float32, >= 0.
+    It takes images as (N, C, H, W), uint8 in 0 to 255 or floating point in 0 to 1, and returns
+    (N, num_features), float32, >= 0.
 
     Args:
         channels: image channels C.
@@ -47,7 +49,8 @@ class FeatureClassifier(nn.Module):
     def __init__(self, *, channels: int, image_size: int, num_classes: int, seed: int) -> None:
         super().__init__()
         self.channels, self.image_size = channels, image_size
-        # Built without memory: PyTorch's own first weights would draw from the global generator.
+        # On the meta device, since PyTorch's own first weights would draw from the global generator
+        # and move the caller's random state.
         with torch.device("meta"):
             self.body = _body(channels, image_size, self.num_features)
             self.head = nn.Linear(self.num_features, num_classes)
@@ -72,7 +75,7 @@ class FeatureClassifier(nn.Module):
 
 
 def _body(channels: int, image_size: int, num_features: int) -> nn.Sequential:
-    """Convolutions down to a 4x4 map, then the mean over it, so any image size will do."""
+    """Convolutions down to a 4x4 map, then its mean, so that any image size is possible."""
     first_stride = 1 if image_size <= _SMALL_IMAGE else 2
     widths, strides = [channels, 32, 32], [first_stride, 1]
     map_size = -(-image_size // first_stride)
@@ -98,27 +101,16 @@ class Extractor:
         spec: how it is described in a message and in reports.
     """
 
-    network: FeatureClassifier | Inception
+    network: nn.Module
     scores: Callable[[Tensor], Tensor]
     spec: ExtractorSpec
-
-    @property
-    def name(self) -> str:
-        """The features' name in reports, such as ``classifier(digits)`` or ``inception-v3``."""
-        return self.spec.name
-
-    @property
-    def num_features(self) -> int:
-        """Features per image, d."""
-        return self.spec.num_features
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """Shape (C, H, W) of the images that it is made for; None if it takes any."""
         spec = self.spec
-        if spec.kind == "inception":
-            return None
-        return spec.channels, spec.image_size, spec.image_size
+        shape = spec.channels, spec.image_size, spec.image_size
+        return None if spec.kind == "inception" else shape
 
     def weights(self) -> Tensor:
         """Its weights as one vector, (numel,), float32, on the CPU."""
@@ -126,7 +118,7 @@ class Extractor:
         return TensorLayout.of(state).pack(state).cpu()
 
     def fingerprint(self) -> str:
-        """SHA-256 of its kind and weights: equal means equal features."""
+        """SHA-256 of its kind and weights: equal fingerprints mean equal features."""
         digest = hashlib.sha256(f"{self.spec.kind} {self.spec.layout}".encode())
         digest.update(self.weights().numpy().astype("<f4").tobytes())
         return digest.hexdigest()
@@ -135,18 +127,35 @@ class Extractor:
         """Raise ConfigError unless it is made for images of ``shape``, (C, H, W)."""
         if self.image_shape not in (None, shape):
             raise ConfigError(
-                f"the features {self.name} are for images of shape {self.image_shape}, these are "
-                f"{shape}; train them with the model's image_size and channels (fedphd features "
-                "train)"
+                f"the features {self.spec.name} are for images of shape {self.image_shape}, these "
+                f"are {shape}; train them with the model's image_size and channels (fedphd "
+                "features train)"
             )
 
-    @torch.no_grad()
     def features(self, images: Tensor, *, batch_size: int, device: torch.device) -> Tensor:
-        """Features of ``images``, (N, C, H, W), uint8: (N, d), float32, on the CPU."""
-        batches: Iterator[Tensor] = (
-            self.network(batch.to(device)).cpu() for batch in torch.split(images, batch_size)
+        """Features of ``images``, (N, C, H, W), uint8: (N, d), float32, on the CPU.
+
+        Its network is on ``device`` afterwards.
+        """
+        return torch.cat(list(self._batches(images, batch_size, device)))
+
+    def statistics(
+        self, data: ImageSet, *, num_classes: int, batch_size: int, device: torch.device
+    ) -> FeatureStatistics:
+        """Statistics of the features of ``data``; raises ConfigError as ``check_shape`` does."""
+        self.check_shape(tuple(data.images.shape[1:]))
+        # Batch by batch: all features of a large data set at once may not fit into memory.
+        batches = self._batches(data.images, batch_size, device)
+        num_features = self.spec.num_features
+        return FeatureStatistics.summed(
+            batches, data.labels, num_features=num_features, num_classes=num_classes
         )
-        return torch.cat(list(batches))
+
+    @torch.no_grad()
+    def _batches(self, images: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+        network = self.network.to(device)
+        for batch in torch.split(images, batch_size):
+            yield network(batch.to(device)).cpu()
 
 
 def classifier_extractor(model: FeatureClassifier, *, name: str) -> Extractor:
@@ -173,8 +182,8 @@ def restore_extractor(spec: ExtractorSpec, weights: Tensor) -> Extractor:
     """The extractor that a peer described, on the CPU.
 
     Args:
-        spec: what it is.
-        weights: (numel,), float32, as ``Extractor.weights`` gives them.
+        spec: the description.
+        weights: (numel,), float32, as ``Extractor.weights`` returns them.
 
     Raises:
         ReplyError: the weights do not fit the description, or are not finite.
@@ -194,7 +203,7 @@ def restore_extractor(spec: ExtractorSpec, weights: Tensor) -> Extractor:
     )
     problem = TensorLayout.of(model.state_dict()).mismatch(layout)
     if problem is None and spec.num_features != model.num_features:
-        problem = f"gives {model.num_features} features, not {spec.num_features}"
+        problem = f"computes {model.num_features} features, not {spec.num_features}"
     if problem:
         raise ReplyError(f"extractor: {problem}")
     model.load_state_dict(state)
@@ -203,7 +212,7 @@ def restore_extractor(spec: ExtractorSpec, weights: Tensor) -> Extractor:
 
 
 def save_extractor(extractor: Extractor, path: Path) -> None:
-    """Write a classifier to a features file; raises FedPhDError if that cannot be."""
+    """Write a classifier to a features file; raises FedPhDError if it cannot be written."""
     state = {name: tensor.cpu() for name, tensor in extractor.network.state_dict().items()}
     about = {"format": _FORMAT, "spec": extractor.spec.model_dump_json()}
     try:
@@ -218,19 +227,19 @@ def load_extractor(path: Path) -> Extractor:
         with safe_open(path, framework="pt") as stored:
             about = stored.metadata() or {}
             if about.get("format") != _FORMAT:
-                raise ValueError("it holds no feature classifier")
+                raise ValueError("it does not hold a feature classifier")
             spec = ExtractorSpec.model_validate_json(about["spec"])
             layout = spec.tensor_layout()
             state = {name: stored.get_tensor(name) for name in layout.names}
         return restore_extractor(spec, layout.pack(state))
     except (OSError, SafetensorError, FedPhDError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"evaluation.features_file = {path}: cannot be read ({error}); write it by "
+            f"evaluation.features_file = {path}: cannot be read ({error}); write it with "
             "fedphd features train --data ... --out FILE"
         ) from error
 
 
 def _floats(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors that a forward pass needs: batch counters of normalisations are none."""
+    """The tensors that a forward pass needs; the normalisations' batch counters are integers."""
     state = network.network.state_dict() if isinstance(network, Inception) else network.state_dict()
     return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}

@@ -1,7 +1,7 @@
-"""Inception's features, by torchmetrics and torch-fidelity, where both they and weights are there.
+"""Inception's features, by torchmetrics and torch-fidelity.
 
 Only a Frechet distance in these features is a FID (arXiv:1706.08500). torch-fidelity needs a
-torchvision that fits torch, and the weights are 100 MB from elsewhere: so both are optional.
+torchvision that fits torch, and the weights are a download of 100 MB, so both are optional.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from fedphd.common.errors import ConfigError
 
 NUM_FEATURES = 2048
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_PIECE_BYTES = 1 << 20
 _INSTALL = 'pip install "fedphd[inception]", with the torchvision that belongs to your torch'
 
 
@@ -38,7 +37,7 @@ class Inception(nn.Module):
             torch-fidelity download it.
 
     Raises:
-        ConfigError: torch-fidelity is missing, or the weights are or cannot be read.
+        ConfigError: torch-fidelity is missing, or the weights are missing or unreadable.
     """
 
     num_features = NUM_FEATURES
@@ -87,10 +86,10 @@ def check_installed() -> None:
 
 
 def check_weights(path: Path | None, sha256: str | None) -> None:
-    """Raise ConfigError if the weights file is missing or is not the one that is meant.
+    """Raise ConfigError if the weights file is missing or is not the expected one.
 
     Args:
-        path: evaluation.inception_weights; None is nothing to check.
+        path: evaluation.inception_weights; None means that there is nothing to check.
         sha256: hexadecimal SHA-256 that the file must have; None takes any.
     """
     if path is None:
@@ -102,24 +101,23 @@ def check_weights(path: Path | None, sha256: str | None) -> None:
         )
     if sha256 is None:
         return
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    if digest.hexdigest() != sha256.lower():
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256.lower():
         raise ConfigError(
-            f"evaluation.inception_weights = {path} has SHA-256 {digest.hexdigest()}, but "
+            f"evaluation.inception_weights = {path} has SHA-256 {found}, but "
             f"evaluation.inception_sha256 = {sha256}; get the file again, or correct the hash"
         )
 
 
 def inception_of(state: Mapping[str, Tensor]) -> Inception:
-    """The network with ``state``, as a peer sent it: tensors only, so nothing is unpickled.
+    """The network with ``state``, as a peer sent it.
 
     Raises:
         ConfigError: torch-fidelity is missing, or the tensors are not Inception's.
     """
-    # torch-fidelity takes weights only as a file.
+    # torch-fidelity takes weights only from a file. It holds nothing but tensors, so that no peer
+    # can have anything unpickled here.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pt"
         torch.save({name: tensor.clone() for name, tensor in state.items()}, path)
@@ -135,14 +133,17 @@ def _why_not(weights: Path | None, error: Exception) -> str:
         )
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
-        f"evaluation.inception_weights = {weights} are no Inception weights ({reason}); use "
-        "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+        f"evaluation.inception_weights = {weights} does not hold Inception's weights ({reason}); "
+        "use torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
     )
 
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Have torch.load refuse anything but tensors, whatever torch-fidelity asks for."""
+    """Have torch.load refuse anything but tensors: a pickle in a weights file could run code.
+
+    torch-fidelity has no argument for it, so the environment variable that torch reads is set.
+    """
     before = os.environ.get(_WEIGHTS_ONLY)
     os.environ[_WEIGHTS_ONLY] = "1"
     try:

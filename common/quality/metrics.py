@@ -1,7 +1,7 @@
 """How good samples are, from their features: distances, precision and recall, class coverage.
 
-Networks are run elsewhere, once per image: everything here starts from features, so torchmetrics'
-classes get an extractor that hands on what it is given.
+The networks run elsewhere, once per image. Everything here starts from features, so torchmetrics'
+classes get an extractor that returns its input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ _ROWS = 2048
 
 
 class _KnownFeatures(nn.Module):
-    """An extractor for images whose features are known: it returns what it gets."""
+    """An extractor whose input is features already: it returns its input."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -37,24 +36,9 @@ class _KnownFeatures(nn.Module):
         return features
 
 
-@dataclass(frozen=True)
-class ClassCoverage:
-    """Whether the samples have all classes of the reference.
-
-    Attributes:
-        shares: of the samples that the classifier puts in each class, (num_classes,), sum 1.
-        least_class: class whose share is the smallest part of what it is in the reference.
-        least_ratio: that part: 1 where all classes are as frequent as in the reference, 0 where
-            one is lost.
-    """
-
-    shares: tuple[float, ...]
-    least_class: int
-    least_ratio: float
-
-
 def frechet_distance(reference: FeatureStatistics, features: Tensor) -> float:
     """Frechet distance of ``features``, (N >= 2, d), from the reference (arXiv:1706.08500)."""
+    # Eq. 6 of arXiv:1706.08500: |m - n|^2 + tr(A + B - 2 (A B)^(1/2)).
     metric = FrechetInceptionDistance(
         feature=_KnownFeatures(features.shape[1]), reset_real_features=False, normalize=False
     )
@@ -78,11 +62,12 @@ def kernel_distance(reference: Tensor, features: Tensor, *, seed: int) -> tuple[
     """
     size = min(KERNEL_SUBSET_SIZE, len(reference), len(features))
     with warnings.catch_warnings():
-        # It says that it keeps all features; they are here already.
+        # It warns that it stores all features, which are in memory anyway.
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(
             feature=_KnownFeatures(features.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size
         )
+    # Unbiased MMD^2 of arXiv:1801.01401 with the kernel (x . y / d + 1)^3.
     metric.update(reference, real=True)
     metric.update(features, real=False)
     with _seeded("kernel-distance", seed):
@@ -103,6 +88,7 @@ def inception_score(scores: Tensor, *, seed: int) -> float:
             feature=_KnownFeatures(scores.shape[1]), splits=min(10, len(scores))
         )
     metric.update(scores)
+    # exp(E[KL(p(y|x) || p(y))]), section 4 of arXiv:1606.03498.
     with _seeded("inception-score", seed):
         mean, _ = metric.compute()
     return float(mean)
@@ -115,7 +101,7 @@ def precision_recall(
 
     Precision is the share of samples within the reference's manifold, recall the share of
     reference images within the samples'. Both depend on the numbers of points: compare only
-    what was measured with the same.
+    values for equal numbers.
 
     Args:
         reference: features of reference images, (M > neighbours, d).
@@ -124,15 +110,13 @@ def precision_recall(
             distance to its point's k-th nearest neighbour.
     """
     real, fake = reference.double(), features.double()
-    return (
-        inside_manifold(real, neighbours, fake),
-        inside_manifold(fake, neighbours, real),
-    )
+    return inside_manifold(real, neighbours, fake), inside_manifold(fake, neighbours, real)
 
 
 def inside_manifold(points: Tensor, neighbours: int, queries: Tensor) -> float:
     """Share of ``queries``, (N, d), that lie within the manifold of ``points``, (M, d)."""
     radii = neighbour_distances(points, neighbours)
+    # Eq. 1 of arXiv:1904.06991, averaged as in Eq. 2; in pieces, which bounds the memory.
     rows = torch.split(queries, _ROWS)
     inside = sum(int((torch.cdist(part, points) <= radii).any(1).sum()) for part in rows)
     return inside / len(queries)
@@ -146,24 +130,32 @@ def neighbour_distances(points: Tensor, neighbours: int) -> Tensor:
     return torch.cat(kth)
 
 
-def class_coverage(predicted: Tensor, reference_counts: Sequence[int]) -> ClassCoverage:
+def class_coverage(
+    predicted: Tensor, reference_counts: Sequence[int]
+) -> tuple[tuple[float, ...], int, float]:
     """How the samples spread over the classes that the reference has.
 
     Args:
         predicted: class of each sample, (N,), int64.
         reference_counts: reference images per class, (num_classes,), at least one above 0.
+
+    Returns:
+        The share of the samples in each class, (num_classes,), sum 1; the class whose share is the
+        smallest multiple of its share in the reference; and that multiple: 1 where all classes are
+        as frequent as in the reference, 0 where one is lost.
     """
     counts = torch.bincount(predicted, minlength=len(reference_counts))
     shares = counts.double() / len(predicted)
     wanted = torch.tensor(reference_counts, dtype=torch.float64)
+    # A class without reference images has no share to fall short of.
     ratios = torch.where(wanted > 0, shares / (wanted / wanted.sum()), torch.inf)
     least = int(ratios.argmin())
-    return ClassCoverage(tuple(shares.tolist()), least, float(ratios[least]))
+    return tuple(shares.tolist()), least, float(ratios[least])
 
 
 @contextmanager
 def _seeded(use: str, seed: int) -> Iterator[None]:
-    """torchmetrics draws from the global generator: give it a seed and put the old state back."""
+    """Seed the global generator, from which torchmetrics draws, and restore its state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(use, seed))
         yield

@@ -1,13 +1,13 @@
-"""First and second moments of image features, which add up over data that nobody holds together.
+"""First and second moments of image features, which add up over data in several hands.
 
 The Frechet distance needs a mean and a covariance. Both follow from a count, a sum and a sum of
-outer products, so those of several owners' images add up to those of all images, exactly.
+outer products, and these of several owners' images add up to those of all images, exactly.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ _FORMAT = "fedphd-statistics-1"
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """What is kept of the features of some images.
+    """Sums over the features of some images.
 
     Attributes:
         count: images.
@@ -44,17 +44,27 @@ class FeatureStatistics:
 
     @classmethod
     def zeros(cls, num_features: int, num_classes: int) -> FeatureStatistics:
-        """Of no image at all."""
+        """The statistics of no images."""
         sums = torch.zeros(num_features, dtype=torch.float64)
         outer = torch.zeros(num_features, num_features, dtype=torch.float64)
         return cls(0, sums, outer, (0,) * num_classes)
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, num_classes: int) -> FeatureStatistics:
-        """Of ``features``, (N, d), any float type, and ``labels``, (N,), int64."""
+        """The statistics of ``features``, (N, d), any float type, and ``labels``, (N,), int64."""
         wide = features.double().cpu()
         counts = torch.bincount(labels, minlength=num_classes).tolist()
         return cls(len(wide), wide.sum(0), wide.T @ wide, tuple(counts))
+
+    @classmethod
+    def summed(
+        cls, batches: Iterable[Tensor], labels: Tensor, *, num_features: int, num_classes: int
+    ) -> FeatureStatistics:
+        """The statistics of features in batches, (B, d) each, and all their ``labels``, (N,)."""
+        total = cls.zeros(num_features, num_classes)
+        for batch in batches:
+            total += cls.of(batch, labels[total.count : total.count + len(batch)], num_classes)
+        return total
 
     def __add__(self, other: FeatureStatistics) -> FeatureStatistics:
         counts = zip(self.label_counts, other.label_counts, strict=True)
@@ -74,10 +84,11 @@ class FeatureStatistics:
     def covariance(self) -> Tensor:
         """Covariance of the features, (d, d), float64, with count - 1 in the denominator."""
         mean = self.mean
+        # sum (x - m)(x - m)^T = sum x x^T - count m m^T. The difference cancels digits: so float64.
         return (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
     def sha256(self) -> str:
-        """Names these statistics: SHA-256 over count, mean and covariance (little-endian)."""
+        """SHA-256 over count, mean and covariance (little-endian): names these statistics."""
         digest = hashlib.sha256(str(self.count).encode())
         for tensor in (self.mean, self.covariance):
             digest.update(tensor.contiguous().numpy().astype("<f8").tobytes())
@@ -92,17 +103,18 @@ class FeatureStatistics:
     def unpack(
         cls, flat: Tensor, *, num_features: int, count: int, label_counts: tuple[int, ...]
     ) -> FeatureStatistics:
-        """Read what ``pack`` wrote, and check that it can be somebody's statistics.
+        """Read what ``pack`` wrote, and check that some images can have these statistics.
 
         Raises:
             ReplyError: another length, values that are not finite, counts that do not fit, or
-                squares that no ``count`` features with these sums have.
+                squares that are too small for the sums.
         """
         expected = num_features + num_features * (num_features + 1) // 2
         if flat.shape != (expected,):
             raise ReplyError(
                 f"statistics hold {flat.numel()} values; {num_features} features take {expected}"
             )
+        # One NaN or infinity from one client would make every later distance useless.
         if not bool(flat.isfinite().all()):
             raise ReplyError("statistics hold values that are not finite")
         if min(label_counts, default=0) < 0 or sum(label_counts) != count:
@@ -111,7 +123,8 @@ class FeatureStatistics:
         outer = torch.zeros(num_features, num_features, dtype=torch.float64)
         outer[rows, columns] = outer[columns, rows] = flat[num_features:]
         sums = flat[:num_features].clone()
-        # Cauchy-Schwarz, with room for rounding: (sum of x)^2 <= count * (sum of x^2).
+        # Cauchy-Schwarz, with room for rounding: (sum of x)^2 <= count * (sum of x^2). Statistics
+        # that break it have a negative variance, and the Frechet distance the root of it.
         squares = outer.diagonal()
         if bool((sums.square() > count * squares * (1 + 1e-9) + 1e-9).any()):
             raise ReplyError(f"statistics are impossible for {count} images")
@@ -132,25 +145,6 @@ def read_statistics(
     )
 
 
-@torch.no_grad()
-def feature_moments(
-    network: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    num_features: int,
-    num_classes: int,
-    batch_size: int,
-    device: torch.device,
-) -> FeatureStatistics:
-    """Statistics of the features that ``network`` gives ``images``, (N, C, H, W), uint8."""
-    total = FeatureStatistics.zeros(num_features, num_classes)
-    batches = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
-    for batch, classes in batches:
-        total += FeatureStatistics.of(network(batch.to(device)), classes, num_classes)
-    return total
-
-
 @dataclass(frozen=True)
 class StatisticsFile:
     """Reference statistics on disk.
@@ -158,7 +152,7 @@ class StatisticsFile:
     Attributes:
         statistics: of the reference images.
         features: name of the features, such as ``classifier(digits)``.
-        fingerprint: of the extractor that gave them; others give other numbers.
+        fingerprint: of the extractor whose features they are.
     """
 
     statistics: FeatureStatistics
@@ -166,7 +160,7 @@ class StatisticsFile:
     fingerprint: str
 
     def save(self, path: Path) -> None:
-        """Write to ``path``; raises FedPhDError if that cannot be."""
+        """Write to ``path``; raises FedPhDError if it cannot be written."""
         content = {
             "count": torch.tensor(self.statistics.count),
             "label_counts": torch.tensor(self.statistics.label_counts),
@@ -190,7 +184,7 @@ class StatisticsFile:
             with safe_open(path, framework="pt") as stored:
                 about = stored.metadata() or {}
                 if about.get("format") != _FORMAT:
-                    raise ValueError("it has no statistics in it")
+                    raise ValueError("it does not hold statistics")
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             statistics = FeatureStatistics.unpack(
                 tensors["statistics"],
@@ -201,6 +195,6 @@ class StatisticsFile:
             return cls(statistics, about["features"], about["fingerprint"])
         except (OSError, SafetensorError, ReplyError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"{path}: cannot be read as reference statistics ({error}); write the file by "
+                f"{path}: cannot be read as reference statistics ({error}); write the file with "
                 "fedphd statistics --data ... --out FILE"
             ) from error

@@ -1,13 +1,12 @@
 """What samples are compared with, and in which features.
 
-There are three sources of reference statistics: a data set at the cloud, a file, or the clients,
-who sum up their images' features once. Only a data set gives single images' features, which the
+Reference statistics come from a data set at the cloud, from a file, or from the clients, who sum up
+their images' features once. Only a data set provides the features of single images, which the
 kernel distance and precision and recall need.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedphd.common.config.run import EvaluationConfig
-from fedphd.common.data.images import ImageSet
+from fedphd.common.data.images import ImageSet, LabelledImages
 from fedphd.common.errors import ConfigError
 from fedphd.common.quality.classifier import ClassifierSettings, load_feature_classifier
 from fedphd.common.quality.extractor import (
@@ -25,10 +24,8 @@ from fedphd.common.quality.extractor import (
     load_extractor,
 )
 from fedphd.common.quality.inception import Inception, check_installed, check_weights
-from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, feature_moments
+from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile
 from fedphd.common.rng import generator
-
-logger = logging.getLogger(__name__)
 
 # Bounds time and memory of what compares single images.
 MOST_KEPT = 10_000
@@ -39,12 +36,15 @@ class Reference:
     """Reference statistics and the features that they are in.
 
     Attributes:
-        extractor: gives the features.
+        extractor: computes the features.
         statistics: of all reference images.
         kept: features of single reference images, (M, d), float32, M at most 10,000; None where
             there are only statistics.
         classifier: tells the reference's classes apart; None without one.
         image_shape: (C, H, W) that samples must have; None for any.
+
+    Raises:
+        ConfigError: there are fewer than 2 reference images.
     """
 
     extractor: Extractor
@@ -53,9 +53,52 @@ class Reference:
     classifier: Extractor | None
     image_shape: tuple[int, ...] | None
 
+    def __post_init__(self) -> None:
+        # One image has no covariance.
+        if self.statistics.count < 2:
+            raise ConfigError(
+                f"the reference has {self.statistics.count} image(s); a distance needs at least 2"
+            )
+
+
+def load_reference(
+    config: EvaluationConfig,
+    *,
+    image_size: int,
+    channels: int,
+    num_classes: int,
+    cache_dir: Path,
+    device: torch.device,
+) -> Reference | None:
+    """The reference on this machine; None without one, or where the clients compute it later.
+
+    Args:
+        config: where the reference is, and in which features.
+        image_size: height and width of the model's images, in pixels.
+        channels: of the model's images.
+        num_classes: classes that a data set must have, all of them and no more.
+        cache_dir: folder of trained classifiers.
+        device: where networks run.
+
+    Raises:
+        ConfigError: a file or the data set cannot be used, has other classes or fewer than 2
+            images, or a file was made in other features than the configured ones.
+    """
+    if config.reference_file is not None:
+        return _reference_of_file(config, config.reference_file)
+    if config.reference is None:
+        return None
+    data = LabelledImages(config.reference)
+    data.check_covers(num_classes)
+    images = data.decode(image_size=image_size, channels=channels)
+    return reference_of_images(config, images, cache_dir=cache_dir, device=device)
+
 
 def check_features(config: EvaluationConfig) -> None:
-    """Raise ConfigError if what the features need is not on this machine; loads no network."""
+    """Raise ConfigError if a file or package that the features need is missing on this machine.
+
+    No network is loaded: a launcher calls this before it starts anything.
+    """
     if config.wants_inception:
         check_weights(config.inception_weights, config.inception_sha256)
         check_installed()
@@ -66,15 +109,30 @@ def check_features(config: EvaluationConfig) -> None:
 
 
 def fixed_extractor(config: EvaluationConfig) -> Extractor | None:
-    """The extractor that follows from the configuration alone; None where data must train it.
+    """The extractor that the configuration names; None where one must be trained on data.
 
     Raises:
-        ConfigError: a file is missing or is something else, or torch-fidelity is missing.
+        ConfigError: a file is missing or unusable, or torch-fidelity is missing.
     """
     check_features(config)
     if config.wants_inception:
         return inception_extractor(Inception(config.inception_weights))
-    return None if config.features_file is None else load_extractor(config.features_file)
+    return _file_classifier(config)
+
+
+def trained_classifier(
+    config: EvaluationConfig, images: ImageSet, *, cache_dir: Path, device: torch.device
+) -> Extractor:
+    """The classifier that the data set ``config.reference`` trains, from the cache if it is there.
+
+    Raises:
+        ConfigError: there are fewer than 2 images.
+    """
+    settings = ClassifierSettings(epochs=config.classifier_epochs)
+    model = load_feature_classifier(images, settings, cache_dir=cache_dir, device=device)
+    source = config.reference.source if config.reference else "reference"
+    # Only the last part, since reports travel and a full path shows more than they need.
+    return classifier_extractor(model, name=Path(source).name)
 
 
 def reference_of_images(
@@ -83,7 +141,7 @@ def reference_of_images(
     """The reference that the data set ``config.reference`` makes.
 
     Args:
-        config: which features; a classifier that no file holds is trained on ``images``.
+        config: which features; a classifier is trained on ``images`` unless a file holds it.
         images: the reference images with their labels.
         cache_dir: folder of trained classifiers.
         device: where networks run.
@@ -91,58 +149,38 @@ def reference_of_images(
     Raises:
         ConfigError: there are fewer than 2 images, or the features' files are unusable.
     """
-    if len(images) < 2:
-        raise ConfigError(
-            f"evaluation.reference has {len(images)} image(s); a distance needs at least 2"
-        )
-    classifier = _classifier(config, images, cache_dir=cache_dir, device=device)
-    extractor = classifier
-    if config.wants_inception:
-        extractor = fixed_extractor(config) or classifier
-    extractor.network.to(device)
-    extractor.check_shape(tuple(images.images.shape[1:]))
+    shape = tuple(images.images.shape[1:])
+    classifier = _file_classifier(config)
+    if classifier is None:
+        classifier = trained_classifier(config, images, cache_dir=cache_dir, device=device)
+    classifier.check_shape(shape)
+    extractor = (fixed_extractor(config) if config.wants_inception else None) or classifier
     features = extractor.features(images.images, batch_size=config.batch_size, device=device)
-    statistics = feature_moments(
-        lambda part: part,
-        features,
+    statistics = FeatureStatistics.summed(
+        # In batches, since they are summed in float64, which all at once would take twice the room.
+        torch.split(features, config.batch_size),
         images.labels,
-        num_features=extractor.num_features,
+        num_features=features.shape[1],
         num_classes=int(images.labels.max()) + 1,
-        batch_size=config.batch_size,
-        device=torch.device("cpu"),
     )
     order = torch.randperm(len(features), generator=generator("reference", config.seed))
-    kept = features[order[:MOST_KEPT]]
-    return Reference(extractor, statistics, kept, classifier, tuple(images.images.shape[1:]))
+    return Reference(extractor, statistics, features[order[:MOST_KEPT]], classifier, shape)
 
 
 def reference_of_statistics(
-    config: EvaluationConfig,
-    extractor: Extractor,
-    statistics: FeatureStatistics,
-    *,
-    device: torch.device,
+    config: EvaluationConfig, extractor: Extractor, statistics: FeatureStatistics
 ) -> Reference:
-    """The reference that statistics make, from wherever they came."""
-    if statistics.count < 2:
-        raise ConfigError(
-            f"the reference statistics are of {statistics.count} image(s); a distance needs at "
-            "least 2"
-        )
-    extractor.network.to(device)
+    """The reference of statistics in the features of ``extractor``, wherever they came from.
+
+    Raises:
+        ConfigError: they are of fewer than 2 images, or ``evaluation.features_file`` is unusable.
+    """
     if extractor.spec.kind == "inception":
-        path = config.features_file
-        other = load_extractor(path) if path is not None else None
-        return Reference(extractor, statistics, None, _on(other, device), None)
+        return Reference(extractor, statistics, None, _file_classifier(config), None)
     return Reference(extractor, statistics, None, extractor, extractor.image_shape)
 
 
-def reference_of_file(config: EvaluationConfig, path: Path, *, device: torch.device) -> Reference:
-    """The reference in a statistics file.
-
-    Raises:
-        ConfigError: the file is unusable, or was made in other features than the configured.
-    """
+def _reference_of_file(config: EvaluationConfig, path: Path) -> Reference:
     extractor = fixed_extractor(config)
     if extractor is None:
         raise ConfigError(
@@ -150,31 +188,16 @@ def reference_of_file(config: EvaluationConfig, path: Path, *, device: torch.dev
             "evaluation.inception_weights, the features that it was made in"
         )
     stored = StatisticsFile.load(path)
+    # Distances in two networks' features are plausible numbers that mean nothing together.
     if stored.fingerprint != extractor.fingerprint():
         raise ConfigError(
             f"evaluation.reference_file = {path} was made in the features {stored.features} with "
-            f"other weights than those of {extractor.name}, which is configured; write it anew by "
-            "fedphd statistics, or name the features that it was made in"
+            f"other weights than those of {extractor.spec.name}, which is configured; write it "
+            "again with fedphd statistics, or name the features that it was made in"
         )
-    return reference_of_statistics(config, extractor, stored.statistics, device=device)
+    return reference_of_statistics(config, extractor, stored.statistics)
 
 
-def _classifier(
-    config: EvaluationConfig, images: ImageSet, *, cache_dir: Path, device: torch.device
-) -> Extractor:
-    if config.features_file is not None:
-        extractor = load_extractor(config.features_file)
-        extractor.check_shape(tuple(images.images.shape[1:]))
-        extractor.network.to(device)
-        return extractor
-    settings = ClassifierSettings(epochs=config.classifier_epochs)
-    model = load_feature_classifier(images, settings, cache_dir=cache_dir, device=device)
-    source = config.reference.source if config.reference else "reference"
-    # The last part only: a folder's full path is nobody else's business.
-    return classifier_extractor(model, name=Path(source).name)
-
-
-def _on(extractor: Extractor | None, device: torch.device) -> Extractor | None:
-    if extractor is not None:
-        extractor.network.to(device)
-    return extractor
+def _file_classifier(config: EvaluationConfig) -> Extractor | None:
+    path = config.features_file
+    return None if path is None else load_extractor(path)

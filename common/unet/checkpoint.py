@@ -58,11 +58,11 @@ def save_checkpoint(
 ) -> None:
     """Write ``folder``, or replace what is there.
 
-    Everything is written and flushed beside it first. Then the old one is renamed away and the
-    new one in; whenever the process dies, ``load_checkpoint`` finds one that is whole.
+    Everything is written and flushed beside it first. Then the old one is renamed away and the new
+    one takes its place; whenever the process dies, ``load_checkpoint`` finds a whole one.
 
     Args:
-        folder: where it goes; its parent is made.
+        folder: the checkpoint's; its parent is made if it is missing.
         unet: the global U-Net.
         ema_state: the averaged weights, with the names and shapes of ``unet``'s.
         scheduler: the forward process.
@@ -84,11 +84,11 @@ def save_checkpoint(
         scheduler.save_pretrained(new / _SCHEDULER)
         for name, text in texts.items():
             (new / name).write_text(text + "\n", "utf-8")
-        _flush(new)
+        _flush(*new.rglob("*"), new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-        _flush_one(folder.parent)
+        _flush(folder.parent)
     except (OSError, SafetensorError) as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -115,7 +115,7 @@ def load_checkpoint(
     """
     whole = _whole(folder)
     if not (whole / _STATE).exists() and not (whole / _UNET).exists():
-        raise ConfigError(f"checkpoint {folder}: there is none in that folder; name a run's folder")
+        raise ConfigError(f"checkpoint {folder}: that folder holds none; name a run's folder")
     unet, averaged = _load_unet(whole / _UNET), _load_unet(whole / _UNET_EMA)
     config = _read_json(whole / _SCHEDULER / "scheduler_config.json")
     scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
@@ -161,7 +161,7 @@ def _finish_swap(folder: Path) -> None:
 def _load_unet(folder: Path) -> PrunedUNet:
     config = _read_json(folder / _CONFIG)
     try:
-        # Building draws weights; the caller's random state is not to move.
+        # Building draws first weights, and the caller's random state must not move.
         with torch.random.fork_rng(devices=[]):
             unet = PrunedUNet(**{k: v for k, v in config.items() if not k.startswith("_")})
         unet.load_state_dict(load_file(folder / _WEIGHTS))
@@ -185,16 +185,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _flush(folder: Path) -> None:
-    """Have every file and folder below ``folder`` on the disk, not just on its way there."""
-    for path in folder.rglob("*"):
-        _flush_one(path)
-    _flush_one(folder)
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _flush(*paths: Path) -> None:
+    """Wait until files and folders are on the disk, and not only in the system's memory."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -7,16 +7,16 @@ rows and columns of weights, entries of biases, scales and shifts of normalisati
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch_pruning as tp  # type: ignore[import-untyped]
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -29,12 +29,12 @@ Axis = tuple[str, int]
 
 @dataclass(frozen=True)
 class ChannelGroups:
-    """All prunable channels of a U-Net, numbered through: group after group.
+    """All prunable channels of a U-Net, numbered consecutively, one dependency group after another.
 
     Neither the image channels nor the sinusoidal time features are among them.
 
     Attributes:
-        sizes: channels of each group.
+        sizes: channels of each dependency group.
         channels: for each prunable axis (tensor name, dimension), in the order of the state dict,
             the channel that owns the slice at each index.
     """
@@ -44,37 +44,27 @@ class ChannelGroups:
 
     @classmethod
     def of(cls, unet: PrunedUNet) -> ChannelGroups:
-        """Trace the architecture of ``unet``; needs neither its weights nor its random state."""
+        """Trace the architecture of ``unet``; neither its weights nor its random state matter."""
+        # On the meta device, where tensors have shapes but no memory: the trace takes no time, and
+        # a client need not hold a second network.
         with torch.device("meta"), torch.enable_grad():
             twin = unet_from_config(unet_config(unet))
             graph = tp.DependencyGraph().build_dependency(twin, example_inputs(twin))
         names = {module: name for name, module in twin.named_modules()}
         sizes: list[int] = []
-        owners: dict[Axis, dict[int, int]] = {}
+        owners: dict[Axis, dict[int, int]] = defaultdict(dict)
+        # The image channels stay: pruning them would change what the network is for.
         for group in graph.get_all_groups(ignored_layers=[twin.conv_out]):
             first = sum(sizes)
             sizes.append(len(group[0].idxs))
             for item in group.items:
                 for axis in _axes_of(item.dep, names):
-                    owned = owners.setdefault(axis, {})
                     for index, root in zip(item.idxs, item.root_idxs, strict=True):
-                        owned[index] = first + root
-        axes = (
-            (name, dim) for name, tensor in twin.state_dict().items() for dim in range(tensor.ndim)
-        )
-        return cls(
-            tuple(sizes),
-            {
-                axis: tuple(owners[axis][i] for i in sorted(owners[axis]))
-                for axis in axes
-                if axis in owners
-            },
-        )
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of all groups together."""
-        return sum(self.sizes)
+                        owners[axis][index] = first + root
+        order = {name: position for position, name in enumerate(twin.state_dict())}
+        axes = sorted(owners, key=lambda axis: (order[axis[0]], axis[1]))
+        channels = {axis: tuple(owners[axis][i] for i in sorted(owners[axis])) for axis in axes}
+        return cls(tuple(sizes), channels)
 
     @cached_property
     def tensors(self) -> tuple[str, ...]:
@@ -87,26 +77,19 @@ class ChannelGroups:
         return torch.tensor([channel for owned in self.channels.values() for channel in owned])
 
     def norms(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The 2-norm of all slices of each channel together, (num_channels,), float32."""
+        """The 2-norm of all slices of each channel together, (sum of ``sizes``,), float32."""
         index = self.index.to(next(iter(state.values())).device)
         return _norms(self, index, [state[name].detach() for name in self.tensors])
 
-    def group_of(self, axis: Axis) -> int:
-        """The group that owns index 0 of ``axis``."""
-        return bisect.bisect_right(list(itertools.accumulate(self.sizes)), self.channels[axis][0])
-
     def cut(self, layout: TensorLayout, keep: Sequence[bool]) -> Cut:
-        """The cut that keeps a channel where ``keep``, (num_channels,), says so."""
+        """The cut that keeps the channels where ``keep``, (sum of ``sizes``,), is true."""
         kept = {
             axis: tuple(i for i, channel in enumerate(owned) if keep[channel])
             for axis, owned in self.channels.items()
         }
+        tensors = zip(layout.names, layout.shapes, strict=True)
         return Cut(
-            layout,
-            tuple(
-                tuple(kept.get((name, dim)) for dim in range(len(shape)))
-                for name, shape in zip(layout.names, layout.shapes, strict=True)
-            ),
+            layout, tuple(tuple(kept.get((n, dim)) for dim in range(len(s))) for n, s in tensors)
         )
 
 
@@ -190,13 +173,9 @@ class Cut:
         """As JSON text; equal lists of indices are written once."""
         lists = list(dict.fromkeys(k for kept in self.kept for k in kept if k is not None))
         number = {indices: position for position, indices in enumerate(lists)}
-        tensors = [
-            [name, shape, [None if k is None else number[k] for k in kept]]
-            for name, shape, kept in zip(
-                self.layout.names, self.layout.shapes, self.kept, strict=True
-            )
-        ]
-        return json.dumps({"lists": lists, "tensors": tensors}, separators=(",", ":"))
+        numbers = [[None if k is None else number[k] for k in kept] for kept in self.kept]
+        tensors = zip(self.layout.names, self.layout.shapes, numbers, strict=True)
+        return json.dumps({"lists": lists, "tensors": list(tensors)}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Cut:
@@ -206,17 +185,54 @@ class Cut:
             ReplyError: it is malformed, or indices are out of range, repeated or not ascending.
         """
         try:
-            content = json.loads(text)
-            lists, tensors = content["lists"], content["tensors"]
-            layout = TensorLayout.from_json(json.dumps([entry[:2] for entry in tensors]))
-            kept = tuple(_read_kept(entry, lists) for entry in tensors)
-        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-            raise ReplyError(f"malformed cut: {type(error).__name__}: {error}") from error
-        return cls(layout, kept)
+            content = _CutText.model_validate_json(text)
+            layout = TensorLayout.of_pairs([(name, shape) for name, shape, _ in content.tensors])
+            return cls(
+                layout, tuple(_read_kept(*entry, content.lists) for entry in content.tensors)
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ReplyError(f"malformed cut: {where}: {first['msg']}") from error
+        except (ValueError, IndexError) as error:
+            raise ReplyError(f"malformed cut: {error}") from error
+
+
+class _CutText(BaseModel, strict=True):
+    """A cut in a message.
+
+    Attributes:
+        lists: of kept indices.
+        tensors: name, shape, and for each dimension the number of its list; None keeps all.
+    """
+
+    lists: list[tuple[int, ...]]
+    tensors: list[tuple[str, tuple[NonNegativeInt, ...], tuple[NonNegativeInt | None, ...]]]
+
+
+def _read_kept(
+    name: str,
+    shape: tuple[int, ...],
+    numbers: tuple[int | None, ...],
+    lists: Sequence[tuple[int, ...]],
+) -> tuple[tuple[int, ...] | None, ...]:
+    kept = tuple(None if number is None else lists[number] for number in numbers)
+    for size, indices in zip(shape, kept, strict=True):
+        if indices is None:
+            continue
+        # A negative index would count from the end, and a repeated one would copy a channel.
+        if not indices or list(indices) != sorted({i for i in indices if 0 <= i < size}):
+            raise ValueError(
+                f"tensor {name}: kept indices must ascend within 0 to {size - 1} without repeats"
+            )
+    return kept
 
 
 class _SumOfNorms(torch.autograd.Function):
-    """Autograd would record a thousand small operations; the gradient is one product per tensor."""
+    """The penalty with its gradient written out: one product per tensor.
+
+    Autograd would record a thousand small operations in every training step.
+    """
 
     @staticmethod
     def forward(ctx: Any, groups: ChannelGroups, index: Tensor, *parameters: Tensor) -> Tensor:
@@ -229,39 +245,32 @@ class _SumOfNorms(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         index, norms, *parameters = ctx.saved_tensors
+        # The derivative of Eq. 11 of arXiv:2507.06449, w / norm; at 0 the smallest subgradient.
         inverse = torch.where(norms > 0, grad / norms, 0.0)
-        factors = _by_axis(ctx.groups, inverse[index])
-        names = ctx.groups.tensors
-        return (
-            None,
-            None,
-            *(_scaled(n, p, factors) for n, p in zip(names, parameters, strict=True)),
-        )
+        channels = ctx.groups.channels
+        parts = torch.split(inverse[index], [len(owned) for owned in channels.values()])
+        factors = dict(zip(channels, parts, strict=True))
+        tensors = zip(ctx.groups.tensors, parameters, strict=True)
+        return None, None, *(_scaled(name, tensor, factors) for name, tensor in tensors)
 
 
 def _norms(groups: ChannelGroups, index: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     energies = []
     for name, tensor in zip(groups.tensors, tensors, strict=True):
-        squares = tensor.flatten(1).square() if tensor.ndim > 1 else tensor.square()
+        squares = tensor.reshape(len(tensor), -1).square()
         if (name, 0) in groups.channels:
-            energies.append(squares.sum(1) if tensor.ndim > 1 else squares)
+            energies.append(squares.sum(1))
         if (name, 1) in groups.channels:
             energies.append(squares.sum(0).view(tensor.shape[1], -1).sum(1))
-    total = energies[0].new_zeros(groups.num_channels)
+    total = energies[0].new_zeros(sum(groups.sizes))
+    # The 2-norm in Eq. 11 of arXiv:2507.06449, over all slices of a channel.
     return total.index_add_(0, index, torch.cat(energies)).sqrt_()
-
-
-def _by_axis(groups: ChannelGroups, values: Tensor) -> dict[Axis, Tensor]:
-    parts = torch.split(values, [len(owned) for owned in groups.channels.values()])
-    return dict(zip(groups.channels, parts, strict=True))
 
 
 def _scaled(name: str, tensor: Tensor, factors: Mapping[Axis, Tensor]) -> Tensor:
     """``tensor`` times the sum of the factors of its rows and columns."""
-    if tensor.ndim == 1:
-        return tensor * factors[name, 0]
     rows, columns = factors.get((name, 0)), factors.get((name, 1))
-    matrix = tensor.flatten(1)
+    matrix = tensor.reshape(len(tensor), -1)
     scale = 0.0 if rows is None else rows[:, None]
     if columns is not None:
         scale = scale + columns.repeat_interleave(matrix.shape[1] // len(columns))
@@ -280,14 +289,9 @@ def _axes_of(dependency: Any, names: Mapping[nn.Module, str]) -> list[Axis]:
     module, remove = dependency.target.module, dependency.handler
     if module not in names or not list(module.parameters(recurse=False)):
         return []
-    prefix = names[module]
-    if _removes_inputs(module, remove):
-        return [(f"{prefix}.weight", 1)]
-    return [(f"{prefix}.{name}", 0) for name, _ in module.named_parameters(recurse=False)]
-
-
-def _removes_inputs(module: nn.Module, remove: Callable[..., Any]) -> bool:
-    return remove in (tp.prune_conv_in_channels, tp.prune_linear_in_channels)
+    if remove in (tp.prune_conv_in_channels, tp.prune_linear_in_channels):
+        return [(f"{names[module]}.weight", 1)]
+    return [(f"{names[module]}.{name}", 0) for name, _ in module.named_parameters(recurse=False)]
 
 
 def _select(tensor: Tensor, kept: Sequence[tuple[int, ...] | None]) -> Tensor:
@@ -295,27 +299,5 @@ def _select(tensor: Tensor, kept: Sequence[tuple[int, ...] | None]) -> Tensor:
     for dim, indices in enumerate(kept):
         if indices is not None:
             result = result.index_select(dim, torch.tensor(indices, device=tensor.device))
+    # Never the given tensor's memory: the caller goes on using both.
     return result.clone() if result.data_ptr() == tensor.data_ptr() else result.contiguous()
-
-
-def _read_kept(entry: Any, lists: Any) -> tuple[tuple[int, ...] | None, ...]:
-    name, shape, numbers = entry
-    if len(numbers) != len(shape):
-        raise ValueError(f"tensor {name} has {len(shape)} dimensions, {len(numbers)} are cut")
-    kept: list[tuple[int, ...] | None] = []
-    for size, number in zip(shape, numbers, strict=True):
-        if number is None:
-            kept.append(None)
-            continue
-        if type(number) is not int or number < 0:
-            raise ValueError(f"tensor {name}: {number!r} is no list of indices")
-        indices = lists[number]
-        if not isinstance(indices, list) or not all(type(i) is int for i in indices):
-            raise ValueError(f"tensor {name}: the kept indices are no integers")
-        ascending = all(a < b for a, b in itertools.pairwise(indices))
-        if not indices or not ascending or indices[0] < 0 or indices[-1] >= size:
-            raise ValueError(
-                f"tensor {name}: kept indices must ascend within 0 to {size - 1} without repeats"
-            )
-        kept.append(tuple(indices))
-    return tuple(kept)

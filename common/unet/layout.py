@@ -1,22 +1,29 @@
-"""Names and shapes of a state dict, and its form as one flat float32 vector."""
+"""Names and shapes of a state dict, and its form as one flat float32 vector.
+
+Weights travel as one vector: one array per message instead of hundreds, and averages of networks
+are sums of vectors. The layout travels beside them, so that nothing is unpickled.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from torch import Tensor
 
 from fedphd.common.errors import FedPhDError
 
+_PAIRS = TypeAdapter(list[tuple[str, tuple[NonNegativeInt, ...]]])
+
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """The manifest of a flat weight vector.
+    """The tensors of a flat weight vector.
 
     Attributes:
         names: of the tensors, in the order of the state dict.
@@ -97,19 +104,14 @@ class TensorLayout:
     def from_json(cls, text: str) -> TensorLayout:
         """Read ``to_json``'s text; raises ValueError if it is malformed."""
         try:
-            content = json.loads(text)
-        except RecursionError as error:
-            raise ValueError("nested too deeply") from error
-        if not isinstance(content, list) or not all(map(_is_entry, content)):
-            raise ValueError("expected a list of [name, [size, ...]]")
-        names = tuple(name for name, _ in content)
-        if len(set(names)) < len(names):
+            pairs = _PAIRS.validate_json(text, strict=True)
+        except ValidationError as error:
+            raise ValueError("expected a list of [name, [size, ...]]") from error
+        return cls.of_pairs(pairs)
+
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> TensorLayout:
+        """The layout of tensors by name and shape; raises ValueError if a name comes twice."""
+        if len(dict(pairs)) < len(pairs):
             raise ValueError("a tensor is named twice")
-        return cls(names, tuple(tuple(shape) for _, shape in content))
-
-
-def _is_entry(entry: object) -> bool:
-    match entry:
-        case [str(), list() as shape]:
-            return all(type(size) is int and size >= 0 for size in shape)
-    return False
+        return cls(tuple(name for name, _ in pairs), tuple(shape for _, shape in pairs))

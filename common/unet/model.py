@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -26,9 +26,7 @@ __all__ = [
 ]
 
 _MAX_WIDTH = 8192
-_MAX_LEVELS = 8
-_MAX_LAYERS = 16
-_MAX_PARAMETERS = 1_000_000_000
+MAX_PARAMETERS = 1_000_000_000
 
 
 class PrunedUNet(UNet2DModel):
@@ -60,22 +58,20 @@ class PrunedUNet(UNet2DModel):
 
 
 class _UNetDescription(ModelConfig):
-    """What a message says about a U-Net: every key is required, and its size is bounded."""
+    """A U-Net in a message: every key is required, and its size is bounded."""
 
+    block_out_channels: tuple[Annotated[int, Field(le=_MAX_WIDTH)], ...] = Field(
+        min_length=1, max_length=8
+    )
+    layers_per_block: int = Field(ge=1, le=16)
     time_feature_width: int = Field(ge=2, le=_MAX_WIDTH, multiple_of=2)
 
     @model_validator(mode="after")
-    def _all_there_and_of_sane_size(self) -> _UNetDescription:
+    def _nothing_is_missing(self) -> _UNetDescription:
+        # A default that the peer did not mean would build another network than the peer's.
         missing = sorted(set(type(self).model_fields) - self.model_fields_set)
         if missing:
             raise ValueError(f"{missing[0]} is missing")
-        for key, size, limit in (
-            ("block_out_channels", max(self.block_out_channels), _MAX_WIDTH),
-            ("levels of block_out_channels", len(self.block_out_channels), _MAX_LEVELS),
-            ("layers_per_block", self.layers_per_block, _MAX_LAYERS),
-        ):
-            if size > limit:
-                raise ValueError(f"{key} = {size}; at most {limit} is accepted")
         return self
 
 
@@ -116,8 +112,14 @@ def unet_config(unet: PrunedUNet) -> dict[str, Any]:
     }
 
 
-def unet_from_config(config: Mapping[str, Any]) -> PrunedUNet:
+def unet_from_config(
+    config: Mapping[str, Any], *, max_parameters: int = MAX_PARAMETERS
+) -> PrunedUNet:
     """A U-Net as ``unet_config`` described it; its weights are arbitrary until they are loaded.
+
+    Args:
+        config: what ``unet_config`` returns, perhaps as a peer sent it.
+        max_parameters: refuses a larger U-Net, before anything of it is built.
 
     Raises:
         ReplyError: a key is unknown, missing, of the wrong type or out of range; names it.
@@ -131,7 +133,13 @@ def unet_from_config(config: Mapping[str, Any]) -> PrunedUNet:
         raise ReplyError(f"U-Net config: {where + ': ' if where else ''}{what}") from error
     except (TypeError, ValueError) as error:
         raise ReplyError(f"U-Net config holds more than plain values: {error}") from error
-    _check_parameters(description)
+    num_parameters = _num_parameters(description)
+    if num_parameters > max_parameters:
+        raise ReplyError(
+            f"U-Net config: block_out_channels = {list(description.block_out_channels)} and "
+            f"layers_per_block = {description.layers_per_block} make {num_parameters:,} "
+            f"parameters; at most {max_parameters:,} are accepted"
+        )
     return _build(description, time_feature_width=description.time_feature_width, seed=0)
 
 
@@ -142,7 +150,7 @@ def build_scheduler(config: DiffusionConfig) -> DDPMScheduler:
         beta_schedule=config.beta_schedule,
         beta_start=config.beta_start,
         beta_end=config.beta_end,
-        # diffusers clips the predicted image but goes on with the unclipped noise, which costs
+        # diffusers clips the predicted image but continues with the unclipped noise, which costs
         # quality; a sampler that is made from this one inherits the choice.
         clip_sample=False,
     )
@@ -176,12 +184,43 @@ def _build(config: ModelConfig, *, time_feature_width: int, seed: int) -> Pruned
         )
 
 
-def _check_parameters(description: _UNetDescription) -> None:
-    with torch.device("meta"):
-        unet = _build(description, time_feature_width=description.time_feature_width, seed=0)
-    if unet.num_parameters() > _MAX_PARAMETERS:
-        raise ReplyError(
-            f"U-Net config: block_out_channels = {list(description.block_out_channels)} and "
-            f"layers_per_block = {description.layers_per_block} make {unet.num_parameters():,} "
-            f"parameters; at most {_MAX_PARAMETERS:,} are accepted"
-        )
+def _num_parameters(unet: _UNetDescription) -> int:
+    """Parameters of the U-Net that ``_build`` makes of a description, without building it.
+
+    A peer writes the description, and a short one can ask for more memory than there is.
+    """
+    widths, num_layers = unet.block_out_channels, unet.layers_per_block
+    time_width = 4 * widths[0]
+
+    def affine(inputs: int, outputs: int) -> int:
+        """Weights and biases; a 3 x 3 convolution has 9 times as many inputs."""
+        return (inputs + 1) * outputs
+
+    def layer(inputs: int, outputs: int, attention: bool) -> int:
+        """A residual block, with a shortcut where the width changes, and attention."""
+        block = 2 * inputs + affine(9 * inputs, outputs) + affine(time_width, outputs)
+        block += 2 * outputs + affine(9 * outputs, outputs)
+        shortcut = affine(inputs, outputs) if inputs != outputs else 0
+        return block + shortcut + attention * (2 * outputs + 4 * affine(outputs, outputs))
+
+    width = widths[0]
+    total = affine(unet.time_feature_width, time_width) + affine(time_width, time_width)
+    total += affine(9 * unet.channels, width) + 2 * width + affine(9 * width, unet.channels)
+    # Every output of the way down is concatenated once on the way up.
+    skips = [width]
+    for level, outputs in enumerate(widths):
+        if level:
+            total += affine(9 * width, width)
+            skips.append(width)
+        for _ in range(num_layers):
+            total += layer(width, outputs, level in unet.attention_levels)
+            width = outputs
+            skips.append(width)
+    total += layer(width, width, True) + layer(width, width, False)
+    for level, outputs in reversed(list(enumerate(widths))):
+        for _ in range(num_layers + 1):
+            total += layer(width + skips.pop(), outputs, level in unet.attention_levels)
+            width = outputs
+        if level:
+            total += affine(9 * width, width)
+    return total

@@ -37,9 +37,9 @@ _PART_SETS: Final[dict[str, tuple[tuple[Part, ...], ...]]] = {
 
 
 def part_sets(exchange: str) -> tuple[tuple[Part, ...], ...]:
-    """The sets of parts that are sent back and averaged together, for ``exchange.parts``.
+    """The sets of parts that are averaged together, for ``exchange.parts``.
 
-    All sets together travel down. A client sends back one set; where there are several, they are
+    All sets travel down. A client sends back one of them; where there are several, they are
     assigned in turn.
     """
     return _PART_SETS[exchange]
@@ -56,8 +56,8 @@ class PartSubset:
     """The tensors of some parts within the weights of ``layout``.
 
     Attributes:
-        layout: names and shapes of the weights selected from: a whole U-Net, or what travels of it.
-        parts: those that are selected; all of them select every tensor, whatever its name.
+        layout: of the weights that are selected from: a whole U-Net, or what travels of it.
+        parts: those that are selected; all three select every tensor, whatever its name.
     """
 
     layout: TensorLayout
@@ -71,8 +71,7 @@ class PartSubset:
             ReplyError: a tensor belongs to no part.
         """
         pairs = zip(self.layout.names, self.layout.shapes, strict=True)
-        chosen = [(name, shape) for name, shape in pairs if self._holds(name)]
-        return TensorLayout(tuple(n for n, _ in chosen), tuple(s for _, s in chosen))
+        return TensorLayout.of_pairs([pair for pair in pairs if self._holds(pair[0])])
 
     @property
     def is_whole(self) -> bool:

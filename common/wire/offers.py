@@ -138,8 +138,8 @@ class OfferBook:
         """
         latest: dict[str, Offer] = {}
         if not asked.synchronised:
-            for (interval, _), offers in sorted(self._rounds.items()):
-                latest.update(offers if interval == asked.interval else {})
+            for (interval, _), made in sorted(self._rounds.items()):
+                latest.update(made if interval == asked.interval else {})
         latest.update({offer.edge_id: offer for offer in of_round})
         offers = tuple(latest[edge_id] for edge_id in sorted(latest))
         return asked.model_copy(update={"offers": offers})

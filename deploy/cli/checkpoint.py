@@ -15,7 +15,7 @@ from fedphd.common.history.events import Evaluated
 from fedphd.deploy.cli.flags import Set, overrides, say
 from fedphd.deploy.launch.render import render
 
-SAMPLES, STEPS, SEED = 64, 50, 0
+SAMPLES, STEPS, SEED, BATCH_SIZE = 64, 50, 0, 256
 Folder = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="a run's folder, or its checkpoint/")
 ]
@@ -77,29 +77,24 @@ def evaluate(
 
     It measures as the run did, unless flags or --set evaluation.KEY=VALUE say otherwise.
     """
-    from fedphd.common.quality.of_checkpoint import (
-        Checkpoint,
-        evaluate_checkpoint,
-        reference_changes,
-    )
+    from fedphd.common.quality.stored_run import StoredRun
     from fedphd.common.unet.checkpoint import checkpoint_of
     from fedphd.common.unet.model import resolve_device
 
     checkpoint = checkpoint_of(checkpoint)
-    loaded = Checkpoint.load(checkpoint, weights.value)
+    run = StoredRun.load(checkpoint, weights.value)
     flags = {
         "evaluation.num_samples": samples,
         "evaluation.sampling_steps": steps,
         "evaluation.seed": seed,
     }
-    changes = reference_changes(loaded, reference) | overrides(flags, settings)
-    result = evaluate_checkpoint(
-        loaded,
-        loaded.config(changes),
+    changes = run.reference_changes(reference) | overrides(flags, settings)
+    result = run.evaluate(
+        run.config(changes),
         cache_dir=CloudConfig().out_dir / ".cache",
         device=resolve_device(device.value),
     )
-    record = result.record(loaded.state.get("interval"))
+    record = result.record(run.state.get("interval"))
     if as_json:
         of = {"checkpoint": str(checkpoint), "weights": weights.value}
         say(json.dumps(of | record.model_dump(mode="json"), indent=2))
@@ -130,15 +125,22 @@ def sample(
     device: Device = DeviceName.auto,
 ) -> None:
     """Generate images by a checkpoint's network."""
-    from fedphd.common.quality.of_checkpoint import Checkpoint, sample_checkpoint, save_samples
+    from fedphd.common.quality.sampling import sample_images, save_samples
+    from fedphd.common.quality.stored_run import StoredRun
     from fedphd.common.unet.checkpoint import checkpoint_of
     from fedphd.common.unet.model import resolve_device
 
     if out.suffix.lower() in _OTHER_IMAGES and not out.is_dir():
         raise ConfigError(f"--out {out}: images are PNGs; name a file .png, or a folder")
-    loaded = Checkpoint.load(checkpoint_of(checkpoint), weights.value)
-    images = sample_checkpoint(
-        loaded, num=num, steps=steps, seed=seed, device=resolve_device(device.value)
+    run = StoredRun.load(checkpoint_of(checkpoint), weights.value)
+    images = sample_images(
+        run.unet,
+        run.scheduler,
+        num=num,
+        steps=steps,
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        device=resolve_device(device.value),
     )
     written = save_samples(images, out)
     single = f" and {len(written) - 1} single images" if len(written) > 1 else ""

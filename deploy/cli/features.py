@@ -33,8 +33,8 @@ def train(
     _check_folder(out)
     resolved = _load(data, config, preset, settings)
     from fedphd.common.data.images import LabelledImages
-    from fedphd.common.quality.classifier import ClassifierSettings, load_feature_classifier
-    from fedphd.common.quality.extractor import classifier_extractor, save_extractor
+    from fedphd.common.quality.extractor import save_extractor
+    from fedphd.common.quality.reference import trained_classifier
     from fedphd.common.unet.model import resolve_device
 
     evaluation = resolved.evaluation
@@ -42,15 +42,15 @@ def train(
     images = LabelledImages(evaluation.reference).decode(
         image_size=resolved.model.image_size, channels=resolved.model.channels
     )
-    model = load_feature_classifier(
+    extractor = trained_classifier(
+        evaluation,
         images,
-        ClassifierSettings(epochs=evaluation.classifier_epochs),
         cache_dir=resolved.out_dir / ".cache",
         device=resolve_device(resolved.device),
     )
-    extractor = classifier_extractor(model.cpu(), name=Path(evaluation.reference.source).name)
     save_extractor(extractor, out)
-    say(f"wrote {out}: {extractor.name}, trained on {len(images)} images {extractor.image_shape}")
+    name, shape = extractor.spec.name, extractor.image_shape
+    say(f"wrote {out}: {name}, trained on {len(images)} images {shape}")
 
 
 def statistics(
@@ -72,7 +72,7 @@ def statistics(
     more = {"evaluation.features_file": features_file and str(features_file)}
     resolved = _load(data, config, preset, settings, more)
     from fedphd.common.data.images import LabelledImages
-    from fedphd.common.quality.moments import StatisticsFile, feature_moments
+    from fedphd.common.quality.moments import StatisticsFile
     from fedphd.common.quality.reference import fixed_extractor
     from fedphd.common.unet.model import resolve_device
 
@@ -87,19 +87,14 @@ def statistics(
     source = LabelledImages(evaluation.reference)
     source.check_classes(resolved.num_classes)
     images = source.decode(image_size=model.image_size, channels=model.channels)
-    extractor.check_shape(tuple(images.images.shape[1:]))
-    device = resolve_device(resolved.device)
-    summed = feature_moments(
-        extractor.network.to(device),
-        images.images,
-        images.labels,
-        num_features=extractor.num_features,
+    summed = extractor.statistics(
+        images,
         num_classes=resolved.num_classes,
         batch_size=evaluation.batch_size,
-        device=device,
+        device=resolve_device(resolved.device),
     )
-    StatisticsFile(summed, extractor.name, extractor.fingerprint()).save(out)
-    say(f"wrote {out}: {summed.count} images in features of {extractor.name}")
+    StatisticsFile(summed, extractor.spec.name, extractor.fingerprint()).save(out)
+    say(f"wrote {out}: {summed.count} images in features of {extractor.spec.name}")
     say(f"SHA-256 of count, mean and covariance: {summed.sha256()}")
 
 

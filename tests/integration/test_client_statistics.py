@@ -13,11 +13,11 @@ from support.federation import FIRST_CLIENT, Federation, one_at_a_time
 from support.memory import MemoryGrid
 
 from fedphd.common.config.data import DataConfig, PartitionConfig
-from fedphd.common.data.images import LabelledImages
+from fedphd.common.data.images import ImageSet, LabelledImages
 from fedphd.common.errors import ConfigError, ParticipantsError
 from fedphd.common.quality.classifier import ClassifierSettings, load_feature_classifier
 from fedphd.common.quality.extractor import classifier_extractor, load_extractor, save_extractor
-from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, feature_moments
+from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile
 from fedphd.common.wire.messages import STATISTICS
 
 CPU = torch.device("cpu")
@@ -54,15 +54,11 @@ def pooled(features: Path, clients: range) -> FeatureStatistics:
         ).decode(image_size=8, channels=1)
         for number in clients
     ]
-    return feature_moments(
-        load_extractor(features).network,
-        torch.cat([part.images for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        num_features=64,
-        num_classes=10,
-        batch_size=1000,
-        device=CPU,
+    together = ImageSet(
+        torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
     )
+    extractor = load_extractor(features)
+    return extractor.statistics(together, num_classes=10, batch_size=1000, device=CPU)
 
 
 def assert_equal_statistics(got: FeatureStatistics, expected: FeatureStatistics) -> None:

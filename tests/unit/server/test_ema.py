@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from support.edges import Cloud, FakeEdge, run_config
 
 from fedphd.common.errors import FedPhDError
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.wire.records import weights_record
 from fedphd.server.ema import Ema
+from fedphd.server.strategy import FedPhD
 
 
 def weights(value: float) -> dict[str, torch.Tensor]:
@@ -89,6 +93,33 @@ def test_it_is_cut_with_the_weights() -> None:
     assert ema.state["a"].tolist() == [[2, 3]]
     assert ema.state["b"].tolist() == [0, 2]
     ema.update({"a": torch.ones(1, 2), "b": torch.ones(2)}, mean_steps=1.0)
+
+
+def test_after_pruning_it_holds_the_averages_of_the_channels_that_stay() -> None:
+    """The same run without pruning gives the average that the cut must have been made from."""
+
+    def after_two_intervals(**pruning: Any) -> FedPhD:
+        cloud = Cloud(
+            FakeEdge("e"),
+            config=run_config(schedule={"intervals": 3}, ema={"decay": 0.5}, pruning=pruning),
+        )
+        weights = weights_record(cloud.strategy.weights())
+        cloud.strategy.start(cloud.grid, weights, num_rounds=2, timeout=5.0)
+        return cloud.strategy
+
+    dense = after_two_intervals(mode="none")
+    # Two edge rounds an interval.
+    pruned = after_two_intervals(mode="scheduled", ratio=0.5, sparse_rounds=4)
+    assert pruned.cut is not None
+    averages = pruned.cut.apply(dense.ema.state)
+    raw = pruned.cut.apply(dense.unet.state_dict())
+    state = pruned.ema.state
+    assert list(state) == list(averages)
+    for name, tensor in state.items():
+        assert torch.equal(tensor, averages[name]), name
+        # Each interval adds 1 to every raw weight, and the average follows it from behind.
+        assert (raw[name] - tensor).min() > 0, name
+    assert pruned.ema.steps == 8
 
 
 def test_weights_of_another_network_are_refused() -> None:

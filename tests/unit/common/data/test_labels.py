@@ -111,11 +111,11 @@ def cut(text: str) -> str:
          r" 000004.jpg and 1 more; add"),
         (cut(as_text(ROWS)), "announces 5 rows but has 4; it is incomplete"),
         (as_csv(ROWS).replace("Young", "Old"),
-         "label_attributes: Young: .* no such attribute; it has Bald, Male, Smiling, Old"),
+         "label_attributes: .* lacks Young; it has Bald, Male, Smiling, Old"),
         (as_text(ROWS).replace("000002.jpg -1 -1", "000002.jpg -1"),
          "line 4: must be a file name and 4 values of 1 or -1"),
         (as_csv(ROWS).replace("000003.jpg,1,1", "000003.jpg,1,yes"), "line 4: must be a file name"),
-        ("", "Male, Young: .* no such attribute; it has none"),
+        ("", "label_attributes: .* lacks Male, Young; it has no attribute"),
     ],
 )  # fmt: skip
 def test_what_an_attribute_list_lacks_is_named(faces: Path, text: str, message: str) -> None:
@@ -179,7 +179,7 @@ def test_a_file_of_labels_may_replace_those_that_are_there(tmp_path: Path) -> No
         ("position,file,label\n" + "".join(f"{n},00000{n + 1}.jpg,x\n" for n in range(5)),
          "line 2: must be 0,FILE,LABEL"),
         ("position,file,label\n" + "".join(f"{n},00000{5 - n}.jpg,1\n" for n in range(5)),
-         "line 2: names '000005.jpg', but image 0 is '000001.jpg'; make it anew"),
+         "line 2: names '000005.jpg', but image 0 is '000001.jpg'; make it again"),
     ],
 )  # fmt: skip
 def test_a_file_of_labels_for_other_images_is_refused(

@@ -23,10 +23,14 @@ from fedphd.common.quality.classifier import (
     load_feature_classifier,
     train_classifier,
 )
-from fedphd.common.quality.evaluation import Evaluator, sample_images, save_grid
-from fedphd.common.quality.reference import reference_of_images
+from fedphd.common.quality.evaluation import Evaluator
+from fedphd.common.quality.extractor import Extractor
+from fedphd.common.quality.moments import FeatureStatistics
+from fedphd.common.quality.reference import Reference, reference_of_images
+from fedphd.common.quality.sampling import sample_images, save_grid
 from fedphd.common.rng import generator
 from fedphd.common.unet.model import PrunedUNet, build_scheduler, build_unet
+from fedphd.common.wire.messages import ExtractorSpec
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(block_out_channels=(8, 8), attention_head_dim=8, norm_num_groups=4)
@@ -292,7 +296,7 @@ def not_finite(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncated, garbage, wrong_shape, not_finite])
-def test_a_broken_cache_file_is_trained_anew(
+def test_a_broken_cache_file_is_trained_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
 ) -> None:
     def load() -> dict[str, torch.Tensor]:
@@ -305,7 +309,7 @@ def test_a_broken_cache_file_is_trained_anew(
     damage(path)
     caplog.clear()
     renewed = load()
-    assert "is unusable and is trained anew" in caplog.text
+    assert "is unusable and is trained again" in caplog.text
     assert all(torch.equal(good[name], renewed[name]) for name in good)
     assert path.read_bytes() == bytes_before
 
@@ -317,22 +321,22 @@ def test_a_cache_folder_that_cannot_be_written_only_costs_time(
     blocked.write_text("not a folder")
     with caplog.at_level(logging.WARNING):
         load_feature_classifier(FEW, QUICK, cache_dir=blocked, device=CPU)
-    assert "could not be kept" in caplog.text
+    assert "could not be stored" in caplog.text
 
 
 def test_the_distance_is_small_for_real_digits_and_large_for_noise(digits_cache: Path) -> None:
     order = torch.randperm(len(DIGITS), generator=generator("halves"))
     evaluator = evaluator_of(EvaluationConfig(), DIGITS, digits_cache)
-    noise = evaluator.frechet_distance(noise_images(512, 1, 8, 8))
-    half = evaluator.frechet_distance(DIGITS.images[order[:898]])
-    same = evaluator.frechet_distance(DIGITS.images)
+    noise = evaluator.measure(noise_images(512, 1, 8, 8)).frechet_distance
+    half = evaluator.measure(DIGITS.images[order[:898]]).frechet_distance
+    same = evaluator.measure(DIGITS.images).frechet_distance
     assert noise is not None
     assert half is not None
     assert 150 < noise < 1500
     assert 0.01 < half < 3
     assert same == pytest.approx(0, abs=1e-2)
     # The reference's statistics survive each measurement.
-    assert evaluator.frechet_distance(noise_images(512, 1, 8, 8)) == noise
+    assert evaluator.measure(noise_images(512, 1, 8, 8)).frechet_distance == noise
 
 
 def test_the_distance_is_that_of_two_normal_distributions(digits_cache: Path) -> None:
@@ -349,7 +353,7 @@ def test_the_distance_is_that_of_two_normal_distributions(digits_cache: Path) ->
         - 2 * torch.linalg.eigvals(product).sqrt().real.sum()
     )
     evaluator = evaluator_of(EvaluationConfig(batch_size=64), DIGITS, digits_cache)
-    assert evaluator.frechet_distance(other) == pytest.approx(float(by_hand), rel=1e-3)
+    assert evaluator.measure(other).frechet_distance == pytest.approx(float(by_hand), rel=1e-3)
 
 
 def test_an_evaluation_says_what_it_measured(unet: PrunedUNet, digits_cache: Path) -> None:
@@ -364,15 +368,53 @@ def test_an_evaluation_says_what_it_measured(unet: PrunedUNet, digits_cache: Pat
     assert (protocol.num_samples, protocol.sampling_steps, protocol.seed) == (20, 2, 1234)
     assert (protocol.num_reference_images, protocol.sampler) == (1797, "DDIM, eta 0, no clipping")
     assert (protocol.neighbours, protocol.manifold_images) == (3, 20)
-    assert result.frechet_distance == evaluator.frechet_distance(result.samples)
+    assert result.quality.frechet_distance == evaluator.measure(result.samples).frechet_distance
     assert result.seconds > 0
+
+
+class PixelFeature(nn.Module):
+    """The one feature of an image of one pixel is the pixel's value."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).float()
+
+
+def pixels(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+
+
+def test_precision_and_recall_compare_as_many_samples_as_reference_images() -> None:
+    """k = 3 of 4 points: each ball reaches the farthest other point.
+
+    Balls of 100, 110, 120, 250 reach at least from -20 to 250, so all of 0, 10, 20, 105 lie there.
+    Theirs reach from -105 to 210, and 250 lies outside. With 101, 102, 111, 112 as well, the balls
+    around 100 to 120 would shrink to 10 or 11 and lose 0, 10 and 20.
+    """
+    many, few = pixels(100, 110, 120, 250, 101, 102, 111, 112), pixels(0, 10, 20, 105)
+    spec = ExtractorSpec(
+        kind="classifier", name="pixel", num_features=1, channels=1, image_size=4, num_classes=1,
+        layout="[]",
+    )  # fmt: skip
+    extractor = Extractor(PixelFeature(), nn.Identity(), spec)
+
+    def measured(reference: torch.Tensor, samples: torch.Tensor) -> Quality:
+        features = PixelFeature()(reference)
+        statistics = FeatureStatistics.of(features, torch.zeros(len(features), dtype=torch.long), 1)
+        compared = Reference(extractor, statistics, features, None, (1, 1, 1))
+        return Evaluator(EvaluationConfig(), compared, device=CPU).measure(samples)
+
+    more_references, more_samples = measured(many, few), measured(few, many)
+    assert (more_references.precision, more_references.recall) == (1.0, 0.75)
+    assert (more_samples.precision, more_samples.recall) == (0.75, 1.0)
+    # Three neighbours need a fourth point.
+    assert measured(many, few[:3]).precision is None
 
 
 def test_features_are_named_after_the_last_part_of_a_path(tmp_path: Path) -> None:
     config = EvaluationConfig(
         classifier_epochs=1, reference=DataConfig(source="/home/somebody/scans/train.parquet")
     )
-    assert evaluator_of(config, FEW, tmp_path).features == "classifier(train.parquet)"
+    assert evaluator_of(config, FEW, tmp_path).protocol().features == "classifier(train.parquet)"
 
 
 def test_without_reference_there_are_samples_but_no_distance(
@@ -381,7 +423,7 @@ def test_without_reference_there_are_samples_but_no_distance(
     config = EvaluationConfig(num_samples=2, sampling_steps=1)
     result = evaluator_of(config, None, tmp_path).evaluate(unet, build_scheduler(DiffusionConfig()))
     assert result.samples.shape == (2, 1, 8, 8)
-    assert result.frechet_distance is None
+    assert result.quality.frechet_distance is None
     assert result.quality == Quality()
     assert result.protocol == Protocol("none", 2, "DDIM, eta 0, no clipping", 1, 1234)
     assert list(tmp_path.iterdir()) == []
@@ -393,4 +435,4 @@ def test_references_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         evaluator_of(config, FEW.subset(torch.arange(1)), tmp_path)
     evaluator = evaluator_of(config, FEW, tmp_path)
     with pytest.raises(ConfigError, match=r"shape \(1, 8, 8\), the network's are \(3, 16, 16\)"):
-        evaluator.frechet_distance(noise_images(4, 3, 16, 16))
+        evaluator.measure(noise_images(4, 3, 16, 16))

@@ -44,7 +44,7 @@ def test_a_message_and_a_file_bring_the_same_features(tmp_path: Path) -> None:
         restore_extractor(spec, made.weights()),
         load_extractor(tmp_path / "features.safetensors"),
     ):
-        assert (got.name, got.num_features) == ("classifier(digits)", 64)
+        assert (got.spec.name, got.spec.num_features) == ("classifier(digits)", 64)
         assert got.spec == made.spec
         assert got.fingerprint() == made.fingerprint()
         assert torch.equal(got.network(images()), made.network(images()))
@@ -73,7 +73,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         (made.spec, weights[:-1], "weights; expected"),
         (made.spec, poisoned, r"tensor body\.0\.weight holds nan"),
         (changed(made, num_classes=9), weights, r"head\.weight has shape \(10, 64\); expected"),
-        (changed(made, num_features=63), weights, "gives 64 features, not 63"),
+        (changed(made, num_features=63), weights, "computes 64 features, not 63"),
         (changed(made, layout="[]"), weights[:0], "is missing; expected shape"),
         (changed(made, layout="{"), weights, "layout of the weights is malformed"),
     ):

@@ -100,7 +100,7 @@ def test_an_extractor_sent_to_a_peer_gives_the_same_features(weights: Path) -> N
     got = restore_extractor(spec, sent.weights())
     assert got.fingerprint() == sent.fingerprint()
     assert torch.equal(got.network(images()), sent.network(images()))
-    assert (got.name, got.image_shape) == ("inception-v3", None)
+    assert (got.spec.name, got.image_shape) == ("inception-v3", None)
 
 
 class Unwelcome:
@@ -115,12 +115,12 @@ def test_a_weights_file_is_never_executed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"a": Unwelcome()}, tmp_path / "evil.pth")
-    with pytest.raises(ConfigError, match=r"evil.pth are no Inception weights"):
+    with pytest.raises(ConfigError, match=r"evil.pth does not hold Inception's weights"):
         Inception(tmp_path / "evil.pth")
     assert not (tmp_path / "unwelcome").exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ConfigError, match=r"other.pth are no Inception weights"):
+    with pytest.raises(ConfigError, match=r"other.pth does not hold Inception's weights"):
         Inception(tmp_path / "other.pth")
 
 

@@ -47,6 +47,17 @@ def test_precision_and_recall_of_points_on_a_line() -> None:
     assert precision_recall(reference, samples, neighbours=1) == (0.75, 0.5)
 
 
+def test_precision_and_recall_are_shares_of_different_sets() -> None:
+    """k = 1, with five reference points and three samples.
+
+    Balls of the reference 0, 1, 10, 11, 20: [-1, 1], [0, 2], [9, 11], [10, 12], [11, 29]; of the
+    samples 0.5, 5, 6 the first lies there. Their balls: [-4, 5], [4, 6], [5, 7], with 0 and 1.
+    """
+    reference, samples = line(0.0, 1.0, 10.0, 11.0, 20.0), line(0.5, 5.0, 6.0)
+    assert precision_recall(reference, samples, neighbours=1) == (1 / 3, 2 / 5)
+    assert precision_recall(samples, reference, neighbours=1) == (2 / 5, 1 / 3)
+
+
 def test_a_lost_mode_costs_recall_and_a_wrong_one_precision() -> None:
     two_modes = torch.cat([noise(50, use="a"), noise(50, use="b") + 100])
     one_mode = noise(100, use="c")
@@ -68,15 +79,13 @@ def test_pieces_give_the_same_manifold(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_least_class_is_measured_by_its_share_in_the_reference() -> None:
     """Shares 5/8, 2/8, 1/8 where the reference has 1/2, 1/4, 1/4: ratios 1.25, 1, 0.5."""
-    coverage = class_coverage(torch.tensor([0, 0, 0, 0, 0, 1, 1, 2]), (20, 10, 10))
-    assert coverage.shares == (0.625, 0.25, 0.125)
-    assert (coverage.least_class, coverage.least_ratio) == (2, 0.5)
+    predicted = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])
+    assert class_coverage(predicted, (20, 10, 10)) == ((0.625, 0.25, 0.125), 2, 0.5)
 
 
 def test_a_lost_minority_shows_and_a_class_that_nobody_has_does_not() -> None:
-    coverage = class_coverage(torch.tensor([0, 1, 3, 0]), (50, 49, 1, 0))
-    assert (coverage.least_class, coverage.least_ratio) == (2, 0.0)
-    assert coverage.shares == (0.5, 0.25, 0.0, 0.25)
+    predicted = torch.tensor([0, 1, 3, 0])
+    assert class_coverage(predicted, (50, 49, 1, 0)) == ((0.5, 0.25, 0.0, 0.25), 2, 0.0)
 
 
 def test_the_frechet_distance_of_two_points_each() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedphd.common.errors import ConfigError, ReplyError
-from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile, feature_moments
+from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile
 from fedphd.common.rng import generator
 
 POINTS = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])
@@ -44,21 +44,15 @@ def test_parts_add_up_to_the_whole() -> None:
 
 
 def test_batches_do_not_matter() -> None:
-    images = torch.randint(0, 256, (50, 1, 2, 2), generator=generator("statistics-test"))
+    features = torch.rand(50, 4, generator=generator("statistics-test"))
     labels = torch.arange(50) % 3
-
-    def features(batch: torch.Tensor) -> torch.Tensor:
-        return batch.flatten(1).float() / 7
-
     at_once, in_parts = (
-        feature_moments(
-            features, images, labels, num_features=4, num_classes=3, batch_size=size,
-            device=torch.device("cpu"),
-        )
+        FeatureStatistics.summed(torch.split(features, size), labels, num_features=4, num_classes=3)
         for size in (50, 7)
-    )  # fmt: skip
+    )
     assert torch.allclose(at_once.outer, in_parts.outer, rtol=1e-12)
     assert at_once.count == in_parts.count == 50
+    assert at_once.label_counts == in_parts.label_counts == (17, 17, 16)
 
 
 def test_the_hash_names_count_mean_and_covariance() -> None:

@@ -110,7 +110,7 @@ def test_image_channels_are_not_penalised(
     assert GroupPenalty(unet)().item() == 0.0
 
 
-def test_image_channels_and_time_features_are_no_prunable_axes(unet: PrunedUNet) -> None:
+def test_image_channels_and_time_features_cannot_be_pruned(unet: PrunedUNet) -> None:
     axes = ChannelGroups.of(unet).channels
     assert ("conv_in.weight", 0) in axes
     assert ("conv_in.weight", 1) not in axes
@@ -134,7 +134,7 @@ def test_every_other_axis_is_covered_completely(unet: PrunedUNet) -> None:
                     ("time_embedding.linear_1.weight", 1),
                 }
     owned = {channel for channels in groups.channels.values() for channel in channels}
-    assert owned == set(range(groups.num_channels))
+    assert owned == set(range(sum(groups.sizes)))
 
 
 def test_gradient_is_zero_not_nan_where_all_weights_are_zero(unet: PrunedUNet) -> None:
@@ -217,9 +217,9 @@ def test_json_round_trip_of_a_cut() -> None:
         ([[0, 0], [1, 2, 3]], "without repeats"),
         ([[2, 0], [1, 2, 3]], "ascend"),
         ([[], [1, 2, 3]], "ascend"),
-        ([[0.0, 1.0], [1, 2, 3]], "no integers"),
-        ([[True], [1, 2, 3]], "no integers"),
-        (["02", [1, 2, 3]], "no integers"),
+        ([[0.0, 1.0], [1, 2, 3]], r"malformed cut: lists\.0\.0: Input should be a valid integer"),
+        ([[True], [1, 2, 3]], r"lists\.0\.0: Input should be a valid integer"),
+        (["02", [1, 2, 3]], r"lists\.0: Input should be a valid array"),
         ([[0, 2]], "malformed cut"),
     ],
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fedphd.common.config.roles import read_preset
 from fedphd.common.config.run import DiffusionConfig, ModelConfig
@@ -46,10 +48,48 @@ def test_digits_have_the_documented_number_of_parameters() -> None:
 
 
 def test_cifar10_has_the_papers_35_75_million_parameters() -> None:
-    model = ModelConfig.model_validate_json(json.dumps(read_preset("cifar10")["model"]))
+    config = ModelConfig.model_validate_json(json.dumps(read_preset("cifar10")["model"]))
     with torch.device("meta"):
-        unet = build_unet(model, seed=0)
+        unet = build_unet(config, seed=0)
     assert sum(p.numel() for p in unet.parameters()) == 35_746_307
+
+
+@pytest.fixture
+def nothing_is_built() -> Iterator[None]:
+    """The first parameter of any module ends the test, before it takes the memory."""
+
+    def refuse(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+        pytest.fail(f"{type(module).__name__} gets its parameter {name}")
+
+    handle = register_module_parameter_registration_hook(refuse)
+    yield
+    handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("widths", "layers", "attention", "channels"),
+    [
+        ((8,), 1, (0,), 1),
+        ((32, 64), 1, (), 3),
+        ((8, 16, 24, 24), 3, (0, 2, 3), 4),
+        ((16, 8, 8), 2, (1,), 1),
+    ],
+)
+def test_a_description_of_too_many_parameters_is_refused_and_just_enough_is_built(
+    widths: tuple[int, ...], layers: int, attention: tuple[int, ...], channels: int
+) -> None:
+    config = {
+        **DIGITS,
+        "block_out_channels": list(widths),
+        "layers_per_block": layers,
+        "attention_levels": list(attention),
+        "channels": channels,
+        "time_feature_width": 10,
+    }
+    number = sum(p.numel() for p in unet_from_config(config).parameters())
+    unet_from_config(config, max_parameters=number)
+    with pytest.raises(ReplyError, match=f"make {number:,} parameters; at most {number - 1:,}"):
+        unet_from_config(config, max_parameters=number - 1)
 
 
 def test_weights_follow_from_the_seed_alone_and_leave_the_callers_random_state() -> None:
@@ -119,6 +159,7 @@ def test_pruned_network_is_stored_and_read_back(
     assert not caplog.records
 
 
+@pytest.mark.usefixtures("nothing_is_built")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -126,10 +167,22 @@ def test_pruned_network_is_stored_and_read_back(
         ({"image_size": "8"}, "image_size: Input should be a valid integer"),
         ({"channels": 5}, "channels: Input should be less than or equal to 4"),
         ({"block_out_channels": [30, 64]}, "block_out_channels has width 30"),
-        ({"block_out_channels": [8192 * 8]}, "block_out_channels = 65536; at most 8192"),
-        ({"block_out_channels": [8] * 9, "image_size": 256}, "levels of block_out_channels = 9"),
+        (
+            {"block_out_channels": [8192 * 8]},
+            r"block_out_channels\.0: .* less than or equal to 8192",
+        ),
+        (
+            {"block_out_channels": [8] * 9, "image_size": 256},
+            "block_out_channels: .* at most 8 items",
+        ),
+        # 18 billion parameters, 72 GB.
         ({"block_out_channels": [8192, 8192]}, r"block_out_channels = .* parameters; at most"),
-        ({"layers_per_block": 1000}, "layers_per_block = 1000; at most 16"),
+        # As large as every single bound allows.
+        (
+            {"block_out_channels": [8192] * 8, "image_size": 1024, "layers_per_block": 16},
+            r"block_out_channels = .* parameters; at most",
+        ),
+        ({"layers_per_block": 1000}, "layers_per_block: Input should be less than or equal to 16"),
         ({"time_feature_width": 31}, "time_feature_width: Input should be a multiple of 2"),
         ({"time_feature_width": 10**9}, "time_feature_width: Input should be less than"),
         ({"dropout": float("nan")}, "dropout"),

@@ -164,7 +164,7 @@ def test_wrong_paths_and_values_are_refused(fedphd: Any, shared: Path) -> None:
     for command in ("evaluate", "sample"):
         assert "checkpoint nowhere: there is no such folder" in refusal(fedphd(command, "nowhere"))
     (shared / "hollow").mkdir(exist_ok=True)
-    assert "there is none in that folder" in refusal(fedphd("sample", "hollow"))
+    assert "that folder holds none" in refusal(fedphd("sample", "hollow"))
     (shared / "hollow" / "unet").mkdir(exist_ok=True)
     assert "is missing or damaged" in refusal(fedphd("sample", "hollow"))
     assert "images are PNGs" in refusal(fedphd("sample", "checkpoint", "--out", "x.JPG"))

@@ -1,0 +1,172 @@
+"""Images that a network generates, and the files that they are written to."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.files import replaced
+from fedphd.common.rng import generator
+
+SAMPLER = "DDIM, eta 0, no clipping"
+_READABLE_SIZE = 48
+_SEPARATOR = 2
+_SEPARATOR_GREY = 128
+_MOST_ROWS = 32
+
+
+def sample_images(
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    *,
+    num: int,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> Tensor:
+    """Generate images by deterministic DDIM (eta = 0; Eq. 12 of arXiv:2010.02502).
+
+    Image i starts from noise drawn for (seed, i), so neither the batch size nor the number of
+    images changes it, and networks are compared on the same noise.
+
+    Args:
+        unet: predicts the noise; left as it was, on its own device and in its own mode.
+        scheduler: the forward process that it was trained with.
+        num: images to generate.
+        steps: DDIM steps, at most the scheduler's.
+        batch_size: images generated at a time.
+        seed: of the noise.
+        device: where it runs.
+
+    Returns:
+        (num, C, H, W), uint8, on the CPU.
+
+    Raises:
+        ConfigError: ``steps`` exceeds the diffusion steps.
+        FedPhDError: the network returns values that are not finite.
+    """
+    # Any: the base classes of diffusers' models and pipelines carry no types.
+    network: Any = unet
+    forward_process: Any = scheduler.config
+    num_timesteps = forward_process["num_train_timesteps"]
+    if steps > num_timesteps:
+        raise ConfigError(
+            f"evaluation.sampling_steps = {steps} exceeds diffusion.num_train_timesteps = "
+            f"{num_timesteps}; use at most that many"
+        )
+    was_training = network.training
+    # A copy, since moving a module happens in place and would take the caller's weights along.
+    local = network if network.device == device else copy.deepcopy(network).to(device)
+    # diffusers clips the predicted image but continues with the unclipped noise, which costs
+    # quality on images with many black or white pixels; the published sampler does not clip.
+    sampler = DDIMScheduler.from_config(forward_process, clip_sample=False)
+    pipeline: Any = DDIMPipeline(local.eval(), sampler)
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        batches = [
+            _sample_batch(pipeline, range(start, min(start + batch_size, num)), steps, seed)
+            for start in range(0, num, batch_size)
+        ]
+    finally:
+        network.train(was_training)
+    return torch.cat(batches)
+
+
+def _sample_batch(pipeline: Any, indices: range, steps: int, seed: int) -> Tensor:
+    images: Tensor
+    (images,) = pipeline(
+        batch_size=len(indices),
+        generator=[generator("sample", seed, index) for index in indices],
+        eta=0.0,
+        num_inference_steps=steps,
+        output_type="pt",
+        return_dict=False,
+    )
+    # A cast to uint8 would turn NaN into plausible pixels.
+    if not bool(images.isfinite().all()):
+        raise FedPhDError(
+            "the network's samples are not finite: training diverged; lower "
+            "training.learning_rate and start again from an earlier checkpoint"
+        )
+    # The pipeline's images are in [0, 1].
+    return (images * 255).round().to(torch.uint8).cpu()
+
+
+def save_grid(images: Tensor, path: Path, rows: int) -> None:
+    """Write the first ``rows`` x ``rows`` images as one PNG, small images enlarged.
+
+    Every pixel of an image smaller than 48 pixels becomes a square block, so that the image is
+    at least 48 wide. A reader sees the old file or the new one, never a part.
+
+    Args:
+        images: (N, C, H, W), uint8, C of 1 (grey), 3 (RGB) or 4 (RGBA).
+        path: the PNG; its folder is made if it is missing.
+        rows: rows and columns; places without an image stay grey.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    canvas = _grid(images[: rows * rows], rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as beside:
+        _picture(canvas).save(beside, "PNG")
+
+
+def save_samples(images: Tensor, out: Path) -> list[Path]:
+    """Write one grid to ``out`` if that ends in .png, else a grid and single PNGs into it.
+
+    Args:
+        images: (N, C, H, W), uint8.
+        out: a file, or a folder that is made if it is missing; a grid shows at most 32 x 32 images.
+
+    Returns:
+        The grid, and then the single images.
+
+    Raises:
+        ConfigError: it cannot be written there.
+    """
+    single = out.suffix.lower() != ".png"
+    grid = out / "grid.png" if single else out
+    written = [grid]
+    try:
+        save_grid(images, grid, min(_MOST_ROWS, math.ceil(math.sqrt(len(images)))))
+        for index, image in enumerate(images if single else ()):
+            written.append(out / f"{index:05d}.png")
+            _picture(image.permute(1, 2, 0).numpy()).save(written[-1])
+    except OSError as error:
+        raise ConfigError(f"--out = {out}: cannot be written: {error.strerror}") from error
+    return written
+
+
+def _grid(images: Tensor, columns: int) -> NDArray[np.uint8]:
+    """Images in rows of ``columns`` with separators, (height, width, C), uint8."""
+    num, channels, size = images.shape[0], images.shape[1], images.shape[2]
+    scale = -(-_READABLE_SIZE // size)
+    tiles = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3).permute(0, 2, 3, 1).cpu()
+    tile, pitch = size * scale, size * scale + _SEPARATOR
+    side = columns * pitch + _SEPARATOR
+    canvas = np.full((side, side, channels), _SEPARATOR_GREY, dtype=np.uint8)
+    for index in range(num):
+        top = _SEPARATOR + index // columns * pitch
+        left = _SEPARATOR + index % columns * pitch
+        canvas[top : top + tile, left : left + tile] = tiles[index].numpy()
+    return canvas
+
+
+def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Pixels, (height, width, C), as a picture; Pillow knows grey only without the third axis."""
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
