@@ -6,20 +6,19 @@ knows only its own world: addresses, certificates, data, device and limits.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import re
 import tomllib
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from fedphd.common.config.data import DataConfig, Section
 from fedphd.common.config.run import FederationConfig
+from fedphd.common.config.text import merged, section_class, with_overrides
 from fedphd.common.errors import ConfigError
 
 PRESETS = ("digits", "cifar10", "celeba")
@@ -192,21 +191,11 @@ def load_config(
     Raises:
         ConfigError: the file cannot be read, or a field is wrong; names field, value and fix.
     """
-    values = _read_toml(path) if path else {}
-    for key, value in (overrides or {}).items():
-        _put(values, key, value)
+    values = with_overrides(_read_toml(path) if path else {}, overrides or {})
     if issubclass(cls, CloudConfig):
-        values = _merge(read_preset(values.get("preset", "digits")), values)
+        values = merged(read_preset(values.get("preset", "digits")), values)
     places = [*([str(path)] if path else []), *([source] if overrides or not path else [])]
     return validate(cls, values, source=" and ".join(places))
-
-
-def with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A copy of plain ``values`` with those at dotted keys replaced, as in ``load_config``."""
-    copied = copy.deepcopy(values)
-    for key, value in overrides.items():
-        _put(copied, key, value)
-    return copied
 
 
 def validate(cls: type[ConfigT], values: dict[str, Any], *, source: str) -> ConfigT:
@@ -255,23 +244,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: is not valid TOML: {error}") from error
 
 
-def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{dotted}: {parent} is a single value, not a section")
-    values[last] = value
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
 def _section(cls: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
     """The section class that holds the field at ``loc``."""
     current: type[BaseModel] | None = cls
@@ -279,15 +251,6 @@ def _section(cls: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel
         field = current.model_fields.get(str(part)) if current else None
         current = section_class(field.annotation) if field else None
     return current
-
-
-def section_class(annotation: Any) -> type[BaseModel] | None:
-    """The section class in a field's annotation (``Section`` or ``Section | None``), if any."""
-    if get_origin(annotation) in (Union, UnionType):
-        return next(filter(None, map(section_class, get_args(annotation))), None)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return None
 
 
 def _did_you_mean(cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:

@@ -12,8 +12,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
-from fedphd.common.config.roles import validate, with_overrides
+from fedphd.common.config.roles import validate
 from fedphd.common.config.run import FederationConfig
+from fedphd.common.config.text import with_overrides
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import ConfigError
 from fedphd.common.quality.evaluation import Evaluation, Evaluator, sample_images, save_grid

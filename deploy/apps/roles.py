@@ -93,18 +93,24 @@ def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
     run_dir = run_folder(None, config.out_dir.absolute())
     print(f"run folder {run_dir}\ndata {split}", flush=True)
     split.write(run_dir)
-    path = prepare("simulation", config, run_dir)
-    run_role(grid, path, say=lambda line: print(line, flush=True))
+    file = prepare("simulation", config, run_dir)
+    run_role(grid, file.path, say=lambda line: print(line, flush=True))
     show_summary(run_dir, say=lambda line: print(line, flush=True))
 
 
-def count_nodes(grid: Grid, *, sleep: Callable[[float], None] = time.sleep) -> int:
-    """How many nodes are simulated; Flower starts the ServerApp while it still adds them."""
-    deadline_s = time.monotonic() + NODES_S
+def count_nodes(
+    grid: Grid, *, within_s: float = NODES_S, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """How many nodes are simulated; Flower starts the ServerApp while it still adds them.
+
+    Raises:
+        StartError: there is none within ``within_s`` seconds.
+    """
+    deadline_s = time.monotonic() + within_s
     before = -1
     while (count := len(list(grid.get_node_ids()))) != before or count == 0:
         if time.monotonic() > deadline_s:
-            raise StartError(f"Flower simulates no node after {NODES_S:g} s; see its own log")
+            raise StartError(f"Flower simulates no node after {within_s:g} s; see its own log")
         before = count
         sleep(SETTLED_S)
     return count

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from fedphd.common.config.data import DataConfig
+from fedphd.common.config.data import DataConfig, Section
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.errors import StartError, within
@@ -40,9 +40,30 @@ class RoleFile:
     verdict: str
     log: str
 
-    def write(self, path: Path) -> None:
+    @classmethod
+    def of(
+        cls, role: Literal["cloud", "edge", "simulation"], config: Section, folder: Path
+    ) -> RoleFile:
+        """The hand-over of a role whose files all lie in ``folder``."""
+        folder = folder.resolve()
+        events, log = (EDGE_EVENTS, "edge.log") if role == "edge" else (EVENTS, "cloud.log")
+        return cls(
+            role=role,
+            config=config.model_dump(mode="json"),
+            run_dir=str(folder),
+            events=str(folder / events),
+            verdict=str(folder / VERDICT),
+            log=str(folder / log),
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where it is stored itself."""
+        return Path(self.run_dir) / ROLE
+
+    def write(self) -> None:
         """Store as JSON."""
-        write_json(path, asdict(self))
+        write_json(self.path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> RoleFile:
@@ -85,20 +106,12 @@ def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
     return run_dir
 
 
-def prepare(role: Literal["cloud", "simulation"], config: CloudConfig, run_dir: Path) -> Path:
+def prepare(role: Literal["cloud", "simulation"], config: CloudConfig, run_dir: Path) -> RoleFile:
     """Store the resolved configuration and the role file in ``run_dir``; return the latter."""
-    values = config.model_dump(mode="json")
-    write_json(run_dir / "config.json", values)
-    file = RoleFile(
-        role=role,
-        config=values,
-        run_dir=str(run_dir.resolve()),
-        events=str((run_dir / EVENTS).resolve()),
-        verdict=str((run_dir / VERDICT).resolve()),
-        log=str((run_dir / "cloud.log").resolve()),
-    )
-    file.write(run_dir / ROLE)
-    return run_dir / ROLE
+    file = RoleFile.of(role, config, run_dir)
+    write_json(run_dir / "config.json", file.config)
+    file.write()
+    return file
 
 
 def show_summary(run_dir: Path, say: Say) -> None:

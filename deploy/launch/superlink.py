@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedphd.common.config.roles import SuperLinkConfig
+from fedphd.common.config.text import flower_pairs, to_toml
 from fedphd.common.errors import StartError
 from fedphd.deploy.launch.processes import descendants, end
 
@@ -27,6 +28,7 @@ TRAFFIC_S = 20.0
 LOG_S = 20.0
 STOP_S = 3.0
 CHILDREN_S = 1.0
+PROGRAMS = Path(sys.executable).parent
 BUNDLE = Path(__file__).parents[1] / "bundle"
 _PR_SET_PDEATHSIG = 1
 _RAY_FREES = "RAY_free_objects_batch_size"
@@ -35,7 +37,6 @@ _JSON = ("--format", "json")
 
 def flower_environment(home: Path) -> dict[str, str]:
     """Environment for Flower's processes: a home of their own, and no calls home."""
-    scripts = str(Path(sys.executable).parent)
     return {
         **os.environ,
         "FLWR_HOME": str(home.resolve()),
@@ -52,7 +53,7 @@ def flower_environment(home: Path) -> dict[str, str]:
         _RAY_FREES: os.environ.get(_RAY_FREES, "1"),
         # At INFO a SuperLink logs a line for every look of every node for messages.
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
-        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+        "PATH": f"{PROGRAMS}{os.pathsep}" + os.environ.get("PATH", ""),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -104,19 +105,31 @@ class SuperLink:
         config: where nodes connect, certificates.
         state_dir: Flower's home, and ``superlink.log``.
         simulation: nodes are simulated, so none connects.
+        programs: folder of Flower's commands.
+        stop_s: seconds that it has to end when it is asked to.
+        children_s: seconds that processes which it started have to end after it.
 
     Raises:
         StartError: the port is taken, Flower is not installed, or it ends at once.
     """
 
     def __init__(
-        self, config: SuperLinkConfig, state_dir: Path, *, simulation: bool = False
+        self,
+        config: SuperLinkConfig,
+        state_dir: Path,
+        *,
+        simulation: bool = False,
+        programs: Path = PROGRAMS,
+        stop_s: float = STOP_S,
+        children_s: float = CHILDREN_S,
     ) -> None:
         if not simulation:
             check_free(config.address, "superlink.address")
         make_folder(state_dir, "state_dir")
         self._config = config
         self._simulation = simulation
+        self._programs = programs
+        self._stop_s, self._children_s = stop_s, children_s
         self._home = state_dir / "flwr"
         self.log = state_dir / "superlink.log"
         self._control, self._serverappio = (f"127.0.0.1:{port}" for port in free_ports(2))
@@ -127,7 +140,7 @@ class SuperLink:
 
     def _command(self) -> list[str]:
         command = [
-            _executable("flower-superlink"),
+            self._executable("flower-superlink"),
             "--control-api-address", self._control,
             "--serverappio-api-address", self._serverappio,
             "--isolation", "subprocess",
@@ -193,16 +206,18 @@ class SuperLink:
             StartError: ``flwr run`` failed.
         """
         self._write_connection()
-        arguments = ["run", str(BUNDLE), "here", "--run-config", pairs(run_config)]
+        arguments = ["run", str(BUNDLE), "here", "--run-config", flower_pairs(run_config)]
         if federation:
-            arguments += ["--federation-config", pairs(federation)]
+            arguments += ["--federation-config", flower_pairs(federation)]
         try:
             done = self._flwr([*arguments, *_JSON], SUBMIT_S)
         except subprocess.TimeoutExpired as error:
             raise StartError(f"`flwr run` did not answer within {SUBMIT_S:g} s") from error
-        if not _succeeded(done.stdout):
+        answer = _answer(done.stdout)
+        # Its exit code does not tell.
+        if answer.get("success") is not True:
             raise StartError(f"`flwr run` failed: {(done.stdout + done.stderr).strip()}")
-        self._run_id = str(_answer(done.stdout)["run-id"])
+        self._run_id = str(answer["run-id"])
         return shlex.join(["flwr", *arguments])
 
     def run_log(self) -> str:
@@ -226,7 +241,7 @@ class SuperLink:
 
     def _flwr(self, arguments: list[str], within_s: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [_executable("flwr"), *arguments],
+            [self._executable("flwr"), *arguments],
             env=self._environment,
             capture_output=True,
             text=True,
@@ -234,17 +249,21 @@ class SuperLink:
             check=False,
         )
 
+    def _executable(self, name: str) -> str:
+        beside = self._programs / name
+        found = str(beside) if beside.exists() else shutil.which(name)
+        if not found:
+            raise StartError(f"{name} is not installed; install fedphd with its dependencies")
+        return found
+
     def _write_connection(self) -> None:
         """Tell ``flwr`` where this SuperLink is; a file in our own FLWR_HOME."""
-        lines = ["[superlink]", 'default = "here"', "[superlink.here]"]
-        lines.append(f"address = {json.dumps(self._control)}")
-        if self._config.ssl_ca_certfile:
-            path = str(self._config.ssl_ca_certfile.resolve())
-            lines.append(f"root-certificates = {json.dumps(path)}")
-        else:
-            lines.append("insecure = true")
+        authority = self._config.ssl_ca_certfile
+        here: dict[str, object] = {"address": self._control}
+        here |= {"root-certificates": authority.resolve()} if authority else {"insecure": True}
+        values = {"superlink": {"default": "here", "here": here}}
         self._home.mkdir(parents=True, exist_ok=True)
-        (self._home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (self._home / "config.toml").write_text(to_toml(values), encoding="utf-8")
 
     def stop(self) -> None:
         """End the process: politely, then not; and what it started, which it does not wait for."""
@@ -253,31 +272,11 @@ class SuperLink:
         started = descendants(self.process.pid)
         self.process.terminate()
         try:
-            self.process.wait(STOP_S)
+            self.process.wait(self._stop_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(STOP_S)
-        end(started, within_s=CHILDREN_S)
-
-
-def pairs(values: Mapping[str, object]) -> str:
-    """Keys and values as ``flwr`` takes them: TOML, separated by spaces."""
-    return " ".join(f"{key}={_literal(value)}" for key, value in values.items())
-
-
-def _literal(value: object) -> str:
-    """A value as TOML, such that ``flwr`` finds its end: it knows no escaped quotes."""
-    if isinstance(value, str) and '"' in value:
-        return f"'{value}'"
-    return json.dumps(value)
-
-
-def _executable(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if not found:
-        raise StartError(f"{name} is not installed; install fedphd with its dependencies")
-    return found
+            self.process.wait()
+        end(started, within_s=self._children_s)
 
 
 def _accepts(address: str) -> bool:
@@ -293,11 +292,6 @@ def last_line(text: str) -> str:
     """The last line of a program's output that says anything."""
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else "(empty)"
-
-
-def _succeeded(output: str) -> bool:
-    """Whether ``flwr ... --format json`` says success (its exit code does not)."""
-    return _answer(output).get("success") is True
 
 
 def _answer(output: str) -> dict[str, Any]:

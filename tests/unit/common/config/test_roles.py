@@ -18,7 +18,6 @@ from fedphd.common.config.roles import (
     check_id,
     load_config,
     read_preset,
-    section_class,
     validate,
 )
 from fedphd.common.config.run import FederationConfig
@@ -212,13 +211,6 @@ def test_client_addresses_are_checked() -> None:
     assert "'b' is no address" in refusal(ClientConfig, edges=["a:1", "b"])
     assert "edges = []" in refusal(ClientConfig, edges=[])
     assert load_config(ClientConfig, overrides={"edges": ["a:1", "b:2"]}).edges == ("a:1", "b:2")
-
-
-def test_section_class_sees_through_optional() -> None:
-    assert section_class(DataConfig) is DataConfig
-    assert section_class(DataConfig | None) is DataConfig
-    assert section_class(tuple[int, ...]) is None
-    assert section_class(int | None) is None
 
 
 def test_reading_a_preset_gives_fresh_values() -> None:

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fedphd.common.config.data import PartitionConfig, Section
-from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, section_class
+from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig
 from fedphd.common.config.run import (
     EvaluationConfig,
     ExchangeConfig,
@@ -25,6 +25,7 @@ from fedphd.common.config.run import (
     WaitConfig,
     prune_width,
 )
+from fedphd.common.config.text import section_class
 
 
 def federation(**values: Any) -> FederationConfig:

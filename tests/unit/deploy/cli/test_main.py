@@ -18,8 +18,7 @@ from click import Command, Group
 
 from fedphd.common.config.data import Section
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
-from fedphd.common.errors import ConfigError
-from fedphd.deploy.cli.flags import overrides, parse_settings
+from fedphd.deploy.cli.flags import overrides
 from fedphd.deploy.cli.main import app
 
 ROLES: dict[str, type[Section]] = {
@@ -252,17 +251,6 @@ def test_commands_start_without_the_heavy_libraries() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
-
-
-def test_settings_are_json_or_text() -> None:
-    settings = ["a.b=3", "c=x=y", 'd="3"', "e=[1, 2]", "f=null", "g=", " h =true", "i=1e-05"]
-    assert parse_settings(settings) == {
-        "a.b": 3, "c": "x=y", "d": "3", "e": [1, 2], "f": None, "g": "", "h": True, "i": 1e-05,
-    }  # fmt: skip
-    assert parse_settings(None) == {}
-    for wrong in ("", "a", "=3", " =3"):
-        with pytest.raises(ConfigError, match="write KEY=VALUE, such as "):
-            parse_settings([wrong])
 
 
 def test_flags_that_were_not_given_override_nothing() -> None:
