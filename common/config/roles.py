@@ -22,6 +22,7 @@ from fedphd.common.config.text import merged, section_class, with_overrides
 from fedphd.common.errors import ConfigError
 
 PRESETS = ("digits", "cifar10", "celeba")
+DeviceName = Literal["auto", "cpu", "cuda"]
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 
@@ -31,7 +32,7 @@ def check_address(value: str) -> str:
     match = _ADDRESS.fullmatch(value)
     if match is None or not 1 <= int(match.group(2)) <= 65535:
         raise ValueError(
-            f"{value!r} is no address; write host:port with a port from 1 to 65535, "
+            f"{value!r} is not an address; write host:port with a port from 1 to 65535, "
             "such as 127.0.0.1:9092"
         )
     return value
@@ -41,7 +42,7 @@ def check_id(value: str) -> str:
     """Return ``value`` if it may name a participant; raise ValueError otherwise."""
     if not _ID.fullmatch(value):
         raise ValueError(
-            f"{value!r} is no name; use 1 to 64 letters, digits, '.', '_' or '-', "
+            f"{value!r} is not a valid name; use 1 to 64 letters, digits, '.', '_' or '-', "
             "beginning with a letter or digit"
         )
     return value
@@ -74,7 +75,7 @@ class SuperLinkConfig(Section):
 
 
 class EdgeSuperLinkConfig(SuperLinkConfig):
-    """The stock ``flower-superlink`` of an edge: a port that a cloud beside it does not use."""
+    """An edge's ``flower-superlink``, whose port leaves room for a cloud on the same machine."""
 
     address: str = Field(
         "0.0.0.0:9192", description="host:port that clients connect to (Fleet API)"
@@ -91,7 +92,7 @@ class NodeConfig(Section):
         None, description="OpenSSH EC private key of this node (needs TLS); absent: a fresh one"
     )
     lost_after_s: float = Field(
-        300.0, gt=0, description="seconds without a server until this process gives up"
+        300.0, gt=0, description="seconds without a server before this process gives up"
     )
 
     @model_validator(mode="after")
@@ -108,11 +109,11 @@ class CloudConfig(FederationConfig):
     """``fedphd cloud``: the training run and the cloud's own machine."""
 
     preset: Literal["digits", "cifar10", "celeba"] = Field(
-        "digits", description="settings that this file starts from"
+        "digits", description="settings to start from"
     )
-    out_dir: Path = Field(Path("runs"), description="folder that gets one folder per run")
+    out_dir: Path = Field(Path("runs"), description="folder in which each run gets a folder")
     state_dir: Path = Field(Path(".fedphd/cloud"), description="Flower's own state and logs")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where evaluation runs")
+    device: DeviceName = Field("auto", description="where evaluation runs")
     num_threads: int = Field(2, ge=1, description="CPU threads of this process")
     superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
 
@@ -147,9 +148,9 @@ class ClientConfig(Section):
 
     client_id: str = Field("client-0", description="stable name of this client")
     edges: tuple[str, ...] = Field(
-        ("127.0.0.1:9192",), min_length=1, description="host:port of every edge it may choose"
+        ("127.0.0.1:9192",), min_length=1, description="host:port of every edge that it may choose"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where training runs")
+    device: DeviceName = Field("auto", description="where training runs")
     num_threads: int = Field(1, ge=1, description="CPU threads of this process")
     data: DataConfig = Field(default_factory=DataConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
@@ -241,7 +242,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: is not valid TOML: {error}") from error
+        raise ConfigError(f"--config {path}: not valid TOML: {error}") from error
 
 
 def _section(cls: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:

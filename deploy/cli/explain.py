@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import StrEnum
 from typing import Annotated, Literal, get_args, get_origin
 
 import typer
@@ -17,14 +16,6 @@ from fedphd.deploy.cli.flags import say
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >="}
 
 
-class RoleName(StrEnum):
-    """The roles that have a configuration."""
-
-    cloud = "cloud"
-    edge = "edge"
-    client = "client"
-
-
 ROLE_CONFIGS: dict[str, type[CloudConfig] | type[EdgeConfig] | type[ClientConfig]] = {
     "cloud": CloudConfig,
     "edge": EdgeConfig,
@@ -33,20 +24,14 @@ ROLE_CONFIGS: dict[str, type[CloudConfig] | type[EdgeConfig] | type[ClientConfig
 
 
 def explain_config(
-    role: Annotated[RoleName, typer.Argument(help="whose configuration")],
+    role: Annotated[Literal["cloud", "edge", "client"], typer.Argument(help="whose configuration")],
 ) -> None:
     """List every setting of a role with its default, range and meaning, as valid TOML."""
-    say(f"# Settings of `fedphd {role.value}`, with their defaults. Into a file for --config")
-    say("# belong only the lines that you change; or give one by --set KEY=VALUE.")
-    say("# Names in _s are seconds.")
+    say(f"# Settings of `fedphd {role}`, with their defaults. A file for --config needs only")
+    say("# the lines that you change; or set one by --set KEY=VALUE. Names in _s are in seconds.")
     # The cloud's settings start from a preset, so the fields' own defaults do not tell.
-    for line in _explain(load_config(ROLE_CONFIGS[role.value]), ""):
+    for line in _explain(load_config(ROLE_CONFIGS[role]), ""):
         say(line)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the ``fedphd`` command."""
-    app.command("config")(explain_config)
 
 
 def _explain(config: BaseModel, prefix: str, *, absent: bool = False) -> Iterator[str]:

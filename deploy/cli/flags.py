@@ -20,7 +20,7 @@ from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.runs import Split, check_data, open_client_data, run_folder
 from fedphd.deploy.simulation.run_config import MIN_CLIENTS
 
-# rich takes [default: ...] in a help text for mark-up and swallows it; show_default is safe.
+# rich treats [default: ...] in a help text as mark-up and drops it; show_default is safe.
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -85,7 +85,7 @@ Gpus = Annotated[float, typer.Option(min=0.0, help="GPUs per client, parts allow
 
 
 def say(line: str) -> None:
-    """Print a line for people, at once and in one piece, since several threads do."""
+    """Print a line for people, at once and in one piece, since several threads print."""
     print(f"{line}\n", end="", flush=True)
 
 
@@ -168,11 +168,11 @@ def begin(
 
 
 def end(verdict: Verdict, *, name: str = "") -> None:
-    """End the process with the verdict's exit code, and say why if it is not success.
+    """End the process with the verdict's exit code, and print why if it is not success.
 
     Args:
         verdict: how it went.
-        name: of a participant that says goodbye where all is well; "": nothing is said.
+        name: the participant in the line that reports success; "": there is no such line.
     """
     if verdict.exit_code:
         print(f"fedphd: {verdict.message}", file=sys.stderr, flush=True)

@@ -11,7 +11,10 @@ import typer
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
-from fedphd.deploy.cli import checkpoint, compare, explain, features, pseudo_labels
+from fedphd.deploy.cli import compare
+from fedphd.deploy.cli.checkpoint import evaluate, sample
+from fedphd.deploy.cli.explain import explain_config
+from fedphd.deploy.cli.features import features_app, statistics
 from fedphd.deploy.cli.flags import (
     ClassesPerClient,
     ConfigFile,
@@ -32,6 +35,7 @@ from fedphd.deploy.cli.flags import (
     say,
     take_flags,
 )
+from fedphd.deploy.cli.pseudo_labels import pseudo_labels
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.local import run_local
 from fedphd.deploy.launch.runs import VERDICT, check_data, open_client_data, run_folder
@@ -84,7 +88,7 @@ def edge(
     config: ConfigFile = None,
     edge_id: Annotated[
         str | None,
-        typer.Option(help="name of this edge, unlike the others'", show_default="edge-0"),
+        typer.Option(help="name of this edge, unique among the edges", show_default="edge-0"),
     ] = None,
     cloud_address: Annotated[
         str | None,
@@ -111,7 +115,7 @@ def client(
     config: ConfigFile = None,
     client_id: Annotated[
         str | None,
-        typer.Option(help="name of this client, unlike the others'", show_default="client-0"),
+        typer.Option(help="name of this client, unique among the clients", show_default="client-0"),
     ] = None,
     edges: Annotated[
         list[str] | None,
@@ -124,8 +128,8 @@ def client(
     partition: Annotated[
         int | None,
         typer.Option(
-            help="which of data.partition.num_partitions parts of the data set is this "
-            "client's, from 0",
+            help="number, from 0, of this client's part of the data set, of "
+            "data.partition.num_partitions",
             show_default="all of the data set",
         ),
     ] = None,
@@ -143,7 +147,7 @@ def client(
     if dry_run:
         open_client_data(resolved.data)
     end_dry_run(resolved, dry_run=dry_run)
-    # torch and diffusers take seconds to import; the other commands do without.
+    # torch and diffusers take seconds to import, which other commands should not pay for.
     from fedphd.client.resident import Resident
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -205,12 +209,16 @@ def simulate(
     end(verdict)
 
 
-for module in (compare, pseudo_labels, explain, checkpoint, features):
-    module.register(app)
+compare.register(app)
+app.command("pseudo-labels")(pseudo_labels)
+app.command("config")(explain_config)
+for command in (evaluate, sample, statistics):
+    app.command()(command)
+app.add_typer(features_app, name="features")
 
 
 def main() -> None:
-    """Entry point: our own errors become one line and their exit code."""
+    """Entry point: our own errors become a message and their exit code."""
     try:
         app()
     except FedPhDError as error:

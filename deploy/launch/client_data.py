@@ -25,8 +25,8 @@ CLIENT_DEFAULTS: dict[str, Any] = {
     CLASSES: 2,
     ALPHA: 0.5,
 }
-# Where the images of a preset are, if nobody says otherwise. CelebA's come with a file of
-# attributes and a licence to agree to, so they can only be local.
+# Where the images of a preset are by default. CelebA's need a file of attributes, and consent to a
+# licence, so they can only be local.
 _PRESET_DATA: dict[str, dict[str, Any]] = {
     "digits": {SOURCE: "digits"},
     "cifar10": {SOURCE: "uoft-cs/cifar10", "data.image_column": "img"},
@@ -76,8 +76,8 @@ def data_of(
     if SOURCE not in values:
         if preset not in _PRESET_DATA:
             raise ConfigError(
-                f"{source}: {SOURCE} is missing, and preset {preset!r} brings no images; give a "
-                "local path or a Hugging Face name (and data.attribute_file for attributes)"
+                f"{source}: {SOURCE} is missing, and preset {preset!r} has no images of its own; "
+                "give a local path or a Hugging Face name (and data.attribute_file for attributes)"
             )
         values = {**_PRESET_DATA[preset], **values}
     values |= {f"data.partition.{key}": value for key, value in own.items()}

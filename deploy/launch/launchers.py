@@ -1,4 +1,4 @@
-"""Run one role on this machine to its end: SuperLink, ServerApp, verdict."""
+"""Run a cloud or an edge on this machine to its end: SuperLink, ServerApp, verdict."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json, write_verdict
 from fedphd.common.history.events import Started, Tail
 from fedphd.deploy.launch.processes import alive
-from fedphd.deploy.launch.render import render
-from fedphd.deploy.launch.runs import ROLE_FILE, RoleFile, Say, prepare, show_summary
+from fedphd.deploy.launch.runs import ROLE_FILE, RoleFile, Say, prepare, show_event, show_summary
 from fedphd.deploy.launch.superlink import SuperLink, last_line, make_folder
 
 POLL_S = 0.1
@@ -28,7 +27,7 @@ FLOWER_LOG = "flower.log"
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; the old handlers come back at the end."""
+    """Yield an event that SIGINT and SIGTERM set; restore the old handlers at the end."""
     stop = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
@@ -69,7 +68,7 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
 
 
 def _keep_traffic(link: SuperLink, verdict: Verdict, path: Path) -> None:
-    """Store Flower's own count of the run's bytes, which goes with the SuperLink."""
+    """Store Flower's own count of the run's bytes, which is lost when the SuperLink ends."""
     if verdict.exit_code == EXIT_OK and (count := link.traffic()) is not None:
         write_json(path, count)
 
@@ -89,14 +88,12 @@ def serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> V
     pid: int | None = None
     submitted_s = time.monotonic()
     while True:
-        # The verdict comes last: what was written before it is shown before it counts.
+        # Read before the events: the verdict is written last, so all events are shown first.
         verdict = read_verdict(Path(file.verdict))
         for event in tail.new_events():
             if isinstance(event, Started):
                 pid = event.pid
-            line = render(event)
-            if line:
-                say(line)
+            show_event(event, say)
         if verdict is not None:
             return verdict
         if stop.is_set():
@@ -121,11 +118,7 @@ def interrupted(path: Path) -> Verdict:
 def check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file: RoleFile) -> None:
     """Raise FedPhDError if the ServerApp died, StartError if it did not start in time.
 
-    Args:
-        pid: its process, once it has started.
-        submitted_s: when it was submitted, on the monotonic clock.
-        link: the SuperLink that runs it.
-        file: its role file.
+    ``pid`` is its process, once it has started; ``submitted_s`` is of the monotonic clock.
     """
     if pid is None:
         if time.monotonic() - submitted_s > SERVERAPP_S:
@@ -143,21 +136,17 @@ def check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file: 
 
 
 def end_serverapp(pid: int | None, verdict: Path, *, grace_s: float = GRACE_S) -> None:
-    """Ask the ServerApp to end, so that an edge can say goodbye to the cloud; then kill it.
+    """Ask the ServerApp to end, so that an edge can leave the cloud in order; then kill it.
 
-    Its verdict is the last thing that counts; Flower's own farewell after it takes seconds.
-
-    Args:
-        pid: its process; None if it has not started.
-        verdict: the file that it writes at its end.
-        grace_s: seconds that it has after each of the two signals.
+    It has ``grace_s`` seconds after each signal, or until its ``verdict`` is there: what Flower
+    does after that takes seconds.
     """
     if pid is None:
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline_s = time.monotonic() + grace_s
         if alive(pid):
-            # It may end by itself in between.
+            # It may exit in between.
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         while alive(pid) and time.monotonic() < deadline_s:

@@ -173,12 +173,12 @@ class LocalCluster:
                     return Verdict(code, f"{role.name} could not start; see {role.log}{_why(role)}")
             time.sleep(POLL_S)
         verdict = read_verdict(self._run_dir / VERDICT)
-        # Without a verdict nothing is a success; a signal's code is negative.
+        # A run without a verdict is not a success; a signal's code is negative.
         code = max(cloud.process.returncode, FedPhDError.exit_code)
         return verdict or Verdict(code, f"cloud ended; see {cloud.log}")
 
     def finish(self, within_s: float) -> None:
-        """Let edges and clients, who heard that the run is over, end by themselves."""
+        """Give edges and clients, who were told that the run is over, time to exit."""
         deadline_s = time.monotonic() + within_s
         while time.monotonic() < deadline_s:
             if all(role.process.poll() is not None for role in self.roles):
@@ -197,7 +197,7 @@ class LocalCluster:
             _signal(roles, signal.SIGKILL)
         for role in self.roles:
             role.process.wait()
-            # What a killed launcher left behind is in its process group.
+            # Whatever a killed launcher left running is in its process group.
             with suppress(ProcessLookupError):
                 os.killpg(role.process.pid, signal.SIGKILL)
             # The last lines may still be on their way.
@@ -205,7 +205,7 @@ class LocalCluster:
 
 
 def _why(role: Role) -> str:
-    """What a process that ended says at the end of its log, if anything."""
+    """The error at the end of the log of a process that exited, if any."""
     text = role.log.read_text("utf-8", "replace").rpartition("fedphd: ")[2].strip()
     return f": {text}" if text else ""
 

@@ -42,16 +42,16 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_HOME": str(home.resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        # gRPC restarts its threads in a forked child, where one start in eight died of it on a
-        # busy machine before it became Ray's server: "Timed out waiting for file ...
+        # gRPC restarts its threads in a forked child. On a busy machine this killed one child in
+        # eight before it became Ray's server: "Timed out waiting for file ...
         # gcs_server_port". Flower and Ray only fork to start programs, which need no gRPC.
         "GRPC_ENABLE_FORK_SUPPORT": "0",
-        # Each thread's own arena of freed memory adds up where 20 edges share a process.
+        # Where 20 edges share a process, the memory that each thread's arena keeps adds up.
         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
-        # By default Ray frees what went through its store by the second or the hundred objects:
-        # here that many networks, mapped into the ServerApp's process.
+        # By default Ray frees the objects in its store once a second or a hundred at a time. Here
+        # each is a network, and all of them stay mapped into the ServerApp's process until then.
         _RAY_FREES: os.environ.get(_RAY_FREES, "1"),
-        # At INFO a SuperLink logs a line for every look of every node for messages.
+        # At INFO a SuperLink logs a line whenever a node asks for messages.
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
         "PATH": f"{PROGRAMS}{os.pathsep}" + os.environ.get("PATH", ""),
         "PYTHONUNBUFFERED": "1",
@@ -94,7 +94,7 @@ def make_folder(path: Path, name: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StartError(
-            f"{name} = {path}: cannot be made: {error.strerror}; choose a folder to write to"
+            f"{name} = {path}: cannot be created: {error.strerror}; choose a writable folder"
         ) from error
 
 
@@ -179,7 +179,7 @@ class SuperLink:
                 self.check_alive()
                 if time.monotonic() > deadline_s:
                     raise StartError(
-                        f"flower-superlink does not answer on {address} within {READY_S:g} s; "
+                        f"flower-superlink did not answer on {address} within {READY_S:g} s; "
                         f"see {self.log}"
                     )
                 time.sleep(0.05)
@@ -221,14 +221,14 @@ class SuperLink:
         return shlex.join(["flwr", *arguments])
 
     def run_log(self) -> str:
-        """What the submitted run printed, which Flower keeps to itself; "" if it does not say."""
+        """What the submitted run printed, which only Flower knows; "" if it does not answer."""
         try:
             return self._flwr(["log", self._run_id, "here", "--show"], LOG_S).stdout
         except subprocess.TimeoutExpired:
             return ""
 
     def traffic(self) -> dict[str, int] | None:
-        """Flower's own count of the bytes to and from the nodes; None if it does not say."""
+        """Flower's own count of the bytes to and from the nodes; None if it does not answer."""
         try:
             done = self._flwr(["ls", "here", *_JSON], TRAFFIC_S)
             runs = _answer(done.stdout)["runs"]
@@ -266,7 +266,7 @@ class SuperLink:
         (self._home / "config.toml").write_text(to_toml(values), encoding="utf-8")
 
     def stop(self) -> None:
-        """End the process: politely, then not; and what it started, which it does not wait for."""
+        """End the process, by force if need be, and those that it started but does not wait for."""
         if self.process.poll() is not None:
             return
         started = descendants(self.process.pid)
@@ -289,7 +289,7 @@ def _accepts(address: str) -> bool:
 
 
 def last_line(text: str) -> str:
-    """The last line of a program's output that says anything."""
+    """The last line of a program's output that is not empty."""
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else "(empty)"
 

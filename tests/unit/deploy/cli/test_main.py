@@ -101,7 +101,7 @@ def test_flags_reach_their_fields() -> None:
         (["cloud", "--preset", "mnist"], "preset = 'mnist': unknown; choose one of digits"),
         (["cloud", "--config", "no.toml"], "--config no.toml: cannot be read: No such file"),
         (["cloud", "--set", "seed"], "--set seed: write KEY=VALUE"),
-        (["edge", "--cloud", "nowhere"], "cloud: 'nowhere' is no address; write host:port"),
+        (["edge", "--cloud", "nowhere"], "cloud: 'nowhere' is not an address; write host:port"),
         (["client", "--partition", "6"],
          "data.partition: partition_id = 6, but there are num_partitions = 6 parts; use 0 to 5"),
         (["client", "--edge", "a:1", "--edge", "a:1"], "names an address twice"),
@@ -168,12 +168,12 @@ def test_run_folder_that_cannot_be_used_exits_3(command: str, tmp_path: Path) ->
     (tmp_path / "file").touch()
     done = fedphd(command, "--run-dir", "file", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (3, "")
-    assert "fedphd: --run-dir = file: cannot be made: File exists" in done.stderr
+    assert "fedphd: --run-dir = file: cannot be created: File exists" in done.stderr
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "metrics.jsonl").touch()
     done = fedphd(command, "--run-dir", "old", cwd=tmp_path)
     assert done.returncode == 3
-    assert "holds a run already" in done.stderr
+    assert "already holds a run" in done.stderr
     assert "file" in fedphd(command, "--set", "out_dir=file", cwd=tmp_path).stderr
 
 

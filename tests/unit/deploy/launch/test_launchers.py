@@ -38,7 +38,7 @@ def test_run_folders_are_named_by_time_and_differ(tmp_path: Path) -> None:
 
 def test_out_dir_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StartError, match=r"out_dir = .*file: cannot be written: Not a directory"):
+    with pytest.raises(StartError, match=r"out_dir = .*file: cannot be written to: Not a dir"):
         new_run_dir(tmp_path / "file")
 
 
@@ -47,14 +47,14 @@ def test_given_run_folder_is_made(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     assert run_folder(None, tmp_path / "runs").parent == tmp_path / "runs"
     (tmp_path / "file").touch()
-    with pytest.raises(StartError, match=r"--run-dir = .*file: cannot be made"):
+    with pytest.raises(StartError, match=r"--run-dir = .*file: cannot be created"):
         run_folder(tmp_path / "file", tmp_path)
 
 
 def test_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     write_verdict(tmp_path / "verdict.json", Verdict())
-    with pytest.raises(StartError, match=r"holds a run already \(metrics.jsonl\); choose another"):
+    with pytest.raises(StartError, match=r"already holds a run \(metrics.jsonl\); choose another"):
         run_folder(tmp_path, tmp_path)
     assert (tmp_path / "verdict.json").exists()
 
@@ -124,7 +124,7 @@ def test_edge_that_cannot_listen_says_so_and_forgets_its_last_run(tmp_path: Path
 def test_edge_with_a_file_for_a_state_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     config = load_config(EdgeConfig, overrides={"state_dir": str(tmp_path / "file")})
-    with pytest.raises(StartError, match=r"state_dir = .*file: cannot be made"):
+    with pytest.raises(StartError, match=r"state_dir = .*file: cannot be created"):
         run_edge(config, stop=threading.Event(), say=print)
 
 

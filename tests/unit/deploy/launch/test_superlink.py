@@ -77,7 +77,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StartError, match=f"state_dir = {path}: cannot be made: "):
+        with pytest.raises(StartError, match=f"state_dir = {path}: cannot be created: "):
             make_folder(path, "state_dir")
 
 
