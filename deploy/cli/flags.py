@@ -123,11 +123,7 @@ def end_dry_run(config: Section, *, dry_run: bool) -> None:
 
 
 def open_split(config: CloudConfig, data: Mapping[str, Any]) -> Split:
-    """Check the cloud's and the clients' data; return how the clients share theirs.
-
-    Raises:
-        ConfigError: either cannot be used; names the setting.
-    """
+    """How the clients share their data; raises ConfigError if it or the cloud's is unusable."""
     check_data(config)
     return open_client_data(part_of_data(config, 0, data), config.num_classes)
 
@@ -135,16 +131,9 @@ def open_split(config: CloudConfig, data: Mapping[str, Any]) -> Split:
 def load_federation(
     path: Path | None, values: dict[str, Any], data: Mapping[str, Any], *, dry_run: bool
 ) -> tuple[CloudConfig, Split]:
-    """Load and check a whole federation's configuration; a dry run ends here with success.
+    """Load a whole federation's configuration, as ``load_config``, and open its data.
 
-    Args:
-        path: the file of ``--config``.
-        values: dotted settings of the cloud that win over it.
-        data: dotted settings of the clients' data.
-        dry_run: print the configuration and end.
-
-    Raises:
-        ConfigError: a setting is wrong, or data cannot be used; names it.
+    A dry run prints the configuration and ends here with success.
     """
     config = load_config(CloudConfig, path, values)
     split = open_split(config, data)

@@ -30,7 +30,7 @@ from fedphd.common.files import replaced
 from fedphd.common.history.events import Tail
 from fedphd.deploy.launch.client_data import part_of_data
 from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
-from fedphd.deploy.launch.superlink import die_with_parent, flower_environment, free_ports
+from fedphd.deploy.launch.superlink import flower_environment, free_ports, start
 
 FEDPHD = (sys.executable, "-m", "fedphd.deploy.cli")
 # Cloud, edges and clients have 10 s together.
@@ -141,15 +141,12 @@ class LocalCluster:
         logs.mkdir(parents=True, exist_ok=True)
         log = logs / f"{name}.log"
         with log.open("w", encoding="utf-8") as errors:
-            process = subprocess.Popen(
+            process = start(
                 [*self._command, name.partition("-")[0], *config, *flags],
-                env=flower_environment(self._state / name / "flwr"),
-                stdin=subprocess.DEVNULL,
+                flower_environment(self._state / name / "flwr"),
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
             )
         forward = threading.Thread(target=self._forward, args=(process.stdout,), daemon=True)
         forward.start()
@@ -179,11 +176,7 @@ class LocalCluster:
 
     def finish(self, within_s: float) -> None:
         """Give edges and clients, who were told that the run is over, time to exit."""
-        deadline_s = time.monotonic() + within_s
-        while time.monotonic() < deadline_s:
-            if all(role.process.poll() is not None for role in self.roles):
-                return
-            time.sleep(POLL_S)
+        _wait(self.roles, within_s)
 
     def stop(self) -> None:
         """End everything that still runs: the cloud, then edges, then clients.

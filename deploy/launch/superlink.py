@@ -12,10 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fedphd.common.config.roles import SuperLinkConfig
 from fedphd.common.config.text import flower_pairs, to_toml
@@ -62,6 +62,20 @@ def die_with_parent() -> None:
     """Ask Linux to end this process when its parent dies (also by SIGKILL)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], **options: Any
+) -> subprocess.Popen[str]:
+    """Start a program that gets no input and ends with this process; options as for ``Popen``."""
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=die_with_parent,
+        **options,
+    )
 
 
 def free_ports(count: int) -> list[int]:
@@ -136,7 +150,7 @@ class SuperLink:
         self._environment = flower_environment(self._home)
         self._run_id = ""
         with self.log.open("wb") as log:
-            self.process = self._start(log)
+            self.process = start(self._command(), self._environment, stdout=log, stderr=log)
 
     def _command(self) -> list[str]:
         command = [
@@ -149,25 +163,15 @@ class SuperLink:
             return [*command, "--insecure", "--simulation"]
         config = self._config
         command += ["--fleet-api-address", config.address]
-        if config.ssl_certfile and config.ssl_keyfile and config.ssl_ca_certfile:
-            command += ["--ssl-certfile", str(config.ssl_certfile)]
-            command += ["--ssl-keyfile", str(config.ssl_keyfile)]
-            command += ["--ssl-ca-certfile", str(config.ssl_ca_certfile)]
-        else:
+        # All three files are given, or none.
+        for name in ("certfile", "keyfile", "ca_certfile"):
+            if path := getattr(config, f"ssl_{name}"):
+                command += [f"--ssl-{name.replace('_', '-')}", str(path)]
+        if not config.ssl_certfile:
             command += ["--insecure"]
         if config.require_node_auth:
             command += ["--enable-supernode-auth"]
         return command
-
-    def _start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            self._command(),
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,
-        )
 
     def wait_ready(self) -> None:
         """Wait until both APIs accept connections."""

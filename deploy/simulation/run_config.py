@@ -139,16 +139,7 @@ def cloud_config(run_config: Mapping[str, Any], num_nodes: int) -> CloudConfig:
 def client_config(
     run_config: Mapping[str, Any], partition_id: int, num_partitions: int
 ) -> ClientConfig:
-    """A simulated client's configuration.
-
-    Args:
-        run_config: keys and values of ``default_run_config``.
-        partition_id: which client, from 0.
-        num_partitions: of how many.
-
-    Raises:
-        ConfigError: a setting of its data is unknown, or its value is wrong; names the key.
-    """
+    """A simulated client's configuration; raises ConfigError that names the key."""
     given, of_data = take_data(given_settings(run_config))
     data = data_of(
         of_data,
