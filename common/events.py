@@ -1,8 +1,7 @@
-"""What happened, as JSON lines that programs read and a supervisor's verdict file.
+"""Events, as JSON lines that programs read, and the verdict that a process leaves.
 
-Every process appends events to a file of its own; whoever wants to show them to people reads
-that file (``deploy/launch/render.py``). A process ends with a verdict, since Flower's exit codes
-say nothing about a run.
+Every process appends events to a file of its own, which ``deploy/launch/render.py`` shows to
+people. A process ends with a verdict, since Flower's exit codes say nothing about a run.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class EventLog:
         path: the file; its folder is made.
         role: "cloud", "edge" or "client".
         node: the participant's stable name.
-        on_event: also told every event, such as to print it.
+        on_event: is called with every event, for example to print it.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class EventLog:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a process ended: its exit code, and why in one line."""
+    """How a process ended: its exit code, and the reason in one line."""
 
     exit_code: int = EXIT_OK
     message: str = "finished"
@@ -89,7 +88,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_verdict(path: Path, verdict: Verdict) -> None:
-    """Leave a process's verdict for whoever started it."""
+    """Leave a process's verdict for the process that started it."""
     write_json(path, {"exit_code": verdict.exit_code, "message": verdict.message})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import torch_pruning as tp  # type: ignore[import-untyped]
 from torch import Tensor
 
-from fedphd.common.config.run import prune_width
+from fedphd.common.config.widths import prune_widths, pruned_head_dim
 from fedphd.common.errors import ConfigError
 from fedphd.common.unet.costs import Costs, PruneReport
 from fedphd.common.unet.groups import ChannelGroups, Cut, example_inputs
@@ -43,8 +43,11 @@ def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
     """
     config, state = unet_config(unet), unet.state_dict()
     before = config["block_out_channels"]
-    widths = [prune_width(width, ratio, config["norm_num_groups"]) for width in before]
-    head_dim = _pruned_head_dim(config, widths, ratio)
+    widths = prune_widths(before, ratio, config["norm_num_groups"])
+    try:
+        head_dim = pruned_head_dim(config, widths, ratio)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     pruned = unet_from_config(
         {**config, "block_out_channels": widths, "attention_head_dim": head_dim}
     )
@@ -74,20 +77,6 @@ def count_costs(unet: PrunedUNet) -> Costs:
         twin = unet_from_config(unet_config(unet))
         macs, parameters = tp.utils.count_ops_and_params(twin, example_inputs(twin))
     return Costs(parameters=int(parameters), macs=int(macs))
-
-
-def _pruned_head_dim(config: Mapping[str, Any], widths: Sequence[int], ratio: float) -> int:
-    # The middle block has attention too, at the last level's width.
-    levels = sorted({*config["attention_levels"], len(widths) - 1})
-    before = config["block_out_channels"]
-    dims = [config["attention_head_dim"] * widths[level] / before[level] for level in levels]
-    if len(set(dims)) > 1 or not dims[0].is_integer():
-        raise ConfigError(
-            f"pruning.ratio = {ratio} makes widths {list(widths)} and attention heads of "
-            f"{dims} channels at levels {levels}; use a ratio that keeps the same whole number "
-            "everywhere, such as 0.25 or 0.5"
-        )
-    return int(dims[0])
 
 
 def _quotas(

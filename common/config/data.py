@@ -24,7 +24,7 @@ class PartitionConfig(Section):
         description="pathological: a fixed number of classes per client; dirichlet: label "
         "shares drawn from Dirichlet(alpha); iid: equal shuffled shares",
     )
-    num_partitions: int = Field(6, ge=1, description="parts the data set is cut into")
+    num_partitions: int = Field(6, ge=1, description="parts that the data set is cut into")
     partition_id: int = Field(0, ge=0, description="which part is this client's, from 0")
     classes_per_partition: int = Field(2, ge=1, description="classes per client (pathological)")
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration (dirichlet)")
@@ -42,19 +42,19 @@ class PartitionConfig(Section):
 
 
 class DataConfig(Section):
-    """An image data set with labels: the embedded digits, or anything HF ``datasets`` loads."""
+    """An image data set with labels: the embedded digits, or anything HF ``datasets`` can load."""
 
     source: str = Field(
         "digits", min_length=1, description="'digits' (embedded), a hub name, or a local path"
     )
     format: Literal["auto", "parquet", "imagefolder", "saved", "hub"] = Field(
-        "auto", description="how to read source; auto decides by what the path is"
+        "auto", description="how to read source; auto decides by the path"
     )
     split: str = Field("train", min_length=1, description="split of the data set")
     image_column: str = Field("image", min_length=1, description="column with the images")
     label_column: str = Field("label", min_length=1, description="column with integer labels")
     attribute_file: str | None = Field(
-        None, description="attribute list (CelebA's text, or CSV) that gives labels instead"
+        None, description="attribute list (CelebA's text, or CSV) to take the labels from"
     )
     label_attributes: tuple[str, ...] | None = Field(
         None,
@@ -63,17 +63,17 @@ class DataConfig(Section):
         '["Male", "Young"] is 2 * Male + Young',
     )
     label_file: str | None = Field(
-        None, description="file of `fedphd pseudo-labels` that gives labels instead"
+        None, description="file written by `fedphd pseudo-labels` to take the labels from"
     )
     partition: PartitionConfig | None = Field(
-        None, description="the part of it that is used; absent: all of it"
+        None, description="which part of it is used; absent: all of it"
     )
     validation_fraction: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of a client's images that it does not train on, and on which it "
-        "measures the loss of the weights that it receives",
+        description="share of a client's images that it holds out from training, to measure "
+        "the loss of the weights that it receives on them",
     )
 
     @model_validator(mode="after")

@@ -6,23 +6,23 @@ knows only its own world: addresses, certificates, data, device and limits.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import re
 import tomllib
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from fedphd.common.config.data import DataConfig, Section
 from fedphd.common.config.run import FederationConfig
+from fedphd.common.config.text import merged, section_class, with_overrides
 from fedphd.common.errors import ConfigError
 
 PRESETS = ("digits", "cifar10", "celeba")
+DeviceName = Literal["auto", "cpu", "cuda"]
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 
@@ -32,7 +32,7 @@ def check_address(value: str) -> str:
     match = _ADDRESS.fullmatch(value)
     if match is None or not 1 <= int(match.group(2)) <= 65535:
         raise ValueError(
-            f"{value!r} is no address; write host:port with a port from 1 to 65535, "
+            f"{value!r} is not an address; write host:port with a port from 1 to 65535, "
             "such as 127.0.0.1:9092"
         )
     return value
@@ -42,7 +42,7 @@ def check_id(value: str) -> str:
     """Return ``value`` if it may name a participant; raise ValueError otherwise."""
     if not _ID.fullmatch(value):
         raise ValueError(
-            f"{value!r} is no name; use 1 to 64 letters, digits, '.', '_' or '-', "
+            f"{value!r} is not a valid name; use 1 to 64 letters, digits, '.', '_' or '-', "
             "beginning with a letter or digit"
         )
     return value
@@ -75,7 +75,7 @@ class SuperLinkConfig(Section):
 
 
 class EdgeSuperLinkConfig(SuperLinkConfig):
-    """The stock ``flower-superlink`` of an edge: a port that a cloud beside it does not use."""
+    """An edge's ``flower-superlink``, whose port leaves room for a cloud on the same machine."""
 
     address: str = Field(
         "0.0.0.0:9192", description="host:port that clients connect to (Fleet API)"
@@ -92,7 +92,7 @@ class NodeConfig(Section):
         None, description="OpenSSH EC private key of this node (needs TLS); absent: a fresh one"
     )
     lost_after_s: float = Field(
-        300.0, gt=0, description="seconds without a server until this process gives up"
+        300.0, gt=0, description="seconds without a server before this process gives up"
     )
 
     @model_validator(mode="after")
@@ -109,11 +109,11 @@ class CloudConfig(FederationConfig):
     """``fedphd cloud``: the training run and the cloud's own machine."""
 
     preset: Literal["digits", "cifar10", "celeba"] = Field(
-        "digits", description="settings that this file starts from"
+        "digits", description="settings to start from"
     )
-    out_dir: Path = Field(Path("runs"), description="folder that gets one folder per run")
+    out_dir: Path = Field(Path("runs"), description="folder in which each run gets a folder")
     state_dir: Path = Field(Path(".fedphd/cloud"), description="Flower's own state and logs")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where evaluation runs")
+    device: DeviceName = Field("auto", description="where evaluation runs")
     num_threads: int = Field(2, ge=1, description="CPU threads of this process")
     superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
 
@@ -148,9 +148,9 @@ class ClientConfig(Section):
 
     client_id: str = Field("client-0", description="stable name of this client")
     edges: tuple[str, ...] = Field(
-        ("127.0.0.1:9192",), min_length=1, description="host:port of every edge it may choose"
+        ("127.0.0.1:9192",), min_length=1, description="host:port of every edge that it may choose"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where training runs")
+    device: DeviceName = Field("auto", description="where training runs")
     num_threads: int = Field(1, ge=1, description="CPU threads of this process")
     data: DataConfig = Field(default_factory=DataConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
@@ -192,21 +192,11 @@ def load_config(
     Raises:
         ConfigError: the file cannot be read, or a field is wrong; names field, value and fix.
     """
-    values = _read_toml(path) if path else {}
-    for key, value in (overrides or {}).items():
-        _put(values, key, value)
+    values = with_overrides(_read_toml(path) if path else {}, overrides or {})
     if issubclass(cls, CloudConfig):
-        values = _merge(read_preset(values.get("preset", "digits")), values)
+        values = merged(read_preset(values.get("preset", "digits")), values)
     places = [*([str(path)] if path else []), *([source] if overrides or not path else [])]
     return validate(cls, values, source=" and ".join(places))
-
-
-def with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A copy of plain ``values`` with those at dotted keys replaced, as in ``load_config``."""
-    copied = copy.deepcopy(values)
-    for key, value in overrides.items():
-        _put(copied, key, value)
-    return copied
 
 
 def validate(cls: type[ConfigT], values: dict[str, Any], *, source: str) -> ConfigT:
@@ -252,24 +242,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: is not valid TOML: {error}") from error
-
-
-def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{dotted}: {parent} is a single value, not a section")
-    values[last] = value
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+        raise ConfigError(f"--config {path}: not valid TOML: {error}") from error
 
 
 def _section(cls: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
@@ -279,15 +252,6 @@ def _section(cls: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel
         field = current.model_fields.get(str(part)) if current else None
         current = section_class(field.annotation) if field else None
     return current
-
-
-def section_class(annotation: Any) -> type[BaseModel] | None:
-    """The section class in a field's annotation (``Section`` or ``Section | None``), if any."""
-    if get_origin(annotation) in (Union, UnionType):
-        return next(filter(None, map(section_class, get_args(annotation))), None)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return None
 
 
 def _did_you_mean(cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:

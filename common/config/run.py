@@ -6,13 +6,13 @@ Every section is frozen and refuses unknown keys. Units are in the names (``_s``
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
 from fedphd.common.config.data import DataConfig, Section
+from fedphd.common.config.widths import levels_with_heads, prune_widths, pruned_head_dim
 
 SelectionPolicy = Literal[
     "homogeneity", "best_homogeneity", "balanced", "min_kl", "random", "static"
@@ -57,12 +57,12 @@ class ModelConfig(Section):
                 raise ValueError(
                     f"attention_levels has {level}, but levels run from 0 to {levels - 1}"
                 )
-        for level in {*self.attention_levels, levels - 1}:
+        for level in levels_with_heads(self.attention_levels, levels):
             if self.block_out_channels[level] % self.attention_head_dim:
                 raise ValueError(
                     f"block_out_channels[{level}] = {self.block_out_channels[level]} has "
-                    f"attention, but is no multiple of attention_head_dim = "
-                    f"{self.attention_head_dim}"
+                    f"attention, but is not a multiple of attention_head_dim = "
+                    f"{self.attention_head_dim}; change either"
                 )
         return self
 
@@ -147,10 +147,12 @@ class ScheduleConfig(Section):
         1.0, gt=0, le=1, description="share of the known clients sampled in an edge round"
     )
     query_batch: int = Field(
-        1, ge=1, description="clients asked at a time; 1 = counts fully live, large = the paper"
+        1,
+        ge=1,
+        description="clients asked at a time; 1: by the latest counts; large: as in the paper",
     )
-    num_edges: int = Field(2, ge=1, description="edges that must be there before the start")
-    min_clients: int = Field(6, ge=1, description="clients that must be there before the start")
+    num_edges: int = Field(2, ge=1, description="edges that must have joined before the start")
+    min_clients: int = Field(6, ge=1, description="clients that must have joined before the start")
     max_client_samples: int = Field(
         10_000_000, ge=1, description="a client that claims more images is refused"
     )
@@ -196,10 +198,10 @@ class PruningConfig(Section):
     ratio: float = Field(0.25, gt=0, lt=1, description="share of each width that is removed")
     sparse_rounds: int = Field(20, ge=1, description="edge rounds of sparse training (R_s)")
     sparsity_lambda: float = Field(
-        1e-4, ge=0, description="weight of the group 2-norms in the loss while sparse"
+        1e-4, ge=0, description="weight of the group 2-norms in the loss during sparse training"
     )
     optimizer_moments: Literal["prune", "reset"] = Field(
-        "prune", description="what becomes of clients' moments when the network is pruned"
+        "prune", description="what happens to clients' moments when the network is pruned"
     )
 
 
@@ -212,7 +214,7 @@ class EmaConfig(Section):
 class EvaluationConfig(Section):
     """Samples and distances computed at the cloud."""
 
-    every_intervals: int = Field(2, ge=1, description="evaluate after every so many intervals")
+    every_intervals: int = Field(2, ge=1, description="intervals from one evaluation to the next")
     num_samples: int = Field(512, ge=2, description="generated images per distance")
     sampling_steps: int = Field(50, ge=1, description="DDIM steps (arXiv:2010.02502)")
     batch_size: int = Field(256, ge=1, description="images sampled at a time")
@@ -223,15 +225,15 @@ class EvaluationConfig(Section):
     )
     features: Literal["auto", "classifier", "inception"] = Field(
         "auto",
-        description="what images are compared in: a small classifier's features or Inception's; "
-        "auto: Inception where inception_weights is given",
+        description="features in which images are compared, a small classifier's or Inception's; "
+        "auto: Inception's if inception_weights is given",
     )
     features_file: Path | None = Field(
         None,
-        description="classifier written by fedphd features train; absent: trained on reference",
+        description="classifier written by `fedphd features train`; absent: trained on reference",
     )
     inception_weights: Path | None = Field(
-        None, description="torch-fidelity's Inception weights on this machine"
+        None, description="file with torch-fidelity's Inception weights"
     )
     inception_sha256: str | None = Field(
         None,
@@ -239,13 +241,13 @@ class EvaluationConfig(Section):
         description="SHA-256 that the file inception_weights must have",
     )
     raw_too: bool = Field(
-        False, description="measure the raw weights beside the averaged (EMA) ones"
+        False, description="measure the raw weights as well as the averaged (EMA) ones"
     )
     reference_file: Path | None = Field(
-        None, description="compare with statistics written by fedphd statistics"
+        None, description="compare with statistics written by `fedphd statistics`"
     )
     reference_clients: bool = Field(
-        False, description="compare with the sum of statistics that the clients compute"
+        False, description="compare with the sum of the statistics that clients compute"
     )
     reference: DataConfig | None = Field(
         None, description="data set to compare with; absent: samples, but no distance"
@@ -267,8 +269,8 @@ class EvaluationConfig(Section):
         names = [name for name, there in given.items() if there]
         if len(names) > 1:
             raise ValueError(
-                f"evaluation.{' and evaluation.'.join(names)} are both given; there is one "
-                "reference, so unset the others (null, or false)"
+                f"evaluation.{' and evaluation.'.join(names)} are given together; there is only "
+                "one reference, so unset the others (null, or false)"
             )
         ready = self.wants_inception or self.features_file is not None
         if names and self.reference is None and not ready:
@@ -305,14 +307,14 @@ class WaitConfig(Section):
     """Upper bounds of every wait, in seconds."""
 
     start_s: float = Field(
-        300.0, gt=0, description="seconds for edges and clients to appear at the start"
+        300.0, gt=0, description="seconds for edges and clients to join at the start"
     )
     query_s: float = Field(20.0, gt=0, description="seconds for a client's answer to a QUERY")
     offer_s: float = Field(
         5.0,
         gt=0,
-        description="seconds a client waits for other edges' offers of an edge round; once one "
-        "has waited in vain, the asking edge lets nobody else wait in that round",
+        description="seconds that a client waits for other edges' offers in an edge round; once "
+        "one has waited in vain, its edge lets no other client wait in that round",
     )
     round_s: float = Field(600.0, gt=0, description="seconds for a client's training reply")
     upload_stall_s: float = Field(
@@ -322,7 +324,7 @@ class WaitConfig(Section):
         7200.0, gt=0, description="seconds for an edge's reply for an interval"
     )
     retry_s: float = Field(
-        60.0, gt=0, description="seconds until a client that failed is asked again"
+        60.0, gt=0, description="seconds before a client that failed is asked again"
     )
 
     @model_validator(mode="after")
@@ -343,7 +345,7 @@ class FederationConfig(Section):
         "hierarchical",
         description="hierarchical: clients, edges, cloud; flat: the cloud averages its clients",
     )
-    num_classes: int = Field(10, ge=1, description="classes that clients' labels run over")
+    num_classes: int = Field(10, ge=1, description="number of classes in the clients' labels")
     target: tuple[float, ...] | None = Field(
         None, description="target label distribution; absent: uniform over num_classes"
     )
@@ -390,7 +392,7 @@ class FederationConfig(Section):
         allowed = {"scaffold": ["full"], "fedprox": ["full", "usplit"], "moon": ["full", "usplit"]}
         if parts not in allowed.get(method, [parts]):
             raise ValueError(
-                f"objective.method = {method!r} cannot go with exchange.parts = {parts!r}: it "
+                f"objective.method = {method!r} cannot be used with exchange.parts = {parts!r}: it "
                 "compares with weights that would not travel; use exchange.parts = "
                 f"{' or '.join(map(repr, allowed[method]))}, or objective.method = 'fedavg'"
             )
@@ -402,19 +404,14 @@ class FederationConfig(Section):
         if pruning.mode == "none":
             return self
         full_widths = self.model.block_out_channels
-        widths = [prune_width(width, pruning.ratio, groups) for width in full_widths]
+        widths = prune_widths(full_widths, pruning.ratio, groups)
         if any(kept == full for kept, full in zip(widths, full_widths, strict=True)):
             raise ValueError(
                 f"pruning.ratio = {pruning.ratio} removes nothing from a width of "
                 f"{list(full_widths)} in whole groups of {groups} "
                 "(model.norm_num_groups); use a larger ratio or fewer groups"
             )
-        if not self._heads_stay_whole(widths):
-            raise ValueError(
-                f"pruning.ratio = {pruning.ratio} makes widths {widths}, which break the "
-                f"attention heads of {self.model.attention_head_dim} channels; use a ratio that "
-                "keeps the same share of every width, such as 0.25 or 0.5"
-            )
+        pruned_head_dim(self.model.model_dump(), widths, pruning.ratio)
         if pruning.mode == "scheduled":
             if pruning.sparse_rounds % schedule.edge_rounds:
                 raise ValueError(
@@ -428,22 +425,3 @@ class FederationConfig(Section):
                     "schedule.edge_rounds); use fewer sparse rounds or more intervals"
                 )
         return self
-
-    def _heads_stay_whole(self, widths: list[int]) -> bool:
-        """The number of heads stays, so the head width must shrink alike wherever there are any."""
-        model = self.model
-        levels = sorted({*model.attention_levels, len(widths) - 1})
-        heads = [model.block_out_channels[level] // model.attention_head_dim for level in levels]
-        whole = all(widths[level] % head == 0 for level, head in zip(levels, heads, strict=True))
-        dims = [widths[level] // head for level, head in zip(levels, heads, strict=True)]
-        return whole and all(a == b for a, b in pairwise(dims))
-
-
-def prune_width(width: int, ratio: float, groups: int) -> int:
-    """Channels kept of ``width`` when ``ratio`` of each normalisation group is removed.
-
-    Each of the ``groups`` keeps the same whole number of channels, at least one, rounded to
-    the nearest (halves keep more), so a pruned width is a multiple of ``groups`` again.
-    """
-    per_group = width // groups
-    return groups * max(1, per_group - int(per_group * ratio + 0.5 - 1e-9))

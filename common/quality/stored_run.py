@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from fedphd.common.config.roles import validate, with_overrides
+from fedphd.common.config.roles import validate
 from fedphd.common.config.run import FederationConfig
+from fedphd.common.config.text import with_overrides
 from fedphd.common.errors import ConfigError
 from fedphd.common.quality.evaluation import Evaluation, Evaluator
 from fedphd.common.quality.moments import STATISTICS_FILE

@@ -15,7 +15,6 @@ from fedphd.common.config.roles import CloudConfig, EdgeConfig, validate
 from fedphd.common.errors import ConfigError, Interrupted, StartError, exit_code_of
 from fedphd.common.events import Event, EventLog, Verdict, write_verdict
 from fedphd.common.history.events import Ended, Started
-from fedphd.deploy.launch.render import render
 from fedphd.deploy.launch.runs import (
     RoleFile,
     Say,
@@ -23,6 +22,7 @@ from fedphd.deploy.launch.runs import (
     open_client_data,
     prepare,
     run_folder,
+    show_event,
     show_summary,
 )
 from fedphd.deploy.simulation.run_config import client_config, cloud_config, state_folder
@@ -37,7 +37,7 @@ SETTLED_S = 0.3
 
 
 def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
-    """Run to the end; leave a verdict whatever happens.
+    """Run a role to its end, and leave a verdict whatever happens.
 
     Args:
         grid: Flower's grid of the running ServerApp.
@@ -48,7 +48,7 @@ def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
         FedPhDError: the role failed; the verdict says so too.
     """
     file = RoleFile.read(path)
-    # Flower keeps a ServerApp's standard output to itself, so it logs to a file of its own.
+    # Flower does not pass on a ServerApp's standard output, so it logs to a file of its own.
     logging.basicConfig(
         filename=file.log,
         level=logging.INFO,
@@ -58,7 +58,12 @@ def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     role = "edge" if file.role == "edge" else "cloud"
     node = str(file.config.get("edge_id", "cloud"))
-    events = EventLog(Path(file.events), role=role, node=node, on_event=_shown(say))
+
+    def on_event(event: Event) -> None:
+        if say:
+            show_event(event, say)
+
+    events = EventLog(Path(file.events), role=role, node=node, on_event=on_event)
     events.write(Started(pid=os.getpid()))
     verdict = Verdict(Interrupted.exit_code, "stopped")
     try:
@@ -75,7 +80,7 @@ def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
 
 
 def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
-    """A run that ``flwr run`` submitted itself: make its folder, run it, show its events.
+    """Run what ``flwr run`` submitted without a launcher: make its folder, show its events.
 
     Raises:
         ConfigError: a setting of the run configuration is wrong; also printed, since Flower
@@ -93,34 +98,31 @@ def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
     run_dir = run_folder(None, config.out_dir.absolute())
     print(f"run folder {run_dir}\ndata {split}", flush=True)
     split.write(run_dir)
-    path = prepare("simulation", config, run_dir)
-    run_role(grid, path, say=lambda line: print(line, flush=True))
+    file = prepare("simulation", config, run_dir)
+    run_role(grid, file.path, say=lambda line: print(line, flush=True))
     show_summary(run_dir, say=lambda line: print(line, flush=True))
 
 
-def count_nodes(grid: Grid, *, sleep: Callable[[float], None] = time.sleep) -> int:
-    """How many nodes are simulated; Flower starts the ServerApp while it still adds them."""
-    deadline_s = time.monotonic() + NODES_S
+def count_nodes(
+    grid: Grid, *, within_s: float = NODES_S, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """How many nodes are simulated; Flower starts the ServerApp while it still adds them.
+
+    Raises:
+        StartError: there is none within ``within_s`` seconds.
+    """
+    deadline_s = time.monotonic() + within_s
     before = -1
     while (count := len(list(grid.get_node_ids()))) != before or count == 0:
         if time.monotonic() > deadline_s:
-            raise StartError(f"Flower simulates no node after {NODES_S:g} s; see its own log")
+            raise StartError(f"Flower simulates no node after {within_s:g} s; see its log")
         before = count
         sleep(SETTLED_S)
     return count
 
 
-def _shown(say: Say | None) -> Callable[[Event], None]:
-    def on_event(event: Event) -> None:
-        line = render(event) if say else None
-        if say and line:
-            say(line)
-
-    return on_event
-
-
 def _run(grid: Grid, file: RoleFile, events: EventLog) -> Verdict:
-    # Each role imports only its own side; a machine with an edge needs no diffusion code.
+    # Each role imports only its own side: an edge needs no diffusion code.
     if file.role == "edge":
         from fedphd.edge import app as edge_app
 

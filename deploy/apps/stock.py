@@ -1,7 +1,7 @@
 """The ClientApp as Flower runs it: by its own ``flower-supernode``, and simulated.
 
-Both start from nothing for each message but the node's and the run's configuration. What must last
-a node keeps in its ``context.state``, and a simulated client in a file.
+For each message both start from nothing but the node's and the run's configuration. What must
+outlast a message is kept in a node's ``context.state``, or in a simulated client's file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedphd.common.errors import ConfigError
 from fedphd.deploy.simulation.run_config import client_config, state_folder
 
 CACHED_CLIENTS = 64
-# Simulated clients of one process answer one message after the other.
+# Shared, since the simulated clients of a process answer one message at a time.
 _NETWORKS = UNetCache()
 
 
@@ -43,7 +43,7 @@ def runtime_of(context: Context) -> ClientRuntime:
     path = context.node_config.get("config")
     if not path:
         raise ConfigError(
-            "this node names no client: start flower-supernode with "
+            "this node's configuration names no client file: start flower-supernode with "
             "--node-config 'config=\"/path/to/client.toml\"'"
         )
     return _runtime(load_config(ClientConfig, Path(str(path))))
@@ -51,7 +51,7 @@ def runtime_of(context: Context) -> ClientRuntime:
 
 @lru_cache(maxsize=CACHED_CLIENTS)
 def _runtime(config: ClientConfig) -> ClientRuntime:
-    """A process may serve many simulated clients; their data need not be read each time."""
+    """The client of ``config``, kept, since its data need not be read for each message."""
     torch.set_num_threads(config.num_threads)
     return ClientRuntime(config, networks=_NETWORKS)
 

@@ -10,7 +10,7 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run what a launcher's role file says, and else simulate what the run configuration says."""
+    """Run a launcher's role file, or else simulate what the run configuration describes."""
     from fedphd.deploy.apps.roles import run_role, run_simulated
 
     role_file = str(context.run_config["role-file"])

@@ -1,15 +1,14 @@
-"""``fedphd evaluate`` and ``fedphd sample``: what a run's checkpoint is worth, and its images."""
+"""``fedphd evaluate`` and ``fedphd sample``: measure a run's checkpoint, or draw images from it."""
 
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from fedphd.common.config.roles import CloudConfig
+from fedphd.common.config.roles import CloudConfig, DeviceName
 from fedphd.common.errors import ConfigError
 from fedphd.common.history.events import Evaluated
 from fedphd.deploy.cli.flags import Set, overrides, say
@@ -19,27 +18,13 @@ SAMPLES, STEPS, SEED, BATCH_SIZE = 64, 50, 0, 256
 Folder = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="a run's folder, or its checkpoint/")
 ]
-# What people may take for a format that samples can have.
+# Image formats that people may expect, but that samples are not written in.
 _OTHER_IMAGES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 
 
-class WeightsName(StrEnum):
-    """The two sets of weights in a checkpoint."""
-
-    ema = "ema"
-    raw = "raw"
-
-
-class DeviceName(StrEnum):
-    """Where networks run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
 Weights = Annotated[
-    WeightsName, typer.Option(help="averaged (ema) or raw weights", show_default=True)
+    Literal["ema", "raw"],
+    typer.Option(help="averaged (ema) or raw weights", show_default=True),
 ]
 Device = Annotated[
     DeviceName, typer.Option(help="where networks run; auto is CUDA where there is one")
@@ -66,8 +51,8 @@ def evaluate(
         int | None,
         typer.Option(min=0, help="seed of the sampling noise", show_default="the run's own"),
     ] = None,
-    weights: Weights = WeightsName.ema,
-    device: Device = DeviceName.auto,
+    weights: Weights = "ema",
+    device: Device = "auto",
     settings: Set = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print all numbers as JSON", show_default=False)
@@ -75,14 +60,14 @@ def evaluate(
 ) -> None:
     """Sample a checkpoint's network and measure the samples against a reference.
 
-    It measures as the run did, unless flags or --set evaluation.KEY=VALUE say otherwise.
+    It measures as the run did, unless flags or --set evaluation.KEY=VALUE change that.
     """
     from fedphd.common.quality.stored_run import StoredRun
     from fedphd.common.unet.checkpoint import checkpoint_of
     from fedphd.common.unet.model import resolve_device
 
     checkpoint = checkpoint_of(checkpoint)
-    run = StoredRun.load(checkpoint, weights.value)
+    run = StoredRun.load(checkpoint, weights)
     flags = {
         "evaluation.num_samples": samples,
         "evaluation.sampling_steps": steps,
@@ -92,14 +77,14 @@ def evaluate(
     result = run.evaluate(
         run.config(changes),
         cache_dir=CloudConfig().out_dir / ".cache",
-        device=resolve_device(device.value),
+        device=resolve_device(device),
     )
     record = result.record(run.state.get("interval"))
     if as_json:
-        of = {"checkpoint": str(checkpoint), "weights": weights.value}
+        of = {"checkpoint": str(checkpoint), "weights": weights}
         say(json.dumps(of | record.model_dump(mode="json"), indent=2))
         return
-    named = {"node": weights.value, "what": str(checkpoint), "weights": weights.value}
+    named = {"node": weights, "what": str(checkpoint), "weights": weights}
     say(str(render(Evaluated(**named, **record.model_dump()))))
     say(
         f"          sampler {record.sampler}, seed {record.seed}; reference of "
@@ -119,10 +104,10 @@ def sample(
     ] = Path("samples.png"),
     steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = STEPS,
     seed: Annotated[
-        int, typer.Option(min=0, help="seed of the noise; image i depends on it and i alone")
+        int, typer.Option(min=0, help="seed of the noise; image i depends only on it and on i")
     ] = SEED,
-    weights: Weights = WeightsName.ema,
-    device: Device = DeviceName.auto,
+    weights: Weights = "ema",
+    device: Device = "auto",
 ) -> None:
     """Generate images by a checkpoint's network."""
     from fedphd.common.quality.sampling import sample_images, save_samples
@@ -131,8 +116,8 @@ def sample(
     from fedphd.common.unet.model import resolve_device
 
     if out.suffix.lower() in _OTHER_IMAGES and not out.is_dir():
-        raise ConfigError(f"--out {out}: images are PNGs; name a file .png, or a folder")
-    run = StoredRun.load(checkpoint_of(checkpoint), weights.value)
+        raise ConfigError(f"--out = {out}: images are written as PNG; name a .png file or a folder")
+    run = StoredRun.load(checkpoint_of(checkpoint), weights)
     images = sample_images(
         run.unet,
         run.scheduler,
@@ -140,14 +125,8 @@ def sample(
         steps=steps,
         batch_size=BATCH_SIZE,
         seed=seed,
-        device=resolve_device(device.value),
+        device=resolve_device(device),
     )
     written = save_samples(images, out)
     single = f" and {len(written) - 1} single images" if len(written) > 1 else ""
-    say(f"wrote {written[0]}{single}: {num} images, {steps} DDIM steps, {weights.value} weights")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    app.command()(evaluate)
-    app.command()(sample)
+    say(f"wrote {written[0]}{single}: {num} images, {steps} DDIM steps, {weights} weights")

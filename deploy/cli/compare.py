@@ -16,12 +16,15 @@ from fedphd.common.events import Verdict
 from fedphd.deploy.cli.flags import (
     ClassesPerClient,
     ConfigFile,
+    Cpus,
     Data,
+    Gpus,
     NumClients,
     NumEdges,
     Preset,
     Set,
     end,
+    open_split,
     say,
     take_flags,
 )
@@ -30,8 +33,6 @@ from fedphd.deploy.compare.describe import describe, list_methods
 from fedphd.deploy.compare.methods import check_common, choose_methods, read_methods
 from fedphd.deploy.compare.plan import Common
 from fedphd.deploy.launch.launchers import stop_on_signal
-from fedphd.deploy.launch.local import part_of_data
-from fedphd.deploy.launch.runs import check_data, open_client_data
 from fedphd.deploy.launch.superlink import make_folder
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
@@ -90,10 +91,6 @@ Jobs = Annotated[
     int,
     typer.Option("--jobs", min=1, help="runs at a time; each uses every core that is free"),
 ]
-Cpus = Annotated[
-    int, typer.Option(min=1, help="CPU cores per client; fewer cores, fewer at a time")
-]
-Gpus = Annotated[float, typer.Option(min=0.0, help="GPUs per client, parts allowed")]
 List = Annotated[bool, typer.Option("--list", help="list the methods, start nothing")]
 DryRun = Annotated[
     bool,
@@ -153,10 +150,8 @@ def compare(
         byte_reference=byte_reference,
     )
     base = common.base()
-    check_data(base)
     # With the first seed; every seed has a split of its own.
-    first = base.model_copy(update={"seed": comparison.plan.seeds[0]})
-    split = open_client_data(part_of_data(first, 0, of_data))
+    split = open_split(base.model_copy(update={"seed": comparison.plan.seeds[0]}), of_data)
     if dry_run:
         for line in describe(comparison, split):
             say(line)

@@ -1,4 +1,4 @@
-"""``fedphd features train`` and ``fedphd statistics``: a reference that is made beforehand."""
+"""``fedphd features train`` and ``fedphd statistics``: a reference prepared in advance."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def statistics(
     preset: Preset = None,
     settings: Set = None,
 ) -> None:
-    """Sum up the features of a data set, for evaluation.reference_file: no image is in it."""
+    """Summarise a data set's features, for evaluation.reference_file; it holds no image."""
     _check_folder(out)
     more = {"evaluation.features_file": features_file and str(features_file)}
     resolved = _load(data, config, preset, settings, more)
@@ -98,12 +98,6 @@ def statistics(
     say(f"SHA-256 of count, mean and covariance: {summed.sha256()}")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
-    app.add_typer(features_app, name="features")
-    app.command()(statistics)
-
-
 def _load(
     data: str,
     config: Path | None,
@@ -118,6 +112,8 @@ def _load(
 
 
 def _check_folder(out: Path) -> None:
-    """Raise ConfigError before the work, not after it, if ``out`` cannot be written."""
+    """Raise ConfigError, before the work rather than after it, if ``out`` cannot be a file."""
     if not out.parent.is_dir() or out.is_dir():
-        raise ConfigError(f"--out = {out}: is a folder, or lies in none; name a file to write")
+        raise ConfigError(
+            f"--out = {out}: is a folder, or its folder does not exist; name a file to write"
+        )

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fedphd.common.config.roles import ConfigT, load_config
-from fedphd.common.errors import ConfigError
+from fedphd.common.config.data import Section
+from fedphd.common.config.roles import CloudConfig, load_config
+from fedphd.common.config.text import parse_settings
 from fedphd.common.events import Verdict
-from fedphd.deploy.launch.client_data import CLASSES, SOURCE, take_data
+from fedphd.deploy.launch.client_data import CLASSES, SOURCE, part_of_data, take_data
+from fedphd.deploy.launch.launchers import stop_on_signal
+from fedphd.deploy.launch.runs import Split, check_data, open_client_data, run_folder
 from fedphd.deploy.simulation.run_config import MIN_CLIENTS
 
-EXAMPLE = "num_threads=4"
-
-# rich takes [default: ...] in a help text for mark-up and swallows it; show_default is safe.
+# rich treats [default: ...] in a help text as mark-up and drops it; show_default is safe.
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -49,12 +51,11 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help=f"one setting, such as {EXAMPLE}; JSON or plain text, null for none; may be repeated",
+        help="one setting, such as num_threads=4; VALUE is JSON or plain text, null unsets it; "
+        "may be repeated",
         show_default="none",
     ),
 ]
-
-
 NumEdges = Annotated[
     int | None,
     typer.Option("--edges", help="number of edges", show_default="schedule.num_edges, 2"),
@@ -77,31 +78,21 @@ Data = Annotated[
 ClassesPerClient = Annotated[
     int, typer.Option(min=1, help="classes of images that each client holds")
 ]
+Cpus = Annotated[
+    int, typer.Option(min=1, help="CPU cores per client; fewer cores, fewer at a time")
+]
+Gpus = Annotated[float, typer.Option(min=0.0, help="GPUs per client, parts allowed")]
 
 
 def say(line: str) -> None:
-    """Print a line for people, at once and in one piece, since several threads do."""
+    """Print a line for people, at once and in one piece, since several threads print."""
     print(f"{line}\n", end="", flush=True)
-
-
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """``["a.b=3"]`` -> ``{"a.b": 3}``; a value is JSON, and otherwise text."""
-    values: dict[str, Any] = {}
-    for setting in settings or []:
-        key, separator, text = setting.partition("=")
-        if not separator or not key.strip():
-            raise ConfigError(f"--set {setting}: write KEY=VALUE, such as {EXAMPLE}")
-        try:
-            values[key.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            values[key.strip()] = text
-    return values
 
 
 def overrides(flags: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
     """The flags that were given, and ``--set``, which wins over them."""
     given = {key: value for key, value in flags.items() if value is not None}
-    return {**given, **parse_settings(settings)}
+    return {**given, **parse_settings(settings or ())}
 
 
 def take_flags(
@@ -124,29 +115,53 @@ def take_flags(
     return take_data(overrides(flags, settings))
 
 
-def load_and_show(
-    cls: type[ConfigT],
-    path: Path | None,
-    values: dict[str, Any],
-    *,
-    dry_run: bool,
-    check: Callable[[ConfigT], None] = lambda config: None,
-) -> ConfigT:
-    """Load a role's configuration and ``check`` it; on a dry run print it and end with success."""
-    config = load_config(cls, path, values)
-    check(config)
+def end_dry_run(config: Section, *, dry_run: bool) -> None:
+    """On a dry run, print the checked configuration and end the process with success."""
     if dry_run:
         say(config.model_dump_json(indent=2))
         raise typer.Exit(0)
-    return config
+
+
+def open_split(config: CloudConfig, data: Mapping[str, Any]) -> Split:
+    """How the clients share their data; raises ConfigError if it or the cloud's is unusable."""
+    check_data(config)
+    return open_client_data(part_of_data(config, 0, data), config.num_classes)
+
+
+def load_federation(
+    path: Path | None, values: dict[str, Any], data: Mapping[str, Any], *, dry_run: bool
+) -> tuple[CloudConfig, Split]:
+    """Load a whole federation's configuration, as ``load_config``, and open its data.
+
+    A dry run prints the configuration and ends here with success.
+    """
+    config = load_config(CloudConfig, path, values)
+    split = open_split(config, data)
+    if dry_run:
+        # Standard output is the configuration alone.
+        print(f"data      {split}", file=sys.stderr, flush=True)
+    end_dry_run(config, dry_run=dry_run)
+    return config, split
+
+
+@contextmanager
+def begin(
+    config: CloudConfig, split: Split, run_dir: Path | None
+) -> Iterator[tuple[Path, threading.Event]]:
+    """Make the folder of a whole federation's run; yield it, and the event that signals set."""
+    with stop_on_signal() as stop:
+        folder = run_folder(run_dir, config.out_dir)
+        say(f"data      {split}")
+        split.write(folder)
+        yield folder, stop
 
 
 def end(verdict: Verdict, *, name: str = "") -> None:
-    """End the process with the verdict's exit code, and say why if it is not success.
+    """End the process with the verdict's exit code, and print why if it is not success.
 
     Args:
         verdict: how it went.
-        name: of a participant that says goodbye where all is well; "": nothing is said.
+        name: the participant in the line that reports success; "": there is no such line.
     """
     if verdict.exit_code:
         print(f"fedphd: {verdict.message}", file=sys.stderr, flush=True)

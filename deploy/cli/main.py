@@ -4,45 +4,41 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from enum import StrEnum
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
-from fedphd.common.config.roles import (
-    ClientConfig,
-    CloudConfig,
-    EdgeConfig,
-    load_config,
-    section_class,
-)
+from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
-from fedphd.deploy.cli import checkpoint, features
-from fedphd.deploy.cli.compare import register as register_compare
+from fedphd.deploy.cli import compare
+from fedphd.deploy.cli.checkpoint import evaluate, sample
+from fedphd.deploy.cli.explain import explain_config
+from fedphd.deploy.cli.features import features_app, statistics
 from fedphd.deploy.cli.flags import (
     ClassesPerClient,
     ConfigFile,
+    Cpus,
     Data,
     DryRun,
+    Gpus,
     NumClients,
     NumEdges,
     Preset,
     RunDir,
     Set,
+    begin,
     end,
-    load_and_show,
+    end_dry_run,
+    load_federation,
     overrides,
     say,
     take_flags,
 )
-from fedphd.deploy.cli.pseudo_labels import register as register_pseudo_labels
+from fedphd.deploy.cli.pseudo_labels import pseudo_labels
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
-from fedphd.deploy.launch.local import part_of_data, run_local, toml_value
-from fedphd.deploy.launch.runs import VERDICT, Split, check_data, open_client_data, run_folder
+from fedphd.deploy.launch.local import run_local
+from fedphd.deploy.launch.runs import VERDICT, check_data, open_client_data, run_folder
 from fedphd.deploy.simulation.launcher import run_simulation
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
@@ -60,21 +56,6 @@ app = typer.Typer(
 )
 
 
-class RoleName(StrEnum):
-    """The roles that have a configuration."""
-
-    cloud = "cloud"
-    edge = "edge"
-    client = "client"
-
-
-ROLE_CONFIGS: dict[str, type[CloudConfig] | type[EdgeConfig] | type[ClientConfig]] = {
-    "cloud": CloudConfig,
-    "edge": EdgeConfig,
-    "client": ClientConfig,
-}
-
-
 @app.command()
 def cloud(
     config: ConfigFile = None,
@@ -89,7 +70,9 @@ def cloud(
 ) -> None:
     """Run the cloud: it owns the training run, averages the edges, prunes and evaluates."""
     values = overrides({"preset": preset, "superlink.address": address}, settings)
-    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check_data)
+    resolved = load_config(CloudConfig, config, values)
+    check_data(resolved)
+    end_dry_run(resolved, dry_run=dry_run)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
         try:
@@ -105,7 +88,7 @@ def edge(
     config: ConfigFile = None,
     edge_id: Annotated[
         str | None,
-        typer.Option(help="name of this edge, unlike the others'", show_default="edge-0"),
+        typer.Option(help="name of this edge, unique among the edges", show_default="edge-0"),
     ] = None,
     cloud_address: Annotated[
         str | None,
@@ -120,7 +103,8 @@ def edge(
 ) -> None:
     """Run an edge: it averages its clients every edge round and reports to the cloud."""
     flags = {"edge_id": edge_id, "cloud": cloud_address, "superlink.address": address}
-    resolved = load_and_show(EdgeConfig, config, overrides(flags, settings), dry_run=dry_run)
+    resolved = load_config(EdgeConfig, config, overrides(flags, settings))
+    end_dry_run(resolved, dry_run=dry_run)
     with stop_on_signal() as stop:
         verdict = run_edge(resolved, stop=stop, say=say)
     end(verdict, name=resolved.edge_id)
@@ -131,7 +115,7 @@ def client(
     config: ConfigFile = None,
     client_id: Annotated[
         str | None,
-        typer.Option(help="name of this client, unlike the others'", show_default="client-0"),
+        typer.Option(help="name of this client, unique among the clients", show_default="client-0"),
     ] = None,
     edges: Annotated[
         list[str] | None,
@@ -144,8 +128,8 @@ def client(
     partition: Annotated[
         int | None,
         typer.Option(
-            help="which of data.partition.num_partitions parts of the data set is this "
-            "client's, from 0",
+            help="number, from 0, of this client's part of the data set, of "
+            "data.partition.num_partitions",
             show_default="all of the data set",
         ),
     ] = None,
@@ -158,11 +142,12 @@ def client(
         "edges": edges or None,
         "data.partition.partition_id": partition,
     }
-    # A client that starts opens its data anyway, so only a dry run does it here.
-    check = _open_data if dry_run else lambda config: None
-    values = overrides(flags, settings)
-    resolved = load_and_show(ClientConfig, config, values, dry_run=dry_run, check=check)
-    # torch and diffusers take seconds to import; the other commands do without.
+    resolved = load_config(ClientConfig, config, overrides(flags, settings))
+    # A client that starts opens its data anyway.
+    if dry_run:
+        open_client_data(resolved.data)
+    end_dry_run(resolved, dry_run=dry_run)
+    # torch and diffusers take seconds to import, which other commands should not pay for.
     from fedphd.client.resident import Resident
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -193,13 +178,8 @@ def local(
     values, of_data = take_flags(
         preset, num_edges, num_clients, data, classes_per_client, settings=settings
     )
-    splits: list[Split] = []
-    check = _checks(of_data, splits, show=dry_run)
-    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)
-    with stop_on_signal() as stop:
-        folder = run_folder(run_dir, resolved.out_dir)
-        say(f"data      {splits[0]}")
-        splits[0].write(folder)
+    resolved, split = load_federation(config, values, of_data, dry_run=dry_run)
+    with begin(resolved, split, run_dir) as (folder, stop):
         verdict = run_local(resolved, data=of_data, run_dir=folder, stop=stop, say=say)
     end(verdict)
 
@@ -212,10 +192,8 @@ def simulate(
     num_clients: NumClients = None,
     data: Data = None,
     classes_per_client: ClassesPerClient = 2,
-    cpus: Annotated[
-        int, typer.Option(min=1, help="CPU cores per client; fewer cores, fewer at a time")
-    ] = 1,
-    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs per client, parts allowed")] = 0.0,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0.0,
     run_dir: RunDir = None,
     settings: Set = None,
     dry_run: DryRun = False,
@@ -224,91 +202,23 @@ def simulate(
     values, of_data = take_flags(
         preset, num_edges, num_clients, data, classes_per_client, settings=settings
     )
-    splits: list[Split] = []
-    check = _checks(of_data, splits, show=dry_run)
-    resolved = load_and_show(CloudConfig, config, values, dry_run=dry_run, check=check)
+    resolved, split = load_federation(config, values, of_data, dry_run=dry_run)
     clients = SimulatedClients(of_data, cpus=cpus, gpus=gpus)
-    with stop_on_signal() as stop:
-        folder = run_folder(run_dir, resolved.out_dir)
-        say(f"data      {splits[0]}")
-        splits[0].write(folder)
+    with begin(resolved, split, run_dir) as (folder, stop):
         verdict = run_simulation(resolved, clients=clients, run_dir=folder, stop=stop, say=say)
     end(verdict)
 
 
-def _open_data(config: ClientConfig) -> None:
-    open_client_data(config.data)
-
-
-def _checks(
-    data: dict[str, object], splits: list[Split], *, show: bool
-) -> Callable[[CloudConfig], None]:
-    """A check of the cloud's and the clients' data, which also tells how the latter is split."""
-
-    def check(cloud: CloudConfig) -> None:
-        check_data(cloud)
-        part = part_of_data(cloud, 0, data)
-        splits.append(open_client_data(part, cloud.num_classes))
-        if show:
-            # Standard output is the configuration alone.
-            print(f"data      {splits[0]}", file=sys.stderr, flush=True)
-
-    return check
-
-
-register_compare(app)
-register_pseudo_labels(app)
-
-
-@app.command("config")
-def explain_config(
-    role: Annotated[RoleName, typer.Argument(help="whose configuration")],
-) -> None:
-    """List every setting of a role with its default, range and meaning, as valid TOML."""
-    say(f"# Settings of `fedphd {role.value}`, with their defaults. Into a file for --config")
-    say("# belong only the lines that you change; or give one by --set KEY=VALUE.")
-    say("# Names in _s are seconds.")
-    # The cloud's settings start from a preset, so the fields' own defaults do not tell.
-    for line in _explain(load_config(ROLE_CONFIGS[role.value]), ""):
-        say(line)
-
-
-def _explain(config: BaseModel, prefix: str, *, absent: bool = False) -> Iterator[str]:
-    """Lines on all fields; those of an ``absent`` section are comments."""
-    for name, field in type(config).model_fields.items():
-        key, value = f"{prefix}{name}", getattr(config, name)
-        section = section_class(field.annotation)
-        if section is None:
-            yield f"\n# {field.description}{_limits(field)}"
-            comment = "# " if absent or value is None else ""
-            yield f"{comment}{key} = {'(absent)' if value is None else toml_value(value)}"
-            continue
-        missing = absent or value is None
-        meaning = field.description or str(section.__doc__).replace("``", "`")
-        yield f"\n# {key}: {meaning}{' (absent by default)' if value is None else ''}"
-        yield from _explain(value or section(), f"{key}.", absent=missing)
-
-
-def _limits(field: FieldInfo) -> str:
-    """The range of a field in words, from its annotation."""
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >="}
-    limits = [
-        f"{sign} {getattr(limit, name)}"
-        for limit in field.metadata
-        for name, sign in signs.items()
-        if hasattr(limit, name)
-    ]
-    if get_origin(field.annotation) is Literal:
-        limits.append(" | ".join(get_args(field.annotation)))
-    return f"  [{', '.join(limits)}]" if limits else ""
-
-
-checkpoint.register(app)
-features.register(app)
+compare.register(app)
+app.command("pseudo-labels")(pseudo_labels)
+app.command("config")(explain_config)
+for command in (evaluate, sample, statistics):
+    app.command()(command)
+app.add_typer(features_app, name="features")
 
 
 def main() -> None:
-    """Entry point: our own errors become one line and their exit code."""
+    """Entry point: our own errors become a message and their exit code."""
     try:
         app()
     except FedPhDError as error:

@@ -26,13 +26,13 @@ def cluster(
 ) -> NDArray[np.int64]:
     """Cluster images by k-means on the principal components of their pixels.
 
-    Clusters are numbered by size, the largest is 0, so that a seed says which is which.
+    Clusters are numbered by size, the largest is 0, so their numbers do not depend on chance.
 
     Args:
         images: (N, C, H, W), uint8.
         num_classes: clusters.
         num_components: principal components that are kept, at most what the images have.
-        seed: of both.
+        seed: of both steps.
 
     Returns:
         A cluster per image, (N,), int64, 0 to num_classes - 1.
@@ -75,12 +75,12 @@ def pseudo_labels(
     """Cluster images without labels by k-means, and write the clusters as labels.
 
     --set gives the data's other settings, such as split=test. Name the result in
-    data.label_file. The labels serve to cut one data set into unlike parts: clients that
-    cluster data of their own number their clusters each in their own way.
+    data.label_file. The labels are for cutting one data set into unlike parts: clients
+    that each cluster data of their own would number their clusters differently.
     """
     values: dict[str, Any] = overrides({"source": data}, settings)
     config = validate(DataConfig, values, source="command line")
-    # torch and datasets take seconds to import; the other commands do without.
+    # torch and datasets take seconds to import, which other commands should not pay for.
     from fedphd.common.data.images import stack_pictures
     from fedphd.common.data.sources import open_pictures
 
@@ -91,8 +91,3 @@ def pseudo_labels(
     write_labels(out, labels.tolist(), pictures.names())
     counts = ", ".join(map(str, np.bincount(labels)))
     say(f"wrote     {out}: {len(labels)} labels; images per class {counts}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the ``fedphd`` command."""
-    app.command("pseudo-labels")(pseudo_labels)

@@ -85,7 +85,7 @@ class PlannedRun:
             CloudConfig, _read(self.folder / CONFIG), source=str(self.folder / CONFIG)
         )
         ran = identity(config, _read(self.folder / SIMULATION).get("clients", {}))
-        wanted = identity(self.config, clients.run_config(self.config))
+        wanted = identity(self.config, clients.record(self.config))
         if found := differences(ran, wanted):
             raise ConfigError(
                 f"{self.folder} holds a finished run with other settings: {found}; set them as "

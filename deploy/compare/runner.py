@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedphd.common.config.text import write_config
 from fedphd.common.events import Verdict, read_verdict
 from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.compare.plan import PlannedRun
-from fedphd.deploy.launch.local import to_toml, unset_keys
 from fedphd.deploy.launch.render import human_bytes, human_seconds
 from fedphd.deploy.launch.runs import EVENTS, VERDICT, Say
 from fedphd.deploy.launch.superlink import die_with_parent, last_line
@@ -106,18 +106,12 @@ class Runner:
 
     def arguments(self, run: PlannedRun) -> list[str]:
         """``simulate`` and its flags; the settings go into a file in the run's folder."""
-        values = run.config.model_dump(mode="json")
-        config = run.folder / REQUEST
-        config.write_text(to_toml(values), encoding="utf-8")
+        config = write_config(run.folder / REQUEST, run.config.model_dump(mode="json"))
         clients = self._clients
-        arguments = ["simulate", "--config", str(config), "--run-dir", str(run.folder)]
+        arguments = ["simulate", *config, "--run-dir", str(run.folder)]
         for key, value in clients.data.items():
             arguments += ["--set", f"{key}={json.dumps(value)}"]
-        arguments += ["--cpus", str(clients.cpus), "--gpus", str(clients.gpus)]
-        # TOML has no null: what is absent here, but in the preset, would come back.
-        for key in unset_keys(values):
-            arguments += ["--set", f"{key}=null"]
-        return arguments
+        return [*arguments, "--cpus", str(clients.cpus), "--gpus", str(clients.gpus)]
 
     def _collect(self, runs: Sequence[PlannedRun]) -> None:
         for started in [s for s in self._running if s.process.poll() is not None]:

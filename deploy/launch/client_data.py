@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from fedphd.common.config.data import DataConfig
-from fedphd.common.config.roles import ClientConfig, load_config
+from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
 from fedphd.common.config.text import setting_keys
 from fedphd.common.errors import ConfigError
 
@@ -17,21 +16,17 @@ SOURCE = "data.source"
 KIND = "data.partition.kind"
 CLASSES = "data.partition.classes_per_partition"
 ALPHA = "data.partition.alpha"
-
-
-def _data_defaults() -> dict[str, Any]:
-    """Settings of clients' data that a run configuration may have, at their defaults."""
-    # Which part is whose, and of how many, follows from the number of clients; the seed, too,
-    # is the run's.
-    own = ("num_partitions", "partition_id", "seed")
-    keys = setting_keys(DataConfig, "data.")
-    unset = {key: UNSET for key in keys if key.rpartition(".")[2] not in own}
-    return {**unset, KIND: "pathological", CLASSES: 2, ALPHA: 0.5}
-
-
-CLIENT_DEFAULTS: dict[str, Any] = _data_defaults()
-# Where the images of a preset are, if nobody says otherwise. CelebA's come with a file of
-# attributes and a licence to agree to, so they can only be local.
+# Which part is whose, and of how many, follows from the number of clients; the seed is the run's.
+_OWN = ("num_partitions", "partition_id", "seed")
+# Settings of the data that all clients share, at their defaults.
+CLIENT_DEFAULTS: dict[str, Any] = {
+    **{k: UNSET for k in setting_keys(DataConfig, "data.") if k.rpartition(".")[2] not in _OWN},
+    KIND: "pathological",
+    CLASSES: 2,
+    ALPHA: 0.5,
+}
+# Where the images of a preset are by default. CelebA's need a file of attributes, and consent to a
+# licence, so they can only be local.
 _PRESET_DATA: dict[str, dict[str, Any]] = {
     "digits": {SOURCE: "digits"},
     "cifar10": {SOURCE: "uoft-cs/cifar10", "data.image_column": "img"},
@@ -39,16 +34,16 @@ _PRESET_DATA: dict[str, dict[str, Any]] = {
 
 
 def take_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part settings of ``--set`` into the cloud's and those of the clients' data (``data.``).
+    """Split dotted settings into the cloud's and those of the clients' data (``data.``).
 
     Raises:
-        ConfigError: a key of the data is unknown, or is not for people to set.
+        ConfigError: a key of the data is unknown, or follows from other settings; names it.
     """
     data = {key: value for key, value in values.items() if key.startswith("data.")}
     for key in data:
         if key not in CLIENT_DEFAULTS:
             raise ConfigError(
-                f"{key}: no setting of the clients' data; known: {', '.join(CLIENT_DEFAULTS)}"
+                f"{key} is not a setting of the clients' data; known: {', '.join(CLIENT_DEFAULTS)}"
             )
     return {key: value for key, value in values.items() if key not in data}, data
 
@@ -65,8 +60,7 @@ def data_of(
     """The data of one of several clients that share a data set.
 
     Args:
-        data: settings with dotted keys from ``data.``, as ``SimulatedClients`` has them; "" is
-            for "as by default".
+        data: settings with dotted keys from ``data.``; "" and None stand for the default.
         partition_id: which client, from 0.
         num_partitions: of how many.
         seed: of the split.
@@ -78,25 +72,19 @@ def data_of(
     """
     own = {"num_partitions": num_partitions, "partition_id": partition_id, "seed": seed}
     settings = {**CLIENT_DEFAULTS, **data}
-    values = {
-        key: plain_value(value) for key, value in settings.items() if value not in (UNSET, None)
-    }
+    values = {key: value for key, value in settings.items() if value not in (UNSET, None)}
     if SOURCE not in values:
         if preset not in _PRESET_DATA:
             raise ConfigError(
-                f"{source}: {SOURCE} is missing, and preset {preset!r} brings no images; give a "
-                "local path or a Hugging Face name (and data.attribute_file for attributes)"
+                f"{source}: {SOURCE} is missing, and preset {preset!r} has no images of its own; "
+                "give a local path or a Hugging Face name (and data.attribute_file for attributes)"
             )
         values = {**_PRESET_DATA[preset], **values}
     values |= {f"data.partition.{key}": value for key, value in own.items()}
     return load_config(ClientConfig, None, values, source=source).data
 
 
-def plain_value(value: Any) -> Any:
-    """Flower's run configuration knows no lists: text that is a JSON list becomes one."""
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    return value
+def part_of_data(config: CloudConfig, number: int, data: Mapping[str, Any]) -> DataConfig:
+    """The data of client ``number``, from 0, of ``schedule.min_clients`` clients."""
+    num_clients = config.schedule.min_clients
+    return data_of(data, number, num_clients, seed=config.seed, preset=config.preset)

@@ -1,4 +1,4 @@
-"""Run one role on this machine to its end: SuperLink, ServerApp, verdict."""
+"""Run a cloud or an edge on this machine to its end: SuperLink, ServerApp, verdict."""
 
 from __future__ import annotations
 
@@ -15,17 +15,7 @@ from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json, write_verdict
 from fedphd.common.history.events import Started, Tail
 from fedphd.deploy.launch.processes import alive
-from fedphd.deploy.launch.render import render
-from fedphd.deploy.launch.runs import (
-    EDGE_EVENTS,
-    ROLE,
-    ROLE_FILE,
-    VERDICT,
-    RoleFile,
-    Say,
-    prepare,
-    show_summary,
-)
+from fedphd.deploy.launch.runs import ROLE_FILE, RoleFile, Say, prepare, show_event, show_summary
 from fedphd.deploy.launch.superlink import SuperLink, last_line, make_folder
 
 POLL_S = 0.1
@@ -37,7 +27,7 @@ FLOWER_LOG = "flower.log"
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; the old handlers come back at the end."""
+    """Yield an event that SIGINT and SIGTERM set; restore the old handlers at the end."""
     stop = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
@@ -50,11 +40,11 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say: Say) -> Verdict:
     """Run the cloud to its end; the run's files go to ``run_dir``, which ``run_folder`` made."""
-    path = prepare("cloud", config, run_dir)
+    file = prepare("cloud", config, run_dir)
     with started(SuperLink(config.superlink, config.state_dir)) as link:
         say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")
-        link.submit({ROLE_FILE: str(path.resolve())})
-        verdict = serve(link, RoleFile.read(path), stop, say)
+        link.submit({ROLE_FILE: str(file.path)})
+        verdict = serve(link, file, stop, say)
         _keep_traffic(link, verdict, run_dir / FLOWER_TRAFFIC)
     if verdict.exit_code == EXIT_OK:
         show_summary(run_dir, say)
@@ -65,28 +55,20 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     """Run an edge until the cloud says that the run is over."""
     state = config.state_folder
     make_folder(state, "state_dir")
-    file = RoleFile(
-        role="edge",
-        config=config.model_dump(mode="json"),
-        run_dir=str(state.resolve()),
-        events=str((state / EDGE_EVENTS).resolve()),
-        verdict=str((state / VERDICT).resolve()),
-        log=str((state / "edge.log").resolve()),
-    )
+    file = RoleFile.of("edge", config, state)
     for old in (Path(file.events), Path(file.verdict), state / FLOWER_TRAFFIC):
         old.unlink(missing_ok=True)
-    path = state / ROLE
     with started(SuperLink(config.superlink, state)) as link:
-        file.write(path)
+        file.write()
         say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
-        link.submit({ROLE_FILE: str(path.resolve())})
+        link.submit({ROLE_FILE: str(file.path)})
         verdict = serve(link, file, stop, say)
         _keep_traffic(link, verdict, state / FLOWER_TRAFFIC)
         return verdict
 
 
 def _keep_traffic(link: SuperLink, verdict: Verdict, path: Path) -> None:
-    """Store Flower's own count of the run's bytes, which goes with the SuperLink."""
+    """Store Flower's own count of the run's bytes, which is lost when the SuperLink ends."""
     if verdict.exit_code == EXIT_OK and (count := link.traffic()) is not None:
         write_json(path, count)
 
@@ -106,36 +88,38 @@ def serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> V
     pid: int | None = None
     submitted_s = time.monotonic()
     while True:
-        # The verdict comes last: what was written before it is shown before it counts.
+        # Read before the events: the verdict is written last, so all events are shown first.
         verdict = read_verdict(Path(file.verdict))
         for event in tail.new_events():
             if isinstance(event, Started):
                 pid = event.pid
-            line = render(event)
-            if line:
-                say(line)
+            show_event(event, say)
         if verdict is not None:
             return verdict
         if stop.is_set():
-            _end(pid, Path(file.verdict))
-            return _interrupted(Path(file.verdict))
+            end_serverapp(pid, Path(file.verdict))
+            return interrupted(Path(file.verdict))
         link.check_alive()
-        _check_serverapp(pid, submitted_s, link, file)
+        check_serverapp(pid, submitted_s, link, file)
         time.sleep(POLL_S)
 
 
-def _interrupted(path: Path) -> Verdict:
+def interrupted(path: Path) -> Verdict:
     """The verdict on a run that was ended from outside, unless it had just succeeded."""
     verdict = read_verdict(path)
     if verdict is not None and verdict.exit_code == EXIT_OK:
         return verdict
-    # What a ServerApp says of an end that it did not expect is no defect of its own.
+    # Errors that a ServerApp reports while it is being ended are not the reason for its end.
     stopped = Verdict(Interrupted.exit_code, "stopped")
     write_verdict(path, stopped)
     return stopped
 
 
-def _check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file: RoleFile) -> None:
+def check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file: RoleFile) -> None:
+    """Raise FedPhDError if the ServerApp died, StartError if it did not start in time.
+
+    ``pid`` is its process, once it has started; ``submitted_s`` is of the monotonic clock.
+    """
     if pid is None:
         if time.monotonic() - submitted_s > SERVERAPP_S:
             raise StartError(
@@ -151,17 +135,18 @@ def _check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file:
         )
 
 
-def _end(pid: int | None, verdict: Path) -> None:
-    """Ask the ServerApp to end, so that an edge can say goodbye to the cloud; then insist.
+def end_serverapp(pid: int | None, verdict: Path, *, grace_s: float = GRACE_S) -> None:
+    """Ask the ServerApp to end, so that an edge can leave the cloud in order; then kill it.
 
-    Its verdict is the last that it has to say; Flower's own farewell after it takes seconds.
+    It has ``grace_s`` seconds after each signal, or until its ``verdict`` is there: what Flower
+    does after that takes seconds.
     """
     if pid is None:
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline_s = time.monotonic() + GRACE_S
+        deadline_s = time.monotonic() + grace_s
         if alive(pid):
-            # It may end by itself in between.
+            # It may exit in between.
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         while alive(pid) and time.monotonic() < deadline_s:

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
-from fedphd.common.config.data import DataConfig
 from fedphd.common.config.roles import CloudConfig
+from fedphd.common.config.text import write_config
 from fedphd.common.errors import (
     ConfigError,
     FedPhDError,
@@ -27,10 +28,12 @@ from fedphd.common.errors import (
 from fedphd.common.events import Verdict, read_verdict
 from fedphd.common.files import replaced
 from fedphd.common.history.events import Tail
-from fedphd.deploy.launch.client_data import data_of
+from fedphd.deploy.launch.client_data import part_of_data
 from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
-from fedphd.deploy.launch.superlink import die_with_parent, flower_environment, free_ports
+from fedphd.deploy.launch.superlink import flower_environment, free_ports, start
 
+FEDPHD = (sys.executable, "-m", "fedphd.deploy.cli")
+# Cloud, edges and clients have 10 s together.
 STOP_S = 4.0
 KILL_S = 2.0
 FORWARD_S = 1.0
@@ -57,6 +60,9 @@ class LocalCluster:
             their defaults, the source that of the preset.
         run_dir: the run's folder; logs go to its folder ``logs``.
         say: gets the lines for people.
+        command: the ``fedphd`` command.
+        stop_s: seconds that the cloud, and then the edges, have to end when they are asked to.
+        kill_s: seconds that the clients have.
 
     Raises:
         ConfigError: the nodes would need registered keys.
@@ -69,6 +75,9 @@ class LocalCluster:
         data: Mapping[str, object] = MappingProxyType({}),
         run_dir: Path,
         say: Say,
+        command: Sequence[str] = FEDPHD,
+        stop_s: float = STOP_S,
+        kill_s: float = KILL_S,
     ) -> None:
         if config.superlink.require_node_auth:
             raise ConfigError(
@@ -79,38 +88,31 @@ class LocalCluster:
         self._data = data
         self._run_dir = run_dir
         self._say = say
+        self._command = command
+        self._patience_s = {"cloud": stop_s, "edge": stop_s, "client": kill_s}
         self._state = run_dir / "state"
         self.roles: list[Role] = []
 
     def start(self) -> None:
         """Start all processes at once: any order works, since each waits for its peers."""
+        self._state.mkdir(parents=True, exist_ok=True)
         schedule = self._config.schedule
         flat = self._config.topology == "flat"
         ports = free_ports(1 if flat else 1 + schedule.num_edges)
         cloud, *edges = [f"127.0.0.1:{port}" for port in ports]
-        self._start("cloud", ["cloud", *self._cloud_arguments(cloud)])
+        values = self._config.model_dump(mode="json")
+        values["superlink"]["address"] = cloud
+        values["state_dir"] = str(self._state / "cloud")
+        self._start("cloud", values, "--run-dir", str(self._run_dir))
         for number, address in enumerate(edges):
             name = f"edge-{number}"
             values = {"edge_id": name, "cloud": cloud, "state_dir": str(self._state / name)}
             superlink = {**self._certificates(), "address": address}
-            config = self._write(name, {**values, "superlink": superlink, "node": self._trust()})
-            self._start(name, ["edge", "--config", str(config)])
+            self._start(name, {**values, "superlink": superlink, "node": self._trust()})
         for number in range(schedule.min_clients):
             name = f"client-{number}"
             # Flat: the cloud is the only edge that a client knows.
-            config = self._write(name, self._client_values(name, number, edges or [cloud]))
-            self._start(name, ["client", "--config", str(config)])
-
-    def _cloud_arguments(self, address: str) -> list[str]:
-        values = self._config.model_dump(mode="json")
-        values["superlink"]["address"] = address
-        values["state_dir"] = str(self._state / "cloud")
-        config = self._write("cloud", values)
-        arguments = ["--config", str(config), "--run-dir", str(self._run_dir)]
-        # TOML has no null: what is absent here, but in the preset, would come back.
-        for key in unset_keys(values):
-            arguments += ["--set", f"{key}=null"]
-        return arguments
+            self._start(name, self._client_values(name, number, edges or [cloud]))
 
     def _client_values(self, name: str, number: int, edges: list[str]) -> dict[str, object]:
         data = part_of_data(self._config, number, self._data)
@@ -118,7 +120,7 @@ class LocalCluster:
             "client_id": name,
             "edges": edges,
             "device": self._config.device,
-            "data": data.model_dump(mode="json"),
+            "data": data.model_dump(mode="json", exclude_none=True),
             "node": self._trust(),
         }
 
@@ -132,26 +134,19 @@ class LocalCluster:
         authority = self._certificates().get("ssl_ca_certfile")
         return {"root_certificates": authority} if authority else {}
 
-    def _write(self, name: str, values: dict[str, object]) -> Path:
-        self._state.mkdir(parents=True, exist_ok=True)
-        path = self._state / f"{name}.toml"
-        path.write_text(to_toml(values), encoding="utf-8")
-        return path
-
-    def _start(self, name: str, arguments: list[str]) -> None:
+    def _start(self, name: str, values: Mapping[str, object], *flags: str) -> None:
+        """Start a participant, such as ``edge-0``, with a configuration file of its own."""
+        config = write_config(self._state / f"{name}.toml", values)
         logs = self._run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         log = logs / f"{name}.log"
         with log.open("w", encoding="utf-8") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "fedphd.deploy.cli", *arguments],
-                env=flower_environment(self._state / name / "flwr"),
-                stdin=subprocess.DEVNULL,
+            process = start(
+                [*self._command, name.partition("-")[0], *config, *flags],
+                flower_environment(self._state / name / "flwr"),
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
             )
         forward = threading.Thread(target=self._forward, args=(process.stdout,), daemon=True)
         forward.start()
@@ -175,45 +170,35 @@ class LocalCluster:
                     return Verdict(code, f"{role.name} could not start; see {role.log}{_why(role)}")
             time.sleep(POLL_S)
         verdict = read_verdict(self._run_dir / VERDICT)
-        # Without a verdict nothing is a success; a signal's code is negative.
+        # A run without a verdict is not a success; a signal's code is negative.
         code = max(cloud.process.returncode, FedPhDError.exit_code)
         return verdict or Verdict(code, f"cloud ended; see {cloud.log}")
 
     def finish(self, within_s: float) -> None:
-        """Let edges and clients, who heard that the run is over, end by themselves."""
-        deadline_s = time.monotonic() + within_s
-        while time.monotonic() < deadline_s:
-            if all(role.process.poll() is not None for role in self.roles):
-                return
-            time.sleep(POLL_S)
+        """Give edges and clients, who were told that the run is over, time to exit."""
+        _wait(self.roles, within_s)
 
     def stop(self) -> None:
         """End everything that still runs: the cloud, then edges, then clients.
 
-        From the top, or servers would go on with whoever is left, and report on that.
+        From the top, or servers would carry on with whoever is left, and report on that.
         """
-        for kind in ("cloud", "edge", "client"):
+        for kind, patience_s in self._patience_s.items():
             roles = [role for role in self.roles if role.name.startswith(kind)]
             _signal(roles, signal.SIGTERM)
-            # Each tier has its share of 10 s.
-            _wait(roles, STOP_S if kind != "client" else KILL_S)
+            _wait(roles, patience_s)
             _signal(roles, signal.SIGKILL)
         for role in self.roles:
             role.process.wait()
-            # What a killed launcher left behind is in its process group.
-            _kill_group(role.process.pid)
+            # Whatever a killed launcher left running is in its process group.
+            with suppress(ProcessLookupError):
+                os.killpg(role.process.pid, signal.SIGKILL)
             # The last lines may still be on their way.
             role.forward.join(FORWARD_S)
 
 
-def part_of_data(config: CloudConfig, number: int, data: Mapping[str, object]) -> DataConfig:
-    """The data of client ``number``, from 0, of ``schedule.min_clients`` clients."""
-    num_clients = config.schedule.min_clients
-    return data_of(data, number, num_clients, seed=config.seed, preset=config.preset)
-
-
 def _why(role: Role) -> str:
-    """What a process that ended says at the end of its log, if anything."""
+    """The error at the end of the log of a process that exited, if any."""
     text = role.log.read_text("utf-8", "replace").rpartition("fedphd: ")[2].strip()
     return f": {text}" if text else ""
 
@@ -224,20 +209,11 @@ def _signal(roles: Iterable[Role], number: int) -> None:
             role.process.send_signal(number)
 
 
-def _wait(roles: list[Role], within_s: float) -> None:
+def _wait(roles: Iterable[Role], within_s: float) -> None:
     deadline_s = time.monotonic() + within_s
     for role in roles:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             role.process.wait(max(0.0, deadline_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _kill_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def run_local(
@@ -247,9 +223,10 @@ def run_local(
     run_dir: Path,
     stop: threading.Event,
     say: Say,
+    command: Sequence[str] = FEDPHD,
 ) -> Verdict:
     """Run a whole federation on loopback and return the cloud's verdict."""
-    cluster = LocalCluster(config, data=data, run_dir=run_dir, say=say)
+    cluster = LocalCluster(config, data=data, run_dir=run_dir, say=say, command=command)
     try:
         cluster.start()
         verdict = cluster.wait(stop)
@@ -264,40 +241,10 @@ def run_local(
 
 
 def merge_events(path: Path, others: Iterable[Path]) -> None:
-    """Put the events of other logs among those at ``path``, by time, as a simulation has them."""
+    """Put the events of other logs among those at ``path``, by time, as in a simulation's log."""
     if not path.exists():
         return
     found = [event for log in (path, *others) if log.exists() for event in Tail(log).new_lines()]
     text = "".join(f"{json.dumps(event)}\n" for event in sorted(found, key=lambda e: e["time"]))
     with replaced(path) as beside:
         beside.write_text(text, encoding="utf-8")
-
-
-def toml_value(value: object) -> str:
-    """A string, path, number, boolean or list of such as TOML; its strings are JSON's but for DEL.
-
-    Raises:
-        ValueError: the value is, or holds, NaN or an infinity.
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
-    return text.replace("\x7f", "\\u007f")
-
-
-def to_toml(values: Mapping[str, object], prefix: str = "") -> str:
-    """Plain values as TOML, a section's own values before its sections; None is left out."""
-    own = {k: v for k, v in values.items() if not isinstance(v, Mapping) and v is not None}
-    lines = [f"{key} = {toml_value(value)}" for key, value in own.items()]
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            section = f"{prefix}{key}"
-            lines += ["", f"[{section}]", to_toml(value, f"{section}.")]
-    return "\n".join(lines) + "\n"
-
-
-def unset_keys(values: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of what is None, which ``to_toml`` leaves out."""
-    for key, value in values.items():
-        if value is None:
-            yield f"{prefix}{key}"
-        elif isinstance(value, Mapping):
-            yield from unset_keys(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""Processes that are not our children: who came of whom, who runs, and ending those left."""
+"""Processes that are not our children: which run, who started whom, and how to end them."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def descendants(pid: int) -> set[int]:
 
 
 def end(pids: Iterable[int], *, within_s: float) -> None:
-    """Let processes end by themselves for ``within_s`` seconds, then kill those left."""
+    """Give processes ``within_s`` seconds to exit, then kill those that are left."""
     left = list(pids)
     deadline_s = time.monotonic() + within_s
     while (left := [pid for pid in left if alive(pid)]) and time.monotonic() < deadline_s:
         time.sleep(_POLL_S)
     for pid in left:
-        # It may end by itself in between.
+        # It may exit in between.
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def _stat(pid: int) -> list[str] | None:
-    """State, parent and so on of a process; its name, which may hold anything, left out."""
+    """State, parent and so on of a process, without its name, which may contain anything."""
     try:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""A run's folder, and the role file by which a launcher tells a ServerApp what to do there."""
+"""A run's folder, and the role file in which a launcher tells a ServerApp what to run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from fedphd.common.config.data import DataConfig
+from fedphd.common.config.data import DataConfig, Section
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.errors import StartError, within
-from fedphd.common.events import write_json
+from fedphd.common.events import Event, write_json
 from fedphd.common.history.summary import SUMMARY, Summary
-from fedphd.deploy.launch.render import render_summary
+from fedphd.deploy.launch.render import render, render_summary
 from fedphd.deploy.launch.superlink import make_folder
 
 EVENTS = "metrics.jsonl"
@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RoleFile:
-    """Hand-over from the launcher to the ServerApp: what to run, and where to write."""
+    """What a launcher hands over to the ServerApp: what to run, and where to write."""
 
     role: Literal["cloud", "edge", "simulation"]
     config: dict[str, object]
@@ -40,9 +40,30 @@ class RoleFile:
     verdict: str
     log: str
 
-    def write(self, path: Path) -> None:
+    @classmethod
+    def of(
+        cls, role: Literal["cloud", "edge", "simulation"], config: Section, folder: Path
+    ) -> RoleFile:
+        """The hand-over of a role whose files all lie in ``folder``."""
+        folder = folder.resolve()
+        events, log = (EDGE_EVENTS, "edge.log") if role == "edge" else (EVENTS, "cloud.log")
+        return cls(
+            role=role,
+            config=config.model_dump(mode="json"),
+            run_dir=str(folder),
+            events=str(folder / events),
+            verdict=str(folder / VERDICT),
+            log=str(folder / log),
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where it is stored itself."""
+        return Path(self.run_dir) / ROLE
+
+    def write(self) -> None:
         """Store as JSON."""
-        write_json(path, asdict(self))
+        write_json(self.path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> RoleFile:
@@ -51,10 +72,10 @@ class RoleFile:
 
 
 def new_run_dir(out_dir: Path) -> Path:
-    """Make a folder named by the time, unlike all others in ``out_dir``.
+    """Make a new folder in ``out_dir``, named after the time.
 
     Raises:
-        StartError: it cannot be made or written to.
+        StartError: it cannot be created or written to.
     """
     name = datetime.now().strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{n}" for n in range(2, 100))):
@@ -64,41 +85,45 @@ def new_run_dir(out_dir: Path) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise StartError(f"out_dir = {out_dir}: cannot be written: {error.strerror}") from error
+            raise StartError(
+                f"out_dir = {out_dir}: cannot be written to: {error.strerror}; choose another"
+            ) from error
         return path
-    raise StartError(f"out_dir = {out_dir}: no free name for a run")
+    raise StartError(
+        f"out_dir = {out_dir}: too many runs have started there in this second; try again"
+    )
 
 
 def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
     """Make the folder of this run: ``run_dir``, or else a new one in ``out_dir``.
 
     Raises:
-        StartError: it cannot be made or written to, or it holds a run already.
+        StartError: it cannot be created or written to, or it already holds a run.
     """
     if run_dir is None:
         return new_run_dir(out_dir)
     make_folder(run_dir, "--run-dir")
     if (run_dir / EVENTS).exists():
-        raise StartError(f"--run-dir = {run_dir}: holds a run already ({EVENTS}); choose another")
-    # A start that failed leaves a verdict, which must not pass for this run's.
+        raise StartError(
+            f"--run-dir = {run_dir}: already holds a run ({EVENTS}); choose another folder"
+        )
+    # A start that failed leaves a verdict, which must not be taken for this run's.
     (run_dir / VERDICT).unlink(missing_ok=True)
     return run_dir
 
 
-def prepare(role: Literal["cloud", "simulation"], config: CloudConfig, run_dir: Path) -> Path:
+def prepare(role: Literal["cloud", "simulation"], config: CloudConfig, run_dir: Path) -> RoleFile:
     """Store the resolved configuration and the role file in ``run_dir``; return the latter."""
-    values = config.model_dump(mode="json")
-    write_json(run_dir / "config.json", values)
-    file = RoleFile(
-        role=role,
-        config=values,
-        run_dir=str(run_dir.resolve()),
-        events=str((run_dir / EVENTS).resolve()),
-        verdict=str((run_dir / VERDICT).resolve()),
-        log=str((run_dir / "cloud.log").resolve()),
-    )
-    file.write(run_dir / ROLE)
-    return run_dir / ROLE
+    file = RoleFile.of(role, config, run_dir)
+    write_json(run_dir / "config.json", file.config)
+    file.write()
+    return file
+
+
+def show_event(event: Event, say: Say) -> None:
+    """Say an event's line for people, if it has one."""
+    if line := render(event):
+        say(line)
 
 
 def show_summary(run_dir: Path, say: Say) -> None:
@@ -118,7 +143,7 @@ def check_data(config: CloudConfig) -> None:
     reference = evaluation.reference
     if reference is None:
         return
-    # Imported here: it takes seconds, and an edge does without.
+    # Imported here, since it takes seconds and an edge does not need it.
     from fedphd.common.data.images import LabelledImages
 
     with within("evaluation.reference"):
@@ -127,7 +152,7 @@ def check_data(config: CloudConfig) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """How clients share a data set: a name that others can cite, and the images of each."""
+    """How clients share a data set: a name to cite, and the number of each one's images."""
 
     name: str
     sizes: tuple[int, ...]

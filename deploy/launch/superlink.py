@@ -12,12 +12,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fedphd.common.config.roles import SuperLinkConfig
+from fedphd.common.config.text import flower_pairs, to_toml
 from fedphd.common.errors import StartError
 from fedphd.deploy.launch.processes import descendants, end
 
@@ -27,6 +28,7 @@ TRAFFIC_S = 20.0
 LOG_S = 20.0
 STOP_S = 3.0
 CHILDREN_S = 1.0
+PROGRAMS = Path(sys.executable).parent
 BUNDLE = Path(__file__).parents[1] / "bundle"
 _PR_SET_PDEATHSIG = 1
 _RAY_FREES = "RAY_free_objects_batch_size"
@@ -35,24 +37,23 @@ _JSON = ("--format", "json")
 
 def flower_environment(home: Path) -> dict[str, str]:
     """Environment for Flower's processes: a home of their own, and no calls home."""
-    scripts = str(Path(sys.executable).parent)
     return {
         **os.environ,
         "FLWR_HOME": str(home.resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        # gRPC restarts its threads in a forked child, where one start in eight died of it on a
-        # busy machine before it became Ray's server: "Timed out waiting for file ...
+        # gRPC restarts its threads in a forked child. On a busy machine this killed one child in
+        # eight before it became Ray's server: "Timed out waiting for file ...
         # gcs_server_port". Flower and Ray only fork to start programs, which need no gRPC.
         "GRPC_ENABLE_FORK_SUPPORT": "0",
-        # Each thread's own arena of freed memory adds up where 20 edges share a process.
+        # Where 20 edges share a process, the memory that each thread's arena keeps adds up.
         "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
-        # By default Ray frees what went through its store by the second or the hundred objects:
-        # here that many networks, mapped into the ServerApp's process.
+        # By default Ray frees the objects in its store once a second or a hundred at a time. Here
+        # each is a network, and all of them stay mapped into the ServerApp's process until then.
         _RAY_FREES: os.environ.get(_RAY_FREES, "1"),
-        # At INFO a SuperLink logs a line for every look of every node for messages.
+        # At INFO a SuperLink logs a line whenever a node asks for messages.
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
-        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+        "PATH": f"{PROGRAMS}{os.pathsep}" + os.environ.get("PATH", ""),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -61,6 +62,20 @@ def die_with_parent() -> None:
     """Ask Linux to end this process when its parent dies (also by SIGKILL)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], **options: Any
+) -> subprocess.Popen[str]:
+    """Start a program that gets no input and ends with this process; options as for ``Popen``."""
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=die_with_parent,
+        **options,
+    )
 
 
 def free_ports(count: int) -> list[int]:
@@ -93,7 +108,7 @@ def make_folder(path: Path, name: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StartError(
-            f"{name} = {path}: cannot be made: {error.strerror}; choose a folder to write to"
+            f"{name} = {path}: cannot be created: {error.strerror}; choose a writable folder"
         ) from error
 
 
@@ -104,30 +119,42 @@ class SuperLink:
         config: where nodes connect, certificates.
         state_dir: Flower's home, and ``superlink.log``.
         simulation: nodes are simulated, so none connects.
+        programs: folder of Flower's commands.
+        stop_s: seconds that it has to end when it is asked to.
+        children_s: seconds that processes which it started have to end after it.
 
     Raises:
         StartError: the port is taken, Flower is not installed, or it ends at once.
     """
 
     def __init__(
-        self, config: SuperLinkConfig, state_dir: Path, *, simulation: bool = False
+        self,
+        config: SuperLinkConfig,
+        state_dir: Path,
+        *,
+        simulation: bool = False,
+        programs: Path = PROGRAMS,
+        stop_s: float = STOP_S,
+        children_s: float = CHILDREN_S,
     ) -> None:
         if not simulation:
             check_free(config.address, "superlink.address")
         make_folder(state_dir, "state_dir")
         self._config = config
         self._simulation = simulation
+        self._programs = programs
+        self._stop_s, self._children_s = stop_s, children_s
         self._home = state_dir / "flwr"
         self.log = state_dir / "superlink.log"
         self._control, self._serverappio = (f"127.0.0.1:{port}" for port in free_ports(2))
         self._environment = flower_environment(self._home)
         self._run_id = ""
         with self.log.open("wb") as log:
-            self.process = self._start(log)
+            self.process = start(self._command(), self._environment, stdout=log, stderr=log)
 
     def _command(self) -> list[str]:
         command = [
-            _executable("flower-superlink"),
+            self._executable("flower-superlink"),
             "--control-api-address", self._control,
             "--serverappio-api-address", self._serverappio,
             "--isolation", "subprocess",
@@ -136,25 +163,15 @@ class SuperLink:
             return [*command, "--insecure", "--simulation"]
         config = self._config
         command += ["--fleet-api-address", config.address]
-        if config.ssl_certfile and config.ssl_keyfile and config.ssl_ca_certfile:
-            command += ["--ssl-certfile", str(config.ssl_certfile)]
-            command += ["--ssl-keyfile", str(config.ssl_keyfile)]
-            command += ["--ssl-ca-certfile", str(config.ssl_ca_certfile)]
-        else:
+        # All three files are given, or none.
+        for name in ("certfile", "keyfile", "ca_certfile"):
+            if path := getattr(config, f"ssl_{name}"):
+                command += [f"--ssl-{name.replace('_', '-')}", str(path)]
+        if not config.ssl_certfile:
             command += ["--insecure"]
         if config.require_node_auth:
             command += ["--enable-supernode-auth"]
         return command
-
-    def _start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            self._command(),
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,
-        )
 
     def wait_ready(self) -> None:
         """Wait until both APIs accept connections."""
@@ -166,7 +183,7 @@ class SuperLink:
                 self.check_alive()
                 if time.monotonic() > deadline_s:
                     raise StartError(
-                        f"flower-superlink does not answer on {address} within {READY_S:g} s; "
+                        f"flower-superlink did not answer on {address} within {READY_S:g} s; "
                         f"see {self.log}"
                     )
                 time.sleep(0.05)
@@ -193,27 +210,29 @@ class SuperLink:
             StartError: ``flwr run`` failed.
         """
         self._write_connection()
-        arguments = ["run", str(BUNDLE), "here", "--run-config", pairs(run_config)]
+        arguments = ["run", str(BUNDLE), "here", "--run-config", flower_pairs(run_config)]
         if federation:
-            arguments += ["--federation-config", pairs(federation)]
+            arguments += ["--federation-config", flower_pairs(federation)]
         try:
             done = self._flwr([*arguments, *_JSON], SUBMIT_S)
         except subprocess.TimeoutExpired as error:
             raise StartError(f"`flwr run` did not answer within {SUBMIT_S:g} s") from error
-        if not _succeeded(done.stdout):
+        answer = _answer(done.stdout)
+        # Its exit code does not tell.
+        if answer.get("success") is not True:
             raise StartError(f"`flwr run` failed: {(done.stdout + done.stderr).strip()}")
-        self._run_id = str(_answer(done.stdout)["run-id"])
+        self._run_id = str(answer["run-id"])
         return shlex.join(["flwr", *arguments])
 
     def run_log(self) -> str:
-        """What the submitted run printed, which Flower keeps to itself; "" if it does not say."""
+        """What the submitted run printed, which only Flower knows; "" if it does not answer."""
         try:
             return self._flwr(["log", self._run_id, "here", "--show"], LOG_S).stdout
         except subprocess.TimeoutExpired:
             return ""
 
     def traffic(self) -> dict[str, int] | None:
-        """Flower's own count of the bytes to and from the nodes; None if it does not say."""
+        """Flower's own count of the bytes to and from the nodes; None if it does not answer."""
         try:
             done = self._flwr(["ls", "here", *_JSON], TRAFFIC_S)
             runs = _answer(done.stdout)["runs"]
@@ -226,7 +245,7 @@ class SuperLink:
 
     def _flwr(self, arguments: list[str], within_s: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [_executable("flwr"), *arguments],
+            [self._executable("flwr"), *arguments],
             env=self._environment,
             capture_output=True,
             text=True,
@@ -234,50 +253,35 @@ class SuperLink:
             check=False,
         )
 
+    def _executable(self, name: str) -> str:
+        beside = self._programs / name
+        found = str(beside) if beside.exists() else shutil.which(name)
+        if not found:
+            raise StartError(f"{name} is not installed; install fedphd with its dependencies")
+        return found
+
     def _write_connection(self) -> None:
         """Tell ``flwr`` where this SuperLink is; a file in our own FLWR_HOME."""
-        lines = ["[superlink]", 'default = "here"', "[superlink.here]"]
-        lines.append(f"address = {json.dumps(self._control)}")
-        if self._config.ssl_ca_certfile:
-            path = str(self._config.ssl_ca_certfile.resolve())
-            lines.append(f"root-certificates = {json.dumps(path)}")
-        else:
-            lines.append("insecure = true")
+        authority = self._config.ssl_ca_certfile
+        here: dict[str, object] = {"address": self._control, "insecure": True}
+        if authority:
+            here = {"address": self._control, "root-certificates": authority.resolve()}
+        values = {"superlink": {"default": "here", "here": here}}
         self._home.mkdir(parents=True, exist_ok=True)
-        (self._home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (self._home / "config.toml").write_text(to_toml(values), encoding="utf-8")
 
     def stop(self) -> None:
-        """End the process: politely, then not; and what it started, which it does not wait for."""
+        """End the process, by force if need be, and those that it started but does not wait for."""
         if self.process.poll() is not None:
             return
         started = descendants(self.process.pid)
         self.process.terminate()
         try:
-            self.process.wait(STOP_S)
+            self.process.wait(self._stop_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(STOP_S)
-        end(started, within_s=CHILDREN_S)
-
-
-def pairs(values: Mapping[str, object]) -> str:
-    """Keys and values as ``flwr`` takes them: TOML, separated by spaces."""
-    return " ".join(f"{key}={_literal(value)}" for key, value in values.items())
-
-
-def _literal(value: object) -> str:
-    """A value as TOML, such that ``flwr`` finds its end: it knows no escaped quotes."""
-    if isinstance(value, str) and '"' in value:
-        return f"'{value}'"
-    return json.dumps(value)
-
-
-def _executable(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if not found:
-        raise StartError(f"{name} is not installed; install fedphd with its dependencies")
-    return found
+            self.process.wait()
+        end(started, within_s=self._children_s)
 
 
 def _accepts(address: str) -> bool:
@@ -290,14 +294,9 @@ def _accepts(address: str) -> bool:
 
 
 def last_line(text: str) -> str:
-    """The last line of a program's output that says anything."""
+    """The last line of a program's output that is not empty."""
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else "(empty)"
-
-
-def _succeeded(output: str) -> bool:
-    """Whether ``flwr ... --format json`` says success (its exit code does not)."""
-    return _answer(output).get("success") is True
 
 
 def _answer(output: str) -> dict[str, Any]:

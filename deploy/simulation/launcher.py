@@ -10,7 +10,7 @@ from fedphd.common.errors import EXIT_OK
 from fedphd.common.events import Verdict, write_json
 from fedphd.deploy.launch.launchers import serve, started
 from fedphd.deploy.launch.origin import origin
-from fedphd.deploy.launch.runs import ROLE_FILE, SIMULATION, RoleFile, Say, prepare, show_summary
+from fedphd.deploy.launch.runs import ROLE_FILE, SIMULATION, Say, prepare, show_summary
 from fedphd.deploy.launch.superlink import SuperLink
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
@@ -34,14 +34,14 @@ def run_simulation(
         say: gets the lines for people.
     """
     config = config.model_copy(update={"state_dir": run_dir / "state"})
-    path = prepare("simulation", config, run_dir)
-    run_config, federation = clients.run_config(config), clients.federation(config)
-    record = {"clients": run_config, "federation": federation, "origin": origin()}
+    file = prepare("simulation", config, run_dir)
+    federation = clients.federation(config)
+    record = {"clients": clients.record(config), "federation": federation, "origin": origin()}
     write_json(run_dir / SIMULATION, record)
     with started(SuperLink(config.superlink, config.state_dir, simulation=True)) as link:
-        submitted = link.submit({**run_config, ROLE_FILE: str(path.resolve())}, federation)
-        say(f"running   {submitted}")
-        verdict = serve(link, RoleFile.read(path), stop, say)
+        run_config = {**clients.run_config(config), ROLE_FILE: str(file.path)}
+        say(f"running   {link.submit(run_config, federation)}")
+        verdict = serve(link, file, stop, say)
     if verdict.exit_code == EXIT_OK:
         show_summary(run_dir, say)
     return verdict

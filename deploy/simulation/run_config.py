@@ -1,8 +1,9 @@
-"""The run configuration of Flower's simulation, and ``fedphd simulate``.
+"""The run configuration of Flower's simulation, for ``flwr run .`` and ``fedphd simulate``.
 
 ``flwr run .`` takes settings as ``--run-config 'schedule.intervals=3'``. Flower only accepts keys
-that stand in ``[tool.flwr.app.config]``, so every setting of a training run stands there with
-the value "" for "as in the preset".
+that stand in ``[tool.flwr.app.config]``. Those that people change most stand there, and the key
+``settings`` takes any other, as ``--set`` does: ``settings="ema.decay=0.9 num_classes=4"``. An
+empty value says nothing: what holds then is the preset's, or else the default.
 """
 
 from __future__ import annotations
@@ -15,19 +16,33 @@ from pathlib import Path
 from typing import Any
 
 from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config, validate
-from fedphd.common.config.text import setting_keys
+from fedphd.common.config.text import flattened, parse_settings, settings_text, split_settings
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.launch.client_data import (
-    CLIENT_DEFAULTS,
+    ALPHA,
+    CLASSES,
+    KIND,
     PRESET,
+    SOURCE,
     UNSET,
     data_of,
-    plain_value,
+    take_data,
 )
 from fedphd.deploy.launch.runs import ROLE_FILE
 
 MIN_CLIENTS = "schedule.min_clients"
 RUN_CONFIG = "--run-config"
+SETTINGS = "settings"
+# The settings that are keys of their own.
+NAMED = (
+    PRESET, SOURCE, KIND, CLASSES, ALPHA, "topology", "reproducible", "seed",
+    "schedule.intervals", "schedule.edge_rounds", "schedule.participation", "schedule.num_edges",
+    "objective.method", "pruning.mode", "pruning.ratio", "pruning.sparse_rounds",
+    "training.learning_rate", "training.batch_size", "training.local_amount",
+    "evaluation.every_intervals", "evaluation.num_samples", "out_dir", "device",
+)  # fmt: skip
+# Settings of a cloud that others connect to.
+_NOT_SIMULATED = ("superlink", "state_dir")
 
 
 @dataclass(frozen=True)
@@ -45,14 +60,19 @@ class SimulatedClients:
     cpus: int = 1
     gpus: float = 0.0
 
-    def run_config(self, config: CloudConfig) -> dict[str, Any]:
-        """Keys of Flower's run configuration; preset and seed are the run's."""
-        # Flower's run configuration knows no lists: they travel as text.
-        data = {
+    def run_config(self, config: CloudConfig) -> dict[str, str]:
+        """What the clients read of Flower's run configuration; preset and seed are the run's."""
+        return {SETTINGS: settings_text(self._settings(config))}
+
+    def record(self, config: CloudConfig) -> dict[str, Any]:
+        """The same for the run's folder: dotted settings, lists as JSON text."""
+        return {
             key: json.dumps(value) if isinstance(value, list | tuple) else value
-            for key, value in self.data.items()
+            for key, value in self._settings(config).items()
         }
-        return {**data, PRESET: config.preset, "seed": config.seed}
+
+    def _settings(self, config: CloudConfig) -> dict[str, Any]:
+        return {**self.data, PRESET: config.preset, "seed": config.seed}
 
     def federation(self, config: CloudConfig) -> dict[str, Any]:
         """Flower's own settings of the simulation."""
@@ -69,28 +89,44 @@ def state_folder(run_id: int) -> Path:
     return Path(home) / "fedphd" / f"run-{run_id}"
 
 
-def default_run_config() -> dict[str, Any]:
-    """What ``[tool.flwr.app.config]`` must hold, with defaults."""
-    settings = {key: UNSET for key in [*setting_keys(), "out_dir", "device", "num_threads"]}
-    return {PRESET: "digits", **CLIENT_DEFAULTS, **settings, ROLE_FILE: UNSET}
+def default_run_config() -> dict[str, str]:
+    """What ``[tool.flwr.app.config]`` must hold."""
+    return dict.fromkeys((*NAMED, SETTINGS, ROLE_FILE), UNSET)
+
+
+def given_settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted settings that a run configuration gives, by their own keys and in ``settings``.
+
+    Raises:
+        ConfigError: ``settings`` cannot be read, or has what it cannot have; names it.
+    """
+    keys = {key: run_config[key] for key in NAMED if run_config.get(key, UNSET) != UNSET}
+    source = f"{RUN_CONFIG}: {SETTINGS}:"
+    text = split_settings(str(run_config.get(SETTINGS, UNSET)))
+    settings = dict(flattened(parse_settings(text, source=source)))
+    for key, value in settings.items():
+        if key in keys:
+            raise ConfigError(
+                f"{source} {key} = {value!r}, but the key {key} = {keys[key]!r} is given too; "
+                "keep one of them"
+            )
+        if key.partition(".")[0] in _NOT_SIMULATED:
+            raise ConfigError(f"{source} {key}: a simulation has no such setting; leave it out")
+    return {**keys, **settings}
 
 
 def cloud_config(run_config: Mapping[str, Any], num_nodes: int) -> CloudConfig:
     """The training run that a run configuration describes.
 
-    Lists are given as text, such as ``model.block_out_channels="[32, 64]"``.
-
     Args:
-        run_config: keys and values; "" is as in the preset.
+        run_config: keys and values of ``default_run_config``.
         num_nodes: simulated nodes; the run waits for all of them, unless it is told otherwise.
 
     Raises:
-        ConfigError: a value is wrong; names the key.
+        ConfigError: a setting is unknown, or its value is wrong; names the key.
     """
-    known = {*setting_keys(), "out_dir", "device", "num_threads", PRESET}
-    given = {key: run_config[key] for key in known if run_config.get(key, UNSET) != UNSET}
-    values = {MIN_CLIENTS: num_nodes, **{key: plain_value(value) for key, value in given.items()}}
-    config = load_config(CloudConfig, None, values, source=RUN_CONFIG)
+    given, _ = take_data(given_settings(run_config))
+    config = load_config(CloudConfig, None, {MIN_CLIENTS: num_nodes, **given}, source=RUN_CONFIG)
     if config.schedule.min_clients > num_nodes:
         raise ConfigError(
             f"{RUN_CONFIG}: {MIN_CLIENTS} = {config.schedule.min_clients}, but {num_nodes} nodes "
@@ -104,26 +140,18 @@ def client_config(
     run_config: Mapping[str, Any], partition_id: int, num_partitions: int
 ) -> ClientConfig:
     """A simulated client's configuration; raises ConfigError that names the key."""
-    values = client_values(run_config, partition_id, num_partitions)
-    return validate(ClientConfig, values, source=RUN_CONFIG)
-
-
-def client_values(
-    run_config: Mapping[str, Any], partition_id: int, num_partitions: int
-) -> dict[str, Any]:
-    """A simulated client's configuration as plain values."""
-    given = {key: run_config[key] for key in CLIENT_DEFAULTS if key in run_config}
-    seed = run_config.get("seed", UNSET)
+    given, of_data = take_data(given_settings(run_config))
     data = data_of(
-        given,
+        of_data,
         partition_id,
         num_partitions,
-        seed=0 if seed == UNSET else seed,
-        preset=str(run_config[PRESET]),
+        seed=given.get("seed", 0),
+        preset=given.get(PRESET, CloudConfig.model_fields[PRESET].default),
         source=RUN_CONFIG,
     )
-    return {
+    values = {
         "client_id": f"client-{partition_id}",
-        "device": run_config.get("device", UNSET) or "auto",
+        "device": given.get("device", "auto"),
         "data": data.model_dump(mode="json"),
     }
+    return validate(ClientConfig, values, source=RUN_CONFIG)

@@ -36,7 +36,7 @@ def test_methods_are_compared_and_finished_runs_are_kept(processes: Processes) -
     stopped.wait_line("started   fedphd-seed-0")
     wait_for(out / "fedphd/seed-0/metrics.jsonl")
     stopped.process.send_signal(signal.SIGINT)
-    assert stopped.wait_exit(within_s=30) == 130, stopped.text
+    assert stopped.wait_exit() == 130, stopped.text
     processes.wait_gone()
     assert "fedphd seed 0: not run yet" in (out / "table.md").read_text("utf-8")
 

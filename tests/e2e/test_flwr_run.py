@@ -11,6 +11,9 @@ import pytest
 from support.processes import Processes, free_port
 from support.tiny import TINY, events
 
+from fedphd.common.config.text import flower_pairs, settings_text
+from fedphd.deploy.simulation.run_config import NAMED
+
 PROJECT = Path(__file__).parents[2]
 NUM_NODES = 3
 
@@ -42,7 +45,7 @@ def flwr_run(folder: Path) -> Iterator[Run]:
             settings = {"out_dir": str(folder / "runs"), **settings}
             program = processes.start_flower(
                 "flwr", "run", ".", "--stream",
-                "--run-config", " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items()),
+                "--run-config", flower_pairs(settings),
                 "--federation-config",
                 f"num-supernodes={NUM_NODES} client-resources-num-cpus=1",
                 folder=PROJECT,
@@ -68,13 +71,24 @@ def test_a_wrong_value_is_refused_before_the_start(flwr_run: Run, folder: Path) 
     assert not (folder / "runs").exists()
 
 
+def test_an_unknown_setting_is_refused_with_its_name(flwr_run: Run, folder: Path) -> None:
+    text = flwr_run({"settings": "schedule.intervalz=3 ema.decay=0.9"})
+    assert "fedphd: refused before the start: --run-config: 1 setting(s) refused" in text
+    assert "schedule.intervalz: unknown key; did you mean 'intervals'?" in text
+    assert not (folder / "runs").exists()
+
+
 @pytest.mark.slow
 def test_it_runs_to_the_end(flwr_run: Run, folder: Path) -> None:
-    values = {key: str(value) if isinstance(value, list) else value for key, value in TINY.items()}
+    keys = {key: value for key, value in TINY.items() if key in NAMED}
+    others = {key: value for key, value in TINY.items() if key not in NAMED}
     own = {"schedule.intervals": 2, "data.partition.classes_per_partition": 4}
-    text = flwr_run({**values, **own})
+    text = flwr_run({**keys, **own, "settings": settings_text(others)})
     (run_dir,) = (folder / "runs").glob("2*")
     assert f"finished; everything is in {run_dir}" in text
     finished = [e for e in events(run_dir / "metrics.jsonl") if e["event"] == "interval"]
     assert [event["interval"] for event in finished] == [1, 2]
     assert finished[-1]["clients"] == [f"client-{number}" for number in range(NUM_NODES)]
+    config = json.loads((run_dir / "config.json").read_text("utf-8"))
+    assert config["model"]["block_out_channels"] == TINY["model.block_out_channels"]
+    assert config["evaluation"]["classifier_epochs"] == 1

@@ -46,7 +46,7 @@ def write_finished(
     """
     run.folder.mkdir(parents=True)
     write_json(run.folder / "config.json", run.config.model_dump(mode="json"))
-    record = {"clients": clients.run_config(run.config), "origin": ORIGIN}
+    record = {"clients": clients.record(run.config), "origin": ORIGIN}
     write_json(run.folder / SIMULATION, record)
     events = EventLog(run.folder / EVENTS, role="cloud", node="cloud")
     costs = Costs(parameters=parameters, macs=macs)

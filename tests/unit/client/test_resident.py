@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
+from support.waiting import HANG_S
 
 from fedphd.client.resident import OfferBoard, Resident
 from fedphd.common.config.roles import ClientConfig
@@ -72,7 +73,7 @@ def test_first_question_of_a_round_waits_for_the_other_edge(
         assert waits(first)
         both = {"edge-0": 3 * number, "edge-1": 5 * number}
         assert figures(made.merge(question("edge-1", 5 * number, **asked))) == both
-        assert figures(first.result(20.0)) == both
+        assert figures(first.result(HANG_S)) == both
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_edge_that_is_behind_counts_as_it_last_was(
     made = board()
     first = pool.submit(made.merge, question("edge-0", 3, synchronised=synchronised))
     made.merge(question("edge-1", 5, synchronised=synchronised))
-    first.result(20.0)
+    first.result(HANG_S)
     asked = {"edge_round": 2, "synchronised": synchronised, "offer_wait_s": 0.0}
     assert figures(made.merge(question("edge-0", 40, **asked))) == expected
 
@@ -94,24 +95,21 @@ def test_offers_of_an_earlier_interval_do_not_count(pool: ThreadPoolExecutor) ->
     made = board()
     first = pool.submit(made.merge, question("edge-0", 3))
     made.merge(question("edge-1", 5))
-    first.result(20.0)
+    first.result(HANG_S)
     second = pool.submit(made.merge, question("edge-0", 0, interval=2))
     assert waits(second)
     made.merge(question("edge-1", 1, interval=2))
-    assert figures(second.result(20.0)) == {"edge-0": 0, "edge-1": 1}
+    assert figures(second.result(HANG_S)) == {"edge-0": 0, "edge-1": 1}
 
 
 def test_wait_is_bounded() -> None:
-    started_s = time.monotonic()
-    merged = board().merge(question("edge-0", 3, offer_wait_s=0.2))
-    assert 0.2 <= time.monotonic() - started_s < 15.0
-    assert figures(merged) == {"edge-0": 3}
+    # Nobody else ever asks.
+    assert figures(board().merge(question("edge-0", 3, offer_wait_s=0.2))) == {"edge-0": 3}
 
 
 def test_edge_that_is_not_connected_is_not_waited_for() -> None:
-    started_s = time.monotonic()
-    assert figures(board(connected=1).merge(question("edge-0", 3))) == {"edge-0": 3}
-    assert time.monotonic() - started_s < 15.0
+    asked = question("edge-0", 3, offer_wait_s=1e6)
+    assert figures(board(connected=1).merge(asked)) == {"edge-0": 3}
 
 
 def test_losing_an_edge_ends_the_wait_for_it(pool: ThreadPoolExecutor) -> None:
@@ -119,7 +117,7 @@ def test_losing_an_edge_ends_the_wait_for_it(pool: ThreadPoolExecutor) -> None:
     first = pool.submit(made.merge, question("edge-0", 3))
     assert waits(first)
     made.set_connected("127.0.0.1:2", False)
-    assert figures(first.result(20.0)) == {"edge-0": 3}
+    assert figures(first.result(HANG_S)) == {"edge-0": 3}
 
 
 def test_rest_of_the_question_stays() -> None:
@@ -148,7 +146,7 @@ def test_both_edges_get_the_same_answer_from_the_offers_of_both(pool: ThreadPool
     # Alone each edge would be chosen; together, the one that is full has no chance.
     full = pool.submit(answer, question("edge-0", 1e6))
     empty = pool.submit(answer, question("edge-1", 0.0))
-    assert full.result(5.0).edge_id == empty.result(5.0).edge_id == "edge-1"
+    assert full.result(HANG_S).edge_id == empty.result(HANG_S).edge_id == "edge-1"
     assert full.result().label_counts == ()
     assert sum(empty.result().label_counts) == empty.result().num_samples > 0
 

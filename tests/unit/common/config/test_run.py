@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fedphd.common.config.data import PartitionConfig, Section
-from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, section_class
+from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig
 from fedphd.common.config.run import (
     EvaluationConfig,
     ExchangeConfig,
@@ -23,8 +23,9 @@ from fedphd.common.config.run import (
     SelectionConfig,
     TrainingConfig,
     WaitConfig,
-    prune_width,
 )
+from fedphd.common.config.text import section_class
+from fedphd.common.config.widths import prune_width
 
 
 def federation(**values: Any) -> FederationConfig:
@@ -118,7 +119,7 @@ def test_partition_must_exist() -> None:
         # The middle block attends even where no level does.
         (
             {"attention_levels": (), "attention_head_dim": 24},
-            r"block_out_channels\[1\] = 64 .*no multiple of attention_head_dim = 24",
+            r"block_out_channels\[1\] = 64 .*not a multiple of attention_head_dim = 24",
         ),
     ],
 )
@@ -177,7 +178,7 @@ def schedule(**values: int) -> dict[str, Any]:
                 "model": {"block_out_channels": (24, 40), "attention_levels": (0, 1)},
                 "pruning": {"ratio": 0.3},
             },
-            r"makes widths \[16, 32\], which break the attention heads",
+            r"ratio = 0.3 makes widths \[16, 32\], with attention heads of \[5.3.*, 6.4\] channels",
         ),
         # 32 channels do not go into 5 heads; the middle block attends at the last level.
         (
@@ -185,7 +186,7 @@ def schedule(**values: int) -> dict[str, Any]:
                 "model": {"block_out_channels": (40, 40), "attention_levels": ()},
                 "pruning": {"ratio": 0.3},
             },
-            r"makes widths \[32, 32\], which break the attention heads",
+            r"makes widths \[32, 32\], with attention heads of \[6.4\] channels at levels \[1\]",
         ),
         (
             {"pruning": {"sparse_rounds": 7}, "schedule": schedule()},
@@ -214,7 +215,9 @@ def test_impossible_pruning_is_refused(values: dict[str, Any], text: str) -> Non
     ],
 )
 def test_method_needs_the_weights_it_compares_with(method: str, parts: str, use: str) -> None:
-    text = f"objective.method = '{method}' cannot go with exchange.parts = '{parts}'.*use {use}"
+    text = (
+        f"objective.method = '{method}' cannot be used with exchange.parts = '{parts}'.*use {use}"
+    )
     with pytest.raises(ValidationError, match=text):
         federation(objective={"method": method}, exchange={"parts": parts})
     for fits in ({"method": "fedavg"}, {"method": method, "proximal_mu": 0.5}):
@@ -238,11 +241,11 @@ FILE = "f.safetensors"
     [
         (
             {"reference": {}, "reference_clients": True},
-            "evaluation.reference and evaluation.reference_clients are both given",
+            "evaluation.reference and evaluation.reference_clients are given together",
         ),
         (
             {"reference_file": FILE, "reference_clients": True, "features_file": FILE},
-            "evaluation.reference_file and evaluation.reference_clients are both given",
+            "evaluation.reference_file and evaluation.reference_clients are given together",
         ),
         (
             {"reference": {"validation_fraction": 0.25}},

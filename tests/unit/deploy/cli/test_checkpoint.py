@@ -167,7 +167,9 @@ def test_wrong_paths_and_values_are_refused(fedphd: Any, shared: Path) -> None:
     assert "that folder holds none" in refusal(fedphd("sample", "hollow"))
     (shared / "hollow" / "unet").mkdir(exist_ok=True)
     assert "is missing or damaged" in refusal(fedphd("sample", "hollow"))
-    assert "images are PNGs" in refusal(fedphd("sample", "checkpoint", "--out", "x.JPG"))
+    assert "--out = x.JPG: images are written as PNG" in refusal(
+        fedphd("sample", "checkpoint", "--out", "x.JPG")
+    )
     (shared / "file").touch()
     assert "--out = file/x.png: cannot be written" in refusal(
         fedphd("sample", "checkpoint", "--num", "1", "--steps", "1", "--out", "file/x.png")

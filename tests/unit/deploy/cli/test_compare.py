@@ -70,7 +70,7 @@ def test_folder_that_cannot_be_made_is_a_start_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = compare("--methods", "fedavg", "--out", "file/x", cwd=tmp_path)
     assert done.returncode == 3
-    assert done.stderr.startswith("fedphd: --out = file/x: cannot be made: Not a directory; choose")
+    assert done.stderr.startswith("fedphd: --out = file/x: cannot be created: Not a directory; ")
 
 
 def test_help_explains_every_flag(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from click import Command, Group
 
 from fedphd.common.config.data import Section
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
-from fedphd.common.errors import ConfigError
-from fedphd.deploy.cli.flags import overrides, parse_settings
+from fedphd.deploy.cli.flags import overrides
 from fedphd.deploy.cli.main import app
 
 ROLES: dict[str, type[Section]] = {
@@ -102,7 +101,7 @@ def test_flags_reach_their_fields() -> None:
         (["cloud", "--preset", "mnist"], "preset = 'mnist': unknown; choose one of digits"),
         (["cloud", "--config", "no.toml"], "--config no.toml: cannot be read: No such file"),
         (["cloud", "--set", "seed"], "--set seed: write KEY=VALUE"),
-        (["edge", "--cloud", "nowhere"], "cloud: 'nowhere' is no address; write host:port"),
+        (["edge", "--cloud", "nowhere"], "cloud: 'nowhere' is not an address; write host:port"),
         (["client", "--partition", "6"],
          "data.partition: partition_id = 6, but there are num_partitions = 6 parts; use 0 to 5"),
         (["client", "--edge", "a:1", "--edge", "a:1"], "names an address twice"),
@@ -169,12 +168,12 @@ def test_run_folder_that_cannot_be_used_exits_3(command: str, tmp_path: Path) ->
     (tmp_path / "file").touch()
     done = fedphd(command, "--run-dir", "file", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (3, "")
-    assert "fedphd: --run-dir = file: cannot be made: File exists" in done.stderr
+    assert "fedphd: --run-dir = file: cannot be created: File exists" in done.stderr
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "metrics.jsonl").touch()
     done = fedphd(command, "--run-dir", "old", cwd=tmp_path)
     assert done.returncode == 3
-    assert "holds a run already" in done.stderr
+    assert "already holds a run" in done.stderr
     assert "file" in fedphd(command, "--set", "out_dir=file", cwd=tmp_path).stderr
 
 
@@ -252,17 +251,6 @@ def test_commands_start_without_the_heavy_libraries() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
-
-
-def test_settings_are_json_or_text() -> None:
-    settings = ["a.b=3", "c=x=y", 'd="3"', "e=[1, 2]", "f=null", "g=", " h =true", "i=1e-05"]
-    assert parse_settings(settings) == {
-        "a.b": 3, "c": "x=y", "d": "3", "e": [1, 2], "f": None, "g": "", "h": True, "i": 1e-05,
-    }  # fmt: skip
-    assert parse_settings(None) == {}
-    for wrong in ("", "a", "=3", " =3"):
-        with pytest.raises(ConfigError, match="write KEY=VALUE, such as "):
-            parse_settings([wrong])
 
 
 def test_flags_that_were_not_given_override_nothing() -> None:

@@ -48,7 +48,7 @@ def test_base_gives_what_an_entry_does_not_say(tmp_path: Path) -> None:
         ('[a]\nbase = "fedavg"\nspeed = 1', "speed: unknown key"),
         ('[fedavg]\nbase = "fedphd"', "fedavg: there is a method of that name already"),
         ("[a", "is not valid TOML"),
-        ('["a b"]\nbase = "fedavg"', "'a b' is no name"),
+        ('["a b"]\nbase = "fedavg"', "'a b' is not a valid name"),
     ],
 )
 def test_wrong_entries_are_named(text: str, message: str, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_seed_reaches_weights_participation_and_split_but_not_the_evaluation(
 ) -> None:
     first, _, other, _ = planned(common)
     assert (first.config.seed, other.config.seed) == (0, 1)
-    assert [common.clients.run_config(run.config)["seed"] for run in (first, other)] == [0, 1]
+    assert [common.clients.record(run.config)["seed"] for run in (first, other)] == [0, 1]
     assert first.config.evaluation == other.config.evaluation
     # Runs that share out_dir share its cache of feature classifiers.
     assert first.config.out_dir == other.config.out_dir == common.out.resolve()

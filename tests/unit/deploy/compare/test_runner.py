@@ -10,8 +10,8 @@ from pathlib import Path
 from support.finished import write_finished
 
 from fedphd.common.config.roles import CloudConfig, load_config
+from fedphd.common.config.text import parse_settings
 from fedphd.common.events import Verdict, write_verdict
-from fedphd.deploy.cli.flags import parse_settings
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.methods import choose_methods, read_methods
 from fedphd.deploy.compare.plan import Common, PlannedRun, identity, plan_runs

@@ -6,15 +6,21 @@ import pytest
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, data_of, take_data
-from fedphd.deploy.launch.local import part_of_data
-from fedphd.deploy.simulation.run_config import SimulatedClients, client_values, default_run_config
+from fedphd.deploy.launch.client_data import data_of, part_of_data, take_data
+from fedphd.deploy.simulation.run_config import (
+    NAMED,
+    SimulatedClients,
+    client_config,
+    default_run_config,
+)
 
 CELEBA = {
     "data.source": "faces",
     "data.partition.classes_per_partition": 1,
     "data.attribute_file": "list.txt",
     "data.label_attributes": ["Male", "Young"],
+    # As `--set data.label_file=null` gives it: the default.
+    "data.label_file": None,
 }
 
 
@@ -28,7 +34,7 @@ def test_settings_of_the_data_are_parted_from_the_clouds() -> None:
     "key", ["data.colour", "data.partition.seed", "data.partition.partition_id"]
 )
 def test_what_is_no_setting_of_all_clients_data_is_refused(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key}: no setting of the clients' data; known: data.s"):
+    with pytest.raises(ConfigError, match=f"{key} is not a setting of the clients' data; known: d"):
         take_data({key: 1})
 
 
@@ -36,25 +42,20 @@ def test_simulated_and_local_clients_get_the_same_data() -> None:
     cloud = load_config(CloudConfig, None, {"schedule.min_clients": 4, "seed": 5})
     run_config = {**default_run_config(), **SimulatedClients(CELEBA).run_config(cloud)}
     assert all(isinstance(value, str | int | float) for value in run_config.values())
-    simulated = client_values(run_config, 2, 4)
     local = part_of_data(cloud, 2, CELEBA)
-    assert simulated["data"] == local.model_dump(mode="json")
+    assert client_config(run_config, 2, 4).data == local
     assert local.label_attributes == ("Male", "Young")
     assert local.partition is not None
     assert (local.partition.partition_id, local.partition.num_partitions) == (2, 4)
     assert (local.partition.seed, local.partition.classes_per_partition) == (5, 1)
 
 
-def test_defaults_are_those_of_the_run_configuration() -> None:
-    run_config = default_run_config()
-    assert {key: run_config[key] for key in CLIENT_DEFAULTS} == CLIENT_DEFAULTS
+def test_defaults_are_the_presets_images_two_classes_each() -> None:
     data = data_of({}, 0, 6, seed=0, preset="digits")
+    assert data == client_config(default_run_config(), 0, 6).data
     assert data.partition is not None
-    assert (data.source, data.partition.kind, data.partition.alpha) == (
-        "digits",
-        "pathological",
-        0.5,
-    )
+    assert (data.source, data.partition.kind) == ("digits", "pathological")
+    assert (data.partition.classes_per_partition, data.partition.alpha) == (2, 0.5)
 
 
 def test_a_wrong_value_names_its_setting() -> None:
@@ -81,13 +82,14 @@ def test_data_follow_the_preset_unless_they_are_named(
     cloud = load_config(CloudConfig, None, {"preset": preset})
     local = part_of_data(cloud, 0, given)
     assert (local.source, local.image_column) == expected
-    by_flwr_run = {**default_run_config(), **given, "preset": preset}
+    named = {key: value for key, value in given.items() if key in NAMED}
+    text = " ".join(f"{key}={value}" for key, value in given.items() if key not in NAMED)
+    by_flwr_run = {**default_run_config(), **named, "preset": preset, "settings": text}
     submitted = {**default_run_config(), **SimulatedClients(given).run_config(cloud)}
     for run_config in (by_flwr_run, submitted):
-        simulated = client_values(run_config, 0, cloud.schedule.min_clients)
-        assert simulated["data"] == local.model_dump(mode="json")
+        assert client_config(run_config, 0, cloud.schedule.min_clients).data == local
 
 
 def test_a_preset_without_images_of_its_own_asks_for_them() -> None:
     with pytest.raises(ConfigError, match=r"--run-config: data.source is missing.*'celeba'"):
-        client_values({**default_run_config(), "preset": "celeba"}, 0, 4)
+        client_config({**default_run_config(), "preset": "celeba"}, 0, 4)

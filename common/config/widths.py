@@ -1,0 +1,50 @@
+"""How wide the U-Net's levels and attention heads are before and after pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def prune_width(width: int, ratio: float, groups: int) -> int:
+    """Channels kept of ``width`` when ``ratio`` of each normalisation group is removed.
+
+    Each of the ``groups`` keeps the same whole number of channels, at least one, rounded to
+    the nearest (halves keep more), so a pruned width is a multiple of ``groups`` again.
+    """
+    per_group = width // groups
+    return groups * max(1, per_group - int(per_group * ratio + 0.5 - 1e-9))
+
+
+def prune_widths(widths: Iterable[int], ratio: float, groups: int) -> list[int]:
+    """``prune_width`` of each level's width."""
+    return [prune_width(width, ratio, groups) for width in widths]
+
+
+def levels_with_heads(attention_levels: Iterable[int], num_levels: int) -> list[int]:
+    """Levels whose width attention heads share: the middle block has the last level's."""
+    return sorted({*attention_levels, num_levels - 1})
+
+
+def pruned_head_dim(model: Mapping[str, Any], pruned: Sequence[int], ratio: float) -> int:
+    """Channels per attention head after pruning, which keeps the number of heads.
+
+    Args:
+        model: the unpruned U-Net's ``block_out_channels``, ``attention_levels`` and
+            ``attention_head_dim``, which divides the widths of the levels with heads.
+        pruned: channels of each level after pruning.
+        ratio: share of each width that was to be removed, for the error.
+
+    Raises:
+        ValueError: heads would not all keep the same whole number of channels.
+    """
+    widths, head_dim = model["block_out_channels"], model["attention_head_dim"]
+    levels = levels_with_heads(model["attention_levels"], len(widths))
+    dims = [head_dim * pruned[level] / widths[level] for level in levels]
+    if len(set(dims)) > 1 or not dims[0].is_integer():
+        raise ValueError(
+            f"pruning.ratio = {ratio} makes widths {list(pruned)}, with attention heads of {dims} "
+            f"channels at levels {levels}; use a ratio that keeps the same whole number "
+            "everywhere, such as 0.25 or 0.5"
+        )
+    return int(dims[0])
