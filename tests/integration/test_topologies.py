@@ -16,12 +16,13 @@ from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
 from support.federation import FIRST_CLIENT, TINY
 from support.memory import Handler, MemoryGrid
+from support.training import train_task
 
 from fedphd.client.app import ClientRuntime, build_app
 from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.steps import validation_loss
 from fedphd.client.stores import ContextStore, FileStore, StateStore
-from fedphd.client.trainer import Trainer
+from fedphd.client.trainer import ClientImages, Trainer
 from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.events import EventLog
@@ -117,18 +118,11 @@ def federated_averaging(config: CloudConfig) -> torch.Tensor:
         for name in order:
             data = LabelledImages(runtimes[name].config.data)
             images = data.split(image_size=8, channels=1)[0].images
-            result = trainers[name].train(
-                images=images,
-                weights=weights,
-                unet_config=unet_config(unet),
+            task = train_task(
+                config.model, seed=config.seed, interval=interval, training=config.training,
                 diffusion=config.diffusion,
-                training=config.training,
-                sparsity_lambda=0.0,
-                cut=None,
-                run_seed=config.seed,
-                interval=interval,
-                edge_round=1,
-            )
+            )  # fmt: skip
+            result = trainers[name].train(task, weights, ClientImages(images))
             total.add_(result.weights, alpha=float(len(images)))
             count += len(images)
         weights = total / count
