@@ -14,6 +14,7 @@ from diffusers.models.upsampling import Upsample2D
 from fedphd.common.config.roles import read_preset
 from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ConfigError
+from fedphd.common.unet.costs import Costs
 from fedphd.common.unet.groups import ChannelGroups, Cut
 from fedphd.common.unet.model import PrunedUNet, build_unet, unet_config, unet_from_config
 from fedphd.server.pruning import Pruned, count_costs, prune_unet
@@ -175,8 +176,8 @@ def test_the_report_says_what_was_asked_for_and_what_was_achieved() -> None:
     assert report.widths_after == (24, 48)
     assert report.achieved_ratios == (0.25, 0.25)
     assert report.achieved_ratio == 0.25
-    assert report.before == {"parameters": 701_345, "macs": 16_162_016}
-    assert report.after == {"parameters": 396_409, "macs": 9_119_416}
+    assert report.before == Costs(parameters=701_345, macs=16_162_016)
+    assert report.after == Costs(parameters=396_409, macs=9_119_416)
 
 
 def test_a_ratio_that_breaks_attention_heads_is_refused() -> None:
