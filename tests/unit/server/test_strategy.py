@@ -184,7 +184,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"client_rounds": 10**300}, "client rounds; at most 2 fit for each of its 1 clients"),
     ({"reply": {"mean_steps": 1e300}}, "malformed IntervalReply: mean_steps"),
     ({"reply": {"metrics": metrics(loss=1e300)}}, "malformed IntervalReply: metrics.loss.total"),
-    ({"reply": {"validation_samples": 10**8}}, "claims 100000000 samples of clients that valid"),
+    (
+        {"reply": {"metrics": metrics(1e8, validation_loss=0.1)}},
+        "claims a validation_loss of 1e+08 samples; at most 10000000 fit",
+    ),
 ]
 
 
