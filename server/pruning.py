@@ -31,7 +31,7 @@ def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
     """Remove the channels of least group 2-norm (DepGraph, arXiv:2301.12900).
 
     Every normalisation group and every attention head loses the same number of channels, and there
-    are as many of them afterwards. So widths follow ``prune_width``, and the result is built from
+    are as many of them afterwards. So widths follow ``prune_widths``, and the result is built from
     a config like any other U-Net, on the CPU. The sinusoidal time features stay.
 
     Args:

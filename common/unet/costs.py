@@ -24,9 +24,9 @@ class PruneReport(BaseModel):
     """How much pruning removed.
 
     Attributes:
-        requested_ratio: share of each width that was to go.
-        achieved_ratio: share of all widths together that went.
-        achieved_ratios: share of each level's width that went.
+        requested_ratio: share of each width that was to be removed.
+        achieved_ratio: share of all widths together that was removed.
+        achieved_ratios: share of each level's width that was removed.
         widths_before, widths_after: channels of each level.
         before, after: costs of the dense and of the pruned U-Net.
     """
