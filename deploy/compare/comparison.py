@@ -175,7 +175,7 @@ class Comparison:
 
 def probed_bytes(probe: PlannedRun) -> RoundBytes:
     """The bytes of a method's cloud rounds, from its finished ``byte_probe``."""
-    events = [e for e in Tail(probe.folder / EVENTS).new_events() if e["event"] == "interval"]
+    events = [e for e in Tail(probe.folder / EVENTS).new_lines() if e["event"] == "interval"]
     first, both = (int(event["edge_cloud_bytes"]) for event in events)
     return RoundBytes(first, both - first, prunes_half_way=probe.method.prunes_half_way)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from fedphd.common.config.data import Section
-from fedphd.common.config.roles import check_id, explain
+from fedphd.common.config.roles import check_id, explain, read_toml
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.config.text import flattened, setting_keys
 from fedphd.common.errors import ConfigError
@@ -56,12 +56,7 @@ def read_methods(path: Path | None = None) -> dict[str, Method]:
     text = resources.files("fedphd.deploy.compare").joinpath("methods.toml").read_text("utf-8")
     tables: dict[str, Any] = tomllib.loads(text)
     if path is not None:
-        try:
-            more = tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        more = read_toml(path, flag="--methods-file")
         if both := sorted(tables.keys() & more.keys()):
             raise ConfigError(
                 f"{path}: {', '.join(both)}: a method with this name exists already; rename yours"

@@ -90,7 +90,7 @@ class Runner:
         return len(self._running) < self._jobs and any(
             event["event"] == "evaluated"
             for run in runs
-            for event in Tail(run.folder / EVENTS).new_events()
+            for event in Tail(run.folder / EVENTS).new_lines()
         )
 
     def _start(self, run: PlannedRun) -> Started:
