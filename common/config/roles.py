@@ -192,7 +192,7 @@ def load_config(
     Raises:
         ConfigError: the file cannot be read, or a field is wrong; names field, value and fix.
     """
-    values = with_overrides(_read_toml(path) if path else {}, overrides or {})
+    values = with_overrides(read_toml(path) if path else {}, overrides or {})
     if issubclass(cls, CloudConfig):
         values = merged(read_preset(values.get("preset", "digits")), values)
     places = [*([str(path)] if path else []), *([source] if overrides or not path else [])]
@@ -236,13 +236,14 @@ def explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
     return "\n".join(lines)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, *, flag: str = "--config") -> dict[str, Any]:
+    """The values of the TOML file that ``flag`` names; raises ConfigError."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not valid TOML: {error}") from error
+        raise ConfigError(f"{flag} {path}: not valid TOML: {error}") from error
 
 
 def _section(cls: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -28,24 +27,17 @@ from fedphd.deploy.cli.flags import (
     say,
     take_flags,
 )
+from fedphd.deploy.compare.budget import Budget
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.describe import describe, list_methods
 from fedphd.deploy.compare.methods import check_common, choose_methods, read_methods
-from fedphd.deploy.compare.plan import Common
+from fedphd.deploy.compare.plan import CommonSettings, Plan
 from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.superlink import make_folder
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
-
-class BudgetName(StrEnum):
-    """What all methods have equal amounts of."""
-
-    rounds = "rounds"
-    cloud_bytes = "cloud-bytes"
-
-
 Out = Annotated[
-    Path, typer.Option("--out", help="folder of the comparison; run again, it goes on there")
+    Path, typer.Option("--out", help="folder of the comparison; the same command continues there")
 ]
 Methods = Annotated[
     str | None,
@@ -63,8 +55,8 @@ MethodsFile = Annotated[
     ),
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="one run per method and seed")]
-Budget = Annotated[
-    BudgetName,
+BudgetChoice = Annotated[
+    Budget,
     typer.Option(
         "--budget",
         help="rounds: equal local work and equal cloud rounds; cloud-bytes: equal bytes over the "
@@ -76,7 +68,7 @@ CloudBytes = Annotated[
     typer.Option(
         "--cloud-bytes",
         min=1,
-        help="the bytes of --budget cloud-bytes",
+        help="number of bytes of --budget cloud-bytes",
         show_default="what --byte-reference moved",
     ),
 ]
@@ -84,12 +76,12 @@ ByteReference = Annotated[
     str,
     typer.Option(
         "--byte-reference",
-        help="method whose first seed's run, in the common cloud rounds, sets the bytes",
+        help="method whose run with the first seed and the common cloud rounds sets the bytes",
     ),
 ]
 Jobs = Annotated[
     int,
-    typer.Option("--jobs", min=1, help="runs at a time; each uses every core that is free"),
+    typer.Option("--jobs", min=1, help="runs at a time; each uses all free cores"),
 ]
 List = Annotated[bool, typer.Option("--list", help="list the methods, start nothing")]
 DryRun = Annotated[
@@ -99,7 +91,7 @@ DryRun = Annotated[
     ),
 ]
 ReportOnly = Annotated[
-    bool, typer.Option("--report-only", help="write the report on what is there, start nothing")
+    bool, typer.Option("--report-only", help="write the report on the finished runs, start nothing")
 ]
 
 
@@ -108,7 +100,7 @@ def compare(
     methods: Methods = None,
     methods_file: MethodsFile = None,
     seeds: Seeds = "0,1,2",
-    budget: Budget = BudgetName.rounds,
+    budget: BudgetChoice = Budget.rounds,
     cloud_bytes: CloudBytes = None,
     byte_reference: ByteReference = "fedphd",
     jobs: Jobs = 1,
@@ -139,18 +131,17 @@ def compare(
     )
     check_common(values)
     clients = SimulatedClients(of_data, cpus=cpus, gpus=gpus)
-    common = Common(config, values, clients, out)
-    comparison = Comparison(
-        common,
-        table,
-        choose_methods(table, _names(methods)),
-        _numbers(seeds),
-        budget=budget.value,
+    common = CommonSettings(config, values, clients, out)
+    plan = Plan(
+        budget=budget,
         cloud_bytes=cloud_bytes,
-        byte_reference=byte_reference,
+        methods=[method.name for method in choose_methods(table, _names(methods))],
+        seeds=_numbers(seeds),
+        common=common.fixed(),
     )
+    comparison = Comparison(common, table, plan.extending(out), byte_reference)
     base = common.base()
-    # With the first seed; every seed has a split of its own.
+    # Each seed has a split of its own; the first one stands for all.
     split = open_split(base.model_copy(update={"seed": comparison.plan.seeds[0]}), of_data)
     if dry_run:
         for line in describe(comparison, split):
@@ -161,14 +152,16 @@ def compare(
 
 
 def _run(comparison: Comparison, jobs: int) -> Verdict:
-    """Run what is missing and report on all that is there, whatever happened."""
+    """Run what is missing, and report on all finished runs even if some fail."""
     with stop_on_signal() as stop:
         failed = comparison.execute(jobs=jobs, stop=stop, say=say)
     _write_report(comparison, failed)
     if stop.is_set():
-        return Verdict(Interrupted.exit_code, "interrupted; the same command goes on from here")
+        return Verdict(Interrupted.exit_code, "interrupted; the same command continues from here")
     if failed:
-        text = f"{len(failed)} run(s) failed: {', '.join(failed)}; the same command tries again"
+        text = (
+            f"{len(failed)} run(s) failed: {', '.join(failed)}; the same command tries them again"
+        )
         return Verdict(FedPhDError.exit_code, text)
     return Verdict()
 

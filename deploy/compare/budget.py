@@ -1,9 +1,9 @@
 """What each method may spend: equal local work and cloud rounds, or equal bytes at the cloud.
 
-The common settings say what a hierarchical method does: ``schedule.intervals`` cloud rounds of
+The common settings describe a hierarchical method: ``schedule.intervals`` cloud rounds of
 ``schedule.edge_rounds`` edge rounds with ``training.local_amount`` of local work each. A flat
-method does the same local work between two visits to the cloud in one go, as in
-arXiv:2507.06449 (E = 5 local epochs against 5 edge rounds of one).
+method does the local work of all these edge rounds in one go, as in arXiv:2507.06449 (E = 5 local
+epochs against 5 edge rounds of one epoch).
 """
 
 from __future__ import annotations
@@ -11,22 +11,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.errors import ConfigError
+from fedphd.common.rng import sample_participants
 from fedphd.deploy.compare.methods import Method, plain_settings
+
+
+class Budget(StrEnum):
+    """What every method gets the same amount of."""
+
+    rounds = "rounds"
+    cloud_bytes = "cloud-bytes"
 
 
 def method_settings(method: Method, base: CloudConfig, *, intervals: int) -> dict[str, Any]:
     """Dotted settings that make ``base`` a run of ``method`` over ``intervals`` cloud rounds.
 
     Raises:
-        ConfigError: the method prunes half way, and there is no half.
+        ConfigError: the method prunes half way, and there is only one cloud round.
     """
-    flat = method.topology == "flat"
-    edge_rounds = 1 if flat else base.schedule.edge_rounds
-    local_amount = base.training.local_amount * (base.schedule.edge_rounds if flat else 1)
+    edge_rounds, local_amount = base.schedule.edge_rounds, base.training.local_amount
+    if method.topology == "flat":
+        edge_rounds, local_amount = 1, local_amount * edge_rounds
     settings = {
         "topology": method.topology,
         "schedule.intervals": intervals,
@@ -35,7 +44,7 @@ def method_settings(method: Method, base: CloudConfig, *, intervals: int) -> dic
         **plain_settings(),
         **method.settings,
     }
-    if settings.get("pruning.mode") == "scheduled":
+    if method.prunes_half_way:
         if intervals < 2:
             raise ConfigError(
                 f"method {method.name!r} prunes after half of the cloud rounds, but there is "
@@ -46,86 +55,71 @@ def method_settings(method: Method, base: CloudConfig, *, intervals: int) -> dic
 
 
 def evaluation_period(base: CloudConfig, *, intervals: int) -> int:
-    """Cloud rounds between two evaluations, so that all methods are measured about as often."""
+    """Cloud rounds between two evaluations, so that all methods are evaluated about as often."""
     scaled = base.evaluation.every_intervals * intervals / base.schedule.intervals
     return max(1, math.floor(scaled + 0.5))
 
 
 @dataclass(frozen=True)
-class Work:
-    """The arithmetic of one run.
+class Workload:
+    """How much local training a run asks for; local work is in ``training.local_unit``.
 
     Attributes:
-        cloud_rounds: visits to the cloud.
-        rounds_per_cloud_round: rounds of local training between two visits.
-        participants: clients that train in a round.
-        local_amount: local work of a client in a round, in ``local_unit``.
-        local_unit: "epochs" or "steps".
-        steps_per_visit: optimiser steps of a client in a round, mean over the clients.
+        participants: clients that train in an edge round.
+        steps_per_round: optimiser steps of one of them in an edge round, mean over all clients.
+        local_per_cloud_round: local work of all clients between two visits to the cloud.
+        total_local: local work of all clients in the whole run.
+        total_steps: their optimiser steps, expected over who takes part.
     """
 
-    cloud_rounds: int
-    rounds_per_cloud_round: int
     participants: int
-    local_amount: int
-    local_unit: str
-    steps_per_visit: float
+    steps_per_round: float
+    local_per_cloud_round: int
+    total_local: int
+    total_steps: float
 
-    @property
-    def local_per_cloud_round(self) -> int:
-        """Local work of all clients between two visits to the cloud, in ``local_unit``."""
-        return self.participants * self.rounds_per_cloud_round * self.local_amount
-
-    @property
-    def total_local(self) -> int:
-        """Local work of all clients in the whole run, in ``local_unit``."""
-        return self.cloud_rounds * self.local_per_cloud_round
-
-    @property
-    def total_steps(self) -> float:
-        """Optimiser steps of all clients in the whole run, expected over who takes part."""
-        visits = self.cloud_rounds * self.rounds_per_cloud_round * self.participants
-        return visits * self.steps_per_visit
-
-
-def work_of(config: CloudConfig, part_sizes: Sequence[int]) -> Work:
-    """What a run of ``config`` comes to with clients that hold ``part_sizes`` images."""
-    schedule, training = config.schedule, config.training
-    passes = [-(-size // training.batch_size) for size in part_sizes]
-    mean_pass = sum(passes) / len(passes)
-    steps = training.local_amount * (mean_pass if training.local_unit == "epochs" else 1)
-    return Work(
-        cloud_rounds=schedule.intervals,
-        rounds_per_cloud_round=schedule.edge_rounds,
-        # As common/rng.py samples them.
-        participants=max(1, math.floor(schedule.participation * len(part_sizes) + 0.5 + 1e-9)),
-        local_amount=training.local_amount,
-        local_unit=training.local_unit,
-        steps_per_visit=steps,
-    )
+    @classmethod
+    def of(cls, config: CloudConfig, part_sizes: Sequence[int]) -> Workload:
+        """The workload of ``config`` with clients that hold ``part_sizes`` images."""
+        schedule, training = config.schedule, config.training
+        names, fraction = map(str, range(len(part_sizes))), schedule.participation
+        # Who they are differs from round to round, how many does not.
+        first = sample_participants(names, fraction=fraction, seed=0, interval=1, edge_round=1)
+        passes = [-(-size // training.batch_size) for size in part_sizes]
+        per_epoch = sum(passes) / len(passes)
+        steps = training.local_amount * (per_epoch if training.local_unit == "epochs" else 1)
+        client_rounds = len(first) * schedule.edge_rounds
+        return cls(
+            participants=len(first),
+            steps_per_round=steps,
+            local_per_cloud_round=client_rounds * training.local_amount,
+            total_local=schedule.intervals * client_rounds * training.local_amount,
+            total_steps=schedule.intervals * client_rounds * steps,
+        )
 
 
 @dataclass(frozen=True)
 class RoundBytes:
-    """Bytes over the cloud's links of a method's first and of a later cloud round, measured.
+    """Bytes that a method moves over the cloud's links in its first and in a later cloud round.
 
-    ``scheduled`` methods prune after half of their rounds: the first then stands for every round
-    of the dense network, the later one for every round of the pruned network.
+    With ``prunes_half_way`` the first stands for every round of the dense network, the later one
+    for every round of the pruned network.
     """
 
     first: int
     later: int
-    scheduled: bool
+    prunes_half_way: bool
 
     def total(self, cloud_rounds: int) -> int:
         """Bytes of a run of so many cloud rounds."""
-        dense = cloud_rounds // 2 if self.scheduled else 1
+        dense = cloud_rounds // 2 if self.prunes_half_way else 1
         return self.first * dense + self.later * (cloud_rounds - dense)
 
     def rounds_within(self, num_bytes: int) -> int:
-        """The most cloud rounds whose bytes do not exceed ``num_bytes``; 0 if none fit."""
-        # Not fewer than all rounds at the cheaper price: go down from there.
+        """The most cloud rounds that move at most ``num_bytes``; 0 if the method cannot run."""
+        # No more than if every round were the cheaper one: go down from there.
         rounds = num_bytes // min(self.first, self.later) + 1
         while rounds > 0 and self.total(rounds) > num_bytes:
             rounds -= 1
-        return rounds
+        # Without a second half there is nothing to prune for.
+        return 0 if self.prunes_half_way and rounds < 2 else rounds

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.history.events import Tail
-from fedphd.deploy.compare.budget import RoundBytes, method_settings
+from fedphd.deploy.compare.budget import Budget, RoundBytes
 from fedphd.deploy.compare.methods import Method, choose_methods
-from fedphd.deploy.compare.plan import Common, Plan, PlannedRun, plan_runs
-from fedphd.deploy.compare.results import collect
+from fedphd.deploy.compare.plan import CommonSettings, Plan, PlannedRun, plan_run
+from fedphd.deploy.compare.results import collect, read_result
 from fedphd.deploy.compare.runner import Runner
 from fedphd.deploy.compare.table import to_csv, to_markdown
 from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS
@@ -20,7 +20,6 @@ from fedphd.deploy.launch.render import human_bytes
 from fedphd.deploy.launch.runs import EVENTS, Say
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
-ROUNDS, CLOUD_BYTES = "rounds", "cloud-bytes"
 PROBE_ROUNDS = 2
 LOGS = "logs"
 PROBES = "probes"
@@ -28,36 +27,19 @@ PROBES = "probes"
 
 @dataclass
 class Comparison:
-    """Methods x seeds on one budget, in one folder.
+    """Every method with every seed on one budget, in one folder.
 
     Args:
         common: what all runs share.
         table: every known method.
-        methods: to compare.
-        seeds: one run of each method for each.
-        budget: "rounds" or "cloud-bytes".
-        cloud_bytes: the number of bytes for "cloud-bytes"; None: what ``byte_reference`` moved.
-        byte_reference: the method whose run with the first seed sets the number of bytes.
+        plan: what to compare, with what the folder has already (``Plan.extending``).
+        byte_reference: name of the method whose first run sets the bytes that the plan leaves open.
     """
 
-    common: Common
+    common: CommonSettings
     table: Mapping[str, Method]
-    methods: Sequence[Method]
-    seeds: Sequence[int]
-    budget: str = ROUNDS
-    cloud_bytes: int | None = None
+    plan: Plan
     byte_reference: str = "fedphd"
-
-    def __post_init__(self) -> None:
-        wanted = Plan(
-            budget=self.budget,
-            cloud_bytes=self.cloud_bytes,
-            methods=[method.name for method in self.methods],
-            seeds=list(self.seeds),
-            intervals={},
-            common=self.common.identity(),
-        )
-        self.plan = wanted.extended(Plan.read(self.common.out), self.common.out)
 
     @classmethod
     def stored(cls, out: Path, table: Mapping[str, Method]) -> Comparison:
@@ -68,34 +50,32 @@ class Comparison:
         """
         plan = Plan.read(out)
         if plan is None:
-            raise ConfigError(f"--out {out}: holds no comparison; run it without --report-only")
+            raise ConfigError(f"--out {out}: no comparison here; run it without --report-only")
         data = {key: value for key, value in plan.common.items() if key in CLIENT_DEFAULTS}
-        values = {key: value for key, value in plan.common.items() if key not in data}
-        return cls(
-            Common(None, values, SimulatedClients(data), out),
-            table,
-            choose_methods(table, plan.methods),
-            plan.seeds,
-            budget=plan.budget,
-            cloud_bytes=plan.cloud_bytes,
-        )
+        settings = {key: value for key, value in plan.common.items() if key not in data}
+        common = CommonSettings(None, settings, SimulatedClients(data), out)
+        # A newer version has more settings, which the plan does not have yet.
+        return cls(common, table, plan.model_copy(update={"common": common.fixed()}))
 
     @property
-    def all_methods(self) -> list[Method]:
+    def methods(self) -> list[Method]:
         """All that the folder was ever asked for, in the table's order."""
         return choose_methods(self.table, self.plan.methods)
 
     def runs(self) -> list[PlannedRun]:
-        """All runs that the folder was ever asked for, as far as their cloud rounds are known.
+        """All runs of which the cloud rounds are known, every method of a seed before the next.
 
         Raises:
             ConfigError: a method's settings are impossible, or a finished run had others.
         """
-        methods = self.all_methods
-        if self.budget == CLOUD_BYTES:
-            methods = [method for method in methods if method.name in self.plan.intervals]
-        methods = [m for m in methods if self.plan.intervals.get(m.name, 1) > 0]
-        runs = plan_runs(self.common, methods, self.plan.seeds, intervals=self.plan.intervals)
+        rounds = self.plan.intervals
+        by_rounds = self.plan.budget == Budget.rounds
+        runs = [
+            plan_run(self.common, method, seed, intervals=rounds.get(method.name))
+            for seed in self.plan.seeds
+            for method in self.methods
+            if by_rounds or rounds.get(method.name)
+        ]
         for run in runs:
             run.check(self.common.clients)
         return runs
@@ -104,65 +84,50 @@ class Comparison:
         """Run all that is missing; returns why runs failed, by name.
 
         Raises:
-            FedPhDError: the number of bytes, or what a cloud round moves, could not be measured.
+            FedPhDError: a run that shows how many cloud rounds fit in the budget failed.
         """
         # Settings that cannot work are refused before anything starts.
-        plan_runs(self.common, self.all_methods, self.plan.seeds)
+        for method in self.methods:
+            plan_run(self.common, method, self.plan.seeds[0])
         self.runs()
         self.plan.write(self.common.out)
         runner = Runner(self.common.clients, self.common.out / LOGS, jobs=jobs, say=say)
-        if self.budget == CLOUD_BYTES:
+        if self.plan.budget == Budget.cloud_bytes:
             self.fit_rounds(runner, stop, say)
-            if stop.is_set():
-                return {}
-        return runner.run(self.runs(), stop)
+        return {} if stop.is_set() else runner.run(self.runs(), stop)
 
     def fit_rounds(self, runner: Runner, stop: threading.Event, say: Say) -> None:
-        """Find the number of bytes, and each method's cloud rounds, and store both."""
-        if self.plan.cloud_bytes is None:
-            (reference,) = choose_methods(self.table, [self.byte_reference])
-            (run,) = plan_runs(self.common, [reference], self.plan.seeds[:1])
-            self._must(runner.run([run], stop), stop)
-            if stop.is_set():
-                return
-            (outcome,) = collect([run], {})
-            self.plan.cloud_bytes = int(outcome.results[0].costs["cloud_bytes"])
-            self.plan.intervals[reference.name] = run.config.schedule.intervals
-            self.plan.write(self.common.out)
-        for method in self.all_methods:
-            if method.name in self.plan.intervals or stop.is_set():
-                continue
-            moved = self.measure(method, runner, stop)
-            if moved is not None:
-                rounds = moved.rounds_within(self.plan.cloud_bytes)
-                self.plan.intervals[method.name] = _least(method, rounds)
-                self.plan.write(self.common.out)
-                say(
-                    f"budget    {method.name}: {self.plan.intervals[method.name]} cloud rounds fit "
-                    f"in {human_bytes(self.plan.cloud_bytes)} "
-                    f"({human_bytes(moved.first)} in the first, {human_bytes(moved.later)} later)"
-                )
+        """Find the number of bytes and each method's cloud rounds, unless known; store both.
 
-    def measure(self, method: Method, runner: Runner, stop: threading.Event) -> RoundBytes | None:
-        """Bytes of a method's cloud rounds, from a run of two with one step each.
-
-        None if ``stop`` was set meanwhile.
+        Returns early once ``stop`` is set; raises FedPhDError if a run that it needs fails.
         """
-        run = self.probe(method)
-        self._must(runner.run([run], stop), stop)
-        if stop.is_set():
-            return None
-        events = [e for e in Tail(run.folder / EVENTS).new_lines() if e["event"] == "interval"]
-        first, both = (int(event["edge_cloud_bytes"]) for event in events)
-        scheduled = run.config.pruning.mode == "scheduled"
-        return RoundBytes(first=first, later=both - first, scheduled=scheduled)
+        plan, seed = self.plan, self.plan.seeds[0]
+        if plan.cloud_bytes is None:
+            (reference,) = choose_methods(self.table, [self.byte_reference])
+            run = plan_run(self.common, reference, seed)
+            if not _completes(run, runner, stop):
+                return
+            plan.cloud_bytes = int(read_result(run).costs["cloud_bytes"])
+            plan.intervals[reference.name] = run.config.schedule.intervals
+            plan.write(self.common.out)
+        for method in self.methods:
+            if method.name in plan.intervals:
+                continue
+            probe = self.byte_probe(method)
+            if not _completes(probe, runner, stop):
+                return
+            moved = probed_bytes(probe)
+            plan.intervals[method.name] = moved.rounds_within(plan.cloud_bytes)
+            plan.write(self.common.out)
+            say(
+                f"budget    {method.name}: {plan.intervals[method.name]} cloud rounds fit in "
+                f"{human_bytes(plan.cloud_bytes)} "
+                f"({human_bytes(moved.first)} in the first, {human_bytes(moved.later)} later)"
+            )
 
-    def probe(self, method: Method) -> PlannedRun:
-        """The run that measures a method's bytes: as little training and sampling as there is."""
-        base, seed = self.common.base(), self.plan.seeds[0]
+    def byte_probe(self, method: Method) -> PlannedRun:
+        """The run that shows what a method sends: as little training and sampling as possible."""
         settings = {
-            **method_settings(method, base, intervals=PROBE_ROUNDS),
-            "seed": seed,
             "training.local_unit": "steps",
             "training.local_amount": 1,
             "evaluation.reference": None,
@@ -171,45 +136,56 @@ class Comparison:
             "evaluation.sampling_steps": 1,
             "evaluation.grid_rows": 1,
         }
-        config = self.common.load(settings)
-        run = PlannedRun(method, seed, config, self.common.out / PROBES / method.name, "probe-")
-        run.check(self.common.clients)
-        return run
-
-    @staticmethod
-    def _must(failed: Mapping[str, str], stop: threading.Event) -> None:
-        if failed and not stop.is_set():
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-            raise FedPhDError(f"the budget cannot be measured: {reasons}")
+        seed = self.plan.seeds[0]
+        run = plan_run(self.common, method, seed, intervals=PROBE_ROUNDS, settings=settings)
+        probe = replace(run, folder=self.common.out / PROBES / method.name, purpose="probe-")
+        probe.check(self.common.clients)
+        return probe
 
     def report(self, failed: Mapping[str, str], *, command: str) -> list[Path]:
-        """Write tables and plots of all finished runs; returns the files."""
-        # Half a second to import, and only needed here.
+        """Write tables and plots of all finished runs; returns the files.
+
+        Args:
+            failed: why runs failed, by name.
+            command: that asked for the report.
+        """
+        # It takes half a second to import, and is only needed here.
         from fedphd.deploy.compare.plots import draw_all
 
         out = self.common.out
         out.mkdir(parents=True, exist_ok=True)
-        outcomes = collect(self.runs(), failed)
-        plots = draw_all(outcomes, out)
-        texts = {
-            out / "table.csv": to_csv(outcomes),
-            out / "table.md": to_markdown(
-                outcomes, self.plan, command=command, plots=plots, left_out=self._left_out()
-            ),
-        }
-        for path, text in texts.items():
-            path.write_text(text, encoding="utf-8")
-        return [*texts, *plots]
+        results = collect(self.runs(), failed)
+        plots = draw_all(results, out)
+        table, report = out / "table.csv", out / "table.md"
+        table.write_text(to_csv(results), encoding="utf-8")
+        text = to_markdown(
+            results, self.plan, command=command, plots=plots, left_out=self._left_out()
+        )
+        report.write_text(text, encoding="utf-8")
+        return [table, report, *plots]
 
     def _left_out(self) -> list[str]:
         """Methods without a run, and why."""
-        if self.budget != CLOUD_BYTES:
+        if self.plan.budget != Budget.cloud_bytes:
             return []
-        reasons = {0: "the budget is too small for it", None: "its bytes are not measured yet"}
-        rounds = {method.name: self.plan.intervals.get(method.name) for method in self.all_methods}
-        return [f"{name}: {reasons[known]}" for name, known in rounds.items() if not known]
+        reasons = {0: "the budget is too small for it", None: "its bytes are not known yet"}
+        rounds = {method.name: self.plan.intervals.get(method.name) for method in self.methods}
+        return [f"{name}: {reasons[number]}" for name, number in rounds.items() if not number]
 
 
-def _least(method: Method, rounds: int) -> int:
-    """A method that prunes half way needs two cloud rounds to run at all."""
-    return 0 if method.settings.get("pruning.mode") == "scheduled" and rounds < 2 else rounds
+def probed_bytes(probe: PlannedRun) -> RoundBytes:
+    """The bytes of a method's cloud rounds, from its finished ``byte_probe``."""
+    events = [e for e in Tail(probe.folder / EVENTS).new_lines() if e["event"] == "interval"]
+    first, both = (int(event["edge_cloud_bytes"]) for event in events)
+    return RoundBytes(first, both - first, prunes_half_way=probe.method.prunes_half_way)
+
+
+def _completes(run: PlannedRun, runner: Runner, stop: threading.Event) -> bool:
+    """Run what the budget depends on; False if ``stop`` was set before it was finished."""
+    failed = runner.run([run], stop)
+    if stop.is_set():
+        return False
+    if failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise FedPhDError(f"cannot tell how many cloud rounds fit in the budget: {reasons}")
+    return True

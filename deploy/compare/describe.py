@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from fedphd.common.config.roles import CloudConfig, load_config
-from fedphd.deploy.compare.budget import Work, method_settings, work_of
-from fedphd.deploy.compare.comparison import CLOUD_BYTES, Comparison
+from fedphd.deploy.compare.budget import Budget, Workload, method_settings
+from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.methods import Method
-from fedphd.deploy.compare.plan import differences, identity, method_config
+from fedphd.deploy.compare.plan import decisive_settings, differences, plan_run
 from fedphd.deploy.launch.render import human_bytes
 from fedphd.deploy.launch.runs import Split
 
@@ -22,18 +22,17 @@ def list_methods(methods: Iterable[Method]) -> Iterator[str]:
             f"{mark} {method.name:<20} {method.title:<36} {method.reference:<18} "
             f"{method.topology}; {settings}"
         )
-    yield "* compared where --methods names none (the comparison of arXiv:2507.06449)"
+    yield "* compared unless --methods names others (the comparison of arXiv:2507.06449)"
 
 
 def describe(comparison: Comparison, split: Split) -> Iterator[str]:
-    """Per method the budget's arithmetic, and the settings that are its own.
+    """What would run: the common settings, and each method's workload and own settings.
 
     Args:
         comparison: what would be run.
         split: how the clients share the data with the first seed.
     """
-    plan, base = comparison.plan, comparison.common.base()
-    methods = comparison.all_methods
+    plan, methods, base = comparison.plan, comparison.methods, comparison.common.base()
     yield (
         f"{len(methods)} methods x seeds {', '.join(map(str, plan.seeds))} = "
         f"{len(methods) * len(plan.seeds)} runs "
@@ -41,40 +40,36 @@ def describe(comparison: Comparison, split: Split) -> Iterator[str]:
     )
     yield f"data of seed {plan.seeds[0]}: {split}"
     usual = load_config(CloudConfig, None, {"preset": base.preset, "pruning.mode": "none"})
-    changed = differences(identity(usual, {}), identity(base, {}))
-    yield f"common settings unlike preset {base.preset}: {changed or 'none'}"
-    yield _budget(comparison)
+    changed = differences(decisive_settings(usual, {}), decisive_settings(base, {}))
+    yield f"common settings that differ from preset {base.preset}: {changed or 'none'}"
+    by_bytes = plan.budget == Budget.cloud_bytes
+    known = plan.cloud_bytes
+    amount = f"what {comparison.byte_reference} moves" if known is None else human_bytes(known)
+    equal = f"bytes over the cloud's links, {amount}" if by_bytes else "local work and cloud rounds"
+    yield f"budget: equal {equal}"
     for method in methods:
         rounds = plan.intervals.get(method.name, base.schedule.intervals)
         yield f"\n{method.title} ({method.name}), {method.reference}"
         if rounds == 0:
             yield "  the budget is too small for it"
             continue
-        if comparison.budget == CLOUD_BYTES and method.name not in plan.intervals:
-            yield "  what a cloud round moves is measured at the start; with the common settings'"
-        seed = plan.seeds[0]
-        config = method_config(comparison.common, base, method, seed=seed, intervals=rounds)
-        yield from _arithmetic(work_of(config, split.sizes))
+        if by_bytes and method.name not in plan.intervals:
+            yield "  cloud rounds: as many as fit in the budget; with the number in the settings:"
+        config = plan_run(comparison.common, method, plan.seeds[0], intervals=rounds).config
+        yield from _arithmetic(config, split.sizes)
         for key, value in method_settings(method, base, intervals=rounds).items():
             yield f"  {key} = {value!r}"
 
 
-def _budget(comparison: Comparison) -> str:
-    if comparison.budget != CLOUD_BYTES:
-        return "budget: equal local work and equal cloud rounds"
-    known = comparison.plan.cloud_bytes
-    amount = f"what {comparison.byte_reference} moves" if known is None else human_bytes(known)
-    return f"budget: equal bytes over the cloud's links, {amount}"
-
-
-def _arithmetic(work: Work) -> Iterator[str]:
-    unit = work.local_unit
+def _arithmetic(config: CloudConfig, sizes: Sequence[int]) -> Iterator[str]:
+    schedule, training, work = config.schedule, config.training, Workload.of(config, sizes)
+    unit = training.local_unit
     yield (
-        f"  {work.cloud_rounds} cloud rounds x {work.rounds_per_cloud_round} training round(s) x "
-        f"{work.participants} clients x {work.local_amount} local {unit} = "
+        f"  {schedule.intervals} cloud rounds x {schedule.edge_rounds} training round(s) x "
+        f"{work.participants} clients x {training.local_amount} local {unit} = "
         f"{work.total_local} local {unit} ({work.local_per_cloud_round} per cloud round)"
     )
     yield (
         f"  about {work.total_steps:.0f} optimiser steps in all, "
-        f"{work.steps_per_visit:.1f} per client and training round"
+        f"{work.steps_per_round:.1f} per client and training round"
     )

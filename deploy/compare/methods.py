@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +12,15 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from fedphd.common.config.data import Section
-from fedphd.common.config.roles import check_id, explain
+from fedphd.common.config.roles import check_id, explain, read_toml
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.config.text import flattened, setting_keys
 from fedphd.common.errors import ConfigError
 
-# What makes a method: where an entry of the table does not set it, it has its plain value.
+# What makes a method: where its entry in the table does not set one of these, plain averaging's
+# value holds.
 _PLAIN = ("objective.method", "exchange.parts")
-# Set for each method or run, so it cannot be common to all.
+# Set for each method or run, so not common to all.
 _OWN = ("topology", "seed", "pruning.mode", "pruning.sparse_rounds", *_PLAIN)
 
 
@@ -36,23 +38,17 @@ class Method(Section):
 
     _name = field_validator("name")(check_id)
 
-    def check_known(self) -> None:
-        """Raise ConfigError for a setting that this version does not have."""
-        known = set(setting_keys())
-        unknown = [key for key in self.settings if key not in known]
-        if unknown:
-            raise ConfigError(
-                f"method {self.name!r} ({self.title}) needs {', '.join(unknown)}: no such setting "
-                "in this version of fedphd; leave the method out (--methods), or correct its "
-                "entry in the table of methods"
-            )
+    @property
+    def prunes_half_way(self) -> bool:
+        """Whether the first half of the cloud rounds trains the dense network."""
+        return self.settings.get("pruning.mode") == "scheduled"
 
 
 def read_methods(path: Path | None = None) -> dict[str, Method]:
     """The table of methods by name.
 
     Args:
-        path: a TOML file with more methods, which may build on the known ones by ``base``.
+        path: a TOML file with more methods, which may build on known ones by ``base``.
 
     Raises:
         ConfigError: the file cannot be read, or an entry is wrong; names it.
@@ -60,46 +56,42 @@ def read_methods(path: Path | None = None) -> dict[str, Method]:
     text = resources.files("fedphd.deploy.compare").joinpath("methods.toml").read_text("utf-8")
     tables: dict[str, Any] = tomllib.loads(text)
     if path is not None:
-        try:
-            more = tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: is not valid TOML: {error}") from error
+        more = read_toml(path, flag="--methods-file")
         if both := sorted(tables.keys() & more.keys()):
-            raise ConfigError(f"{path}: {', '.join(both)}: there is a method of that name already")
+            raise ConfigError(
+                f"{path}: {', '.join(both)}: a method with this name exists already; rename yours"
+            )
         tables |= more
-    return {name: _method(name, tables, ()) for name in tables}
+    methods = {}
+    for name in tables:
+        try:
+            methods[name] = Method.model_validate(_entry(name, tables))
+        except ValidationError as error:
+            raise ConfigError(explain(Method, error, f"method {name!r}")) from error
+    return methods
 
 
-def _method(name: str, tables: Mapping[str, Any], above: tuple[str, ...]) -> Method:
-    try:
-        return Method.model_validate(_entry(name, tables, above))
-    except ValidationError as error:
-        raise ConfigError(explain(Method, error, f"method {name!r}")) from error
-
-
-def _entry(name: str, tables: Mapping[str, Any], above: tuple[str, ...]) -> dict[str, Any]:
-    """The values of an entry, with those of its ``base`` below them."""
+def _entry(name: str, tables: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of an entry on top of those of its ``base``."""
     own = tables.get(name)
     if not isinstance(own, dict):
         raise ConfigError(f"method {name!r}: there is no [{name}]; known: {', '.join(tables)}")
-    base = own.get("base")
+    values = {**own, "name": name}
+    base = values.pop("base", None)
     if base is None:
-        return {**own, "name": name}
+        return values
     if base in (name, *above):
         raise ConfigError(f"method {name!r}: base = {base!r} leads back to itself")
     under = _entry(str(base), tables, (name, *above))
-    rest = {key: value for key, value in own.items() if key != "base"}
     settings = {**under.get("settings", {}), **own.get("settings", {})}
-    return {**under, **rest, "name": name, "settings": settings}
+    return {**under, **values, "settings": settings}
 
 
 def choose_methods(table: Mapping[str, Method], names: Iterable[str] | None) -> list[Method]:
     """The named methods in the table's order; None: those of the paper.
 
     Raises:
-        ConfigError: a name is unknown, or a method needs a setting that is not there.
+        ConfigError: a name is unknown, or a method sets what this version does not have.
     """
     wanted = {name for name, method in table.items() if method.paper} if names is None else {*names}
     if unknown := sorted(wanted - table.keys()):
@@ -107,20 +99,31 @@ def choose_methods(table: Mapping[str, Method], names: Iterable[str] | None) -> 
             f"--methods: {', '.join(unknown)}: unknown; choose among {', '.join(table)}"
         )
     chosen = [method for name, method in table.items() if name in wanted]
+    known = set(setting_keys())
     for method in chosen:
-        method.check_known()
+        if missing := [key for key in method.settings if key not in known]:
+            raise ConfigError(
+                f"method {method.name!r} ({method.title}) needs {', '.join(missing)}: no such "
+                "setting in this version of fedphd; leave the method out (--methods), or correct "
+                "its entry in the table of methods"
+            )
     return chosen
 
 
+@cache
+def default_settings() -> Mapping[str, Any]:
+    """Every dotted setting of a training run, at its default."""
+    return dict(flattened(FederationConfig().model_dump(mode="json")))
+
+
 def plain_settings() -> dict[str, Any]:
-    """What makes a method, at the values of plain averaging, as far as this version has it."""
-    defaults = dict(flattened(FederationConfig().model_dump(mode="json")))
-    return {key: defaults[key] for key in _PLAIN if key in defaults}
+    """The settings that make a method, at plain averaging's values."""
+    return {key: default_settings()[key] for key in _PLAIN}
 
 
-def check_common(values: Iterable[str]) -> None:
-    """Raise ConfigError where ``values``, keys meant for all methods, has what each one sets."""
-    for key in values:
+def check_common(keys: Iterable[str]) -> None:
+    """Raise ConfigError if ``keys``, to be set for all methods, has one that each method sets."""
+    for key in keys:
         if key in _OWN:
             raise ConfigError(
                 f"{key} cannot be set for all methods: each method or run has its own (--methods, "

@@ -1,21 +1,23 @@
-"""Which runs a comparison consists of, and which of them are there already."""
+"""Which runs a comparison consists of, and which of them are finished."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from fedphd.common.config.roles import CloudConfig, load_config, validate
-from fedphd.common.config.run import FederationConfig
+from pydantic import BaseModel, Field, ValidationError
+
+from fedphd.common.config.roles import CloudConfig, explain, load_config, validate
 from fedphd.common.config.text import flattened
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import write_json
 from fedphd.common.history.summary import SUMMARY
-from fedphd.deploy.compare.budget import evaluation_period, method_settings
-from fedphd.deploy.compare.methods import Method
+from fedphd.deploy.compare.budget import Budget, evaluation_period, method_settings
+from fedphd.deploy.compare.methods import Method, default_settings
 from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS
 from fedphd.deploy.launch.runs import SIMULATION
 from fedphd.deploy.simulation.run_config import SimulatedClients
@@ -27,39 +29,39 @@ _MOST_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Common:
+class CommonSettings:
     """What all runs of a comparison share.
 
     Attributes:
-        path: the file of ``--config``.
-        values: dotted settings that win over it.
-        clients: whose data it is.
-        out: folder of the comparison; the runs share its cache of feature classifiers.
+        path: the TOML file of ``--config``, if any.
+        settings: dotted settings that win over it.
+        clients: the clients' data, and their share of the machine.
+        out: folder of the comparison; its runs share one cache of feature classifiers.
     """
 
     path: Path | None
-    values: Mapping[str, Any]
+    settings: Mapping[str, Any]
     clients: SimulatedClients
     out: Path
 
     def base(self) -> CloudConfig:
-        """The common settings; pruning is left to the methods."""
+        """The configuration that the methods change; pruning is left to them."""
         return self.load({"pruning.mode": "none"})
 
-    def load(self, values: Mapping[str, Any]) -> CloudConfig:
-        """The common settings with ``values`` on top; raises ConfigError."""
-        out_dir = str(self.out.resolve())
-        return load_config(CloudConfig, self.path, {**self.values, **values, "out_dir": out_dir})
+    def load(self, settings: Mapping[str, Any]) -> CloudConfig:
+        """The common configuration with ``settings`` on top; raises ConfigError."""
+        own = {**settings, "out_dir": str(self.out.resolve())}
+        return load_config(CloudConfig, self.path, {**self.settings, **own})
 
-    def identity(self) -> dict[str, Any]:
-        """What must not change while a comparison grows; methods and seeds may come along."""
-        shown = identity(self.base(), self.clients.data)
+    def fixed(self) -> dict[str, Any]:
+        """Settings that stay the same while methods and seeds are added to a comparison."""
+        shown = decisive_settings(self.base(), self.clients.data)
         return {key: value for key, value in shown.items() if key not in ("seed", "data.seed")}
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One method with one seed."""
+    """One method with one seed; ``purpose`` marks the name of a run that is not in the report."""
 
     method: Method
     seed: int
@@ -81,66 +83,56 @@ class PlannedRun:
         """Raise ConfigError if a finished run in this folder had other settings; names them."""
         if not self.finished:
             return
-        config = validate(
-            CloudConfig, _read(self.folder / CONFIG), source=str(self.folder / CONFIG)
-        )
-        ran = identity(config, _read(self.folder / SIMULATION).get("clients", {}))
-        wanted = identity(self.config, clients.record(self.config))
-        if found := differences(ran, wanted):
+        stored = self.folder / CONFIG
+        config = validate(CloudConfig, _read(stored), source=str(stored))
+        data = _read(self.folder / SIMULATION).get("clients", {})
+        wanted = decisive_settings(self.config, clients.record(self.config))
+        if found := differences(decisive_settings(config, data), wanted):
             raise ConfigError(
                 f"{self.folder} holds a finished run with other settings: {found}; set them as "
                 "they were, choose another --out, or move the folder away to run it again"
             )
 
 
-def plan_runs(
-    common: Common,
-    methods: Sequence[Method],
-    seeds: Iterable[int],
+def plan_run(
+    common: CommonSettings,
+    method: Method,
+    seed: int,
     *,
-    intervals: Mapping[str, int] | None = None,
-) -> list[PlannedRun]:
-    """All runs, every method of a seed before the next seed.
+    intervals: int | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> PlannedRun:
+    """A run of ``method``.
 
     Args:
-        common: what they share.
-        methods: to compare.
-        seeds: one run of each method for each.
-        intervals: cloud rounds of a method; as in the common settings where it is not named.
+        common: what it shares with the others.
+        method: what it is on top of that.
+        seed: of the weights, of who takes part, of the choices and of the split of the data.
+        intervals: cloud rounds; None: as in the common settings.
+        settings: dotted settings that win over all of these.
 
     Raises:
-        ConfigError: a method's settings are impossible; names the method.
+        ConfigError: the method's settings are impossible; names the method.
     """
     base = common.base()
-    runs = []
-    for seed in seeds:
-        for method in methods:
-            rounds = (intervals or {}).get(method.name, base.schedule.intervals)
-            folder = common.out / method.name / f"seed-{seed}"
-            config = method_config(common, base, method, seed=seed, intervals=rounds)
-            runs.append(PlannedRun(method, seed, config, folder))
-    return runs
-
-
-def method_config(
-    common: Common, base: CloudConfig, method: Method, *, seed: int, intervals: int
-) -> CloudConfig:
-    """The settings of a run; raises ConfigError and names the method."""
-    settings = {
+    intervals = base.schedule.intervals if intervals is None else intervals
+    own = {
         **method_settings(method, base, intervals=intervals),
         "seed": seed,
         "evaluation.every_intervals": evaluation_period(base, intervals=intervals),
+        **settings,
     }
     try:
-        return common.load(settings)
+        config = common.load(own)
     except ConfigError as error:
         raise ConfigError(f"method {method.name!r} ({method.title}): {error}") from error
+    return PlannedRun(method, seed, config, common.out / method.name / f"seed-{seed}")
 
 
-def identity(config: CloudConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+def decisive_settings(config: CloudConfig, data: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted settings that decide a run's numbers: training, evaluation and the clients' data.
 
-    How long a process waits for another, and where files go, do not belong to it.
+    How long processes wait for one another and where files are written are not among them.
     """
     values = config.federation().model_dump(mode="json", exclude={"waits"})
     of_data = {"data.seed" if key == "seed" else key: value for key, value in data.items()}
@@ -149,58 +141,59 @@ def identity(config: CloudConfig, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Dotted settings that differ, as ``key = before, now other``; "" if none does."""
-    keys = sorted(before.keys() | now.keys())
     found = [
-        f"{key} = {before.get(key, _ABSENT)!r}, now {now.get(key, _ABSENT)!r}"
-        for key in keys
-        if before.get(key, _ABSENT) != now.get(key, _ABSENT)
+        f"{key} = {old!r}, now {new!r}"
+        for key in sorted(before.keys() | now.keys())
+        if (old := before.get(key, _ABSENT)) != (new := now.get(key, _ABSENT))
     ]
     more = [f"and {len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
     return "; ".join(found[:_MOST_SHOWN] + more)
 
 
-@dataclass
-class Plan:
-    """What a comparison's folder was ever asked for: nothing asked for drops out of the report.
+class Plan(BaseModel, extra="forbid"):
+    """All that was ever asked for in a comparison's folder, as ``compare.json`` stores it.
 
-    Attributes:
-        budget: "rounds" or "cloud-bytes".
-        cloud_bytes: the number of bytes of the budget "cloud-bytes", once it is known.
-        methods, seeds: asked for so far.
-        intervals: cloud rounds per method where they differ from the common settings.
-        common: what the runs share.
+    A later call adds methods and seeds; the report always covers all of them.
     """
 
-    budget: str
-    cloud_bytes: int | None
+    budget: Budget = Field(description="what every method gets the same amount of")
+    cloud_bytes: int | None = Field(description="bytes of Budget.cloud_bytes, once known")
     methods: list[str]
     seeds: list[int]
-    intervals: dict[str, int]
-    common: dict[str, Any]
+    intervals: dict[str, int] = Field(
+        default_factory=dict, description="cloud rounds by method, where Budget.cloud_bytes sets it"
+    )
+    common: dict[str, Any] = Field(description="CommonSettings.fixed")
 
     @classmethod
     def read(cls, out: Path) -> Plan | None:
-        """The stored plan of ``out``; None if there is none."""
-        return cls(**_read(out / PLAN)) if (out / PLAN).exists() else None
+        """The plan stored in ``out``; None if there is none; raises ConfigError."""
+        path = out / PLAN
+        if not path.exists():
+            return None
+        try:
+            return cls.model_validate(_read(path))
+        except ValidationError as error:
+            raise ConfigError(explain(cls, error, str(path))) from error
 
     def write(self, out: Path) -> None:
         """Store it in ``out``."""
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / PLAN, self.__dict__)
+        write_json(out / PLAN, self.model_dump(mode="json"))
 
-    def extended(self, earlier: Plan | None, out: Path) -> Plan:
-        """This plan and what an earlier one of the same folder asked for.
+    def extending(self, out: Path) -> Plan:
+        """This plan together with the one that ``out`` holds, if any.
 
         Raises:
             ConfigError: the common settings or the budget differ; names them.
         """
+        earlier = Plan.read(out)
         if earlier is None:
             return self
-        before, now = ({"budget": plan.budget, **plan.common} for plan in (earlier, self))
         # Settings that came with a newer version had their defaults before.
-        defaults = dict(flattened(FederationConfig().model_dump(mode="json", exclude={"waits"})))
-        new = {key: value for key, value in defaults.items() if key not in before and key in now}
-        found = differences({**new, **before}, now)
+        new = {key: value for key, value in default_settings().items() if key in self.common}
+        before = {"budget": earlier.budget.value, **new, **earlier.common}
+        found = differences(before, {"budget": self.budget.value, **self.common})
         if earlier.cloud_bytes and self.cloud_bytes and earlier.cloud_bytes != self.cloud_bytes:
             found = f"cloud bytes = {earlier.cloud_bytes}, now {self.cloud_bytes}; {found}"
         if found:
@@ -208,14 +201,13 @@ class Plan:
                 f"{out} holds a comparison with other settings: {found}; set them as they were, "
                 "or choose another --out"
             )
-        return Plan(
-            budget=self.budget,
-            cloud_bytes=self.cloud_bytes or earlier.cloud_bytes,
-            methods=list(dict.fromkeys([*earlier.methods, *self.methods])),
-            seeds=sorted({*earlier.seeds, *self.seeds}),
-            intervals={**earlier.intervals, **self.intervals},
-            common=self.common,
-        )
+        together = {
+            "cloud_bytes": self.cloud_bytes or earlier.cloud_bytes,
+            "methods": list(dict.fromkeys([*earlier.methods, *self.methods])),
+            "seeds": sorted({*earlier.seeds, *self.seeds}),
+            "intervals": earlier.intervals,
+        }
+        return self.model_copy(update=together)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from fedphd.deploy.compare.results import Outcome, Point, mean_and_spread
+from fedphd.deploy.compare.results import CurvePoint, MethodResults, mean_and_spread
 
 SAMPLES = "samples.png"
-_AXES: dict[str, tuple[str, Callable[[Point], float]]] = {
+_AXES: dict[str, tuple[str, Callable[[CurvePoint], float]]] = {
     "rounds": ("cloud rounds", lambda point: float(point.cloud_rounds)),
     "cloud-bytes": ("bytes over the cloud's links", lambda point: float(point.cloud_bytes)),
     "compute": ("training FLOPs of all clients", lambda point: point.training_flops),
@@ -24,53 +25,48 @@ _INCHES = (7.0, 4.5)
 _DPI = 120
 
 
-def draw_all(outcomes: Sequence[Outcome], out: Path) -> list[Path]:
+def draw_all(every: Sequence[MethodResults], out: Path) -> list[Path]:
     """Draw what the results allow into ``out``; returns the files.
 
     Without distances there are no curves, without finished runs no samples.
     """
-    curves = [out / f"quality-{kind}.png" for kind in _AXES]
-    drawn = [path for path, kind in zip(curves, _AXES, strict=True) if _curve(outcomes, kind, path)]
+    curves = [path for kind in _AXES if _curves(every, kind, path := out / f"quality-{kind}.png")]
     grids = out / "sample-grids.png"
-    return [*drawn, *([grids] if _grids(outcomes, grids) else [])]
+    return [*curves, *([grids] if _grids(every, grids) else [])]
 
 
 def mean_curve(
-    outcome: Outcome, horizontal: Callable[[Point], float]
+    results: MethodResults, horizontal: Callable[[CurvePoint], float]
 ) -> list[tuple[float, float, float]]:
     """(mean x, mean distance, its spread or 0) per evaluation that all runs of a method have."""
-    by_round: dict[int, list[Point]] = {}
-    for result in outcome.results:
-        for point in result.curve:
+    by_round: dict[int, list[tuple[float, float]]] = {}
+    for run in results.runs:
+        for point in run.curve:
             if point.distance is not None:
-                by_round.setdefault(point.cloud_rounds, []).append(point)
+                pair = (horizontal(point), point.distance)
+                by_round.setdefault(point.cloud_rounds, []).append(pair)
     curve = []
-    for _, points in sorted(by_round.items()):
-        if len(points) == len(outcome.results):
-            mean, spread = mean_and_spread([float(p.distance or 0.0) for p in points])
-            x, _ = mean_and_spread([horizontal(point) for point in points])
-            curve.append((x, mean, spread or 0.0))
+    for _, pairs in sorted(by_round.items()):
+        if len(pairs) == len(results.runs):
+            x, distances = zip(*pairs, strict=True)
+            mean, spread = mean_and_spread(distances)
+            curve.append((mean_and_spread(x)[0], mean, spread or 0.0))
     return curve
 
 
-def _curve(outcomes: Sequence[Outcome], kind: str, path: Path) -> bool:
+def _curves(every: Sequence[MethodResults], kind: str, path: Path) -> bool:
+    """A line per method; False if none has a distance."""
     label, horizontal = _AXES[kind]
     figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
-    drawn = False
-    for number, outcome in enumerate(outcomes):
-        curve = mean_curve(outcome, horizontal)
-        if not curve:
-            continue
-        drawn = True
-        x, mean, spread = (np.array(column) for column in zip(*curve, strict=True))
-        seeds = len(outcome.results)
-        (line,) = axes.plot(
-            x, mean, marker=_MARKERS[number % len(_MARKERS)],
-            label=f"{outcome.title} ({seeds} seed{'s' if seeds > 1 else ''})",
-        )  # fmt: skip
-        axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.15)
-    if not drawn:
+    for results, marker in zip(every, cycle(_MARKERS), strict=False):
+        if curve := mean_curve(results, horizontal):
+            x, mean, spread = np.array(curve).T
+            seeds = len(results.runs)
+            name = f"{results.method.title} ({seeds} seed{'s' if seeds > 1 else ''})"
+            (line,) = axes.plot(x, mean, marker=marker, label=name)
+            axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.15)
+    if not axes.lines:
         return False
     axes.set_xlabel(label)
     axes.set_ylabel("Frechet distance (EMA), log scale")
@@ -83,28 +79,25 @@ def _curve(outcomes: Sequence[Outcome], kind: str, path: Path) -> bool:
     return True
 
 
-def _grids(outcomes: Sequence[Outcome], path: Path) -> bool:
-    """The final samples: a row per method, a column per seed."""
-    seeds = sorted({result.seed for outcome in outcomes for result in outcome.results})
-    rows = [outcome for outcome in outcomes if outcome.results]
+def _grids(every: Sequence[MethodResults], path: Path) -> bool:
+    """The final samples: a row per method, a column per seed; False without a finished run."""
+    rows = [results for results in every if results.runs]
     if not rows:
         return False
-    figure = Figure(
-        figsize=(3.0 * len(seeds) + 0.5, 3.2 * len(rows)), dpi=_DPI, layout="constrained"
-    )
+    seeds = sorted({run.seed for results in rows for run in results.runs})
+    size = (3.0 * len(seeds) + 0.5, 3.2 * len(rows))
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     places = figure.subplots(len(rows), len(seeds), squeeze=False)
-    for outcome, row in zip(rows, places, strict=True):
-        by_seed = {result.seed: result for result in outcome.results}
+    for results, row in zip(rows, places, strict=True):
+        files = {run.seed: run.folder / SAMPLES for run in results.runs}
         for seed, axes in zip(seeds, row, strict=True):
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.set_title(f"{outcome.title}, seed {seed}", fontsize="small")
-            result = by_seed.get(seed)
-            file = result.folder / SAMPLES if result else None
-            if file is None or not file.exists():
+            axes.set_title(f"{results.method.title}, seed {seed}", fontsize="small")
+            if seed not in files or not files[seed].exists():
                 axes.text(0.5, 0.5, "missing", ha="center", va="center")
                 continue
-            with Image.open(file) as picture:
+            with Image.open(files[seed]) as picture:
                 axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
     _save(figure, path)
     return True

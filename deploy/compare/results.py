@@ -1,4 +1,4 @@
-"""What finished runs came to, read from their folders."""
+"""Results of finished runs, read from their folders."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from fedphd.common.config.text import flattened
 from fedphd.common.errors import FedPhDError
 from fedphd.common.history.events import Tail
 from fedphd.common.history.summary import SUMMARY
+from fedphd.deploy.compare.methods import Method
 from fedphd.deploy.compare.plan import PlannedRun
 from fedphd.deploy.launch.runs import EVENTS, SIMULATION
 
 DISTANCE = "frechet_distance"
-# Of an evaluation neither what it found nor how it was done.
+# The method that the others are compared with.
+REFERENCE = "fedavg"
+# Parts of an evaluation that say neither how good the samples are nor how that was measured.
 _ASIDE = ("interval", "seconds", "least_class", "raw.least_class")
 
 
 @dataclass(frozen=True)
-class Point:
-    """An evaluation on the way, and what had been spent by then.
+class CurvePoint:
+    """One evaluation during a run, and what had been spent by then.
 
     Attributes:
         cloud_rounds: finished cloud rounds.
-        cloud_bytes: moved over the cloud's links.
-        training_flops: of all clients together, see ``training_flops``.
+        cloud_bytes: bytes moved over the cloud's links.
+        training_flops: of all clients together, see ``spent_flops``.
         distance: Frechet distance; None without reference data.
     """
 
@@ -41,16 +44,16 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """One finished run.
 
     Attributes:
         seed: of the run.
-        folder: where it lies.
+        folder: of the run.
         quality: every real number of the last evaluation, nested ones with dotted names.
         costs: parameters, MACs, bytes, FLOPs and seconds.
-        curve: the evaluations.
-        protocol: its texts and whole numbers: features, samples, steps and the like.
+        curve: all evaluations.
+        protocol: how the last one was made: features, number of samples, steps and the like.
         origin: version, commit and machine that the run recorded.
         partition: name of the clients' split of the data, if the run recorded it.
     """
@@ -59,67 +62,70 @@ class Result:
     folder: Path
     quality: dict[str, float]
     costs: dict[str, float]
-    curve: list[Point]
+    curve: list[CurvePoint]
     protocol: dict[str, Any]
     origin: dict[str, str]
     partition: str | None = None
 
 
 @dataclass
-class Outcome:
-    """All runs of one method."""
+class MethodResults:
+    """All runs of one method.
 
-    name: str
-    title: str
-    reference: str
+    Attributes:
+        method: the method.
+        config: of one of its runs; the others differ by their seeds only.
+        runs: the finished ones.
+        missing: why the others are missing, by seed.
+    """
+
+    method: Method
     config: CloudConfig
-    results: list[Result] = field(default_factory=list)
+    runs: list[RunResult] = field(default_factory=list)
     missing: dict[int, str] = field(default_factory=dict)
 
-    def values(self, name: str) -> list[float]:
-        """A measured quantity, or a cost, of every run that has it, by seed."""
-        return list(self.by_seed(name).values())
-
     def by_seed(self, name: str) -> dict[int, float]:
-        """The same, by seed."""
-        every = {r.seed: {**r.costs, **r.quality}.get(name) for r in self.results}
+        """A quality or a cost by name, of every run that has it."""
+        every = {r.seed: {**r.costs, **r.quality}.get(name) for r in self.runs}
         return {seed: float(value) for seed, value in every.items() if value is not None}
 
+    def mean_and_spread(self, name: str) -> tuple[float | None, float | None]:
+        """Of the values in ``by_seed``; None for what the runs do not have."""
+        values = list(self.by_seed(name).values())
+        return mean_and_spread(values) if values else (None, None)
 
-def collect(runs: Iterable[PlannedRun], failed: Mapping[str, str]) -> list[Outcome]:
-    """The results per method, in the runs' order.
+
+def collect(runs: Iterable[PlannedRun], failed: Mapping[str, str]) -> list[MethodResults]:
+    """The results by method, in the runs' order.
 
     Args:
         runs: all that are planned.
-        failed: why runs are missing, by name.
+        failed: why runs failed, by name.
 
     Raises:
         FedPhDError: a finished run's files cannot be read; names the folder.
     """
-    outcomes: dict[str, Outcome] = {}
+    found: dict[str, MethodResults] = {}
     for run in runs:
-        method = run.method
-        outcome = outcomes.setdefault(
-            method.name, Outcome(method.name, method.title, method.reference, run.config)
-        )
+        results = found.setdefault(run.method.name, MethodResults(run.method, run.config))
         if run.finished:
-            outcome.results.append(read_result(run))
+            results.runs.append(read_result(run))
         else:
-            outcome.missing[run.seed] = failed.get(run.name, "not run yet")
-    return list(outcomes.values())
+            results.missing[run.seed] = failed.get(run.name, "not run yet")
+    return list(found.values())
 
 
-def read_result(run: PlannedRun) -> Result:
-    """A finished run; raises FedPhDError if its files are not what a run leaves."""
+def read_result(run: PlannedRun) -> RunResult:
+    """A finished run; raises FedPhDError if its files are incomplete or damaged."""
     try:
         summary = json.loads((run.folder / SUMMARY).read_text("utf-8"))
         simulation = json.loads((run.folder / SIMULATION).read_text("utf-8"))
         events = list(Tail(run.folder / EVENTS).new_lines())
         curve = read_curve(events, summary["evaluations"])
         evaluation = dict(flattened(summary["evaluation"]))
-        said = {key: value for key, value in evaluation.items() if key not in _ASIDE}
-        quality = {key: value for key, value in said.items() if isinstance(value, float)}
-        protocol = {key: value for key, value in said.items() if isinstance(value, int | str)}
+        parts = {key: value for key, value in evaluation.items() if key not in _ASIDE}
+        quality = {key: value for key, value in parts.items() if isinstance(value, float)}
+        protocol = {key: value for key, value in parts.items() if isinstance(value, int | str)}
         costs = {
             "parameters": float(summary["parameters"]["after"]),
             "macs": float(summary["macs"]["after"]),
@@ -129,7 +135,7 @@ def read_result(run: PlannedRun) -> Result:
             "seconds": float(summary["seconds"]["total"]),
         }
         partition = summary.get("partition")
-        return Result(
+        return RunResult(
             seed=run.seed,
             folder=run.folder,
             quality=quality,
@@ -141,7 +147,7 @@ def read_result(run: PlannedRun) -> Result:
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise FedPhDError(
-            f"{run.folder} is not what a finished run leaves ({type(error).__name__}: {error}); "
+            f"{run.folder}: not a complete finished run ({type(error).__name__}: {error}); "
             "move the folder away to run it again"
         ) from error
 
@@ -153,14 +159,14 @@ def spent_flops(events: Iterable[Mapping[str, Any]]) -> float:
 
 def read_curve(
     events: Sequence[Mapping[str, Any]], evaluations: Iterable[Mapping[str, Any]]
-) -> list[Point]:
-    """The evaluations of a run with what was spent before each."""
+) -> list[CurvePoint]:
+    """The evaluations of a run, with what had been spent by each."""
     intervals = [event for event in events if event["event"] == "interval"]
     points = []
     for evaluation in evaluations:
         before = [event for event in intervals if event["interval"] <= evaluation["interval"]]
         points.append(
-            Point(
+            CurvePoint(
                 cloud_rounds=evaluation["interval"],
                 cloud_bytes=before[-1]["edge_cloud_bytes"] if before else 0,
                 training_flops=spent_flops(before),
@@ -176,12 +182,18 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), spread
 
 
-def relative_to(outcome: Outcome, reference: Outcome, name: str) -> float | None:
-    """How far a mean lies from the reference's, over the seeds that both have, as a share.
+def relative(
+    results: MethodResults, every: Iterable[MethodResults], name: str = DISTANCE
+) -> float | None:
+    """How far a method's mean lies from that of ``REFERENCE``, as a share of it.
 
-    None if no seed has both, or the reference's mean is 0.
+    Over the seeds that both have. None for the reference itself, without it or a seed in common,
+    or if its mean is 0.
     """
-    ours, theirs = outcome.by_seed(name), reference.by_seed(name)
-    seeds = sorted(set(ours) & set(theirs))
+    reference = next((other for other in every if other.method.name == REFERENCE), None)
+    if reference is None or results is reference:
+        return None
+    ours, theirs = results.by_seed(name), reference.by_seed(name)
+    seeds = sorted(ours.keys() & theirs.keys())
     base = math.fsum(theirs[seed] for seed in seeds)
     return math.fsum(ours[seed] for seed in seeds) / base - 1 if base else None

@@ -1,4 +1,4 @@
-"""Runs what is planned: each run a process ``fedphd simulate`` of its own, some at a time."""
+"""Executes planned runs, each as a ``fedphd simulate`` process, a few at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fedphd.common.config.text import write_config
-from fedphd.common.events import Verdict, read_verdict
+from fedphd.common.events import read_verdict
+from fedphd.common.history.events import Tail
 from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.compare.plan import PlannedRun
 from fedphd.deploy.launch.render import human_bytes, human_seconds
@@ -26,7 +29,7 @@ from fedphd.deploy.launch.superlink import die_with_parent, last_line
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 POLL_S = 0.2
-# `fedphd simulate` ends all that it started within this time.
+# Within this time `fedphd simulate` ends everything that it started.
 STOP_S = 15.0
 REQUEST = "request.toml"
 
@@ -41,13 +44,13 @@ class Started:
 
 
 class Runner:
-    """Starts planned runs in order and tells how they end.
+    """Starts planned runs in order and reports how they end.
 
     Args:
-        clients: whose data it is.
+        clients: their data, and their share of the machine.
         logs: folder for what the runs print.
         jobs: runs at a time.
-        say: gets a line per start and per end.
+        say: receives a line per start and per end.
     """
 
     def __init__(self, clients: SimulatedClients, logs: Path, *, jobs: int, say: Say) -> None:
@@ -78,13 +81,17 @@ class Runner:
         return self._failed
 
     def _may_start(self, runs: Sequence[PlannedRun]) -> bool:
-        """A place is free, and the shared feature classifier is there or is nobody's work.
+        """Whether a place is free, and no process is still training the feature classifier.
 
-        Two processes that train it at the same time need not get the same one.
+        The runs share it, and two processes that train it at the same time may get different ones.
         """
-        if len(self._running) >= self._jobs:
-            return False
-        return not self._running or any(_has_evaluated(run.folder) for run in runs)
+        if not self._running:
+            return True
+        return len(self._running) < self._jobs and any(
+            event["event"] == "evaluated"
+            for run in runs
+            for event in Tail(run.folder / EVENTS).new_lines()
+        )
 
     def _start(self, run: PlannedRun) -> Started:
         set_aside(run.folder)
@@ -105,7 +112,7 @@ class Runner:
         return Started(run, process, log)
 
     def arguments(self, run: PlannedRun) -> list[str]:
-        """``simulate`` and its flags; the settings go into a file in the run's folder."""
+        """``simulate`` and its flags; the configuration goes into a file in the run's folder."""
         config = write_config(run.folder / REQUEST, run.config.model_dump(mode="json"))
         clients = self._clients
         arguments = ["simulate", *config, "--run-dir", str(run.folder)]
@@ -124,7 +131,7 @@ class Runner:
                 self._say(f"FAILED    {run.name}: {self._failed[run.name]}")
 
     def _end(self) -> None:
-        """End what still runs, and what it would leave."""
+        """End the processes that still run, and their children."""
         for started in self._running:
             if started.process.poll() is None:
                 started.process.send_signal(signal.SIGTERM)
@@ -139,14 +146,10 @@ class Runner:
 
 def set_aside(folder: Path) -> None:
     """Move what a failed or interrupted run left to ``<folder>.failed``, ``.failed-2``, ..."""
-    if not (folder / EVENTS).exists():
-        return
-    for number in range(1, 1000):
-        suffix = ".failed" if number == 1 else f".failed-{number}"
-        aside = folder.with_name(folder.name + suffix)
-        if not aside.exists():
-            folder.rename(aside)
-            return
+    if (folder / EVENTS).exists():
+        suffixes = chain([".failed"], (f".failed-{number}" for number in count(2)))
+        names = (folder.with_name(folder.name + suffix) for suffix in suffixes)
+        folder.rename(next(name for name in names if not name.exists()))
 
 
 def finished_line(run: PlannedRun, runs: Sequence[PlannedRun], *, jobs: int) -> str:
@@ -167,34 +170,24 @@ def finished_line(run: PlannedRun, runs: Sequence[PlannedRun], *, jobs: int) -> 
 
 
 def time_left_s(done: Sequence[PlannedRun], left: Sequence[PlannedRun], *, jobs: int) -> float:
-    """Seconds for ``left``, by the mean of each method's finished runs, else of all."""
-    took: dict[str, list[float]] = {}
-    for run in done:
-        took.setdefault(run.method.name, []).append(float(_summary(run)["seconds"]["total"]))
-    every = [seconds for runs in took.values() for seconds in runs]
+    """Seconds for ``left``, from the mean of each method's finished runs, else of all."""
+    took = [(run.method.name, float(_summary(run)["seconds"]["total"])) for run in done]
     total = 0.0
     for run in left:
-        known = took.get(run.method.name, every)
-        total += sum(known) / len(known)
+        same = [seconds for name, seconds in took if name == run.method.name]
+        total += fmean(same or [seconds for _, seconds in took])
     return total / min(jobs, len(left))
 
 
 def why_failed(log: Path, run: PlannedRun, code: int) -> str:
-    """The run's own verdict, else the last that it printed."""
-    verdict: Verdict | None = read_verdict(run.folder / VERDICT)
+    """The message of the run's own verdict, else the last line that it printed."""
+    verdict = read_verdict(run.folder / VERDICT)
     if verdict is not None and verdict.exit_code:
         return verdict.message
-    said = last_line(log.read_text("utf-8", "replace")).removeprefix("fedphd: ")
-    return f"exit code {code}: {said}"
+    printed = last_line(log.read_text("utf-8", "replace")).removeprefix("fedphd: ")
+    return f"exit code {code}: {printed}"
 
 
 def _summary(run: PlannedRun) -> Mapping[str, Any]:
     summary: Mapping[str, Any] = json.loads((run.folder / SUMMARY).read_text("utf-8"))
     return summary
-
-
-def _has_evaluated(folder: Path) -> bool:
-    try:
-        return '"event": "evaluated"' in (folder / EVENTS).read_text("utf-8")
-    except OSError:
-        return False

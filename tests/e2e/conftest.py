@@ -1,4 +1,4 @@
-"""Processes that end with their test."""
+"""Processes that end with their test, and a finished run that several tests compare with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import Processes
+from support.same import Outcome, run
 
 
 @pytest.fixture
@@ -14,3 +15,10 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     """Starts programs in ``tmp_path``; nothing of them is left when the test ends."""
     with Processes(tmp_path) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def local_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """``fedphd local`` with the settings of ``support/same.py``."""
+    with Processes(tmp_path_factory.mktemp("local-run")) as started:
+        return run(started, "local", "run")

@@ -11,28 +11,24 @@ from pathlib import Path
 import pytest
 from support.certificates import write_certificates
 from support.processes import Processes
-from support.tiny import CLASSES_PER_CLIENT, TINY, flags
-
-SETTINGS = {**TINY, "schedule.intervals": 2, "schedule.edge_rounds": 1, "pruning.sparse_rounds": 1}
+from support.same import Outcome, assert_same, finish, start
 
 
-def test_federation_runs_over_tls_on_every_link(tmp_path: Path) -> None:
-    certificates = write_certificates(tmp_path)
-    with Processes(tmp_path) as processes:
-        program = processes.start(
-            "local", "--edges", "1", "--clients", "2",
-            "--classes-per-client", str(CLASSES_PER_CLIENT + 1), "--run-dir", "run",
-            *flags({**SETTINGS, **certificates}),
-        )  # fmt: skip
-        program.wait_line(r"^edge-0 +client-1 joined")
-        for role in ("cloud", "edge-0"):
-            config = tomllib.loads((tmp_path / f"run/state/{role}.toml").read_text("utf-8"))
-            host, _, port = config["superlink"]["address"].rpartition(":")
-            assert_speaks_tls_only(host, int(port), tmp_path / "ca.pem")
-        assert program.wait_exit() == 0, program.text
-        processes.wait_gone()
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
-    assert summary["client_rounds"] == 2 * 2
+def test_processes_repeat_to_the_bit_with_tls_on_every_link(
+    local_run: Outcome, processes: Processes, tmp_path: Path
+) -> None:
+    """The second run of processes has all settings of the first, and encrypted links."""
+    program = start(processes, "local", "run", **write_certificates(tmp_path))
+    for edge in ("edge-0", "edge-1"):
+        program.wait_line(rf"^{edge} +client-1 joined")
+    for role in ("cloud", "edge-0", "edge-1"):
+        config = tomllib.loads((tmp_path / f"run/state/{role}.toml").read_text("utf-8"))
+        host, _, port = config["superlink"]["address"].rpartition(":")
+        assert_speaks_tls_only(host, int(port), tmp_path / "ca.pem")
+    assert_same(local_run, finish(processes, program, "run"))
+    summary = json.loads((tmp_path / "run/summary.json").read_text("utf-8"))
+    # Two clients in each of two edge rounds of two intervals.
+    assert summary["client_rounds"] == 2 * 2 * 2
 
 
 def assert_speaks_tls_only(host: str, port: int, authority: Path) -> None:

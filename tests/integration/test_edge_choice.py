@@ -10,20 +10,17 @@ from typing import Any, get_args
 import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
-from support.federation import FIRST_CLIENT, TINY, Federation, one_at_a_time
+from support.federation import FIRST_CLIENT, TINY, Federation, one_at_a_time, run_simulated
 from support.memory import Handler, MemoryGrid
 
 from fedphd.client.app import ClientRuntime, build_app
 from fedphd.client.resident import OfferBoard
-from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
+from fedphd.common.config.roles import ClientConfig
 from fedphd.common.config.run import SelectionPolicy
-from fedphd.common.events import EventLog
 from fedphd.common.rng import sample_participants
 from fedphd.common.wire.messages import TRAIN, TrainTask
 from fedphd.common.wire.offers import CHOOSE, Choose
 from fedphd.common.wire.records import read_payload
-from fedphd.deploy.simulation.virtual_edges import grid_of_edges
-from fedphd.server.app import main
 
 NUM_CLIENTS, PARTS, EDGES = 5, 60, {"edge-0", "edge-1"}
 # Images of the first clients when the digits are cut into so many parts.
@@ -60,16 +57,7 @@ def simulate(folder: Path, *, train_s: float = 0.0, **overrides: Any) -> MemoryG
     """A run over two virtual edges; the grid tells what was sent."""
     nodes = {FIRST_CLIENT + n: node(n, train_s=train_s) for n in range(NUM_CLIENTS)}
     grid = MemoryGrid(nodes, threaded=True)
-    values = {**SHORT, "out_dir": str(folder)} | overrides
-    config = load_config(CloudConfig, None, values)
-    log = EventLog(folder / "metrics.jsonl", role="cloud", node="cloud")
-    threads = torch.get_num_threads()
-    try:
-        edges = grid_of_edges(grid, config, log, simulated=True)
-        assert main(edges, config, log, folder, simulated=True).exit_code == 0
-    finally:
-        torch.set_num_threads(threads)
-        log.close()
+    run_simulated(grid, folder, {**SHORT, **overrides})
     return grid
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
-from support.federation import FIRST_CLIENT, TINY
+from support.federation import FIRST_CLIENT, TINY, run_simulated
 from support.memory import Handler, MemoryGrid
 from support.training import train_task
 
@@ -23,9 +23,8 @@ from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.steps import validation_loss
 from fedphd.client.stores import ContextStore, FileStore, StateStore
 from fedphd.client.trainer import ClientImages, Trainer
-from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
+from fedphd.common.config.roles import ClientConfig, CloudConfig
 from fedphd.common.data.images import LabelledImages
-from fedphd.common.events import EventLog
 from fedphd.common.rng import generator, sample_participants
 from fedphd.common.unet.checkpoint import load_checkpoint
 from fedphd.common.unet.layout import TensorLayout
@@ -34,8 +33,6 @@ from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire.messages import TRAIN, TrainTask
 from fedphd.common.wire.offers import CHOOSE, Choose
 from fedphd.common.wire.records import read_payload, read_variate
-from fedphd.deploy.simulation.virtual_edges import grid_of_edges
-from fedphd.server.app import main
 
 NUM_CLIENTS, PARTS = 3, 40
 IDENTITY: dict[str, Any] = {
@@ -87,16 +84,7 @@ def clients(state_of: StateOf = lambda context: None, **data: Any) -> MemoryGrid
 
 
 def run(grid: MemoryGrid, folder: Path, overrides: dict[str, Any]) -> CloudConfig:
-    config = load_config(CloudConfig, None, {**TINY, "out_dir": str(folder), **overrides})
-    log = EventLog(folder / "metrics.jsonl", role="cloud", node="cloud")
-    threads = torch.get_num_threads()
-    try:
-        edges = grid_of_edges(grid, config, log, simulated=True)
-        assert main(edges, config, log, folder, simulated=True).exit_code == 0
-    finally:
-        torch.set_num_threads(threads)
-        log.close()
-    return config
+    return run_simulated(grid, folder, {**TINY, **overrides})
 
 
 def final_weights(folder: Path) -> torch.Tensor:

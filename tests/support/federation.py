@@ -158,6 +158,20 @@ class Federation:
         return [read_payload(m, TrainTask) for grid in self.edge_grids for m in trainings(grid)]
 
 
+def run_simulated(grid: MemoryGrid, folder: Path, overrides: dict[str, Any]) -> CloudConfig:
+    """A successful run over virtual edges, whose clients are the nodes of ``grid``."""
+    config = load_config(CloudConfig, None, {"out_dir": str(folder), **overrides})
+    log = EventLog(folder / "metrics.jsonl", role="cloud", node="cloud")
+    threads = torch.get_num_threads()
+    try:
+        edges = grid_of_edges(grid, config, log, simulated=True)
+        assert main(edges, config, log, folder, simulated=True).exit_code == 0
+    finally:
+        torch.set_num_threads(threads)
+        log.close()
+    return config
+
+
 def trainings(grid: MemoryGrid) -> list[Message]:
     """Training messages that went over ``grid``."""
     return [m for m in grid.pushed if m.metadata.message_type == TRAIN]

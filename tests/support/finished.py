@@ -1,8 +1,9 @@
-"""Folders of finished runs, written by the cloud's own report from figures that a test gives."""
+"""Comparisons, and folders of finished runs as the cloud would leave them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -11,13 +12,17 @@ from fedphd.common.history.evaluation import Protocol, Quality
 from fedphd.common.quality.evaluation import Evaluation
 from fedphd.common.unet.costs import Costs
 from fedphd.common.wire.traffic import Traffic
-from fedphd.deploy.compare.plan import PlannedRun
+from fedphd.deploy.compare.budget import Budget
+from fedphd.deploy.compare.comparison import Comparison
+from fedphd.deploy.compare.methods import read_methods
+from fedphd.deploy.compare.plan import CommonSettings, Plan, PlannedRun, plan_run
 from fedphd.deploy.launch.runs import EVENTS, SIMULATION
 from fedphd.deploy.simulation.run_config import SimulatedClients
 from fedphd.server.report import Report
 from fedphd.server.strategy import IntervalStats
 
 ORIGIN = {"fedphd_version": "9.9", "commit": "abc123", "machine": "a test's"}
+METHODS = read_methods()
 
 
 def write_finished(
@@ -63,6 +68,22 @@ def write_finished(
     report.summary(seconds)
     report.close()
     events.close()
+
+
+def planned(common: CommonSettings, seeds: Sequence[int] = (0, 1)) -> list[PlannedRun]:
+    """Runs of FedAvg and FedPhD, a seed's before the next one's."""
+    return [
+        plan_run(common, METHODS[name], seed) for seed in seeds for name in ("fedavg", "fedphd")
+    ]
+
+
+def comparison(
+    common: CommonSettings, methods: Sequence[str], seeds: Sequence[int], **budget: Any
+) -> Comparison:
+    """A comparison by rounds, or as ``budget`` has the fields of ``Plan``."""
+    asked = {"budget": Budget.rounds, "cloud_bytes": None, **budget}
+    plan = Plan(methods=[*methods], seeds=[*seeds], common=common.fixed(), **asked)
+    return Comparison(common, METHODS, plan.extending(common.out))
 
 
 def evaluation(distance: float | None, brightness: int) -> Evaluation:

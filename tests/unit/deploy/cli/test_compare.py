@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-
-def compare(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fedphd.deploy.cli", "compare", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"},
-    )
+from support.command import fedphd
 
 
 def test_list_names_methods_and_where_they_are_described(tmp_path: Path) -> None:
-    done = compare("--list", cwd=tmp_path)
+    done = fedphd("compare", "--list", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "* fedphd_os " in done.stdout
     assert "  fedphd_dense " in done.stdout
@@ -33,7 +19,7 @@ def test_list_names_methods_and_where_they_are_described(tmp_path: Path) -> None
 def test_dry_run_prints_the_arithmetic_and_starts_nothing(tmp_path: Path) -> None:
     flags = ["--clients", "20", "--set", "schedule.participation=0.4"]
     flags += ["--set", "training.local_amount=1", "--set", "schedule.intervals=10"]
-    done = compare("--dry-run", "--methods", "fedavg,fedphd", *flags, cwd=tmp_path)
+    done = fedphd("compare", "--dry-run", "--methods", "fedavg,fedphd", *flags, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     work = "local epochs = 400 local epochs (40 per cloud round)"
     assert f"10 cloud rounds x 1 training round(s) x 8 clients x 5 {work}" in done.stdout
@@ -53,13 +39,13 @@ def test_dry_run_prints_the_arithmetic_and_starts_nothing(tmp_path: Path) -> Non
         (["--set", "pruning.mode=none"], "pruning.mode cannot be set for all methods"),
         (["--set", "training.batch_size=0"], "training.batch_size = 0: input should be"),
         (["--data", "/no/data"], "source = '/no/data': no such file or folder"),
-        (["--report-only"], "--out runs/compare: holds no comparison; run it without"),
+        (["--report-only"], "--out runs/compare: no comparison here; run it without"),
     ],
 )
 def test_wrong_words_exit_2_before_anything_starts(
     arguments: list[str], text: str, tmp_path: Path
 ) -> None:
-    done = compare("--methods", "fedavg", *arguments, cwd=tmp_path)
+    done = fedphd("compare", "--methods", "fedavg", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert text in done.stderr
     assert "Traceback" not in done.stderr
@@ -68,13 +54,13 @@ def test_wrong_words_exit_2_before_anything_starts(
 
 def test_folder_that_cannot_be_made_is_a_start_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = compare("--methods", "fedavg", "--out", "file/x", cwd=tmp_path)
+    done = fedphd("compare", "--methods", "fedavg", "--out", "file/x", cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr.startswith("fedphd: --out = file/x: cannot be created: Not a directory; ")
 
 
 def test_help_explains_every_flag(tmp_path: Path) -> None:
-    text = " ".join(compare("--help", cwd=tmp_path).stdout.split())
+    text = " ".join(fedphd("compare", "--help", cwd=tmp_path).stdout.split())
     for flag in ("--out", "--methods", "--seeds", "--budget", "--cloud-bytes", "--jobs", "--list",
                  "--dry-run", "--report-only", "--byte-reference", "--methods-file"):  # fmt: skip
         assert flag in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 from click import Command, Group
+from support.command import fedphd
 
 from fedphd.common.config.data import Section
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
@@ -27,19 +27,6 @@ ROLES: dict[str, type[Section]] = {
     "client": ClientConfig,
     "local": CloudConfig,
 }
-
-
-def fedphd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, on a wide terminal without colours."""
-    return subprocess.run(
-        [sys.executable, "-m", "fedphd.deploy.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"},
-    )
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.command import fedphd
 
 from fedphd.common.config.data import DataConfig, PartitionConfig
 from fedphd.common.data.images import LabelledImages
@@ -32,16 +31,9 @@ def test_more_classes_than_different_images_are_refused() -> None:
         cluster(same, num_classes=2, num_components=4, seed=0)
 
 
-def fedphd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedphd.deploy.cli", "pseudo-labels", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd
-    )
-
-
 def test_the_command_writes_labels_that_cut_the_data(tmp_path: Path) -> None:
     flags = ["--data", "digits", "--classes", "4", "--image-size", "8", "--channels", "1"]
-    done = fedphd(*flags, "--out", "labels.csv", cwd=tmp_path)
+    done = fedphd("pseudo-labels", *flags, "--out", "labels.csv", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     split = PartitionConfig(num_partitions=4, classes_per_partition=1, partition_id=2)
     config = DataConfig(label_file=str(tmp_path / "labels.csv"), partition=split)
@@ -54,6 +46,6 @@ def test_the_command_writes_labels_that_cut_the_data(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     flags = ["--data", "digits", "--classes", "2", "--image-size", "8", "--channels", "1"]
-    done = fedphd(*flags, "--out", "no/labels.csv", cwd=tmp_path)
+    done = fedphd("pseudo-labels", *flags, "--out", "no/labels.csv", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "fedphd: no/labels.csv: cannot be written: No such file or directory\n"

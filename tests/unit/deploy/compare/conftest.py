@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fedphd.deploy.compare.plan import Common
+from fedphd.deploy.compare.plan import CommonSettings
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 
 @pytest.fixture
-def common(tmp_path: Path) -> Common:
+def common(tmp_path: Path) -> CommonSettings:
     values = {
         "schedule.intervals": 2,
         "schedule.edge_rounds": 3,
@@ -20,4 +20,4 @@ def common(tmp_path: Path) -> Common:
         "evaluation.every_intervals": 1,
     }
     clients = SimulatedClients({SOURCE: "digits", CLASSES: 2})
-    return Common(None, values, clients, tmp_path / "out")
+    return CommonSettings(None, values, clients, tmp_path / "out")

@@ -8,9 +8,9 @@ from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.compare.budget import (
     RoundBytes,
+    Workload,
     evaluation_period,
     method_settings,
-    work_of,
 )
 from fedphd.deploy.compare.methods import read_methods
 
@@ -56,14 +56,14 @@ def test_pruning_comes_after_half_of_the_cloud_rounds() -> None:
 def test_methods_do_equal_local_work() -> None:
     # 20 clients, 8 take part; 19 of them hold 90 images (3 steps of 30), one 91 (4 steps).
     sizes = [90] * 19 + [91]
-    flat, spread = work_of(config_of("fedavg"), sizes), work_of(config_of("fedphd"), sizes)
+    flat, spread = Workload.of(config_of("fedavg"), sizes), Workload.of(config_of("fedphd"), sizes)
     assert (flat.participants, spread.participants) == (8, 8)
     # 8 clients x 10 epochs = 8 clients x 5 rounds x 2 epochs; times 7 cloud rounds.
     assert flat.local_per_cloud_round == spread.local_per_cloud_round == 80
     assert flat.total_local == spread.total_local == 560
     # 10 passes of (19 * 3 + 4) / 20 = 3.05 steps, or 2 of them.
-    assert flat.steps_per_visit == pytest.approx(30.5)
-    assert spread.steps_per_visit == pytest.approx(6.1)
+    assert flat.steps_per_round == pytest.approx(30.5)
+    assert spread.steps_per_round == pytest.approx(6.1)
     # 560 passes of 3.05 steps.
     assert flat.total_steps == pytest.approx(1708)
     assert spread.total_steps == pytest.approx(1708)
@@ -73,9 +73,9 @@ def test_work_in_steps_does_not_depend_on_the_images() -> None:
     steps = BASE.model_copy(
         update={"training": BASE.training.model_copy(update={"local_unit": "steps"})}
     )
-    work = work_of(steps, [10, 1000])
+    work = Workload.of(steps, [10, 1000])
     # 0.4 of 2 clients is 0.8: one takes part; 7 x 5 rounds of 2 steps.
-    assert (work.participants, work.steps_per_visit, work.total_steps) == (1, 2, 70)
+    assert (work.participants, work.steps_per_round, work.total_steps) == (1, 2, 70)
 
 
 @pytest.mark.parametrize(
@@ -83,17 +83,19 @@ def test_work_in_steps_does_not_depend_on_the_images() -> None:
 )
 def test_as_many_rounds_as_fit_in_the_bytes(budget: int, rounds: int) -> None:
     # 100 bytes first, 80 each later: 100, 180, 260, 340, 420, 500.
-    moved = RoundBytes(first=100, later=80, scheduled=False)
+    moved = RoundBytes(first=100, later=80, prunes_half_way=False)
     assert moved.total(6) == 500
     assert moved.rounds_within(budget) == rounds
 
 
 def test_rounds_after_pruning_are_cheaper() -> None:
-    moved = RoundBytes(first=100, later=60, scheduled=True)
+    moved = RoundBytes(first=100, later=60, prunes_half_way=True)
     # Half, rounded down, at 100, the others at 60.
     assert [moved.total(rounds) for rounds in (2, 3, 4, 5)] == [160, 220, 320, 380]
     assert moved.rounds_within(319) == 3
     assert moved.rounds_within(380) == 5
+    # One round has no half: 159 bytes are not enough for two.
+    assert [moved.rounds_within(num_bytes) for num_bytes in (159, 160)] == [0, 2]
 
 
 def test_evaluations_are_about_as_many_whatever_the_rounds() -> None:

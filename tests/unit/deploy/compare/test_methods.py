@@ -46,8 +46,8 @@ def test_base_gives_what_an_entry_does_not_say(tmp_path: Path) -> None:
         ('[a]\nbase = "b"\n[b]\nbase = "a"', "method 'b': base = 'a' leads back to itself"),
         ('[a]\nbase = "fedavg"\ntopology = "ring"', "topology = 'ring'"),
         ('[a]\nbase = "fedavg"\nspeed = 1', "speed: unknown key"),
-        ('[fedavg]\nbase = "fedphd"', "fedavg: there is a method of that name already"),
-        ("[a", "is not valid TOML"),
+        ('[fedavg]\nbase = "fedphd"', "fedavg: a method with this name exists already"),
+        ("[a", "not valid TOML"),
         ('["a b"]\nbase = "fedavg"', "'a b' is not a valid name"),
     ],
 )

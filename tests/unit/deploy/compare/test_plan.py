@@ -1,4 +1,4 @@
-"""Which runs are planned, and what becomes of those that are there already."""
+"""Which runs are planned, and what happens to finished ones."""
 
 from __future__ import annotations
 
@@ -7,29 +7,21 @@ import json
 from pathlib import Path
 
 import pytest
-from support.finished import write_finished
+from support.finished import METHODS, comparison, planned, write_finished
 
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import write_json
 from fedphd.deploy.compare.comparison import Comparison
-from fedphd.deploy.compare.methods import choose_methods, read_methods
-from fedphd.deploy.compare.plan import Common, PlannedRun, plan_runs
+from fedphd.deploy.compare.plan import CommonSettings
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
-TABLE = read_methods()
-BOTH = choose_methods(TABLE, ["fedavg", "fedphd"])
+
+def changed(common: CommonSettings, **values: object) -> CommonSettings:
+    return dataclasses.replace(common, settings={**common.settings, **values})
 
 
-def planned(common: Common, seeds: tuple[int, ...] = (0, 1)) -> list[PlannedRun]:
-    return plan_runs(common, BOTH, seeds)
-
-
-def changed(common: Common, **values: object) -> Common:
-    return dataclasses.replace(common, values={**common.values, **values})
-
-
-def test_every_method_of_a_seed_comes_before_the_next_seed(common: Common) -> None:
+def test_every_method_of_a_seed_comes_before_the_next_seed(common: CommonSettings) -> None:
     runs = planned(common)
     assert [run.name for run in runs] == [
         "fedavg-seed-0", "fedphd-seed-0", "fedavg-seed-1", "fedphd-seed-1",
@@ -40,7 +32,7 @@ def test_every_method_of_a_seed_comes_before_the_next_seed(common: Common) -> No
 
 
 def test_a_seed_reaches_weights_participation_and_split_but_not_the_evaluation(
-    common: Common,
+    common: CommonSettings,
 ) -> None:
     first, _, other, _ = planned(common)
     assert (first.config.seed, other.config.seed) == (0, 1)
@@ -50,7 +42,7 @@ def test_a_seed_reaches_weights_participation_and_split_but_not_the_evaluation(
     assert first.config.out_dir == other.config.out_dir == common.out.resolve()
 
 
-def test_an_impossible_setting_names_the_method(common: Common) -> None:
+def test_an_impossible_setting_names_the_method(common: CommonSettings) -> None:
     wide = changed(common, **{"pruning.ratio": 0.01})
     with pytest.raises(
         ConfigError, match=r"(?s)method 'fedphd' \(FedPhD\): .*ratio = 0.01 removes"
@@ -58,7 +50,7 @@ def test_an_impossible_setting_names_the_method(common: Common) -> None:
         planned(wide)
 
 
-def test_a_finished_run_with_the_same_settings_is_taken_as_it_is(common: Common) -> None:
+def test_a_finished_run_with_the_same_settings_is_taken_as_it_is(common: CommonSettings) -> None:
     run = planned(common)[0]
     assert not run.finished
     write_finished(run, common.clients, distances=[9.0, 5.0, 4.0])
@@ -70,7 +62,7 @@ def test_a_finished_run_with_the_same_settings_is_taken_as_it_is(common: Common)
     patient.check(common.clients)
 
 
-def test_a_finished_run_with_other_settings_is_refused_by_name(common: Common) -> None:
+def test_a_finished_run_with_other_settings_is_refused_by_name(common: CommonSettings) -> None:
     write_finished(planned(common)[0], common.clients, distances=[9.0, 5.0, 4.0])
     fast = planned(changed(common, **{"training.learning_rate": 0.01}))[0]
     with pytest.raises(
@@ -85,7 +77,7 @@ def test_a_finished_run_with_other_settings_is_refused_by_name(common: Common) -
 
 
 def test_settings_that_an_older_version_did_not_have_count_as_their_defaults(
-    common: Common,
+    common: CommonSettings,
 ) -> None:
     run = planned(common)[0]
     write_finished(run, common.clients, distances=[9.0, 5.0, 4.0])
@@ -95,36 +87,33 @@ def test_settings_that_an_older_version_did_not_have_count_as_their_defaults(
     run.check(common.clients)
 
 
-def comparison(common: Common, names: list[str], seeds: list[int]) -> Comparison:
-    return Comparison(common, TABLE, choose_methods(TABLE, names), seeds)
-
-
-def test_what_was_asked_for_once_stays_in_the_comparison(common: Common) -> None:
+def test_what_was_asked_for_once_stays_in_the_comparison(common: CommonSettings) -> None:
     first = comparison(common, ["fedphd"], [0, 1])
     first.plan.write(common.out)
     later = comparison(common, ["fedavg"], [2])
-    assert [method.name for method in later.all_methods] == ["fedavg", "fedphd"]
+    assert [method.name for method in later.methods] == ["fedavg", "fedphd"]
     assert later.plan.seeds == [0, 1, 2]
     assert len(later.runs()) == 6
-    stored = Comparison.stored(common.out, TABLE)
+    stored = Comparison.stored(common.out, METHODS)
     assert stored.plan == first.plan
 
 
-def test_a_comparison_keeps_its_common_settings(common: Common) -> None:
+def test_a_comparison_keeps_its_common_settings(common: CommonSettings) -> None:
     comparison(common, ["fedavg"], [0]).plan.write(common.out)
     with pytest.raises(ConfigError, match=r"other settings: training.batch_size = 32, now 16;"):
         comparison(changed(common, **{"training.batch_size": 16}), ["fedavg"], [0])
     with pytest.raises(ConfigError, match=r"budget = 'rounds', now 'cloud-bytes'"):
-        Comparison(common, TABLE, BOTH, [0], budget="cloud-bytes")
+        comparison(common, ["fedavg"], [0], budget="cloud-bytes")
 
 
 def test_a_report_needs_a_comparison(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no comparison; run it without --report-only"):
-        Comparison.stored(tmp_path, TABLE)
+    with pytest.raises(ConfigError, match="no comparison here; run it without --report-only"):
+        Comparison.stored(tmp_path, METHODS)
 
 
-def test_bytes_decide_the_rounds_and_one_method_may_not_fit(common: Common) -> None:
-    by_bytes = Comparison(common, TABLE, BOTH, [0], budget="cloud-bytes", cloud_bytes=1000)
+def test_bytes_decide_the_rounds_and_one_method_may_not_fit(common: CommonSettings) -> None:
+    names, budget = ["fedavg", "fedphd"], {"budget": "cloud-bytes", "cloud_bytes": 1000}
+    by_bytes = comparison(common, names, [0], **budget)
     assert by_bytes.runs() == []
     by_bytes.plan.intervals = {"fedavg": 5, "fedphd": 0}
     (run,) = by_bytes.runs()

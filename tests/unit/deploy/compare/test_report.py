@@ -10,17 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.finished import write_finished
+from support.finished import comparison, write_finished
 
 from fedphd.common.errors import FedPhDError
 from fedphd.deploy.compare.comparison import Comparison
-from fedphd.deploy.compare.methods import choose_methods, read_methods
-from fedphd.deploy.compare.plan import Common
+from fedphd.deploy.compare.plan import CommonSettings
 from fedphd.deploy.compare.plots import mean_curve
-from fedphd.deploy.compare.results import Outcome, collect, mean_and_spread
+from fedphd.deploy.compare.results import MethodResults, collect, mean_and_spread
 
-TABLE = read_methods()
-BOTH = choose_methods(TABLE, ["fedavg", "fedphd"])
 PROTOCOL = (
     "features classifier(digits), num_samples 4, sampler DDIM, sampling_steps 2, seed 1234, "
     "num_reference_images 0"
@@ -28,9 +25,9 @@ PROTOCOL = (
 
 
 @pytest.fixture
-def comparison(common: Common) -> Comparison:
+def made(common: CommonSettings) -> Comparison:
     """FedAvg has seeds 0, 1 and 2, FedPhD only 0 and 1."""
-    made = Comparison(common, TABLE, BOTH, [0, 1, 2])
+    made = comparison(common, ["fedavg", "fedphd"], [0, 1, 2])
     final = {
         "fedavg-seed-0": 10.0, "fedavg-seed-1": 20.0, "fedavg-seed-2": 60.0,
         "fedphd-seed-0": 6.0, "fedphd-seed-1": 12.0,
@@ -46,8 +43,8 @@ def comparison(common: Common) -> Comparison:
     return made
 
 
-def outcomes_of(comparison: Comparison) -> dict[str, Outcome]:
-    return {outcome.name: outcome for outcome in collect(comparison.runs(), {})}
+def results_of(made: Comparison) -> dict[str, MethodResults]:
+    return {results.method.name: results for results in collect(made.runs(), {})}
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:
@@ -56,20 +53,20 @@ def test_spread_is_the_sample_standard_deviation() -> None:
     assert mean_and_spread([7.0]) == (7.0, None)
 
 
-def test_training_flops_are_those_that_the_runs_reported(comparison: Comparison) -> None:
-    found = outcomes_of(comparison)
+def test_training_flops_are_those_that_the_runs_reported(made: Comparison) -> None:
+    found = results_of(made)
     # 2 cloud rounds x 60 images x 100 MACs x 6.
     for name in ("fedavg", "fedphd"):
-        assert found[name].results[0].costs["training_flops"] == 72_000
-        assert [point.training_flops for point in found[name].results[0].curve] == [
+        assert found[name].runs[0].costs["training_flops"] == 72_000
+        assert [point.training_flops for point in found[name].runs[0].curve] == [
             0, 36_000, 72_000,
         ]  # fmt: skip
 
 
-def test_curves_say_what_had_been_spent(comparison: Comparison) -> None:
-    found = outcomes_of(comparison)
+def test_curves_say_what_had_been_spent(made: Comparison) -> None:
+    found = results_of(made)
     bytes_spent = {
-        name: [point.cloud_bytes for point in found[name].results[0].curve] for name in found
+        name: [point.cloud_bytes for point in found[name].runs[0].curve] for name in found
     }
     assert bytes_spent == {"fedavg": [0, 4000, 8000], "fedphd": [0, 1000, 2000]}
     curve = mean_curve(found["fedphd"], lambda point: point.cloud_bytes)
@@ -78,9 +75,9 @@ def test_curves_say_what_had_been_spent(comparison: Comparison) -> None:
     assert curve[-1][2] == pytest.approx(math.sqrt(18))
 
 
-def test_csv_has_means_spreads_and_the_distance_from_fedavg(comparison: Comparison) -> None:
-    comparison.report({}, command="c")
-    text = (comparison.common.out / "table.csv").read_text("utf-8")
+def test_csv_has_means_spreads_and_the_distance_from_fedavg(made: Comparison) -> None:
+    made.report({}, command="c")
+    text = (made.common.out / "table.csv").read_text("utf-8")
     fedavg, fedphd = csv.DictReader(io.StringIO(text))
     assert (fedavg["method"], fedavg["n"], fedavg["cloud_rounds"]) == ("fedavg", "3", "2")
     assert float(fedavg["frechet_distance_mean"]) == 30
@@ -96,9 +93,9 @@ def test_csv_has_means_spreads_and_the_distance_from_fedavg(comparison: Comparis
     assert (float(fedphd["seconds_mean"]), float(fedphd["seconds_std"])) == (60, 0)
 
 
-def test_report_has_all_seeds_and_names_those_that_are_missing(comparison: Comparison) -> None:
-    comparison.report({"fedphd-seed-2": "too few clients"}, command="fedphd compare --x")
-    text = (comparison.common.out / "table.md").read_text("utf-8")
+def test_report_has_all_seeds_and_names_those_that_are_missing(made: Comparison) -> None:
+    made.report({"fedphd-seed-2": "too few clients"}, command="fedphd compare --x")
+    text = (made.common.out / "table.md").read_text("utf-8")
     assert "| FedAvg | 3 | 30 ± 26 |  |\n" in text
     assert "| FedPhD | 2 | 9 ± 4.2 | -40.0% |\n" in text
     assert "| FedAvg | 2 | 0.00 M | 0.00 M | 0 B | 8.0 kB |  |" in text
@@ -112,19 +109,19 @@ def test_report_has_all_seeds_and_names_those_that_are_missing(comparison: Compa
     assert "    training.batch_size = 32\n" in text
 
 
-def test_runs_that_were_not_evaluated_alike_are_pointed_out(comparison: Comparison) -> None:
-    summary = comparison.runs()[0].folder / "summary.json"
+def test_runs_that_were_not_evaluated_alike_are_pointed_out(made: Comparison) -> None:
+    summary = made.runs()[0].folder / "summary.json"
     text = summary.read_text("utf-8").replace("classifier(digits)", "another(digits)")
     summary.write_text(text, encoding="utf-8")
-    comparison.report({}, command="c")
-    report = (comparison.common.out / "table.md").read_text("utf-8")
+    made.report({}, command="c")
+    report = (made.common.out / "table.md").read_text("utf-8")
     assert "the runs were NOT all evaluated alike" in report
     other = PROTOCOL.replace("classifier", "another")
     assert f"- {other}: fedavg seed 0\n" in report
 
 
-def test_pictures_show_every_method(comparison: Comparison) -> None:
-    files = comparison.report({}, command="c")
+def test_pictures_show_every_method(made: Comparison) -> None:
+    files = made.report({}, command="c")
     pictures = [path for path in files if path.suffix == ".png"]
     assert [path.name for path in pictures] == [
         "quality-rounds.png", "quality-cloud-bytes.png", "quality-compute.png", "sample-grids.png",
@@ -144,32 +141,32 @@ def colours_of(path: Path) -> set[tuple[int, ...]]:
     return {tuple(int(c) for c in colour) for colour in np.unique(pixels, axis=0)}
 
 
-def test_without_distances_there_are_samples_but_no_curves(common: Common) -> None:
-    made = Comparison(common, TABLE, BOTH[:1], [0])
+def test_without_distances_there_are_samples_but_no_curves(common: CommonSettings) -> None:
+    made = comparison(common, ["fedavg"], [0])
     write_finished(made.runs()[0], common.clients, distances=[None, None, None])
     files = made.report({}, command="c")
     assert [path.name for path in files] == ["table.csv", "table.md", "sample-grids.png"]
 
 
-def test_every_real_number_of_an_evaluation_becomes_a_column(comparison: Comparison) -> None:
-    for run in comparison.runs():
+def test_every_real_number_of_an_evaluation_becomes_a_column(made: Comparison) -> None:
+    for run in made.runs():
         if run.finished:
             file = run.folder / "summary.json"
             text = file.read_text("utf-8").replace(
                 '"raw": null', '"raw": {"frechet_distance": 33.5}, "kid": 0.25'
             )
             file.write_text(text, encoding="utf-8")
-    comparison.report({}, command="c")
-    text = (comparison.common.out / "table.csv").read_text("utf-8")
+    made.report({}, command="c")
+    text = (made.common.out / "table.csv").read_text("utf-8")
     row = next(csv.DictReader(io.StringIO(text)))
     assert (float(row["raw.frechet_distance_mean"]), float(row["kid_mean"])) == (33.5, 0.25)
-    report = (comparison.common.out / "table.md").read_text("utf-8")
+    report = (made.common.out / "table.md").read_text("utf-8")
     assert "| Frechet distance | against fedavg | Kid | Raw frechet distance |" in report
     assert f"- {PROTOCOL}\n" in report
 
 
-def test_a_summary_that_is_none_is_named(comparison: Comparison) -> None:
-    folder = comparison.runs()[0].folder
+def test_a_damaged_summary_is_named(made: Comparison) -> None:
+    folder = made.runs()[0].folder
     (folder / "summary.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(FedPhDError, match=r"seed-0 is not what a finished run leaves \(KeyError"):
-        comparison.report({}, command="c")
+    with pytest.raises(FedPhDError, match=r"seed-0: not a complete finished run \(KeyError"):
+        made.report({}, command="c")

@@ -1,20 +1,19 @@
-"""How runs are started, and what is said when they end."""
+"""How runs are started, and what is printed when they end."""
 
 from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from support.finished import write_finished
+from support.finished import METHODS, comparison, planned, write_finished
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.config.text import parse_settings
 from fedphd.common.events import Verdict, write_verdict
-from fedphd.deploy.compare.comparison import Comparison
-from fedphd.deploy.compare.methods import choose_methods, read_methods
-from fedphd.deploy.compare.plan import Common, PlannedRun, identity, plan_runs
+from fedphd.deploy.compare.plan import CommonSettings, PlannedRun, decisive_settings
 from fedphd.deploy.compare.runner import (
     Runner,
     finished_line,
@@ -24,18 +23,10 @@ from fedphd.deploy.compare.runner import (
 )
 from fedphd.deploy.launch.client_data import take_data
 
-TABLE = read_methods()
 
-
-def runs_of(common: Common, seeds: tuple[int, ...] = (0, 1)) -> list[PlannedRun]:
-    return plan_runs(common, choose_methods(TABLE, ["fedavg", "fedphd"]), seeds)
-
-
-def test_a_child_resolves_exactly_the_planned_settings(common: Common) -> None:
-    lonely = Common(
-        None, {**common.values, "evaluation.reference": None}, common.clients, common.out
-    )
-    run = runs_of(lonely)[1]
+def test_a_child_resolves_exactly_the_planned_settings(common: CommonSettings) -> None:
+    settings = {**common.settings, "evaluation.reference": None}
+    run = planned(replace(common, settings=settings))[1]
     run.folder.mkdir(parents=True)
     arguments = Runner(common.clients, common.out, jobs=1, say=print).arguments(run)
     values = dict(zip(arguments[1::2], arguments[2::2], strict=True))
@@ -46,14 +37,14 @@ def test_a_child_resolves_exactly_the_planned_settings(common: Common) -> None:
     assert of_data == dict(common.clients.data)
     config = load_config(CloudConfig, Path(values["--config"]), of_cloud)
     assert config.evaluation.reference is None
-    assert identity(config, {}) == identity(run.config, {})
+    assert decisive_settings(config, {}) == decisive_settings(run.config, {})
     assert config.out_dir == run.config.out_dir
 
 
-def test_only_finished_runs_are_skipped_and_a_start_that_fails_is_told(
-    common: Common,
+def test_only_finished_runs_are_skipped_and_a_failed_start_is_reported(
+    common: CommonSettings,
 ) -> None:
-    first, second = runs_of(common, (0,))
+    first, second = planned(common, (0,))
     write_finished(first, common.clients, distances=[9.0, 4.0])
     # Data that is not there ends `fedphd simulate` at once, with its own message.
     config = common.load({"pruning.mode": "none", "evaluation.reference.source": "/no/such/data"})
@@ -83,8 +74,8 @@ def test_what_an_interrupted_run_left_is_set_aside(tmp_path: Path) -> None:
     assert folder.exists()
 
 
-def test_time_left_goes_by_the_same_method_where_it_is_known(common: Common) -> None:
-    a0, p0, a1, p1 = runs_of(common)
+def test_time_left_goes_by_the_same_method_where_it_is_known(common: CommonSettings) -> None:
+    a0, p0, a1, p1 = planned(common)
     write_finished(a0, common.clients, distances=[9.0, 4.0], seconds=100.0)
     # Nothing is known of the other method: the mean of all.
     assert time_left_s([a0], [p0, a1, p1], jobs=1) == 300
@@ -94,8 +85,8 @@ def test_time_left_goes_by_the_same_method_where_it_is_known(common: Common) -> 
     assert time_left_s([a0, p0], [p1], jobs=2) == 40
 
 
-def test_a_finished_run_is_one_line(common: Common) -> None:
-    runs = runs_of(common, (0,))
+def test_a_finished_run_is_one_line(common: CommonSettings) -> None:
+    runs = planned(common, (0,))
     write_finished(
         runs[0], common.clients, distances=[9.0, 5.0, 4.25], bytes_per_round=1500, seconds=100.0
     )
@@ -105,8 +96,10 @@ def test_a_finished_run_is_one_line(common: Common) -> None:
     )
 
 
-def test_a_failed_run_says_its_verdict_else_its_last_words(common: Common, tmp_path: Path) -> None:
-    (run,) = runs_of(common, (0,))[:1]
+def test_a_failed_run_is_explained_by_its_verdict_or_its_last_line(
+    common: CommonSettings, tmp_path: Path
+) -> None:
+    (run,) = planned(common, (0,))[:1]
     log = tmp_path / "log"
     log.write_text("running\nfedphd: out of luck\n", encoding="utf-8")
     assert why_failed(log, run, 3) == "exit code 3: out of luck"
@@ -115,17 +108,10 @@ def test_a_failed_run_says_its_verdict_else_its_last_words(common: Common, tmp_p
     assert why_failed(log, run, 4) == "too few clients"
 
 
-def test_rounds_that_fit_come_from_the_bytes_of_a_probe(common: Common) -> None:
+def test_rounds_that_fit_come_from_the_bytes_of_a_probe(common: CommonSettings) -> None:
     """A probe of two rounds stands ready, as a run would leave it."""
-    by_bytes = Comparison(
-        common,
-        TABLE,
-        choose_methods(TABLE, ["fedavg"]),
-        [0],
-        budget="cloud-bytes",
-        cloud_bytes=7000,
-    )
-    probe = by_bytes.probe(TABLE["fedavg"])
+    by_bytes = comparison(common, ["fedavg"], [0], budget="cloud-bytes", cloud_bytes=7000)
+    probe = by_bytes.byte_probe(METHODS["fedavg"])
     assert (probe.config.schedule.intervals, probe.config.training.local_amount) == (2, 1)
     write_finished(probe, common.clients, distances=[None, None, None], bytes_per_round=2000)
     runner = Runner(common.clients, common.out / "logs", jobs=1, say=print)
