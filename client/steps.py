@@ -62,7 +62,12 @@ class LocalRound:
         self.method.observe(self.network.gradient)
         self.optimizer.param_groups[0]["lr"] = warmed_up(self.training, steps_before)
         self.optimizer.step()
-        return {"loss": loss.item(), "objective_term": added, "sparsity_penalty": penalty}
+        return {
+            "loss": loss.item(),
+            "objective_term": added,
+            "sparsity_penalty": penalty,
+            "gradient_norm": norm.item(),
+        }
 
     def _draw(self, images: torch.Tensor) -> Batch:
         clean = to_model_range(images)

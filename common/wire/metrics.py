@@ -54,12 +54,14 @@ class MetricValues(BaseModel):
         loss: of the objective alone, without the method's term and the sparsity penalty.
         sparsity_penalty: the group penalty before its factor lambda; 0 where it was off.
         objective_term: what the method added to the loss (FedProx, MOON).
+        gradient_norm: 2-norm of the gradient of all that is minimised, before it is clipped.
         validation_loss: of the weights that were received, over held out images.
     """
 
     loss: float | None = None
     sparsity_penalty: float | None = None
     objective_term: float | None = None
+    gradient_norm: float | None = None
     validation_loss: float | None = None
 
 
@@ -72,6 +74,7 @@ class TrainMetrics(Payload):
     loss: Mean = Mean()
     sparsity_penalty: PositiveMean = Mean()
     objective_term: PositiveMean = Mean()
+    gradient_norm: PositiveMean = Mean()
     validation_loss: PositiveMean = Mean()
 
     @classmethod

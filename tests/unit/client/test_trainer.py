@@ -85,6 +85,7 @@ def test_one_step_by_hand() -> None:
     state = trainer.state_dict()
     first = named(cast(torch.Tensor, state["exp_avg"]))
     second = named(cast(torch.Tensor, state["exp_avg_sq"]))
+    assert result.metrics.gradient_norm.value == pytest.approx(5.0, rel=1e-5)
     # Clipped from norm 5 to 2.5: (1.5, 2). Moments are 0.1 and 0.001 of it and its square;
     # Adam's first step is the learning rate times the gradient's sign.
     for name, gradient in (("conv_in.bias", 1.5), ("conv_out.bias", 2.0)):

@@ -13,7 +13,8 @@ def test_a_client_sends_means_over_its_steps() -> None:
     steps = [{"loss": 1.0, "sparsity_penalty": 0.0}, {"loss": 2.0, "sparsity_penalty": 3.0}]
     found = TrainMetrics.of_steps(steps, validation_loss=None)
     assert found.values() == {
-        "loss": 1.5, "sparsity_penalty": 1.5, "objective_term": None, "validation_loss": None,
+        "loss": 1.5, "sparsity_penalty": 1.5, "objective_term": None, "gradient_norm": None,
+        "validation_loss": None,
     }  # fmt: skip
     assert found.is_of_one_client()
     assert TrainMetrics.of_steps(steps, validation_loss=0.25).validation_loss.value == 0.25
