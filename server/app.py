@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,7 +218,13 @@ class Cloud:
 
 
 def main(
-    grid: Grid, config: CloudConfig, events: EventLog, run_dir: Path, *, simulated: bool = False
+    grid: Grid,
+    config: CloudConfig,
+    events: EventLog,
+    run_dir: Path,
+    *,
+    simulated: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Verdict:
     """Run the training run to its end, whatever it is, and tell the others.
 
@@ -227,6 +234,7 @@ def main(
         events: the run's event log.
         run_dir: the run's folder.
         simulated: the clients are simulated, so that the first answer takes them longer.
+        clock: monotonic seconds by which edges' replies are late.
 
     Raises:
         FedPhDError: the run cannot start or go on.
@@ -236,7 +244,10 @@ def main(
     # a busy machine longer than any later question; given up, it would be left alone for a minute.
     greeting_s = config.waits.start_s if simulated else config.waits.query_s
     edges = streaming_grid(
-        grid, upload_stall_s=config.waits.upload_stall_s, in_order=config.reproducible
+        grid,
+        upload_stall_s=config.waits.upload_stall_s,
+        in_order=config.reproducible,
+        clock=clock,
     )
     roster = Roster(
         edges,

@@ -257,12 +257,18 @@ class StreamingGrid(WrappedGrid):
         return reply
 
 
-def streaming_grid(grid: Grid, *, upload_stall_s: float, in_order: bool) -> StreamingGrid:
+def streaming_grid(
+    grid: Grid,
+    *,
+    upload_stall_s: float,
+    in_order: bool,
+    clock: Callable[[], float] = time.monotonic,
+) -> StreamingGrid:
     """Wrap the grid that Flower hands to a ServerApp, whichever kind it is."""
     replies: Replies = PlainReplies(grid)
     if reaches_nodes_over_grpc(grid):
         replies = GrpcReplies(grid, stall_s=upload_stall_s)
-    return StreamingGrid(grid, replies, in_order=in_order)
+    return StreamingGrid(grid, replies, in_order=in_order, clock=clock)
 
 
 def _failure(sent: Message, reason: str, code: int = ErrorCode.MESSAGE_UNAVAILABLE) -> Message:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from support.memory import MemoryGrid
 
 from fedphd.common.errors import ParticipantsError
 from fedphd.common.unet.model import PrunedUNet
-from fedphd.common.wire.messages import FINISH, TRAIN, IntervalTask
+from fedphd.common.wire.messages import FINISH, TRAIN, IntervalReply, IntervalTask
 from fedphd.common.wire.records import read_payload
 from fedphd.common.wire.traffic import Traffic
 
@@ -143,11 +144,17 @@ def test_edges_and_clients_hear_the_end(learned: Federation) -> None:
 
 
 class Forgetful:
-    """An edge that takes the second interval's task and is never heard of again in it."""
+    """An edge that takes the second interval's task and is never heard of again in it.
+
+    ``clock`` then jumps beyond any wait, but not before the other edge's reply was taken.
+    """
 
     def __init__(self, grid: MemoryGrid, node_id: int) -> None:
         self._handler = grid.nodes[node_id]
+        self._pull = grid.pull_messages
+        self._ahead_s = 0.0
         grid.nodes[node_id] = self
+        grid.pull_messages = self.pull_messages  # type: ignore[method-assign]
 
     def __call__(self, message: Message) -> Message | None:
         if message.metadata.message_type == TRAIN:
@@ -156,29 +163,33 @@ class Forgetful:
                 return None
         return self._handler(message)
 
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that are there."""
+        found = list(self._pull(message_ids))
+        trained = [reply for reply in found if reply.metadata.message_type == TRAIN]
+        if any(read_payload(reply, IntervalReply).interval == 2 for reply in trained):
+            self._ahead_s = 10_000.0
+        return found
+
+    def clock(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic() + self._ahead_s
+
 
 def test_edge_that_stops_answering_is_left_out_of_its_interval(tmp_path: Path) -> None:
-    federation = Federation(
-        tmp_path,
-        {
-            "schedule.intervals": 3,
-            "waits.interval_s": 5.0,
-            "waits.offer_s": 0.1,
-            "waits.retry_s": 1e-3,
-        },
-    )
-    Forgetful(federation.cloud_grid, FIRST_EDGE + 1)
-    assert federation.run().exit_code == 0
+    settings = {"schedule.intervals": 3, "waits.offer_s": 0.1, "waits.retry_s": 1e-3}
+    federation = Federation(tmp_path, settings)
+    forgetful = Forgetful(federation.cloud_grid, FIRST_EDGE + 1)
+    assert federation.run(clock=forgetful.clock).exit_code == 0
     first, second, third = federation.events("interval")
     assert first["failures"] == third["failures"] == []
     assert set(first["edge_weights"]) == set(third["edge_weights"]) == {"edge-0", "edge-1"}
-    assert second["failures"] == ["edge-1: error 3: no reply within 5 s"]
+    late = "error 3: no reply within 7200 s"
+    assert second["failures"] == [f"edge-1: {late}"]
     assert second["edge_weights"] == {"edge-0": 1.0}
     assert second["clients"] == [f"client-{n}" for n in range(4)]
     failed = [e for e in federation.events("peer") if e["change"] == "failed"]
-    assert [(e["peer"], e["detail"]) for e in failed] == [
-        ("edge-1", "error 3: no reply within 5 s")
-    ]
+    assert [(e["peer"], e["detail"]) for e in failed] == [("edge-1", late)]
 
 
 def test_client_that_fails_is_left_out(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,13 +128,15 @@ class Federation:
         self._logs.append(EventLog(path, role=role, node=node))
         return self._logs[-1]
 
-    def run(self, *, simulated: bool = False) -> Verdict:
+    def run(
+        self, *, simulated: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> Verdict:
         """The whole training run; ``simulated``: ``cloud_grid`` has clients for nodes."""
         before = torch.get_num_threads()
         try:
             log = self._log(self.run_dir / "metrics.jsonl", "cloud", "cloud")
             grid = grid_of_edges(self.cloud_grid, self.config, log, simulated=simulated)
-            return main(grid, self.config, log, self.run_dir, simulated=simulated)
+            return main(grid, self.config, log, self.run_dir, simulated=simulated, clock=clock)
         finally:
             torch.set_num_threads(before)
             for log in self._logs:
