@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import Processes
+from support.processes import SLOW_S, Processes
 from support.same import Outcome, run
 
 
@@ -22,3 +22,8 @@ def local_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """``fedphd local`` with the settings of ``support/same.py``."""
     with Processes(tmp_path_factory.mktemp("local-run")) as started:
         return run(started, "local", "run")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Real processes need more time on a busy machine than tests of one process have."""
+    item.add_marker(pytest.mark.timeout(3 * SLOW_S))
