@@ -180,7 +180,7 @@ class StreamingGrid(WrappedGrid):
             # A refused message has no id in what comes back, or what comes back is too short.
             for message, message_id in zip_longest(batch, self.push_messages(batch)):
                 sent, deadline_s = internals.envelope(message), self._clock() + timeout_s
-                pending[message_id or uuid4().hex] = _Sent(sent, deadline_s, not message_id)
+                pending[message_id or uuid4().hex] = _Sent(sent, deadline_s, refused=not message_id)
 
     def _room(self, num_pending: int) -> int:
         if self._window is None:

@@ -84,12 +84,12 @@ def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
 
 
 def weights_array(message: Message) -> Array:
-    """The weights of a message as they came, for ``read_array``; ReplyError if there are none."""
+    """A message's weights as they came, to send on; raises ReplyError if it has none."""
     return _array_named(message, _WEIGHTS, "weights")
 
 
 def read_weights(message: Message, dtype: Dtype = "float32") -> torch.Tensor:
-    """The flat weights of a message, as ``read_array``; raises ReplyError if there are none."""
+    """A message's flat weights, (numel,), as ``read_array``; raises ReplyError if it has none."""
     return read_array(weights_array(message), dtype)
 
 
