@@ -21,8 +21,6 @@ An error in answering a message goes back as a Flower error reply and is a Reply
 side. Not translated: what Flower's own link of a ServerApp raises when it stops trying again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

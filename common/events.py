@@ -4,15 +4,14 @@ Every process appends events to a file of its own, which ``deploy/launch/render.
 people. A process ends with a verdict, since Flower's exit codes say nothing about a run.
 """
 
-from __future__ import annotations
-
 import copy
+import dataclasses
 import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel
 
@@ -34,8 +33,7 @@ class EventLog:
 
     Args:
         path: the file; its folder is made.
-        role: "cloud", "edge" or "client".
-        node: the participant's stable name.
+        role, node: "cloud", "edge" or "client", and the participant's stable name.
         on_event: is called with every event, for example to print it.
     """
 
@@ -53,7 +51,7 @@ class EventLog:
         self._common = {"role": role, "node": node}
         self._on_event = on_event
 
-    def sibling(self, *, role: str, node: str) -> EventLog:
+    def sibling(self, *, role: str, node: str) -> Self:
         """A log of another participant in the same file, which the first one closes."""
         other = copy.copy(self)
         other._common = {"role": role, "node": node}
@@ -61,8 +59,7 @@ class EventLog:
 
     def write(self, event: Event) -> None:
         """Append an event, stamped with the time and the log's participant."""
-        stamp = {"time": round(time.time(), 3), **self._common}
-        stamped = event.model_copy(update=stamp)
+        stamped = event.model_copy(update={"time": round(time.time(), 3), **self._common})
         with self._lock:
             self._file.write(json.dumps(stamped.model_dump(mode="json")) + "\n")
             self._file.flush()
@@ -73,7 +70,7 @@ class EventLog:
         self._file.close()
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """How a process ended: its exit code, and the reason in one line."""
 
@@ -89,21 +86,15 @@ def write_json(path: Path, content: object) -> None:
 
 def write_verdict(path: Path, verdict: Verdict) -> None:
     """Leave a process's verdict for the process that started it."""
-    write_json(path, {"exit_code": verdict.exit_code, "message": verdict.message})
+    write_json(path, dataclasses.asdict(verdict))
 
 
 def read_verdict(path: Path) -> Verdict | None:
-    """The verdict at ``path``, or None as long as there is none.
-
-    Raises:
-        FedPhDError: the file holds something else.
-    """
+    """The verdict at ``path``, or None if there is none yet; raises FedPhDError if malformed."""
     try:
-        text = path.read_text("utf-8")
+        content = json.loads(path.read_text("utf-8"))
+        return Verdict(int(content["exit_code"]), str(content["message"]))
     except FileNotFoundError:
         return None
-    try:
-        content = json.loads(text)
-        return Verdict(int(content["exit_code"]), str(content["message"]))
     except (KeyError, TypeError, ValueError) as error:
         raise FedPhDError(f"{path} is not a verdict: {error}") from error

@@ -1,15 +1,10 @@
 """How even label distributions are, and what follows from it: edge choice and cloud weights.
 
 The equations of arXiv:2507.06449 and rules beside them, in float64. As there, q is a label
-distribution (an array of shares, shape (num_classes,)) and n a number of samples: q_e, n_e of an
-edge, q_n, n_n of the client that chooses. Sums are of at most some hundred terms, so figures
-agree with the formulas to about 1e-12 relative, with counts of any size.
-
-Everything here raises ValueError for an argument that is not finite, for shares or counts below
-0, for vectors of different lengths, and where there is no edge.
+distribution (shares, shape (num_classes,)) and n a number of samples: q_e, n_e of an edge, q_n,
+n_n of the client that chooses. Results agree with the formulas to about 1e-12 relative. All raise
+ValueError for what is not finite, shares or counts below 0, unequal lengths, and without an edge.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -28,11 +23,7 @@ _TIE = 1e-9
 def homogeneity_score(q: ArrayLike, target: ArrayLike) -> float:
     """Statistical homogeneity (the SH score of arXiv:2507.06449): 2 where q is the target.
 
-    Args:
-        q, target: label distributions, shape (num_classes,).
-
-    Returns:
-        At least ``2 - sqrt(2)`` for shares that sum to 1.
+    At least ``2 - sqrt(2)`` for label distributions, shape (num_classes,), that sum to 1.
     """
     q_e, q_t = _shares(q=q, target=target)
     # SH(q) = 2 - ||q - target||_2
@@ -66,9 +57,7 @@ def selection_probabilities(
 
     Args:
         edges: (q_e, n_e) of each edge.
-        q_n: the client's label distribution, shape (num_classes,).
-        n_n: the client's number of samples.
-        target: label distribution to be near, shape (num_classes,).
+        target: label distribution to be near; as q_n and q_e of shape (num_classes,).
         a: worth of one unit of homogeneity, in samples.
         b: offset, in samples; may be negative.
         epsilon: least score of an edge, in samples; when all scores are cut off at 0 it makes
@@ -155,8 +144,7 @@ def aggregation_weights(
     Args:
         num_samples: samples n_e of each edge, shape (num_edges,).
         scores: homogeneity score of each edge, shape (num_edges,).
-        a: worth of one unit of homogeneity, in samples.
-        b: offset, in samples; may be negative.
+        a, b: as in ``selection_probabilities``.
 
     Returns:
         Shape (num_edges,), float64, sums to 1. Where all weights are cut off at 0 they are

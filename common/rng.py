@@ -5,8 +5,6 @@ two uses never share a stream and no order of events changes a draw. The seeds a
 every process and on every machine (unlike ``hash()``).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -21,10 +19,7 @@ def derive_seed(*parts: int | str) -> int:
     """A seed in [0, 2**63) from SHA-256 of the parts' JSON text.
 
     JSON keeps lists apart that a plain join would mix up: ``(1,)`` and ``("1",)``, ``("a", "b")``
-    and ``("ab",)``.
-
-    Raises:
-        TypeError: a part is neither an integer nor a string.
+    and ``("ab",)``. Raises TypeError for a part that is neither an integer nor a string.
     """
     plain = [part if isinstance(part, str) else operator.index(part) for part in parts]
     digest = hashlib.sha256(json.dumps(plain).encode()).digest()
@@ -49,24 +44,16 @@ def sample_participants(
     Every id is ranked by its own seed. So all edges get the same list, and where edges know
     slightly different sets of clients, their lists differ only slightly too.
 
-    Args:
-        client_ids: known clients, in any order; repeats count once.
-        fraction: share of them that takes part, in (0, 1].
-        seed: the run's seed.
-        interval: number of the interval.
-        edge_round: number of the edge round in the interval.
-
     Returns:
-        ``fraction`` of the ids, halves rounded up, at least one; empty if there are none.
+        ``fraction`` of the ids (repeats count once), halves rounded up, at least one; empty if
+        there are none.
 
     Raises:
         ValueError: ``fraction`` is not in (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction = {fraction} is not in (0, 1]")
-    ids = set(client_ids)
-    ranked = sorted(
-        ids, key=lambda name: (derive_seed("participants", seed, interval, edge_round, name), name)
-    )
+    use = ("participants", seed, interval, edge_round)
+    ranked = sorted(set(client_ids), key=lambda name: (derive_seed(*use, name), name))
     # 0.29 * 50 is 14.499999999999998 in floating point, but stands for 14.5.
-    return ranked[: max(1, math.floor(fraction * len(ids) + 0.5 + 1e-9))]
+    return ranked[: max(1, math.floor(fraction * len(ranked) + 0.5 + 1e-9))]

@@ -1,7 +1,5 @@
 """Waiting: growing intervals between tries, and a delayed stop."""
 
-from __future__ import annotations
-
 import threading
 
 

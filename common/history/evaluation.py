@@ -1,7 +1,5 @@
 """How good samples were found to be, and how that was measured."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict
 
 
@@ -10,14 +8,13 @@ class Quality(BaseModel):
 
     Attributes:
         frechet_distance: to the reference. A FID in Inception's features, and only there.
-        kernel_distance: squared MMD of a cubic kernel; KID in Inception's features.
-        kernel_distance_std: its standard deviation over subsets.
+        kernel_distance, kernel_distance_std: squared MMD of a cubic kernel (KID in Inception's
+            features), and its standard deviation over subsets.
         inception_score: in Inception's classes only.
-        precision: share of samples within the reference's manifold.
-        recall: share of reference images within the samples' manifold.
+        precision, recall: share of samples within the reference's manifold, and the reverse.
         class_shares: of the samples, by the classifier, (num_classes,).
-        least_class: class with the smallest part of its share in the reference.
-        least_class_ratio: that part; 0 where a class is lost.
+        least_class, least_class_ratio: class with the smallest part of its share in the
+            reference, and that part; 0 where a class is lost.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
@@ -38,12 +35,9 @@ class Protocol(BaseModel):
 
     Attributes:
         features: which features, such as ``classifier(digits)``; ``none`` without a reference.
-        num_samples: generated images.
-        sampler: how they were generated.
-        sampling_steps: of the sampler.
-        seed: of the sampling noise.
-        num_reference_images: images in the reference statistics.
-        reference_sha256: of the statistics' count, mean and covariance.
+        num_samples: generated images, of ``seed``'s noise.
+        num_reference_images, reference_sha256: images in the reference statistics, and the hash
+            of the statistics' count, mean and covariance.
         neighbours: of precision and recall.
         manifold_images: samples, and reference images, in precision and recall.
     """

@@ -3,10 +3,9 @@
 An event log holds one JSON object per line. A reader passes over kinds that it does not know.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,27 +151,23 @@ _TYPES: dict[str, type[Event]] = {
 
 
 def read_event(line: dict[str, Any]) -> Event | None:
-    """The event that a line of a log holds; None if this version does not know its kind.
-
-    Raises:
-        ValueError: an event of a known kind is malformed.
-    """
+    """The event in a log's line; None of an unknown kind; raises ValueError if it is malformed."""
     kind = _TYPES.get(line.get("event", ""))
     return None if kind is None else kind.model_validate(line)
 
 
+@dataclass
 class Tail:
     """Reads the JSON lines that are appended to a file."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position = 0
+    path: Path
+    _position: int = 0
 
     def new_lines(self) -> Iterator[dict[str, Any]]:
         """What came since the last call, as plain values; an unfinished last line waits."""
-        if not self._path.exists():
+        if not self.path.exists():
             return
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(self._position)
             for line in file:
                 if not line.endswith(b"\n"):

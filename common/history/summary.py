@@ -1,9 +1,7 @@
 """``summary.json``: what a run achieved and what it cost."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel
 
@@ -74,6 +72,6 @@ class Summary(BaseModel):
         write_json(run_dir / SUMMARY, self.model_dump(mode="json"))
 
     @classmethod
-    def read(cls, run_dir: Path) -> Summary:
+    def read(cls, run_dir: Path) -> Self:
         """Load what ``write`` stored; raises OSError, or ValueError if it is something else."""
         return cls.model_validate_json((run_dir / SUMMARY).read_text("utf-8"))

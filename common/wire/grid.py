@@ -5,8 +5,6 @@ memory grows with the clients and one endless upload holds up the rest. ``Strate
 iterable of replies, so a generator lets it aggregate while others still train.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,12 +18,7 @@ from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
 from fedphd.common.timing import Backoff
-from fedphd.common.wire.internals import (
-    GrpcReplies,
-    envelope,
-    message_bytes,
-    reaches_nodes_over_grpc,
-)
+from fedphd.common.wire import internals
 from fedphd.common.wire.traffic import Traffic
 
 _POLL_FIRST_S: Final = 0.02
@@ -50,37 +43,29 @@ class Replies(Protocol):
         """Nobody waits for this reply any more."""
 
 
+@dataclass
 class PlainReplies:
     """Replies of a Grid whose ``pull_messages`` never blocks (simulation, tests).
 
-    Args:
-        grid: where to look.
-        on_forget: told the id of each message that nobody waits for any more.
+    ``on_forget`` is told the id of each message that nobody waits for any more.
     """
 
-    def __init__(
-        self, grid: Grid, on_forget: Callable[[str], None] = lambda message_id: None
-    ) -> None:
-        self.stall_s = float("inf")
-        self._grid = grid
-        self._on_forget = on_forget
+    grid: Grid
+    on_forget: Callable[[str], None] = lambda message_id: None
+    stall_s: float = float("inf")
 
     def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
         """Look once for replies."""
-        found = self._grid.pull_messages(message_ids)
+        found = self.grid.pull_messages(message_ids)
         return [(reply.metadata.reply_to_message_id, reply) for reply in found]
 
     def forget(self, message_id: str) -> None:
         """Hand on to ``on_forget``."""
-        self._on_forget(message_id)
+        self.on_forget(message_id)
 
 
 class WrappedGrid(Grid):
-    """A Grid made of another one; how messages go and replies come is up to its subclasses.
-
-    Args:
-        grid: Flower's, or another wrapped one.
-    """
+    """A Grid made of another one; how messages go and replies come is up to its subclasses."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -140,10 +125,8 @@ class StreamingGrid(WrappedGrid):
         super().__init__(grid)
         self.traffic = Traffic()
         self.in_order = in_order
-        self._replies = replies
-        self._clock = clock
-        self._sleep = sleep
-        self._window = window
+        self._replies, self._window = replies, window
+        self._clock, self._sleep = clock, sleep
 
     def configure(self, *, in_order: bool, upload_stall_s: float) -> None:
         """Set what a run's plan brings."""
@@ -156,12 +139,9 @@ class StreamingGrid(WrappedGrid):
         message_ids = list(self._grid.push_messages(batch))
         sizes: dict[str, int] = {}
         # Counted after the push, which fills in the addresses.
-        sent = sum(
-            message_bytes(message, sizes)
-            for message, message_id in zip(batch, message_ids, strict=False)
-            if message_id
-        )
-        self.traffic += Traffic(sent_bytes=sent)
+        taken = (message for message, i in zip(batch, message_ids, strict=False) if i)
+        sent_bytes = sum(internals.message_bytes(message, sizes) for message in taken)
+        self.traffic += Traffic(sent_bytes=sent_bytes)
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -180,10 +160,9 @@ class StreamingGrid(WrappedGrid):
 
         What was lost, refused or not there ``timeout`` seconds after its message was sent is
         yielded as an error reply that says why; ``metadata.src_node_id`` is always the node
-        that was asked. Beyond the window a message is sent when a reply has come.
+        that was asked. ``messages`` are taken one after the other, as the window allows.
 
         Args:
-            messages: taken one after the other, as the window allows.
             timeout: seconds for each reply; None: no limit.
             in_order: yield replies in the order of the messages; None: as the grid is set.
         """
@@ -200,8 +179,8 @@ class StreamingGrid(WrappedGrid):
         while batch := list(islice(source, self._room(len(pending)))):
             # A refused message has no id in what comes back, or what comes back is too short.
             for message, message_id in zip_longest(batch, self.push_messages(batch)):
-                sent = _Sent(envelope(message), self._clock() + timeout_s, refused=not message_id)
-                pending[message_id or uuid4().hex] = sent
+                sent, deadline_s = internals.envelope(message), self._clock() + timeout_s
+                pending[message_id or uuid4().hex] = _Sent(sent, deadline_s, refused=not message_id)
 
     def _room(self, num_pending: int) -> int:
         if self._window is None:
@@ -219,8 +198,8 @@ class StreamingGrid(WrappedGrid):
         while pending:
             # In order, the others may be there already: only the first can be late.
             first = dict(islice(pending.items(), 1 if in_order else None))
-            found: list[tuple[str, Message | str]] = []
-            found += [(key, _REFUSED) for key, sent in first.items() if sent.refused]
+            found: list[tuple[str, Message | str]]
+            found = [(key, _REFUSED) for key, sent in first.items() if sent.refused]
             if asked := [key for key, sent in first.items() if not sent.refused]:
                 found += self._replies.poll(asked)
             if found:
@@ -246,7 +225,7 @@ class StreamingGrid(WrappedGrid):
     def _accept(self, sent: Message, reply: Message | str) -> Message:
         if isinstance(reply, str):
             return _failure(sent, reply)
-        self.traffic += Traffic(received_bytes=message_bytes(reply, {}))
+        self.traffic += Traffic(received_bytes=internals.message_bytes(reply, {}))
         if reply.has_error():
             # Flower's own error replies name the SuperLink as their source, not the node.
             reason = _REASONS.get(reply.error.code, reply.error.reason or "unknown")
@@ -266,8 +245,8 @@ def streaming_grid(
 ) -> StreamingGrid:
     """Wrap the grid that Flower hands to a ServerApp, whichever kind it is."""
     replies: Replies = PlainReplies(grid)
-    if reaches_nodes_over_grpc(grid):
-        replies = GrpcReplies(grid, stall_s=upload_stall_s)
+    if internals.reaches_nodes_over_grpc(grid):
+        replies = internals.GrpcReplies(grid, stall_s=upload_stall_s)
     return StreamingGrid(grid, replies, in_order=in_order, clock=clock)
 
 

@@ -4,8 +4,6 @@ Flower's public API offers none of this: replies pulled with bounds, sizes of me
 travel, ids for messages that never reach a SuperLink. A newer Flower changes these two files only.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +13,7 @@ from flwr.app import Message, RecordDict
 from flwr.app.message import make_message
 from flwr.proto import appio_pb2, message_pb2
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    iterate_object_tree,
-    no_object_id_recompute,
-)
+from flwr.supercore.inflatable import inflatable_object
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedphd.common.errors import ReplyError
@@ -45,10 +39,7 @@ class GrpcReplies:
     replies are therefore pulled object by object without ever blocking, four at a time so that
     memory stays bounded, and given up after ``stall_s`` seconds without a new object.
 
-    Args:
-        grid: Flower's GrpcGrid of the running ServerApp.
-        stall_s: seconds without progress after which an upload is given up.
-        clock: monotonic seconds; for tests.
+    ``grid`` is Flower's GrpcGrid of the running ServerApp; ``clock``, monotonic, is for tests.
     """
 
     def __init__(
@@ -76,27 +67,22 @@ class GrpcReplies:
         return done
 
     def _note_announced(self, message_ids: list[str]) -> None:
-        response = self._grid._stub.PullMessages(
-            appio_pb2.PullAppMessagesRequest(message_ids=message_ids)
-        )
+        request = appio_pb2.PullAppMessagesRequest(message_ids=message_ids)
+        response = self._grid._stub.PullMessages(request)
         pairs = zip(response.messages_list, response.message_object_trees, strict=True)
         for proto, tree in pairs:
             # Pulled from the end, in the order in which a node pushes them: the message itself
             # comes last, so waiting for it first would take a slow upload for a stalled one.
-            missing = [item.object_id for item in iterate_object_tree(tree)][::-1]
+            missing = [item.object_id for item in inflatable_object.iterate_object_tree(tree)][::-1]
             partial = _Partial(tree.object_id, missing, progress_s=self._clock())
             self._partial[proto.metadata.reply_to_message_id] = partial
 
     def _advance(self, partial: _Partial) -> Message | str | None:
         """Pull what is there; the message if it is whole, the reason if it is lost, else None."""
-        run_id = self._grid.run.run_id
+        stub, ours = self._grid._stub, {"node": self._grid.node, "run_id": self._grid.run.run_id}
         while partial.missing:
             object_id = partial.missing[-1]
-            reply = self._grid._stub.PullObject(
-                message_pb2.PullObjectRequest(
-                    node=self._grid.node, run_id=run_id, object_id=object_id
-                )
-            )
+            reply = stub.PullObject(message_pb2.PullObjectRequest(object_id=object_id, **ours))
             if not reply.object_found:
                 return "its reply was lost on the server"
             if not reply.object_available:
@@ -105,11 +91,8 @@ class GrpcReplies:
             partial.contents[object_id] = reply.object_content
             partial.missing.pop()
             partial.progress_s = self._clock()
-        self._grid._stub.ConfirmMessageReceived(
-            message_pb2.ConfirmMessageReceivedRequest(
-                node=self._grid.node, run_id=run_id, message_object_id=partial.message_id
-            )
-        )
+        received = {"message_object_id": partial.message_id, **ours}
+        stub.ConfirmMessageReceived(message_pb2.ConfirmMessageReceivedRequest(**received))
         try:
             return inflated(partial.message_id, partial.contents)
         except ReplyError as error:
@@ -150,14 +133,12 @@ def reaches_nodes_over_grpc(grid: Grid) -> bool:
 def message_bytes(message: Message, sizes: dict[str, int]) -> int:
     """Bytes of a message's contents as they travel (what Flower counts for a run).
 
-    ``sizes`` remembers the size of each object, so that weights which go to many nodes are
-    serialised once.
+    ``sizes`` remembers each object's, so that weights that go to many nodes are serialised once.
     """
-    with no_object_id_recompute():
-        objects = get_all_nested_objects(message)
-        for object_id, item in objects.items():
-            if object_id not in sizes:
-                sizes[object_id] = len(item.deflate())
+    with inflatable_object.no_object_id_recompute():
+        objects = inflatable_object.get_all_nested_objects(message)
+        new = {key: item for key, item in objects.items() if key not in sizes}
+        sizes |= {key: len(item.deflate()) for key, item in new.items()}
     return sum(sizes[object_id] for object_id in objects)
 
 
@@ -167,11 +148,9 @@ def with_own_records(records: RecordDict) -> RecordDict:
     Flower writes an id into each record when it serialises it. Where messages are handed over
     within a process, one thread may write it while another one pickles the record.
     """
-    own = RecordDict()
-    for name, record in records.items():
-        # An ArrayRecord makes arrays of its own here, around the same bytes.
-        own[name] = type(record)(dict(record))  # type: ignore[arg-type]
-    return own
+    # An ArrayRecord makes arrays of its own here, around the same bytes.
+    own = {name: type(record)(dict(record)) for name, record in records.items()}  # type: ignore[arg-type]
+    return RecordDict(own)
 
 
 def envelope(message: Message) -> Message:

@@ -3,21 +3,12 @@
 Nothing that arrives is unpickled or executed; everything is checked here or against a template.
 """
 
-from __future__ import annotations
-
 from importlib.metadata import version
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field
 
-from fedphd.common.config.run import (
-    INCEPTION,
-    DiffusionConfig,
-    FederationConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    TrainingConfig,
-)
+from fedphd.common.config import run
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PARTS, Part
@@ -55,15 +46,21 @@ class HelloReply(Payload):
     clients: dict[str, int] = Field(default_factory=dict)
 
 
-class UNetSpec(Payload):
-    """The U-Net that a message's flat weights belong to; ``layout`` lists those that travel."""
-
-    unet: dict[str, Any]
+class _WithLayout(Payload):
     layout: str
 
     def tensor_layout(self) -> TensorLayout:
         """The manifest of names and shapes; raises ReplyError if it is malformed."""
-        return read_layout(self.layout)
+        try:
+            return TensorLayout.from_json(self.layout)
+        except ValueError as error:
+            raise ReplyError(f"layout of the weights is malformed: {error}") from error
+
+
+class UNetSpec(_WithLayout):
+    """The U-Net that a message's flat weights belong to; ``layout`` lists those that travel."""
+
+    unet: dict[str, Any]
 
 
 class TrainTask(Payload):
@@ -77,12 +74,12 @@ class TrainTask(Payload):
     interval: int = Field(ge=1)
     edge_round: int = Field(ge=1)
     network: UNetSpec
-    diffusion: DiffusionConfig
-    training: TrainingConfig
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    diffusion: run.DiffusionConfig
+    training: run.TrainingConfig
+    objective: run.ObjectiveConfig = Field(default_factory=run.ObjectiveConfig)
     parts: tuple[Part, ...] = PARTS
     send: tuple[Part, ...] = PARTS
-    initial: ModelConfig | None = None
+    initial: run.ModelConfig | None = None
     sparsity_lambda: float = Field(ge=0)
     optimizer_moments: Literal["prune", "reset"]
     cut: str | None = None
@@ -113,7 +110,7 @@ class IntervalTask(Payload):
     num_clients: int = Field(ge=1)
     network: UNetSpec
     cut: str | None = None
-    plan: FederationConfig
+    plan: run.FederationConfig
 
 
 class IntervalReply(Payload):
@@ -140,7 +137,7 @@ class IntervalReply(Payload):
     failures: tuple[str, ...] = ()
 
 
-class ExtractorSpec(Payload):
+class ExtractorSpec(_WithLayout):
     """The network whose features are summed up; its flat weights travel beside it."""
 
     kind: Literal["classifier", "inception"]
@@ -149,24 +146,19 @@ class ExtractorSpec(Payload):
     channels: int = Field(ge=1, le=4)
     image_size: int = Field(ge=4, le=1024)
     num_classes: int = Field(ge=1, le=1_000_000)
-    layout: str
 
     @classmethod
-    def inception(cls, layout: str) -> ExtractorSpec:
+    def inception(cls, layout: str) -> Self:
         """Inception v3, which takes images of any size."""
         return cls(
             kind="inception",
-            name=INCEPTION,
+            name=run.INCEPTION,
             num_features=2048,
             channels=3,
             image_size=299,
             num_classes=1008,
             layout=layout,
         )
-
-    def tensor_layout(self) -> TensorLayout:
-        """The manifest of names and shapes; raises ReplyError if it is malformed."""
-        return read_layout(self.layout)
 
 
 class StatisticsTask(Payload):
@@ -204,11 +196,3 @@ class Ack(Payload):
     """Answer to a message that asks for nothing."""
 
     name: str
-
-
-def read_layout(text: str) -> TensorLayout:
-    """The layout that came as JSON text; raises ReplyError if it is malformed."""
-    try:
-        return TensorLayout.from_json(text)
-    except ValueError as error:
-        raise ReplyError(f"layout of the weights is malformed: {error}") from error

@@ -5,11 +5,9 @@ This is the one place that names them. A new one is a field of ``MetricValues`` 
 ``deploy/launch/render.py``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -17,10 +15,7 @@ from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload
 
 
 class Mean(Payload):
-    """A weighted mean, kept as a sum and a weight so that means can be added.
-
-    Without weight it says nothing: nobody measured.
-    """
+    """A weighted mean, as a sum and a weight so that means add up; no weight: nobody measured."""
 
     total: float = Field(0.0, ge=-MOST, le=MOST)
     weight: float = Field(0.0, ge=0, le=MOST)
@@ -30,12 +25,14 @@ class Mean(Payload):
         """The mean; None if nobody measured."""
         return self.total / self.weight if self.weight else None
 
-    def __add__(self, other: Mean) -> Mean:
-        return Mean(total=self.total + other.total, weight=self.weight + other.weight)
+    def __add__(self, other: Self) -> Self:
+        return type(self)(total=self.total + other.total, weight=self.weight + other.weight)
 
-    def weighing(self, weight: float) -> Mean:
+    def weighing(self, weight: float) -> Self:
         """The same mean with another weight; still nothing if nobody measured."""
-        return self if self.value is None else Mean(total=self.value * weight, weight=weight)
+        if self.value is None:
+            return self
+        return type(self)(total=self.value * weight, weight=weight)
 
 
 def _not_negative(mean: Mean) -> Mean:
@@ -66,10 +63,7 @@ class MetricValues(BaseModel):
 
 
 class TrainMetrics(Payload):
-    """Means over optimiser steps, then over clients, then over edge rounds and edges.
-
-    The fields are those of ``MetricValues``.
-    """
+    """``MetricValues`` as means: over optimiser steps, then clients, then edge rounds and edges."""
 
     loss: Mean = Mean()
     sparsity_penalty: PositiveMean = Mean()
@@ -78,33 +72,32 @@ class TrainMetrics(Payload):
     validation_loss: PositiveMean = Mean()
 
     @classmethod
-    def of_steps(cls, steps: Sequence[dict[str, float]], **once: float | None) -> TrainMetrics:
+    def of_steps(cls, steps: Sequence[dict[str, float]], **once: float | None) -> Self:
         """A client's means over its steps, each with weight 1.
 
-        Args:
-            steps: values by field name, the same names in every step.
-            once: values that a round has once, by field name; None was not measured.
+        Values by field name: ``steps`` has the same names in every step, ``once`` those that a
+        round has once; None was not measured.
         """
         means = {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}
         found = means | {name: value for name, value in once.items() if value is not None}
         return cls(**{name: Mean(total=value, weight=1.0) for name, value in found.items()})
 
     @classmethod
-    def merge(cls, parts: Iterable[TrainMetrics]) -> TrainMetrics:
+    def merge(cls, parts: Iterable[Self]) -> Self:
         """The means over all ``parts`` together, each by its weight."""
         sums = {name: Mean() for name in cls.model_fields}
         for part in parts:
             sums = {name: mean + part.means()[name] for name, mean in sums.items()}
         return cls(**sums)
 
-    def weighing(self, weight: float) -> TrainMetrics:
+    def weighing(self, weight: float) -> Self:
         """The same means, each with ``weight``, such as a client's number of images."""
-        return TrainMetrics(**{n: mean.weighing(weight) for n, mean in self.means().items()})
+        return type(self)(**{n: mean.weighing(weight) for n, mean in self.means().items()})
 
-    def per(self, num: int) -> TrainMetrics:
+    def per(self, num: int) -> Self:
         """The same means with weights that are ``num`` times smaller."""
         means = self.means().items()
-        return TrainMetrics(**{name: mean.weighing(mean.weight / num) for name, mean in means})
+        return type(self)(**{name: mean.weighing(mean.weight / num) for name, mean in means})
 
     def means(self) -> dict[str, Mean]:
         """All means by name."""

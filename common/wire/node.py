@@ -1,21 +1,19 @@
 """A Flower node that stays in one process.
 
 A stock ``flower-supernode`` starts a process per message and looks for messages every 3 s. This
-node keeps data, model and optimiser warm and answers within milliseconds: it registers with a
-SuperLink, sends heartbeats, pulls messages, hands them to a handler and pushes the replies, and
-connects again with back-off when the SuperLink restarts or forgets it.
+one keeps data, model and optimiser warm, answers within milliseconds, and connects again with
+back-off when its SuperLink restarts or forgets it.
 
 This file and ``common/wire/internals.py`` alone reach below Flower's public API.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,12 +29,7 @@ from flwr.common.grpc import create_channel
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2
 from flwr.proto.fleet_pb2_grpc import FleetStub
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    iterate_object_tree,
-    no_object_id_recompute,
-)
+from flwr.supercore.inflatable import inflatable_object
 from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
@@ -57,6 +50,8 @@ _GOODBYE_S: Final = 2.0
 _HICCUP_S: Final = 3.0
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.15
+# Objects of a message that travel at a time.
+_TRANSFERS: Final = 2
 _FORGOTTEN: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
 
 Handler = Callable[[Message], Message]
@@ -74,6 +69,7 @@ class _Connection:
     left: bool = False
 
 
+@dataclass(eq=False)
 class Node:
     """A resident node of one SuperLink.
 
@@ -83,31 +79,23 @@ class Node:
         handler: answers a message; runs in ``run``'s thread, one message at a time.
         stop: set from outside to end ``run``.
         on_change: told "connected" and "lost ...: <why>" as the connection comes and goes, and
-            once "not there yet: <why>" if the first connection takes long.
-        say_waiting_s: seconds after which the first connection takes long.
+            once "not there yet: <why>" if the first takes longer than ``say_waiting_s``.
         clock: monotonic seconds; for tests.
     """
 
-    def __init__(
-        self,
-        address: str,
-        config: NodeConfig,
-        handler: Handler,
-        *,
-        stop: threading.Event,
-        on_change: Callable[[str], None] = lambda change: None,
-        say_waiting_s: float = SAY_WAITING_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.address = address
-        self._config = config
-        self._handler = handler
-        self._stop = stop
-        self._on_change = on_change
-        self._say_waiting_s = say_waiting_s
-        self._clock = clock
-        self._certificates = _read(config.root_certificates, "node.root_certificates")
-        self._own_keys = _read_keys(config.private_key) if config.private_key else None
+    address: str
+    config: NodeConfig
+    handler: Handler
+    _: KW_ONLY
+    stop: threading.Event
+    on_change: Callable[[str], None] = lambda change: None
+    say_waiting_s: float = SAY_WAITING_S
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._certificates = _read(self.config.root_certificates, "node.root_certificates")
+        private_key = self.config.private_key
+        self._own_keys = _read_keys(private_key) if private_key else None
         self._connection: _Connection | None = None
 
     def leave(self) -> None:
@@ -122,16 +110,16 @@ class Node:
             ConnectionLostError: no SuperLink at the address for ``lost_after_s`` seconds.
         """
         backoff = Backoff(0.2, 5.0)
-        lost_after_s = self._config.lost_after_s
-        alive_s, told = self._clock(), False
-        while not self._stop.is_set():
+        lost_after_s = self.config.lost_after_s
+        alive_s, told = self.clock(), False
+        while not self.stop.is_set():
             try:
                 connection = self._connect()
             except grpc.RpcError as error:
-                away_s = self._clock() - alive_s
-                if self._connection is None and not told and away_s > self._say_waiting_s:
+                away_s = self.clock() - alive_s
+                if self._connection is None and not told and away_s > self.say_waiting_s:
                     told = True
-                    self._on_change(f"not there yet: {_say(error)}")
+                    self.on_change(f"not there yet: {_say(error)}")
                 if away_s > lost_after_s:
                     raise ConnectionLostError(
                         f"no SuperLink at {self.address} for {lost_after_s:g} s ({_say(error)}); "
@@ -140,24 +128,22 @@ class Node:
             else:
                 backoff.reset()
                 self._connection = connection
-                self._on_change("connected")
+                self.on_change("connected")
                 reason = self._serve(connection)
-                alive_s = self._clock()
-                if not self._stop.is_set():
+                alive_s = self.clock()
+                if not self.stop.is_set():
                     limit = f"{lost_after_s:g} s (node.lost_after_s)"
-                    self._on_change(f"lost, trying again for {limit}: {reason}")
-            self._stop.wait(backoff.next_s())
+                    self.on_change(f"lost, trying again for {limit}: {reason}")
+            self.stop.wait(backoff.next_s())
 
     def _connect(self) -> _Connection:
         keys: Keys = self._own_keys or generate_key_pairs()
+        version = RuntimeVersionClientInterceptor(component_name="SuperNode")
         channel = create_channel(
             server_address=self.address,
             insecure=self._certificates is None,
             root_certificates=self._certificates,
-            interceptors=[
-                RuntimeVersionClientInterceptor(component_name="SuperNode"),
-                NodeAuthClientInterceptor(*keys),
-            ],
+            interceptors=[version, NodeAuthClientInterceptor(*keys)],
         )
         stub = FleetStub(channel)
         public_key = public_key_to_bytes(keys[1])
@@ -180,12 +166,12 @@ class Node:
         backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
         silent_since_s: float | None = None
         try:
-            while not self._stop.is_set() and not connection.lost.is_set():
+            while not self.stop.is_set() and not connection.lost.is_set():
                 try:
                     busy = self._serve_one(connection)
                     silent_since_s = None
                 except grpc.RpcError as error:
-                    busy, now_s = False, self._clock()
+                    busy, now_s = False, self.clock()
                     silent_since_s = silent_since_s or now_s
                     # A short hiccup keeps the registration: a new one would lose what is queued.
                     if error.code() in _FORGOTTEN or now_s - silent_since_s > _HICCUP_S:
@@ -193,7 +179,7 @@ class Node:
                 if busy:
                     backoff.reset()
                 else:
-                    self._stop.wait(backoff.next_s())
+                    self.stop.wait(backoff.next_s())
             return "the SuperLink no longer knows this node"
         finally:
             self._leave(connection)
@@ -216,12 +202,10 @@ class Node:
 
     def _pull_content(self, connection: _Connection, head: Message, tree: Any) -> Message:
         run_id, message_id = head.metadata.run_id, head.metadata.message_id
-        contents: dict[str, bytes] = {}
-
-        def pull(object_id: str) -> None:
-            contents[object_id] = self._pull_object(connection, run_id, object_id)
-
-        _two_at_a_time(pull, [item.object_id for item in iterate_object_tree(tree)])
+        object_ids = [item.object_id for item in inflatable_object.iterate_object_tree(tree)]
+        pull = partial(self._pull_object, connection, run_id)
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            contents = dict(zip(object_ids, pool.map(pull, object_ids), strict=True))
         received = message_pb2.ConfirmMessageReceivedRequest(
             node=connection.node, run_id=run_id, message_object_id=message_id
         )
@@ -233,18 +217,18 @@ class Node:
         request = message_pb2.PullObjectRequest(
             node=connection.node, run_id=run_id, object_id=object_id
         )
-        backoff, deadline_s = Backoff(_POLL_FIRST_S, 1.0), self._clock() + CALL_S
+        backoff, deadline_s = Backoff(_POLL_FIRST_S, 1.0), self.clock() + CALL_S
         while True:
             reply = connection.stub.PullObject(request, timeout=CALL_S)
             if reply.object_available:
                 return reply.object_content
-            if not reply.object_found or self._clock() > deadline_s:
+            if not reply.object_found or self.clock() > deadline_s:
                 raise _Unavailable(f"object {object_id[:8]} of a message never came")
             time.sleep(backoff.next_s())
 
     def _answer(self, message: Message) -> Message:
         try:
-            return self._handler(message)
+            return self.handler(message)
         except Exception as error:
             # The asking side needs the reason; this process must live on to serve others.
             logger.exception("%s failed", message.metadata.message_type)
@@ -253,13 +237,13 @@ class Node:
             return Message(failure, reply_to=message)
 
     def _push(self, connection: _Connection, reply: Message) -> None:
-        with no_object_id_recompute():
+        with inflatable_object.no_object_id_recompute():
             assign_id(reply, reply.object_id)
-            objects = get_all_nested_objects(reply)
+            objects = inflatable_object.get_all_nested_objects(reply)
             announced = fleet_pb2.PushMessagesRequest(
                 node=connection.node,
                 messages_list=[message_to_proto(remove_content_from_message(reply))],
-                message_object_trees=[get_object_tree(reply)],
+                message_object_trees=[inflatable_object.get_object_tree(reply)],
                 clientapp_runtime_list=[0.0],
             )
             response = connection.stub.PushMessages(announced, timeout=CALL_S)
@@ -274,7 +258,9 @@ class Node:
                 )
                 connection.stub.PushObject(request, timeout=CALL_S)
 
-            _two_at_a_time(push, [key for key in objects if key in wanted])
+            with ThreadPoolExecutor(_TRANSFERS) as pool:
+                # Spent, since an error of a push is raised where its result is taken.
+                list(pool.map(push, [key for key in objects if key in wanted]))
 
     def _beat(self, connection: _Connection) -> None:
         """Send heartbeats; a SuperLink that no longer knows the node makes it register again."""
@@ -315,12 +301,6 @@ class _Unavailable(grpc.RpcError):
 
     def details(self) -> str:
         return str(self)
-
-
-def _two_at_a_time(work: Callable[[str], None], object_ids: Iterable[str]) -> None:
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for _ in pool.map(work, object_ids):
-            pass
 
 
 def _read(path: Path | None, name: str) -> bytes | None:

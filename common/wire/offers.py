@@ -1,9 +1,7 @@
 """The choice of an edge, as edges and clients speak about it: offers, the question, its answer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
@@ -32,29 +30,23 @@ Shares = Annotated[tuple[float, ...], AfterValidator(_checked)]
 
 
 class Offer(Payload):
-    """What an edge holds in an interval so far, as clients see it when they choose.
-
-    Attributes:
-        edge_id: stable name of the edge.
-        label_distribution: label shares, shape (num_classes,).
-        num_samples: samples that trained there in this interval.
-    """
+    """What an edge holds in an interval so far: shares and number of the samples trained there."""
 
     edge_id: str
     label_distribution: Shares
     num_samples: float = Field(ge=0)
 
     @classmethod
-    def empty(cls, edge_id: str, target: Sequence[float]) -> Offer:
+    def empty(cls, edge_id: str, target: Sequence[float]) -> Self:
         """An edge at an interval's start: it holds nothing, and counts as being on target."""
         return cls(edge_id=edge_id, label_distribution=tuple(target), num_samples=0.0)
 
-    def with_client(self, label_counts: Sequence[int]) -> Offer:
+    def with_client(self, label_counts: Sequence[int]) -> Self:
         """This edge with a client's images, of which there are ``label_counts`` per class."""
         counts = np.asarray(label_counts, dtype=np.float64)
         total = float(counts.sum())
         merged = merge(self.label_distribution, self.num_samples, counts / total, total)
-        return Offer(
+        return type(self)(
             edge_id=self.edge_id,
             label_distribution=tuple(merged.tolist()),
             num_samples=self.num_samples + total,
@@ -78,7 +70,7 @@ class Choose(Payload):
     synchronised: bool
 
     @model_validator(mode="after")
-    def _offers_fit(self) -> Choose:
+    def _offers_fit(self) -> Self:
         seen: set[str] = set()
         for offer in self.offers:
             if offer.edge_id in seen:
@@ -101,13 +93,10 @@ class ChooseReply(Payload):
 
 
 class OfferBook:
-    """The offers of several edges; an edge knows only its own.
+    """The offers of several edges, of which each knows only its own, and which count in an answer.
 
-    Which offers a question is answered with is decided here; how long to wait for them is up to
-    the owner, who also guards the book against other threads.
-
-    Args:
-        past_intervals: intervals that are remembered before the one that is asked about.
+    ``past_intervals`` are remembered before the one that is asked about. How long to wait for
+    offers is up to the owner, who also guards the book against other threads.
     """
 
     def __init__(self, *, past_intervals: int) -> None:
@@ -129,12 +118,10 @@ class OfferBook:
         return self._rounds.get((asked.interval, asked.edge_round), {})
 
     def merged(self, asked: Choose, of_round: Iterable[Offer]) -> Choose:
-        """The question with the offers of all edges, in the order of their names.
+        """The question of one edge with the offers of all, in the order of their names.
 
-        Args:
-            asked: the question of one edge.
-            of_round: the offers of its edge round. Of the other edges, the latest that they made
-                in this interval count, unless the question is synchronised.
+        They are those ``of_round``, its edge round, and unless the question is synchronised the
+        latest that the other edges made in this interval.
         """
         latest: dict[str, Offer] = {}
         if not asked.synchronised:

@@ -1,7 +1,5 @@
 """What every message has in common."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict

@@ -1,13 +1,10 @@
 """A message's form on Flower's wire, and what is checked of one that arrives.
 
-A message's scalars travel as one JSON text in a ``ConfigRecord``; model weights travel as ONE
-flat float32 array in an ``ArrayRecord``, beside the manifest of names and shapes that says how
-to cut it up. So a message is 5 Flower objects instead of 223 for the digits network, 32 instead of
-471 for CIFAR-10's, each of them several remote calls; and an average is one addition
-(``tests/benchmarks/packing.py``). SCAFFOLD's control variates are a second such array.
+Its scalars travel as one JSON text, model weights as ONE flat float32 array beside the manifest of
+names and shapes that says how to cut it up, SCAFFOLD's control variates as a second such array. So
+a message is 5 Flower objects instead of 223 for the digits network, 32 instead of 471 for
+CIFAR-10's, each several remote calls; and an average is one addition (tests/benchmarks/packing.py).
 """
-
-from __future__ import annotations
 
 import re
 from typing import Any, Final, Literal, TypeVar
@@ -45,20 +42,18 @@ def to_records(
     weights: torch.Tensor | Array | None = None,
     variate: torch.Tensor | None = None,
 ) -> RecordDict:
-    """Convert to Flower records.
+    """Convert a message's scalars to Flower records, with the arrays that go beside them.
 
     Args:
-        payload: the message's scalars.
-        weights: (numel,), contiguous, on the CPU; float32, or float64 for sums of features. Or
-            an array that is serialised already, as another message brought it: no copy.
+        weights: (numel,), on the CPU; float32, or float64 for sums of features. Or an array that
+            is serialised already, as another message brought it: no copy.
         variate: a control variate of these weights, or its change; as the weights.
     """
     records = RecordDict({_RECORD: ConfigRecord({_PAYLOAD: payload.model_dump_json()})})
     if weights is not None:
-        arrays = weights_record(weights)
+        records[_WEIGHTS] = arrays = weights_record(weights)
         if variate is not None:
             arrays[_VARIATE] = _array(variate)
-        records[_WEIGHTS] = arrays
     return records
 
 
@@ -72,11 +67,7 @@ def _array(values: torch.Tensor) -> Array:
 
 
 def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
-    """Read a message's scalars as ``kind``.
-
-    Raises:
-        ReplyError: the message is an error reply, or not a well-formed ``kind``.
-    """
+    """A message's scalars; raises ReplyError for an error reply or a malformed ``kind``."""
     if message.has_error():
         raise ReplyError(f"error {message.error.code}: {message.error.reason}")
     if not message.has_content():
@@ -93,20 +84,12 @@ def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
 
 
 def weights_array(message: Message) -> Array:
-    """The flat weights of a message as they came, to be sent on; read them by ``read_array``.
-
-    Raises:
-        ReplyError: there are none.
-    """
+    """A message's weights as they came, to send on; raises ReplyError if it has none."""
     return _array_named(message, _WEIGHTS, "weights")
 
 
 def read_weights(message: Message, dtype: Dtype = "float32") -> torch.Tensor:
-    """The flat weights of a message, shape (numel,), of ``dtype``; read-only memory, no copy.
-
-    Raises:
-        ReplyError: no such array, or another dtype, number of dimensions or length.
-    """
+    """A message's flat weights, (numel,), as ``read_array``; raises ReplyError if it has none."""
     return read_array(weights_array(message), dtype)
 
 
@@ -123,7 +106,10 @@ def _array_named(message: Message, name: str, what: str) -> Array:
 
 
 def read_array(array: Array, dtype: Dtype = "float32", what: str = "weights") -> torch.Tensor:
-    """View a serialised vector in place (Flower stores NumPy's ``.npy`` format).
+    """View a serialised vector (Flower stores NumPy's ``.npy`` format): read-only, no copy.
+
+    Returns:
+        Shape (numel,), of ``dtype``.
 
     Raises:
         ReplyError: another dtype, number of dimensions or length; names ``what`` it is.
@@ -155,28 +141,18 @@ class _Lent:
 def check_reply_weights(
     weights: torch.Tensor, network: UNetSpec, expected: TensorLayout
 ) -> torch.Tensor:
-    """Check weights that came back against the layout that was sent.
-
-    Args:
-        weights: (numel,), float32.
-        network: what the sender says they are.
-        expected: the layout of the network that was sent out.
+    """Check weights, (numel,), float32, that came back as ``network`` against what was sent out.
 
     Raises:
-        ReplyError: names the first tensor that differs or is not finite.
+        ReplyError: names the first tensor that differs from ``expected`` or is not finite.
     """
-    problem = expected.mismatch(network.tensor_layout()) or _bad_values(weights, expected)
-    if problem:
+    if problem := expected.mismatch(network.tensor_layout()) or _bad_values(weights, expected):
         raise ReplyError(problem)
     return weights
 
 
 def check_variate(variate: torch.Tensor, expected: TensorLayout) -> torch.Tensor:
-    """Check a control variate, (numel,), float32, for weights of layout ``expected``.
-
-    Raises:
-        ReplyError: another number of values, or one that is not finite; names its tensor.
-    """
+    """Check a control variate, (numel,), float32; raises ReplyError as ``check_reply_weights``."""
     if problem := _bad_values(variate, expected):
         raise ReplyError(f"control variate: {problem}")
     return variate

@@ -1,11 +1,9 @@
 """Who is there: the nodes of a SuperLink, by the stable names that they give themselves."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from typing import Literal
 
@@ -34,13 +32,12 @@ class Peer:
     clients: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Roster:
-    """The peers of one SuperLink.
+    """The peers of one SuperLink, all of one ``kind``, among the nodes of ``grid``.
 
     Args:
-        grid: where the nodes are.
         asking: this process's own name.
-        kind: what the peers must be.
         hello_s: seconds that a node has to introduce itself; may be set at any time.
         retry_s: seconds for which a peer that failed is left alone.
         max_samples: a client that claims more images is refused.
@@ -48,44 +45,35 @@ class Roster:
         clock: monotonic seconds; for tests.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        *,
-        asking: str,
-        kind: Literal["client", "edge"],
-        hello_s: float,
-        retry_s: float,
-        max_samples: int,
-        on_change: Change = lambda name, change, detail: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._grid = grid
-        self._asking = asking
-        self._kind = kind
-        self.hello_s = hello_s
-        self._retry_s = retry_s
-        self._max_samples = max_samples
-        self._on_change = on_change
-        self._clock = clock
+    grid: Grid
+    _: KW_ONLY
+    asking: str
+    kind: Literal["client", "edge"]
+    hello_s: float
+    retry_s: float
+    max_samples: int
+    on_change: Change = lambda name, change, detail: None
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._peers: dict[str, Peer] = {}
         self._resting: dict[str, float] = {}
         self._refused: dict[int, float] = {}
 
     def configure(self, *, hello_s: float, retry_s: float, max_samples: int) -> None:
         """Set the limits that a run's plan brings; drop clients that exceed them."""
-        self.hello_s, self._retry_s, self._max_samples = hello_s, retry_s, max_samples
+        self.hello_s, self.retry_s, self.max_samples = hello_s, retry_s, max_samples
         for peer in list(self._peers.values()):
             if peer.num_samples > max_samples:
                 del self._peers[peer.name]
                 self._refused[peer.node_id] = float("inf")
                 reason = f"claims {peer.num_samples} images; at most {max_samples} are allowed"
-                self._on_change(peer.name, "refused", reason)
+                self.on_change(peer.name, "refused", reason)
 
     @property
     def peers(self) -> dict[str, Peer]:
         """Peers that may be asked now, by name, sorted."""
-        now_s = self._clock()
+        now_s = self.clock()
         self._resting = {name: until for name, until in self._resting.items() if until > now_s}
         return {n: self._peers[n] for n in sorted(self._peers) if n not in self._resting}
 
@@ -100,18 +88,18 @@ class Roster:
 
     def rest(self, name: str, reason: str) -> None:
         """Leave a peer that failed alone for ``retry_s`` seconds."""
-        self._resting[name] = self._clock() + self._retry_s
-        self._on_change(name, "failed", reason)
+        self._resting[name] = self.clock() + self.retry_s
+        self.on_change(name, "failed", reason)
 
     def refresh(self, *, ask_again: bool = False) -> dict[str, Peer]:
         """Greet nodes that are new (or all), forget those that left; return ``peers``."""
-        present = set(self._grid.get_node_ids())
+        present = set(self.grid.get_node_ids())
         for peer in list(self._peers.values()):
             if peer.node_id not in present:
                 del self._peers[peer.name]
                 self._resting.pop(peer.name, None)
-                self._on_change(peer.name, "left", "")
-        now_s = self._clock()
+                self.on_change(peer.name, "left", "")
+        now_s = self.clock()
         known = {peer.node_id for peer in self._peers.values()}
         waiting = {node_id for node_id, until in self._refused.items() if until > now_s}
         resting = {self._peers[name].node_id for name in self._resting if name in self._peers}
@@ -122,22 +110,22 @@ class Roster:
 
     def _greet(self, node_ids: Iterable[int]) -> None:
         """Greet as many nodes as ``hello_s`` allows; the rest have their turn next time."""
-        deadline_s = self._clock() + self.hello_s
+        deadline_s = self.clock() + self.hello_s
         left = iter(node_ids)
-        while (batch := list(islice(left, GREET_BATCH))) and self._clock() <= deadline_s:
+        while (batch := list(islice(left, GREET_BATCH))) and self.clock() <= deadline_s:
             self._greet_at_once(batch)
 
     def _greet_at_once(self, node_ids: Iterable[int]) -> None:
         # A node that greets others first gets half of the time for that.
-        hello = Hello(asking=self._asking, wait_s=self.hello_s / 2)
+        hello = Hello(asking=self.asking, wait_s=self.hello_s / 2)
         messages = [Message(to_records(hello), node_id, HELLO) for node_id in node_ids]
-        for reply in self._grid.send_and_receive(messages, timeout=self.hello_s):
+        for reply in self.grid.send_and_receive(messages, timeout=self.hello_s):
             node_id = reply.metadata.src_node_id
             try:
                 self._welcome(node_id, self._check(read_payload(reply, HelloReply)))
             except ReplyError as error:
-                self._refused[node_id] = self._clock() + self._retry_s
-                self._on_change(self.name_of(node_id), "refused", str(error))
+                self._refused[node_id] = self.clock() + self.retry_s
+                self.on_change(self.name_of(node_id), "refused", str(error))
 
     def _check(self, reply: HelloReply) -> HelloReply:
         if reply.protocol != PROTOCOL:
@@ -150,15 +138,15 @@ class Roster:
             check_id(reply.name)
         except ValueError as error:
             raise ReplyError(str(error)) from error
-        if reply.kind != self._kind:
-            raise ReplyError(f"{reply.name} joins as {reply.kind}; expected {self._kind}")
+        if reply.kind != self.kind:
+            raise ReplyError(f"{reply.name} joins as {reply.kind}; expected {self.kind}")
         claims = [(f"lists {name} with", count) for name, count in reply.clients.items()]
-        if self._kind == "client":
+        if self.kind == "client":
             claims.append(("claims", reply.num_samples))
         for claim, count in claims:
-            if not 0 < count <= self._max_samples:
+            if not 0 < count <= self.max_samples:
                 raise ReplyError(
-                    f"{reply.name} {claim} {count} images; 1 to {self._max_samples} "
+                    f"{reply.name} {claim} {count} images; 1 to {self.max_samples} "
                     "(schedule.max_client_samples) are allowed"
                 )
         return reply
@@ -172,4 +160,4 @@ class Roster:
             self._refused[old.node_id] = float("inf")
         if old is None or old.node_id != node_id:
             self._resting.pop(reply.name, None)
-            self._on_change(reply.name, "joined", "again" if old else "")
+            self.on_change(reply.name, "joined", "again" if old else "")

@@ -1,6 +1,6 @@
 """Bytes over a link."""
 
-from __future__ import annotations
+from typing import Self
 
 from pydantic import Field
 
@@ -13,15 +13,15 @@ class Traffic(Payload):
     sent_bytes: int = Field(0, ge=0, le=MOST)
     received_bytes: int = Field(0, ge=0, le=MOST)
 
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
             sent_bytes=self.sent_bytes + other.sent_bytes,
             received_bytes=self.received_bytes + other.received_bytes,
         )
 
-    def minus(self, earlier: Traffic) -> Traffic:
+    def minus(self, earlier: Self) -> Self:
         """What came since ``earlier``."""
-        return Traffic(
+        return type(self)(
             sent_bytes=self.sent_bytes - earlier.sent_bytes,
             received_bytes=self.received_bytes - earlier.received_bytes,
         )

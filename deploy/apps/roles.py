@@ -1,34 +1,23 @@
 """Inside Flower's ServerApp process: run the cloud or the edge that a role file describes."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import CloudConfig, EdgeConfig, validate
 from fedphd.common.errors import ConfigError, Interrupted, StartError, exit_code_of
 from fedphd.common.events import Event, EventLog, Verdict, write_verdict
 from fedphd.common.history.events import Ended, Started
-from fedphd.deploy.launch.runs import (
-    RoleFile,
-    Say,
-    check_data,
-    open_client_data,
-    prepare,
-    run_folder,
-    show_event,
-    show_summary,
-)
+from fedphd.deploy.launch import runs
 from fedphd.deploy.simulation.run_config import client_config, cloud_config, state_folder
-
-if TYPE_CHECKING:
-    from flwr.serverapp import Grid
 
 logger = logging.getLogger(__name__)
 
@@ -36,24 +25,16 @@ NODES_S = 60.0
 SETTLED_S = 0.3
 
 
-def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
-    """Run a role to its end, and leave a verdict whatever happens.
+def run_role(grid: Grid, path: Path, *, say: runs.Say | None = None) -> None:
+    """Run the role of the file at ``path`` to its end, and leave a verdict whatever happens.
 
-    Args:
-        grid: Flower's grid of the running ServerApp.
-        path: the role file.
-        say: gets a line for people per event; None where a launcher shows them.
-
-    Raises:
-        FedPhDError: the role failed; the verdict says so too.
+    ``say`` gets a line for people per event; None where a launcher shows them. Raises FedPhDError
+    where the role failed; the verdict says so too.
     """
-    file = RoleFile.read(path)
+    file = runs.RoleFile.read(path)
     # Flower does not pass on a ServerApp's standard output, so it logs to a file of its own.
-    logging.basicConfig(
-        filename=file.log,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(filename=file.log, level=logging.INFO, format=line)
     # Flower logs every connection attempt and prints a page about each strategy that starts.
     logging.getLogger("flwr").setLevel(logging.WARNING)
     role = "edge" if file.role == "edge" else "cloud"
@@ -61,7 +42,7 @@ def run_role(grid: Grid, path: Path, *, say: Say | None = None) -> None:
 
     def on_event(event: Event) -> None:
         if say:
-            show_event(event, say)
+            runs.show_event(event, say)
 
     events = EventLog(Path(file.events), role=role, node=node, on_event=on_event)
     events.write(Started(pid=os.getpid()))
@@ -89,18 +70,18 @@ def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
     try:
         num_nodes = count_nodes(grid)
         config = cloud_config(run_config, num_nodes)
-        check_data(config)
+        runs.check_data(config)
         data = client_config(run_config, 0, num_nodes).data
-        split = open_client_data(data, config.num_classes)
+        split = runs.open_client_data(data, config.num_classes)
     except ConfigError as error:
         print(f"fedphd: refused before the start: {error}", flush=True)
         raise
-    run_dir = run_folder(None, config.out_dir.absolute())
+    run_dir = runs.run_folder(None, config.out_dir.absolute())
     print(f"run folder {run_dir}\ndata {split}", flush=True)
     split.write(run_dir)
-    file = prepare("simulation", config, run_dir)
-    run_role(grid, file.path, say=lambda line: print(line, flush=True))
-    show_summary(run_dir, say=lambda line: print(line, flush=True))
+    file = runs.prepare("simulation", config, run_dir)
+    run_role(grid, file.path, say=partial(print, flush=True))
+    runs.show_summary(run_dir, say=partial(print, flush=True))
 
 
 def count_nodes(
@@ -108,8 +89,7 @@ def count_nodes(
 ) -> int:
     """How many nodes are simulated; Flower starts the ServerApp while it still adds them.
 
-    Raises:
-        StartError: there is none within ``within_s`` seconds.
+    Raises StartError where there is none within ``within_s`` seconds.
     """
     deadline_s = time.monotonic() + within_s
     before = -1
@@ -121,7 +101,7 @@ def count_nodes(
     return count
 
 
-def _run(grid: Grid, file: RoleFile, events: EventLog) -> Verdict:
+def _run(grid: Grid, file: runs.RoleFile, events: EventLog) -> Verdict:
     # Each role imports only its own side: an edge needs no diffusion code.
     if file.role == "edge":
         from fedphd.edge import app as edge_app

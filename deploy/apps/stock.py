@@ -4,8 +4,6 @@ For each message both start from nothing but the node's and the run's configurat
 outlast a message is kept in a node's ``context.state``, or in a simulated client's file.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,23 +23,16 @@ _NETWORKS = UNetCache()
 
 
 def runtime_of(context: Context) -> ClientRuntime:
-    """The client that a node is.
-
-    A simulated node has a partition id; a ``flower-supernode`` names its file:
-    ``--node-config 'config="/path/to/client.toml"'``.
+    """The client that a node is: a simulated one has a partition id, a real one names its file.
 
     Raises:
         ConfigError: the node's configuration names no client.
     """
+    node = context.node_config
     if _is_simulated(context):
-        config = client_config(
-            context.run_config,
-            int(context.node_config["partition-id"]),
-            int(context.node_config["num-partitions"]),
-        )
-        return _runtime(config)
-    path = context.node_config.get("config")
-    if not path:
+        part, num_parts = int(node["partition-id"]), int(node["num-partitions"])
+        return _runtime(client_config(context.run_config, part, num_parts))
+    if not (path := node.get("config")):
         raise ConfigError(
             "this node's configuration names no client file: start flower-supernode with "
             "--node-config 'config=\"/path/to/client.toml\"'"

@@ -1,7 +1,5 @@
 """``fedphd simulate``: the whole federation by Flower's simulation, on a SuperLink of our own."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 
@@ -25,13 +23,8 @@ def run_simulation(
 ) -> Verdict:
     """Simulate cloud, edges and clients by ``flwr run`` on a SuperLink of our own.
 
-    Args:
-        config: the training run.
-        clients: who is simulated.
-        run_dir: the run's folder, where Flower's home goes too, so that simulations can run
-            side by side.
-        stop: set from outside to end early.
-        say: gets the lines for people.
+    Flower's home goes into ``run_dir`` too, so that simulations can run side by side. ``stop`` is
+    set from outside to end early; ``say`` gets the lines for people.
     """
     config = config.model_copy(update={"state_dir": run_dir / "state"})
     file = prepare("simulation", config, run_dir)

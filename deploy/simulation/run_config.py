@@ -1,12 +1,9 @@
 """The run configuration of Flower's simulation, for ``flwr run .`` and ``fedphd simulate``.
 
-``flwr run .`` takes settings as ``--run-config 'schedule.intervals=3'``. Flower only accepts keys
-that stand in ``[tool.flwr.app.config]``. Those that people change most stand there, and the key
-``settings`` takes any other, as ``--set`` does: ``settings="ema.decay=0.9 num_classes=4"``. An
-empty value says nothing: what holds then is the preset's, or else the default.
+Flower's ``--run-config 'schedule.intervals=3'`` only accepts keys of ``[tool.flwr.app.config]``.
+Those that people change most stand there; the key ``settings`` takes any other, as ``--set`` does:
+``settings="ema.decay=0.9 num_classes=4"``. "" says nothing: the preset's or default value holds.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -18,16 +15,8 @@ from typing import Any
 from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config, validate
 from fedphd.common.config.text import flattened, parse_settings, settings_text, split_settings
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.launch.client_data import (
-    ALPHA,
-    CLASSES,
-    KIND,
-    PRESET,
-    SOURCE,
-    UNSET,
-    data_of,
-    take_data,
-)
+from fedphd.deploy.launch import client_data
+from fedphd.deploy.launch.client_data import ALPHA, CLASSES, KIND, PRESET, SOURCE, UNSET
 from fedphd.deploy.launch.runs import ROLE_FILE
 
 MIN_CLIENTS = "schedule.min_clients"
@@ -47,13 +36,9 @@ _NOT_SIMULATED = ("superlink", "state_dir")
 
 @dataclass(frozen=True)
 class SimulatedClients:
-    """The clients of a simulation: their data, and each one's share of the machine.
+    """The clients of a simulation: their data, and each one's CPU cores and (parts of) GPUs.
 
-    Attributes:
-        data: settings of their data, with dotted keys from ``data.``; the others have their
-            defaults.
-        cpus: CPU cores per client.
-        gpus: GPUs per client, parts allowed.
+    ``data`` has settings with dotted keys from ``data.``; the others have their defaults.
     """
 
     data: Mapping[str, Any]
@@ -66,10 +51,8 @@ class SimulatedClients:
 
     def record(self, config: CloudConfig) -> dict[str, Any]:
         """The same for the run's folder: dotted settings, lists as JSON text."""
-        return {
-            key: json.dumps(value) if isinstance(value, list | tuple) else value
-            for key, value in self._settings(config).items()
-        }
+        settings = self._settings(config).items()
+        return {k: json.dumps(v) if isinstance(v, list | tuple) else v for k, v in settings}
 
     def _settings(self, config: CloudConfig) -> dict[str, Any]:
         return {**self.data, PRESET: config.preset, "seed": config.seed}
@@ -97,8 +80,7 @@ def default_run_config() -> dict[str, str]:
 def given_settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted settings that a run configuration gives, by their own keys and in ``settings``.
 
-    Raises:
-        ConfigError: ``settings`` cannot be read, or has what it cannot have; names it.
+    Raises ConfigError where ``settings`` cannot be read, or has what it cannot have; names it.
     """
     keys = {key: run_config[key] for key in NAMED if run_config.get(key, UNSET) != UNSET}
     source = f"{RUN_CONFIG}: {SETTINGS}:"
@@ -118,14 +100,10 @@ def given_settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
 def cloud_config(run_config: Mapping[str, Any], num_nodes: int) -> CloudConfig:
     """The training run that a run configuration describes.
 
-    Args:
-        run_config: keys and values of ``default_run_config``.
-        num_nodes: simulated nodes; the run waits for all of them, unless it is told otherwise.
-
-    Raises:
-        ConfigError: a setting is unknown, or its value is wrong; names the key.
+    It waits for all of the ``num_nodes`` that are simulated, unless it is told otherwise. Raises
+    ConfigError where a setting is unknown, or its value is wrong; names the key.
     """
-    given, _ = take_data(given_settings(run_config))
+    given, _ = client_data.take_data(given_settings(run_config))
     config = load_config(CloudConfig, None, {MIN_CLIENTS: num_nodes, **given}, source=RUN_CONFIG)
     if config.schedule.min_clients > num_nodes:
         raise ConfigError(
@@ -140,8 +118,8 @@ def client_config(
     run_config: Mapping[str, Any], partition_id: int, num_partitions: int
 ) -> ClientConfig:
     """A simulated client's configuration; raises ConfigError that names the key."""
-    given, of_data = take_data(given_settings(run_config))
-    data = data_of(
+    given, of_data = client_data.take_data(given_settings(run_config))
+    data = client_data.data_of(
         of_data,
         partition_id,
         num_partitions,
@@ -149,9 +127,6 @@ def client_config(
         preset=given.get(PRESET, CloudConfig.model_fields[PRESET].default),
         source=RUN_CONFIG,
     )
-    values = {
-        "client_id": f"client-{partition_id}",
-        "device": given.get("device", "auto"),
-        "data": data.model_dump(mode="json"),
-    }
+    name, device = f"client-{partition_id}", given.get("device", "auto")
+    values = {"client_id": name, "device": device, "data": data.model_dump(mode="json")}
     return validate(ClientConfig, values, source=RUN_CONFIG)

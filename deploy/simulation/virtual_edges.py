@@ -4,8 +4,6 @@ The cloud's strategy sees a Grid of edges. Where edges are processes, that is it
 it is ``VirtualEdges``, which run the same edge code over one grid of clients that they share.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import time
@@ -22,13 +20,8 @@ from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.events import EventLog
+from fedphd.common.wire import internals
 from fedphd.common.wire.grid import PlainReplies, StreamingGrid, WrappedGrid, streaming_grid
-from fedphd.common.wire.internals import (
-    assign_id,
-    envelope,
-    reaches_nodes_over_grpc,
-    with_own_records,
-)
 from fedphd.common.wire.messages import FINISH, HELLO, TRAIN
 from fedphd.common.wire.offers import CHOOSE, EVERY_EDGE, Choose, OfferBook
 from fedphd.common.wire.records import read_payload, to_records
@@ -65,11 +58,8 @@ class SharedClients(WrappedGrid):
     together: it waits for every edge's offer of this edge round, as long as ``offer_wait_s``
     allows; then it goes with the latest offers of the others (synchronised: without them).
 
-    Args:
-        grid: Flower's grid of the clients.
-        num_edges: edges that share it.
-        max_trainings: clients that train at a time, of all edges together.
-        clock: monotonic seconds; for tests.
+    ``max_trainings`` clients train at a time, of all ``num_edges`` edges together; ``grid`` is
+    Flower's, of the clients; ``clock``, monotonic, is for tests.
     """
 
     def __init__(
@@ -101,7 +91,7 @@ class SharedClients(WrappedGrid):
         ids = []
         with self._lock:
             for message in messages:
-                ids.append(assign_id(message, uuid4().hex, run_id=self.run.run_id))
+                ids.append(internals.assign_id(message, uuid4().hex, run_id=self.run.run_id))
                 self._add(message)
         return ids
 
@@ -113,11 +103,11 @@ class SharedClients(WrappedGrid):
             key = (kind, node_id, asked.interval, asked.edge_round)
             self._note(asked)
         if key in self._kept:
-            answer = Message(self._kept[key], reply_to=envelope(message))
+            answer = Message(self._kept[key], reply_to=internals.envelope(message))
             self._answers[message.metadata.message_id] = answer
             return
         question = self._open.setdefault(key, _Question(key, kind, node_id))
-        question.askers.append(envelope(message))
+        question.askers.append(internals.envelope(message))
         self._question_of[message.metadata.message_id] = question
         if asked is not None:
             question.choices.append(asked)
@@ -137,24 +127,20 @@ class SharedClients(WrappedGrid):
         if asked.interval > self._interval:
             self._interval = asked.interval
             # An edge may be late by the end of an interval, not by more.
-            self._kept = {
-                key: content
-                for key, content in self._kept.items()
-                if key[0] != CHOOSE or key[2] >= asked.interval - 1
-            }
+            oldest = asked.interval - 1
+            self._kept = {k: v for k, v in self._kept.items() if k[0] != CHOOSE or k[2] >= oldest}
         if asked.interval == self._interval:
             self._book.note(asked)
 
     def _merged(self, question: _Question) -> Choose:
         """One question with all edges' offers; its answer is for whichever edge is chosen."""
-        first = question.choices[0]
         of_round = [offer for asked in question.choices for offer in asked.offers]
-        merged = self._book.merged(first, of_round)
+        merged = self._book.merged(question.choices[0], of_round)
         return merged.model_copy(update={"asking": EVERY_EDGE})
 
     def _send(self, question: _Question, content: RecordDict) -> None:
         # Its sender is still counting the bytes of these records, maybe for several clients.
-        message = Message(with_own_records(content), question.node_id, question.kind)
+        message = Message(internals.with_own_records(content), question.node_id, question.kind)
         question.sent_as = next(iter(self._grid.push_messages([message])), "")
         self._sent[question.sent_as] = question
 
@@ -200,15 +186,14 @@ class SharedClients(WrappedGrid):
             self._answers.pop(message_id, None)
             question = self._question_of.pop(message_id, None)
             if question is not None:
-                question.askers = [
-                    asker for asker in question.askers if asker.metadata.message_id != message_id
-                ]
+                others = [m for m in question.askers if m.metadata.message_id != message_id]
+                question.askers = others
                 self._send_waiting()
 
 
 def _grid_of_edge(clients: Grid, shared: SharedClients, num_edges: int) -> StreamingGrid:
     """An edge's way to the clients; real ones, over gRPC, may all work at the same time."""
-    if reaches_nodes_over_grpc(clients):
+    if internals.reaches_nodes_over_grpc(clients):
         return streaming_grid(clients, upload_stall_s=float("inf"), in_order=False)
     window = max(_WINDOW, _num_trainings())
     replies = PlainReplies(shared, shared.forget)
@@ -221,13 +206,9 @@ def _num_trainings() -> int:
 
 
 def grid_of_edges(grid: Grid, config: CloudConfig, events: EventLog, *, simulated: bool) -> Grid:
-    """The grid of edges that a cloud works with, made of the grid that Flower gives it.
+    """The grid of edges that a cloud works with, made of the ``grid`` that Flower gives it.
 
-    Args:
-        grid: Flower's: of edge processes, or of clients where there are none.
-        config: the training run.
-        events: the run's event log.
-        simulated: the nodes are simulated clients.
+    That one's nodes are edge processes, or clients: ``simulated`` ones, or of a flat federation.
     """
     if config.topology == "flat":
         return VirtualEdges(grid, ["cloud"], events)
@@ -238,12 +219,9 @@ def grid_of_edges(grid: Grid, config: CloudConfig, events: EventLog, *, simulate
 
 
 class VirtualEdges(WrappedGrid):
-    """A Grid whose nodes are edges within this process.
+    """A Grid whose nodes are edges within this process, over Flower's grid of the clients.
 
-    Args:
-        clients: Flower's grid of the clients.
-        edge_ids: names of the edges; their node ids are 1, 2, ... in this order.
-        events: the run's event log, where the edges write too.
+    The node ids of ``edge_ids`` are 1, 2, ... in this order; the edges write to ``events`` too.
     """
 
     def __init__(self, clients: Grid, edge_ids: Sequence[str], events: EventLog) -> None:
@@ -269,7 +247,7 @@ class VirtualEdges(WrappedGrid):
         """Give each edge its message; they all work at the same time."""
         ids = []
         for message in messages:
-            ids.append(assign_id(message, uuid4().hex, run_id=self.run.run_id))
+            ids.append(internals.assign_id(message, uuid4().hex, run_id=self.run.run_id))
             self._pool.submit(self._work, message)
         return ids
 
