@@ -104,11 +104,8 @@ class LabelledImages:
     def decode(self, *, image_size: int, channels: int) -> ImageSet:
         """All images of the part, decoded once and kept; raises as ``stack_pictures`` does.
 
-        Images of another size are cut to a square around their centre and resized.
-
-        Args:
-            image_size: height and width of the result, in pixels.
-            channels: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
+        Images of another size are cut to a square around their centre and resized to
+        ``image_size`` pixels. ``channels`` are 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
         """
         shape = image_size, channels
         if shape not in self._decoded:

@@ -45,9 +45,8 @@ def load_feature_classifier(
 ) -> FeatureClassifier:
     """The classifier for this data, from the cache or trained; on ``device``, for evaluation.
 
-    Args:
-        cache_dir: folder of trained classifiers, made if missing. A file there that cannot be
-            used is replaced by a newly trained one.
+    ``cache_dir`` is made if it is missing. A file there that cannot be used is replaced by a newly
+    trained classifier.
 
     Raises:
         ConfigError: there are fewer than 2 reference images.

@@ -48,7 +48,8 @@ def kernel_distance(reference: Tensor, features: Tensor, *, seed: int) -> tuple[
     """Squared MMD of a cubic kernel (KID in Inception's features; arXiv:1801.01401).
 
     Of reference features, (M >= 2, d), and samples' features, (N >= 2, d): mean and standard
-    deviation over 100 random subsets of at most 1000. The mean may be slightly below 0.
+    deviation over 100 random subsets, of at most 1000 and never more than there are. The mean may
+    be slightly below 0.
     """
     size = min(KERNEL_SUBSET_SIZE, len(reference), len(features))
     # It warns that it stores all features, which are in memory anyway.
@@ -112,11 +113,9 @@ def neighbour_distances(points: Tensor, neighbours: int) -> Tensor:
 def class_coverage(
     predicted: Tensor, reference_counts: Sequence[int]
 ) -> tuple[tuple[float, ...], int, float]:
-    """How the samples spread over the classes that the reference has.
+    """How samples of the ``predicted`` classes, (N,), int64, spread over the reference's classes.
 
-    Args:
-        predicted: class of each sample, (N,), int64.
-        reference_counts: reference images per class, (num_classes,), at least one above 0.
+    ``reference_counts`` are its images per class, (num_classes,), at least one above 0.
 
     Returns:
         The share of the samples in each class, (num_classes,), sum 1; the class whose share is the

@@ -63,10 +63,8 @@ def load_reference(
 ) -> Reference | None:
     """The reference on this machine; None without one, or where the clients compute it later.
 
-    Args:
-        image_size: height and width of the model's images, in pixels.
-        num_classes: classes that a data set must have, all of them and no more.
-        cache_dir: folder of trained classifiers.
+    A data set must have all of ``num_classes`` classes and no more; it is brought to ``image_size``
+    pixels and to ``channels``. ``cache_dir`` is the folder of trained classifiers.
 
     Raises:
         ConfigError: a file or the data set cannot be used, has other classes or fewer than 2
@@ -111,7 +109,7 @@ def fixed_extractor(config: EvaluationConfig) -> Extractor | None:
 def trained_classifier(
     config: EvaluationConfig, images: ImageSet, *, cache_dir: Path, device: torch.device
 ) -> Extractor:
-    """The classifier that ``config.reference`` trains; raises as ``load_feature_classifier``."""
+    """The classifier of ``config.reference``; raises as ``load_feature_classifier`` does."""
     settings = ClassifierSettings(epochs=config.classifier_epochs)
     model = load_feature_classifier(images, settings, cache_dir=cache_dir, device=device)
     source = config.reference.source if config.reference else "reference"

@@ -99,7 +99,7 @@ def _sample_batch(pipeline: Any, indices: range, steps: int, seed: int) -> Tenso
 
 
 def save_grid(images: Tensor, path: Path, rows: int) -> None:
-    """Write the first ``rows`` x ``rows`` images as one PNG, in a folder that may be missing.
+    """Write the first ``rows`` x ``rows`` images as one PNG; its folder is made if it is missing.
 
     They are (N, C, H, W), uint8, C of 1 (grey), 3 (RGB) or 4 (RGBA). Every pixel of an image
     smaller than 48 pixels becomes a square block, so that the image is at least 48 wide. Places

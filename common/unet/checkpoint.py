@@ -52,10 +52,8 @@ def save_checkpoint(
     Everything is written and flushed beside it first. Then the old one is renamed away and the new
     one takes its place; whenever the process dies, ``load_checkpoint`` finds a whole one.
 
-    Args:
-        folder: the checkpoint's; its parent is made if it is missing.
-        ema_state: the averaged weights, with the names and shapes of ``unet``'s.
-        state: JSON values that go into ``state.json``.
+    The parent of ``folder`` is made if it is missing. ``ema_state`` is the averaged weights, with
+    the names and shapes of ``unet``'s; ``state``, JSON values, goes into ``state.json``.
 
     Raises:
         FedPhDError: it could not be written, such as to a full disk; the old one is still there.
