@@ -5,8 +5,6 @@ the labels alone and only the images of the client's own part are decoded. A pro
 many clients opens the data set and cuts it once, and does not see later changes to its files.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,12 +30,7 @@ _DEEP_MODES = ("I", "F")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and their labels.
-
-    Attributes:
-        images: (N, C, H, W), uint8, 0 to 255.
-        labels: (N,), int64, from 0.
-    """
+    """Images, (N, C, H, W), uint8, 0 to 255, and their labels, (N,), int64, from 0."""
 
     images: Tensor
     labels: Tensor
@@ -45,7 +38,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Tensor) -> ImageSet:
+    def subset(self, indices: Tensor) -> "ImageSet":
         """The images and labels at ``indices``, shape (M,), int64."""
         return ImageSet(self.images[indices], self.labels[indices])
 
@@ -61,9 +54,6 @@ class LabelledImages:
     A client must know its labels before it knows the network's image size. The sub-folders of an
     image folder are its classes; names that are all whole numbers are the labels themselves, so
     clients whose folders hold different classes number them alike.
-
-    Args:
-        config: where the data is, and which part of it is wanted.
 
     Attributes:
         labels: of the part, in the data set's order, (N,), int64.
@@ -84,11 +74,10 @@ class LabelledImages:
         self._positions = parts[part.partition_id if part else 0]
         self.labels = self._all_labels[self._positions]
         self.part_sizes = tuple(len(positions) for positions in parts)
-        self.partition_name: str | None = None
-        if part is not None:
-            self.partition_name = partition_name(config.source, part, parts)
-            number, name = part.partition_id, self.partition_name
-            logger.info("part %d of %s: %d images", number, name, len(self.labels))
+        self.partition_name = partition_name(config.source, part, parts) if part else None
+        if part:
+            name, num = self.partition_name, len(self.labels)
+            logger.info("part %d of %s: %d images", part.partition_id, name, num)
         self.train_indices, self.validation_indices = _held_out(len(self.labels), config)
         self._decoded: dict[tuple[int, int], ImageSet] = {}
 
@@ -113,25 +102,18 @@ class LabelledImages:
             )
 
     def decode(self, *, image_size: int, channels: int) -> ImageSet:
-        """All images of the part, decoded once and kept.
+        """All images of the part, decoded once and kept; raises as ``stack_pictures`` does.
 
-        Images of another size are cut to a square around their centre and resized.
-
-        Args:
-            image_size: height and width of the result, in pixels.
-            channels: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
-
-        Raises:
-            ConfigError: an image cannot be decoded, or has more than 8 bits per channel.
+        Images of another size are cut to a square around their centre and resized to
+        ``image_size`` pixels. ``channels`` are 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
         """
-        if (image_size, channels) not in self._decoded:
+        shape = image_size, channels
+        if shape not in self._decoded:
             read, num = self._pictures.read(self._positions), len(self.labels)
             images = stack_pictures(read, num, image_size, channels, self._config.source)
             # Only the last size, since all images in two sizes may not fit into memory.
-            self._decoded = {
-                (image_size, channels): ImageSet(images, torch.from_numpy(self.labels))
-            }
-        return self._decoded[image_size, channels]
+            self._decoded = {shape: ImageSet(images, torch.from_numpy(self.labels))}
+        return self._decoded[shape]
 
     def split(self, *, image_size: int, channels: int) -> tuple[ImageSet, ImageSet | None]:
         """``decode``, cut into training and validation images (None if there are none)."""
@@ -192,7 +174,8 @@ def stack_pictures(
     Raises:
         ConfigError: a picture has more than 8 bits per channel, or cannot be decoded.
     """
-    if channels not in _MODES:
+    mode = _MODES.get(channels)
+    if mode is None:
         raise ConfigError(f"channels = {channels}: images have one of {list(_MODES)} channels")
     images = np.empty((num, channels, size, size), dtype=np.uint8)
     resized_from: tuple[int, int] | None = None
@@ -204,10 +187,8 @@ def stack_pictures(
             )
         if picture.size != (size, size):
             resized_from = resized_from or picture.size
-            picture = ImageOps.fit(
-                picture.convert(_MODES[channels]), (size, size), Image.Resampling.LANCZOS
-            )
-        pixels = np.asarray(picture.convert(_MODES[channels]))
+            picture = ImageOps.fit(picture.convert(mode), (size, size), Image.Resampling.LANCZOS)
+        pixels = np.asarray(picture.convert(mode))
         images[index] = pixels.reshape(size, size, channels).transpose(2, 0, 1)
     if resized_from is not None:
         logger.info(

@@ -5,8 +5,6 @@ some of them: each is one binary digit, the first the most significant, so ``["M
 gives 2 * Male + Young: 0 old women, 1 young women, 2 old men, 3 young men.
 """
 
-from __future__ import annotations
-
 import csv
 import logging
 from collections.abc import Iterator, Sequence
@@ -27,12 +25,9 @@ _BITS = {"1": 1, "-1": 0, "0": 0}
 
 
 def read_labels(config: DataConfig, names: Sequence[str] | None, num_images: int) -> Indices:
-    """Labels of all images, (num_images,), int64, from the file that ``config`` names.
+    """Labels of all images, (num_images,), int64, from the label or attribute file of ``config``.
 
-    Args:
-        config: has a ``label_file`` or an ``attribute_file``.
-        names: the images' file names in order; None where the source has none.
-        num_images: images of the source.
+    ``names`` are the images' file names in order; None where the source has none.
 
     Raises:
         ConfigError: the file is missing, malformed, or lacks an attribute or an image.
@@ -45,11 +40,7 @@ def read_labels(config: DataConfig, names: Sequence[str] | None, num_images: int
             f"source = {config.source!r} has none; use a folder of image files"
         )
     path = Path(str(config.attribute_file)).expanduser()
-    return _from_attributes(path, config.label_attributes or (), names)
-
-
-def _from_attributes(path: Path, wanted: Sequence[str], names: Sequence[str]) -> Indices:
-    classes = read_attributes(path, wanted)
+    classes = read_attributes(path, config.label_attributes or ())
     if without := [name for name in names if name not in classes]:
         raise ConfigError(
             f"attribute_file = {str(path)!r} has no row for {len(without)} of {len(names)} images: "
@@ -101,11 +92,10 @@ def read_attributes(path: Path, wanted: Sequence[str]) -> dict[str, int]:
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and fields of an attribute list, separated by commas or white space."""
     lines = _lines(path, "attribute_file")
-    by_comma = bool(lines) and "," in lines[0]
+    separator = "," if lines and "," in lines[0] else None
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            fields = line.split(",") if by_comma else line.split()
-            yield number, [field.strip() for field in fields]
+            yield number, [field.strip() for field in line.split(separator)]
 
 
 def _from_label_file(path: Path, names: Sequence[str] | None, num_images: int) -> Indices:
@@ -135,11 +125,7 @@ def _from_label_file(path: Path, names: Sequence[str] | None, num_images: int) -
 
 
 def write_labels(path: Path, labels: Sequence[int], names: Sequence[str] | None) -> None:
-    """Write a file that ``data.label_file`` reads; file names may be absent.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
+    """Write a file that ``data.label_file`` reads; raises ConfigError if that is impossible."""
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

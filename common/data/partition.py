@@ -35,12 +35,8 @@ def all_parts(labels: Indices, config: PartitionConfig) -> list[Indices]:
     take ``classes_per_partition`` classes in turn (0 and 1, 2 and 3, ...), starting again after
     the last; a class that several parts take is divided evenly.
 
-    Args:
-        labels: of the whole data set, (N,), int64.
-        config: how to cut; ``partition_id`` does not matter.
-
     Returns:
-        For each part its positions in ``labels``, ascending, (M,), int64, M >= 1.
+        For each part its positions in ``labels``, (N,), int64: ascending, (M,), int64, M >= 1.
 
     Raises:
         ConfigError: the parts would lose images, be empty or be too small; names the fix.
@@ -63,23 +59,16 @@ def all_parts(labels: Indices, config: PartitionConfig) -> list[Indices]:
 def _partitioner(num_pieces: int, config: PartitionConfig) -> Partitioner:
     from flwr_datasets import partitioner  # type: ignore[import-untyped]
 
+    common = {"num_partitions": num_pieces, "partition_by": "label", "seed": config.seed}
     if config.kind == "pathological":
         # One class per piece and several pieces per part: with several classes per piece the
         # deterministic mode shifts by one class per part and leaves the last classes out.
         return partitioner.PathologicalPartitioner(
-            num_partitions=num_pieces,
-            partition_by="label",
-            num_classes_per_partition=1,
-            class_assignment_mode="deterministic",
-            seed=config.seed,
+            num_classes_per_partition=1, class_assignment_mode="deterministic", **common
         )
     if config.kind == "dirichlet":
         return partitioner.DirichletPartitioner(
-            num_partitions=num_pieces,
-            partition_by="label",
-            alpha=config.alpha,
-            min_partition_size=config.min_partition_size,
-            seed=config.seed,
+            alpha=config.alpha, min_partition_size=config.min_partition_size, **common
         )
     return partitioner.IidPartitioner(num_partitions=num_pieces)
 
@@ -92,9 +81,8 @@ def _cut(table: datasets.Dataset, num_pieces: int, config: PartitionConfig) -> l
             f"{len(table)} images; use fewer parts"
         )
     try:
-        with warnings.catch_warnings():
-            # The advice for each of Dirichlet's ten tries is given once, in the error below.
-            warnings.simplefilter("ignore", UserWarning)
+        # The advice for each of Dirichlet's ten tries is given once, in the error below.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             cutter = _partitioner(num_pieces, config)
             cutter.dataset = table
             pieces = [
@@ -150,11 +138,6 @@ def partition_name(source: str, config: PartitionConfig, parts: Sequence[Indices
     It holds the data set, the kind of split, the seed, and the first digits of the SHA-256 of
     all parts' positions (each part as its length and its positions, little-endian int64), such
     as ``digits-pathological-2x20-seed0-1f0a9c3e`` for 20 clients with 2 classes each.
-
-    Args:
-        source: as in ``data.source``.
-        config: how the data was cut; which part it names does not matter.
-        parts: the positions of all parts.
     """
     path = Path(source)
     named = path.parent.name if path.stem in _COMMON_STEMS and path.parent.name else path.stem
@@ -162,10 +145,9 @@ def partition_name(source: str, config: PartitionConfig, parts: Sequence[Indices
     detail = {
         "pathological": f"{config.classes_per_partition}x{config.num_partitions}",
         "dirichlet": f"{config.alpha:g}x{config.num_partitions}",
-        "iid": f"{config.num_partitions}",
+        "iid": config.num_partitions,
     }[config.kind]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(np.concatenate([[len(part)], part]).astype("<i8").tobytes())
-    short = digest.hexdigest()[:_HASH_DIGITS]
-    return f"{data}-{config.kind}-{detail}-seed{config.seed}-{short}"
+    return f"{data}-{config.kind}-{detail}-seed{config.seed}-{digest.hexdigest()[:_HASH_DIGITS]}"

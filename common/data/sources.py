@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +31,12 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images that are decoded only on demand.
-
-    Attributes:
-        num: how many there are.
-        read: decodes the images at the given positions, in that order; raises ConfigError for
-            an image that cannot be decoded.
-        names: their file names in order; None where they are not files.
-    """
+    """``num`` images that are decoded only on demand."""
 
     num: int
+    # Decodes those at the given positions, in that order; raises ConfigError for a broken one.
     read: Callable[[Indices], Iterable[Image.Image]]
-    names: Callable[[], list[str] | None]
+    names: Callable[[], list[str] | None]  # their files' in order; None where they are not files
 
 
 def open_source(config: DataConfig) -> tuple[Pictures, Indices]:
@@ -50,17 +45,13 @@ def open_source(config: DataConfig) -> tuple[Pictures, Indices]:
     Raises:
         ConfigError: the data set is missing or unreadable, or lacks the split or a column.
     """
-    elsewhere = config.label_file is not None or config.attribute_file is not None
+    if config.label_file is not None or config.attribute_file is not None:
+        pictures = open_pictures(config)
+        return pictures, read_labels(config, pictures.names(), pictures.num)
     if _is_digits(config):
-        pictures, labels = _digits()
-    else:
-        table = _load_table(config)
-        pictures = _pictures(config, table)
-        if not elsewhere:
-            labels = _labels_of(config, table)
-    if elsewhere:
-        labels = read_labels(config, pictures.names(), pictures.num)
-    return pictures, labels
+        return _digits()
+    table = _load_table(config)
+    return _pictures(config, table), _labels_of(config, table)
 
 
 def open_pictures(config: DataConfig) -> Pictures:
@@ -77,11 +68,7 @@ def _digits() -> tuple[Pictures, Indices]:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / _DIGITS_MAX)).astype(np.uint8)
-    pictures = Pictures(
-        num=len(images),
-        read=lambda indices: (Image.fromarray(images[i]) for i in indices),
-        names=lambda: None,
-    )
+    pictures = Pictures(len(images), lambda i: map(Image.fromarray, images[i]), lambda: None)
     return pictures, digits.target.astype(np.int64)
 
 
@@ -101,14 +88,14 @@ def _load_table(config: DataConfig) -> datasets.Dataset:
             loaded = datasets.load_dataset(kind, data_dir=source)
     except Exception as error:  # The hub, files and formats each raise errors of their own.
         raise ConfigError(_why_not_loaded(kind, config, error)) from error
-    if isinstance(loaded, dict):
-        if config.split not in loaded:
-            raise ConfigError(
-                f"split = {config.split!r}: source = {config.source!r} has only the splits "
-                f"{sorted(loaded)}; set split to one of them"
-            )
-        return loaded[config.split]
-    return loaded
+    if not isinstance(loaded, dict):
+        return loaded
+    if config.split not in loaded:
+        raise ConfigError(
+            f"split = {config.split!r}: source = {config.source!r} has only the splits "
+            f"{sorted(loaded)}; set split to one of them"
+        )
+    return loaded[config.split]
 
 
 def _why_not_loaded(kind: str, config: DataConfig, error: Exception) -> str:
@@ -153,16 +140,13 @@ def _kind_of(path: Path) -> str:
 
 
 def _pictures(config: DataConfig, table: datasets.Dataset) -> Pictures:
-    _check_column(config, table, "image_column", config.image_column)
-    pictures = _as_pictures(config, table)
-    return Pictures(
-        num=len(pictures),
-        read=lambda indices: _decode(config, pictures, indices),
-        names=lambda: _names(config, pictures),
-    )
+    _check_column(config, table, "image_column")
+    images = _as_pictures(config, table)
+    return Pictures(len(images), partial(_decode, config, images), partial(_names, config, images))
 
 
-def _check_column(config: DataConfig, table: datasets.Dataset, field: str, column: str) -> None:
+def _check_column(config: DataConfig, table: datasets.Dataset, field: str) -> None:
+    column = getattr(config, field)
     if column not in table.column_names:
         advice = (
             "; an image folder gets its labels from one sub-folder per class, and images without "
@@ -186,7 +170,7 @@ def _names(config: DataConfig, pictures: datasets.Dataset) -> list[str] | None:
 
 
 def _labels_of(config: DataConfig, table: datasets.Dataset) -> Indices:
-    _check_column(config, table, "label_column", config.label_column)
+    _check_column(config, table, "label_column")
     column = np.asarray(table.with_format("numpy")[config.label_column][:])
     if column.ndim != 1 or column.dtype.kind not in "iu":
         raise ConfigError(
@@ -200,7 +184,7 @@ def _labels_of(config: DataConfig, table: datasets.Dataset) -> Indices:
     # classes each would number the same class differently.
     from_folder = _kind_and_place(config)[0] == "imagefolder"
     if from_folder and names and all(re.fullmatch("[0-9]+", name) for name in names):
-        labels = np.array([int(name) for name in names], dtype=np.int64)[labels]
+        return np.array([int(name) for name in names], dtype=np.int64)[labels]
     return labels
 
 

@@ -4,8 +4,6 @@ Inception's weights are a download of 100 MB, and its features tell 8x8 digits a
 classifier of the reference data learns in seconds; its numbers compare runs on that data only.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -45,17 +43,10 @@ class ClassifierSettings:
 def load_feature_classifier(
     reference: ImageSet, settings: ClassifierSettings, *, cache_dir: Path, device: torch.device
 ) -> FeatureClassifier:
-    """The classifier for this data and these settings, from the cache or freshly trained.
+    """The classifier for this data, from the cache or trained; on ``device``, for evaluation.
 
-    Args:
-        reference: images and labels that it learns to tell apart, at least 2.
-        settings: how it is trained.
-        cache_dir: folder of trained classifiers, made if missing. A file there that cannot be
-            used is replaced by a newly trained one.
-        device: where it is trained and returned.
-
-    Returns:
-        The classifier in evaluation mode, without gradients.
+    ``cache_dir`` is made if it is missing. A file there that cannot be used is replaced by a newly
+    trained classifier.
 
     Raises:
         ConfigError: there are fewer than 2 reference images.
@@ -86,10 +77,9 @@ def train_classifier(
     *,
     device: torch.device,
 ) -> float:
-    """Train ``model`` in place on ``device``; the same seed and CPU lead to the same weights.
+    """Train ``model`` in place and return its accuracy on the held-out images, in 0 to 1.
 
-    Returns:
-        Its accuracy on the held-out images, in 0 to 1.
+    The same seed and CPU lead to the same weights.
     """
     noise = generator("classifier-training", settings.seed)
     order = torch.randperm(len(reference), generator=noise)
@@ -97,15 +87,12 @@ def train_classifier(
     held_out, kept = reference.subset(order[:num_held_out]), reference.subset(order[num_held_out:])
     model.to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    num_batches = -(-len(kept) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, T_max=settings.epochs * num_batches
-    )
+    num_steps = settings.epochs * -(-len(kept) // settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps)
     with _threads_for(reference):
         for _ in range(settings.epochs):
             shuffled = torch.randperm(len(kept), generator=noise)
-            for chosen in torch.split(shuffled, settings.batch_size):
-                batch = kept.subset(chosen)
+            for batch in map(kept.subset, torch.split(shuffled, settings.batch_size)):
                 scores = model.logits(batch.images.to(device))
                 loss = F.cross_entropy(scores, batch.labels.to(device))
                 optimizer.zero_grad()
@@ -132,12 +119,9 @@ def _threads_for(data: ImageSet) -> Iterator[None]:
 
 @torch.no_grad()
 def _accuracy(model: FeatureClassifier, data: ImageSet, device: torch.device) -> float:
-    right = 0
-    for chosen in torch.split(torch.arange(len(data)), 1024):
-        batch = data.subset(chosen)
-        guesses = model.logits(batch.images.to(device)).argmax(1).cpu()
-        right += int((guesses == batch.labels).sum())
-    return right / len(data)
+    batches = torch.split(data.images, 1024)
+    guesses = torch.cat([model.logits(batch.to(device)).argmax(1).cpu() for batch in batches])
+    return int((guesses == data.labels).sum()) / len(data)
 
 
 def _num_held_out(reference: ImageSet, settings: ClassifierSettings) -> int:

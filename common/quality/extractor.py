@@ -4,8 +4,6 @@ Where the reference statistics come from the clients, they and the cloud need th
 an extractor can be described in a message. A classifier can also be stored in a file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator
@@ -35,13 +33,8 @@ class FeatureClassifier(nn.Module):
     """A small convolutional classifier; calling it returns its penultimate features.
 
     It takes images as (N, C, H, W), uint8 in 0 to 255 or floating point in 0 to 1, and returns
-    (N, num_features), float32, >= 0.
-
-    Args:
-        channels: image channels C.
-        image_size: H and W in pixels; sets how often the resolution is halved.
-        num_classes: classes that ``logits`` tells apart.
-        seed: of the first weights.
+    (N, num_features), float32, >= 0. H = W = ``image_size`` sets how often the resolution is
+    halved; ``seed`` is of the first weights.
     """
 
     num_features = 64
@@ -76,41 +69,30 @@ class FeatureClassifier(nn.Module):
 
 def _body(channels: int, image_size: int, num_features: int) -> nn.Sequential:
     """Convolutions down to a 4x4 map, then its mean, so that any image size is possible."""
-    first_stride = 1 if image_size <= _SMALL_IMAGE else 2
-    widths, strides = [channels, 32, 32], [first_stride, 1]
-    map_size = -(-image_size // first_stride)
-    while map_size > _SMALLEST_MAP:
-        widths.append(64)
+    strides = [1 if image_size <= _SMALL_IMAGE else 2, 1]
+    while -(-image_size // math.prod(strides)) > _SMALLEST_MAP:
         strides.append(2)
-        map_size = -(-map_size // 2)
-    widths.append(num_features)
-    strides.append(1)
+    widths = [channels, 32, 32, *(64 for _ in strides[2:]), num_features]
     layers: list[nn.Module] = []
-    for (width_in, width_out), stride in zip(pairwise(widths), strides, strict=True):
+    for (width_in, width_out), stride in zip(pairwise(widths), [*strides, 1], strict=True):
         layers += [nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network whose features are compared.
+    """A network whose features are compared."""
 
-    Attributes:
-        network: images, (N, C, H, W), uint8, to features, (N, d), float32.
-        scores: features to class scores, (N, K).
-        spec: how it is described in a message and in reports.
-    """
-
-    network: nn.Module
-    scores: Callable[[Tensor], Tensor]
-    spec: ExtractorSpec
+    network: nn.Module  # images, (N, C, H, W), uint8, to features, (N, d), float32
+    scores: Callable[[Tensor], Tensor]  # features to class scores, (N, K)
+    spec: ExtractorSpec  # how it is described in a message and in reports
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """Shape (C, H, W) of the images that it is made for; None if it takes any."""
-        spec = self.spec
-        shape = spec.channels, spec.image_size, spec.image_size
-        return None if spec.kind == "inception" else shape
+        if self.spec.kind == "inception":
+            return None
+        return self.spec.channels, self.spec.image_size, self.spec.image_size
 
     def weights(self) -> Tensor:
         """Its weights as one vector, (numel,), float32, on the CPU."""
@@ -146,10 +128,7 @@ class Extractor:
         self.check_shape(tuple(data.images.shape[1:]))
         # Batch by batch: all features of a large data set at once may not fit into memory.
         batches = self._batches(data.images, batch_size, device)
-        num_features = self.spec.num_features
-        return FeatureStatistics.summed(
-            batches, data.labels, num_features=num_features, num_classes=num_classes
-        )
+        return FeatureStatistics.summed(batches, data.labels, self.spec.num_features, num_classes)
 
     @torch.no_grad()
     def _batches(self, images: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
@@ -179,11 +158,7 @@ def inception_extractor(network: Inception) -> Extractor:
 
 
 def restore_extractor(spec: ExtractorSpec, weights: Tensor) -> Extractor:
-    """The extractor that a peer described, on the CPU.
-
-    Args:
-        spec: the description.
-        weights: (numel,), float32, as ``Extractor.weights`` returns them.
+    """The extractor that a peer described, on the CPU, with its ``weights``, (numel,), float32.
 
     Raises:
         ReplyError: the weights do not fit the description, or are not finite.
@@ -192,8 +167,7 @@ def restore_extractor(spec: ExtractorSpec, weights: Tensor) -> Extractor:
     layout = spec.tensor_layout()
     if weights.numel() != layout.numel:
         raise ReplyError(f"extractor has {weights.numel()} weights; expected {layout.numel}")
-    problem = layout.first_non_finite(weights)
-    if problem:
+    if problem := layout.first_non_finite(weights):
         raise ReplyError(f"extractor: {problem}")
     state = layout.unpack(weights)
     if spec.kind == "inception":
@@ -207,8 +181,7 @@ def restore_extractor(spec: ExtractorSpec, weights: Tensor) -> Extractor:
     if problem:
         raise ReplyError(f"extractor: {problem}")
     model.load_state_dict(state)
-    extractor = classifier_extractor(model, name="")
-    return replace(extractor, spec=spec)
+    return replace(classifier_extractor(model, name=""), spec=spec)
 
 
 def save_extractor(extractor: Extractor, path: Path) -> None:

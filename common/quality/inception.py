@@ -4,8 +4,6 @@ Only a Frechet distance in these features is a FID (arXiv:1706.08500). torch-fid
 torchvision that fits torch, and the weights are a download of 100 MB, so both are optional.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import os
@@ -30,17 +28,12 @@ _INSTALL = 'pip install "fedphd[inception]", with the torchvision that belongs t
 class Inception(nn.Module):
     """Inception v3 as FID uses it: (N, C, H, W), uint8, to features, (N, 2048), float32.
 
-    Grey images are shown in all three colours.
-
-    Args:
-        weights: file with the state dict of torch-fidelity's Inception; None lets
-            torch-fidelity download it.
+    Grey images are shown in all three colours. ``weights`` is a file with the state dict of
+    torch-fidelity's Inception; None lets torch-fidelity download it.
 
     Raises:
         ConfigError: torch-fidelity is missing, or the weights are missing or unreadable.
     """
-
-    num_features = NUM_FEATURES
 
     def __init__(self, weights: Path | None) -> None:
         super().__init__()
@@ -86,11 +79,9 @@ def check_installed() -> None:
 
 
 def check_weights(path: Path | None, sha256: str | None) -> None:
-    """Raise ConfigError if the weights file is missing or is not the expected one.
+    """Raise ConfigError if the weights file is missing, or has another SHA-256 (hexadecimal).
 
-    Args:
-        path: evaluation.inception_weights; None means that there is nothing to check.
-        sha256: hexadecimal SHA-256 that the file must have; None takes any.
+    A ``path`` of None means that there is nothing to check; a ``sha256`` of None takes any file.
     """
     if path is None:
         return
@@ -111,11 +102,7 @@ def check_weights(path: Path | None, sha256: str | None) -> None:
 
 
 def inception_of(state: Mapping[str, Tensor]) -> Inception:
-    """The network with ``state``, as a peer sent it.
-
-    Raises:
-        ConfigError: torch-fidelity is missing, or the tensors are not Inception's.
-    """
+    """The network with ``state``, as a peer sent it; raises ConfigError as ``Inception`` does."""
     # torch-fidelity takes weights only from a file. It holds nothing but tensors, so that no peer
     # can have anything unpickled here.
     with tempfile.TemporaryDirectory() as folder:

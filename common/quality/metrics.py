@@ -4,8 +4,6 @@ The networks run elsewhere, once per image. Everything here starts from features
 classes get an extractor that returns its input.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,15 +23,12 @@ KERNEL_SUBSET_SIZE = 1000
 _ROWS = 2048
 
 
-class _KnownFeatures(nn.Module):
+class _KnownFeatures(nn.Identity):
     """An extractor whose input is features already: it returns its input."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
 
 
 def frechet_distance(reference: FeatureStatistics, features: Tensor) -> float:
@@ -52,18 +47,13 @@ def frechet_distance(reference: FeatureStatistics, features: Tensor) -> float:
 def kernel_distance(reference: Tensor, features: Tensor, *, seed: int) -> tuple[float, float]:
     """Squared MMD of a cubic kernel (KID in Inception's features; arXiv:1801.01401).
 
-    Args:
-        reference: features of reference images, (M >= 2, d).
-        features: of samples, (N >= 2, d).
-        seed: of the random subsets, of at most 1000 and never more than there are.
-
-    Returns:
-        Mean and standard deviation over 100 subsets; the mean may be slightly below 0.
+    Of reference features, (M >= 2, d), and samples' features, (N >= 2, d): mean and standard
+    deviation over 100 random subsets, of at most 1000 and never more than there are. The mean may
+    be slightly below 0.
     """
     size = min(KERNEL_SUBSET_SIZE, len(reference), len(features))
-    with warnings.catch_warnings():
-        # It warns that it stores all features, which are in memory anyway.
-        warnings.simplefilter("ignore", UserWarning)
+    # It warns that it stores all features, which are in memory anyway.
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         metric = KernelInceptionDistance(
             feature=_KnownFeatures(features.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size
         )
@@ -78,15 +68,10 @@ def kernel_distance(reference: Tensor, features: Tensor, *, seed: int) -> tuple[
 def inception_score(scores: Tensor, *, seed: int) -> float:
     """Inception score (arXiv:1606.03498): mean over 10 random splits, as is custom.
 
-    Args:
-        scores: Inception's class scores of the samples without bias, (N, 1008).
-        seed: of the splits.
+    ``scores`` are Inception's class scores of the samples without bias, (N, 1008).
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        metric = InceptionScore(
-            feature=_KnownFeatures(scores.shape[1]), splits=min(10, len(scores))
-        )
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        metric = InceptionScore(_KnownFeatures(scores.shape[1]), splits=min(10, len(scores)))
     metric.update(scores)
     # exp(E[KL(p(y|x) || p(y))]), section 4 of arXiv:1606.03498.
     with _seeded("inception-score", seed):
@@ -99,15 +84,10 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991, Eq. 1 and 2).
 
-    Precision is the share of samples within the reference's manifold, recall the share of
-    reference images within the samples'. Both depend on the numbers of points: compare only
-    values for equal numbers.
-
-    Args:
-        reference: features of reference images, (M > neighbours, d).
-        features: of samples, (N > neighbours, d).
-        neighbours: k; a manifold is the union of balls around its points, each as large as the
-            distance to its point's k-th nearest neighbour.
+    Precision is the share of samples, (N > k, d), within the manifold of the reference images,
+    (M > k, d); recall the share of reference images within the samples'. Both depend on the numbers
+    of points: compare only values for equal numbers. A manifold is the union of balls around its
+    points, each as large as the distance to its point's k-th nearest neighbour.
     """
     real, fake = reference.double(), features.double()
     return inside_manifold(real, neighbours, fake), inside_manifold(fake, neighbours, real)
@@ -133,11 +113,9 @@ def neighbour_distances(points: Tensor, neighbours: int) -> Tensor:
 def class_coverage(
     predicted: Tensor, reference_counts: Sequence[int]
 ) -> tuple[tuple[float, ...], int, float]:
-    """How the samples spread over the classes that the reference has.
+    """How samples of the ``predicted`` classes, (N,), int64, spread over the reference's classes.
 
-    Args:
-        predicted: class of each sample, (N,), int64.
-        reference_counts: reference images per class, (num_classes,), at least one above 0.
+    ``reference_counts`` are its images per class, (num_classes,), at least one above 0.
 
     Returns:
         The share of the samples in each class, (num_classes,), sum 1; the class whose share is the

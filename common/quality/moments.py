@@ -4,12 +4,11 @@ The Frechet distance needs a mean and a covariance. Both follow from a count, a 
 outer products, and these of several owners' images add up to those of all images, exactly.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from flwr.app import Message
@@ -28,29 +27,22 @@ _FORMAT = "fedphd-statistics-1"
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Sums over the features of some images.
-
-    Attributes:
-        count: images.
-        sums: sum of their features, (d,), float64.
-        outer: sum of the features' outer products, (d, d), float64, symmetric.
-        label_counts: images per class, shape (num_classes,).
-    """
+    """Sums over the features of ``count`` images."""
 
     count: int
-    sums: Tensor
-    outer: Tensor
-    label_counts: tuple[int, ...]
+    sums: Tensor  # of the features, (d,), float64
+    outer: Tensor  # sum of the features' outer products, (d, d), float64, symmetric
+    label_counts: tuple[int, ...]  # images per class, shape (num_classes,)
 
     @classmethod
-    def zeros(cls, num_features: int, num_classes: int) -> FeatureStatistics:
+    def zeros(cls, num_features: int, num_classes: int) -> Self:
         """The statistics of no images."""
         sums = torch.zeros(num_features, dtype=torch.float64)
         outer = torch.zeros(num_features, num_features, dtype=torch.float64)
         return cls(0, sums, outer, (0,) * num_classes)
 
     @classmethod
-    def of(cls, features: Tensor, labels: Tensor, num_classes: int) -> FeatureStatistics:
+    def of(cls, features: Tensor, labels: Tensor, num_classes: int) -> Self:
         """The statistics of ``features``, (N, d), any float type, and ``labels``, (N,), int64."""
         wide = features.double().cpu()
         counts = torch.bincount(labels, minlength=num_classes).tolist()
@@ -58,22 +50,18 @@ class FeatureStatistics:
 
     @classmethod
     def summed(
-        cls, batches: Iterable[Tensor], labels: Tensor, *, num_features: int, num_classes: int
-    ) -> FeatureStatistics:
+        cls, batches: Iterable[Tensor], labels: Tensor, num_features: int, num_classes: int
+    ) -> Self:
         """The statistics of features in batches, (B, d) each, and all their ``labels``, (N,)."""
         total = cls.zeros(num_features, num_classes)
         for batch in batches:
             total += cls.of(batch, labels[total.count : total.count + len(batch)], num_classes)
         return total
 
-    def __add__(self, other: FeatureStatistics) -> FeatureStatistics:
-        counts = zip(self.label_counts, other.label_counts, strict=True)
-        return FeatureStatistics(
-            self.count + other.count,
-            self.sums + other.sums,
-            self.outer + other.outer,
-            tuple(mine + its for mine, its in counts),
-        )
+    def __add__(self, other: Self) -> Self:
+        counts = tuple(map(sum, zip(self.label_counts, other.label_counts, strict=True)))
+        sums, outer = self.sums + other.sums, self.outer + other.outer
+        return type(self)(self.count + other.count, sums, outer, counts)
 
     @property
     def mean(self) -> Tensor:
@@ -102,7 +90,7 @@ class FeatureStatistics:
     @classmethod
     def unpack(
         cls, flat: Tensor, *, num_features: int, count: int, label_counts: tuple[int, ...]
-    ) -> FeatureStatistics:
+    ) -> Self:
         """Read what ``pack`` wrote, and check that some images can have these statistics.
 
         Raises:
@@ -147,17 +135,11 @@ def read_statistics(
 
 @dataclass(frozen=True)
 class StatisticsFile:
-    """Reference statistics on disk.
-
-    Attributes:
-        statistics: of the reference images.
-        features: name of the features, such as ``classifier(digits)``.
-        fingerprint: of the extractor whose features they are.
-    """
+    """Reference statistics on disk."""
 
     statistics: FeatureStatistics
-    features: str
-    fingerprint: str
+    features: str  # their name, such as ``classifier(digits)``
+    fingerprint: str  # of the extractor whose features they are
 
     def save(self, path: Path) -> None:
         """Write to ``path``; raises FedPhDError if it cannot be written."""
@@ -178,7 +160,7 @@ class StatisticsFile:
             raise FedPhDError(f"{path}: statistics could not be written: {error}") from error
 
     @classmethod
-    def load(cls, path: Path) -> StatisticsFile:
+    def load(cls, path: Path) -> Self:
         """Read what ``save`` wrote; raises ConfigError if ``path`` holds something else."""
         try:
             with safe_open(path, framework="pt") as stored:

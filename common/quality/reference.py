@@ -5,8 +5,6 @@ their images' features once. Only a data set provides the features of single ima
 kernel distance and precision and recall need.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,23 +33,16 @@ MOST_KEPT = 10_000
 class Reference:
     """Reference statistics and the features that they are in.
 
-    Attributes:
-        extractor: computes the features.
-        statistics: of all reference images.
-        kept: features of single reference images, (M, d), float32, M at most 10,000; None where
-            there are only statistics.
-        classifier: tells the reference's classes apart; None without one.
-        image_shape: (C, H, W) that samples must have; None for any.
-
     Raises:
         ConfigError: there are fewer than 2 reference images.
     """
 
     extractor: Extractor
     statistics: FeatureStatistics
+    # Features of single reference images, (M <= 10,000, d), float32; None for statistics alone.
     kept: Tensor | None
-    classifier: Extractor | None
-    image_shape: tuple[int, ...] | None
+    classifier: Extractor | None  # tells the reference's classes apart
+    image_shape: tuple[int, ...] | None  # (C, H, W) that samples must have; None for any
 
     def __post_init__(self) -> None:
         # One image has no covariance.
@@ -72,13 +63,8 @@ def load_reference(
 ) -> Reference | None:
     """The reference on this machine; None without one, or where the clients compute it later.
 
-    Args:
-        config: where the reference is, and in which features.
-        image_size: height and width of the model's images, in pixels.
-        channels: of the model's images.
-        num_classes: classes that a data set must have, all of them and no more.
-        cache_dir: folder of trained classifiers.
-        device: where networks run.
+    A data set must have all of ``num_classes`` classes and no more; it is brought to ``image_size``
+    pixels and to ``channels``. ``cache_dir`` is the folder of trained classifiers.
 
     Raises:
         ConfigError: a file or the data set cannot be used, has other classes or fewer than 2
@@ -123,11 +109,7 @@ def fixed_extractor(config: EvaluationConfig) -> Extractor | None:
 def trained_classifier(
     config: EvaluationConfig, images: ImageSet, *, cache_dir: Path, device: torch.device
 ) -> Extractor:
-    """The classifier that the data set ``config.reference`` trains, from the cache if it is there.
-
-    Raises:
-        ConfigError: there are fewer than 2 images.
-    """
+    """The classifier of ``config.reference``; raises as ``load_feature_classifier`` does."""
     settings = ClassifierSettings(epochs=config.classifier_epochs)
     model = load_feature_classifier(images, settings, cache_dir=cache_dir, device=device)
     source = config.reference.source if config.reference else "reference"
@@ -140,11 +122,7 @@ def reference_of_images(
 ) -> Reference:
     """The reference that the data set ``config.reference`` makes.
 
-    Args:
-        config: which features; a classifier is trained on ``images`` unless a file holds it.
-        images: the reference images with their labels.
-        cache_dir: folder of trained classifiers.
-        device: where networks run.
+    A classifier is trained on ``images`` unless a file or the cache holds it.
 
     Raises:
         ConfigError: there are fewer than 2 images, or the features' files are unusable.
@@ -156,13 +134,10 @@ def reference_of_images(
     classifier.check_shape(shape)
     extractor = (fixed_extractor(config) if config.wants_inception else None) or classifier
     features = extractor.features(images.images, batch_size=config.batch_size, device=device)
-    statistics = FeatureStatistics.summed(
-        # In batches, since they are summed in float64, which all at once would take twice the room.
-        torch.split(features, config.batch_size),
-        images.labels,
-        num_features=features.shape[1],
-        num_classes=int(images.labels.max()) + 1,
-    )
+    # In batches, since they are summed in float64, which all at once would take twice the room.
+    batches = torch.split(features, config.batch_size)
+    num_classes = int(images.labels.max()) + 1
+    statistics = FeatureStatistics.summed(batches, images.labels, features.shape[1], num_classes)
     order = torch.randperm(len(features), generator=generator("reference", config.seed))
     return Reference(extractor, statistics, features[order[:MOST_KEPT]], classifier, shape)
 
@@ -175,9 +150,8 @@ def reference_of_statistics(
     Raises:
         ConfigError: they are of fewer than 2 images, or ``evaluation.features_file`` is unusable.
     """
-    if extractor.spec.kind == "inception":
-        return Reference(extractor, statistics, None, _file_classifier(config), None)
-    return Reference(extractor, statistics, None, extractor, extractor.image_shape)
+    classifier = _file_classifier(config) if extractor.spec.kind == "inception" else extractor
+    return Reference(extractor, statistics, None, classifier, extractor.image_shape)
 
 
 def _reference_of_file(config: EvaluationConfig, path: Path) -> Reference:

@@ -1,7 +1,5 @@
 """Images that a network generates, and the files that they are written to."""
 
-from __future__ import annotations
-
 import copy
 import math
 from pathlib import Path
@@ -40,20 +38,14 @@ def sample_images(
 ) -> Tensor:
     """Generate images by deterministic DDIM (eta = 0; Eq. 12 of arXiv:2010.02502).
 
-    Image i starts from noise drawn for (seed, i), so neither the batch size nor the number of
-    images changes it, and networks are compared on the same noise.
+    They are (num, C, H, W), uint8, on the CPU. Image i starts from noise drawn for (seed, i), so
+    neither the batch size nor the number of images changes it, and networks are compared on the
+    same noise.
 
     Args:
         unet: predicts the noise; left as it was, on its own device and in its own mode.
         scheduler: the forward process that it was trained with.
-        num: images to generate.
         steps: DDIM steps, at most the scheduler's.
-        batch_size: images generated at a time.
-        seed: of the noise.
-        device: where it runs.
-
-    Returns:
-        (num, C, H, W), uint8, on the CPU.
 
     Raises:
         ConfigError: ``steps`` exceeds the diffusion steps.
@@ -107,15 +99,11 @@ def _sample_batch(pipeline: Any, indices: range, steps: int, seed: int) -> Tenso
 
 
 def save_grid(images: Tensor, path: Path, rows: int) -> None:
-    """Write the first ``rows`` x ``rows`` images as one PNG, small images enlarged.
+    """Write the first ``rows`` x ``rows`` images as one PNG; its folder is made if it is missing.
 
-    Every pixel of an image smaller than 48 pixels becomes a square block, so that the image is
-    at least 48 wide. A reader sees the old file or the new one, never a part.
-
-    Args:
-        images: (N, C, H, W), uint8, C of 1 (grey), 3 (RGB) or 4 (RGBA).
-        path: the PNG; its folder is made if it is missing.
-        rows: rows and columns; places without an image stay grey.
+    They are (N, C, H, W), uint8, C of 1 (grey), 3 (RGB) or 4 (RGBA). Every pixel of an image
+    smaller than 48 pixels becomes a square block, so that the image is at least 48 wide. Places
+    without an image stay grey. A reader sees the old file or the new one, never a part.
 
     Raises:
         OSError: the file cannot be written.
@@ -129,12 +117,11 @@ def save_grid(images: Tensor, path: Path, rows: int) -> None:
 def save_samples(images: Tensor, out: Path) -> list[Path]:
     """Write one grid to ``out`` if that ends in .png, else a grid and single PNGs into it.
 
-    Args:
-        images: (N, C, H, W), uint8.
-        out: a file, or a folder that is made if it is missing; a grid shows at most 32 x 32 images.
+    A folder is made if it is missing. A grid shows at most 32 x 32 of ``images``, (N, C, H, W),
+    uint8.
 
     Returns:
-        The grid, and then the single images.
+        Paths of the grid and then of the single images.
 
     Raises:
         ConfigError: it cannot be written there.
@@ -154,16 +141,16 @@ def save_samples(images: Tensor, out: Path) -> list[Path]:
 
 def _grid(images: Tensor, columns: int) -> NDArray[np.uint8]:
     """Images in rows of ``columns`` with separators, (height, width, C), uint8."""
-    num, channels, size = images.shape[0], images.shape[1], images.shape[2]
+    _, channels, size, _ = images.shape
     scale = -(-_READABLE_SIZE // size)
     tiles = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3).permute(0, 2, 3, 1).cpu()
     tile, pitch = size * scale, size * scale + _SEPARATOR
     side = columns * pitch + _SEPARATOR
     canvas = np.full((side, side, channels), _SEPARATOR_GREY, dtype=np.uint8)
-    for index in range(num):
+    for index, pixels in enumerate(tiles.numpy()):
         top = _SEPARATOR + index // columns * pitch
         left = _SEPARATOR + index % columns * pitch
-        canvas[top : top + tile, left : left + tile] = tiles[index].numpy()
+        canvas[top : top + tile, left : left + tile] = pixels
     return canvas
 
 

@@ -1,10 +1,8 @@
 """A finished run's network, sampled and evaluated again from its checkpoint."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -24,11 +22,8 @@ from fedphd.common.unet.model import PrunedUNet, unet_config
 class StoredRun:
     """One network of a run's checkpoint, and how the run was configured.
 
-    Attributes:
-        checkpoint: the checkpoint's folder.
-        unet: the network with the chosen weights.
-        scheduler: the forward process that it was trained with.
-        state: the content of ``state.json``.
+    ``scheduler`` is the forward process that it was trained with, ``state`` the content of
+    ``state.json``.
     """
 
     checkpoint: Path
@@ -37,7 +32,7 @@ class StoredRun:
     state: dict[str, Any]
 
     @classmethod
-    def load(cls, checkpoint: Path, weights: Literal["ema", "raw"]) -> StoredRun:
+    def load(cls, checkpoint: Path, weights: Literal["ema", "raw"]) -> Self:
         """Read a checkpoint; raises ConfigError if it is missing or not whole."""
         raw, averaged, scheduler, state = load_checkpoint(checkpoint)
         return cls(checkpoint, averaged if weights == "ema" else raw, scheduler, state)
@@ -92,5 +87,4 @@ class StoredRun:
                 f"checkpoint {self.checkpoint}: its run had no reference to compare with; name a "
                 "data set or a statistics file by --reference"
             )
-        evaluator = Evaluator(config.evaluation, reference, device=device)
-        return evaluator.evaluate(self.unet, self.scheduler)
+        return Evaluator(config.evaluation, reference, device).evaluate(self.unet, self.scheduler)

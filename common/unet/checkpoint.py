@@ -1,18 +1,9 @@
 """A run's checkpoint: a folder that diffusers opens, replaced as a whole or not at all.
 
-A user needs this package for the class of a pruned U-Net, and then opens the folder like any
-diffusers pipeline; the averaged weights are the better ones to sample with::
-
-    from diffusers import DDIMPipeline
-    from fedphd.common.unet.model import PrunedUNet
-
-    unet = PrunedUNet.from_pretrained(folder, subfolder="unet_ema")
-    images = DDIMPipeline.from_pretrained(folder, unet=unet)(batch_size=4).images
-
-Without ``unet=unet`` the pipeline has the raw weights of ``unet/``.
+The averaged weights, ``PrunedUNet.from_pretrained(folder, subfolder="unet_ema")``, are the better
+ones to sample with: ``DDIMPipeline.from_pretrained(folder, unet=...)``. Without ``unet`` the
+pipeline has the raw weights of ``unet/``.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -61,12 +52,8 @@ def save_checkpoint(
     Everything is written and flushed beside it first. Then the old one is renamed away and the new
     one takes its place; whenever the process dies, ``load_checkpoint`` finds a whole one.
 
-    Args:
-        folder: the checkpoint's; its parent is made if it is missing.
-        unet: the global U-Net.
-        ema_state: the averaged weights, with the names and shapes of ``unet``'s.
-        scheduler: the forward process.
-        state: JSON values that go into ``state.json``.
+    The parent of ``folder`` is made if it is missing. ``ema_state`` is the averaged weights, with
+    the names and shapes of ``unet``'s; ``state``, JSON values, goes into ``state.json``.
 
     Raises:
         FedPhDError: it could not be written, such as to a full disk; the old one is still there.
@@ -135,11 +122,7 @@ def _beside(folder: Path) -> tuple[Path, Path]:
 
 
 def _whole(folder: Path) -> Path:
-    """Where a whole checkpoint lies, also when a swap was interrupted between its two renames.
-
-    Raises:
-        ConfigError: nowhere.
-    """
+    """Where a whole checkpoint lies, also after an interrupted swap; ConfigError if nowhere."""
     new, old = _beside(folder)
     if folder.is_dir():
         return folder
@@ -152,8 +135,7 @@ def _whole(folder: Path) -> Path:
 def _finish_swap(folder: Path) -> None:
     _, old = _beside(folder)
     if old.exists():
-        whole = _whole(folder)
-        if whole != folder:
+        if (whole := _whole(folder)) != folder:
             whole.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
 

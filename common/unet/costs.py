@@ -1,7 +1,5 @@
 """What training costs in arithmetic."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from pydantic import BaseModel
@@ -21,31 +19,21 @@ class Costs(BaseModel):
 
 
 class PruneReport(BaseModel):
-    """How much pruning removed.
+    """How much pruning removed."""
 
-    Attributes:
-        requested_ratio: share of each width that was to be removed.
-        achieved_ratio: share of all widths together that was removed.
-        achieved_ratios: share of each level's width that was removed.
-        widths_before, widths_after: channels of each level.
-        before, after: costs of the dense and of the pruned U-Net.
-    """
-
-    requested_ratio: float
-    achieved_ratio: float
-    achieved_ratios: tuple[float, ...]
-    widths_before: tuple[int, ...]
+    requested_ratio: float  # share of each width that was to be removed
+    achieved_ratio: float  # share of all widths together that was removed
+    achieved_ratios: tuple[float, ...]  # share of each level's width that was removed
+    widths_before: tuple[int, ...]  # channels of each level
     widths_after: tuple[int, ...]
     before: Costs
     after: Costs
 
 
 def training_flops(macs: float, images: int) -> float:
-    """Floating-point operations of training on ``images`` (see ``FLOPS_CONVENTION``).
+    """Floating-point operations of training, by ``FLOPS_CONVENTION``.
 
-    Args:
-        macs: multiply-accumulates of one forward pass of one image.
-        images: images of all optimiser steps together; one that is seen twice counts twice.
+    ``macs`` are of one forward pass of one image. An image that is seen twice counts twice.
     """
     return 3 * 2 * macs * images
 

@@ -5,14 +5,12 @@ arXiv:2301.12900; torch-pruning finds them). A channel of a group owns slices of
 rows and columns of weights, entries of biases, scales and shifts of normalisations.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch_pruning as tp  # type: ignore[import-untyped]
@@ -43,7 +41,7 @@ class ChannelGroups:
     channels: Mapping[Axis, tuple[int, ...]]
 
     @classmethod
-    def of(cls, unet: PrunedUNet) -> ChannelGroups:
+    def of(cls, unet: PrunedUNet) -> Self:
         """Trace the architecture of ``unet``; neither its weights nor its random state matter."""
         # On the meta device, where tensors have shapes but no memory: the trace takes no time, and
         # a client need not hold a second network.
@@ -58,9 +56,9 @@ class ChannelGroups:
             first = sum(sizes)
             sizes.append(len(group[0].idxs))
             for item in group.items:
+                owned = {i: first + r for i, r in zip(item.idxs, item.root_idxs, strict=True)}
                 for axis in _axes_of(item.dep, names):
-                    for index, root in zip(item.idxs, item.root_idxs, strict=True):
-                        owners[axis][index] = first + root
+                    owners[axis] |= owned
         order = {name: position for position, name in enumerate(twin.state_dict())}
         axes = sorted(owners, key=lambda axis: (order[axis[0]], axis[1]))
         channels = {axis: tuple(owners[axis][i] for i in sorted(owners[axis])) for axis in axes}
@@ -81,27 +79,23 @@ class ChannelGroups:
         index = self.index.to(next(iter(state.values())).device)
         return _norms(self, index, [state[name].detach() for name in self.tensors])
 
-    def cut(self, layout: TensorLayout, keep: Sequence[bool]) -> Cut:
+    def cut(self, layout: TensorLayout, keep: Sequence[bool]) -> "Cut":
         """The cut that keeps the channels where ``keep``, (sum of ``sizes``,), is true."""
         kept = {
             axis: tuple(i for i, channel in enumerate(owned) if keep[channel])
             for axis, owned in self.channels.items()
         }
         tensors = zip(layout.names, layout.shapes, strict=True)
-        return Cut(
-            layout, tuple(tuple(kept.get((n, dim)) for dim in range(len(s))) for n, s in tensors)
-        )
+        indices = (tuple(kept.get((n, dim)) for dim in range(len(s))) for n, s in tensors)
+        return Cut(layout, tuple(indices))
 
 
 class GroupPenalty:
     """The sparsity term of Eq. 11 of arXiv:2507.06449, without its factor lambda.
 
     The sum over dependency groups and their channels of the channel's 2-norm, taken over all
-    slices that the channel owns in all layers of the group (not one norm per layer).
-
-    Args:
-        unet: the U-Net on the device it will stay on. Its architecture is traced once; its
-            parameters are read at each call.
+    slices that the channel owns in all layers of the group (not one norm per layer). ``unet`` is
+    on the device it will stay on. It is traced once; its parameters are read at each call.
     """
 
     def __init__(self, unet: PrunedUNet) -> None:
@@ -121,28 +115,22 @@ class GroupPenalty:
 
 @dataclass(frozen=True)
 class Cut:
-    """Which indices of every tensor stay when channels are removed.
+    """Which indices of every tensor stay when channels are removed."""
 
-    Attributes:
-        layout: names and shapes before the cut.
-        kept: for each tensor and each of its dimensions the kept indices, ascending; None = all.
-    """
-
-    layout: TensorLayout
+    layout: TensorLayout  # before the cut
+    # For each tensor and each of its dimensions the kept indices, ascending; None = all.
     kept: tuple[tuple[tuple[int, ...] | None, ...], ...]
 
     def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cut tensors of the same names and shapes: weights, their EMA, an optimiser's moments.
+        """Cut tensors of this cut's layout: weights, their EMA, an optimiser's moments.
 
-        Returns:
-            New tensors, contiguous, of the dtype and on the device of the given ones.
+        The new tensors are contiguous, of the dtype and on the device of the given ones.
 
         Raises:
             ReplyError: ``state`` is not of this cut's layout; names the tensor.
         """
         shapes = tuple(tuple(tensor.shape) for tensor in state.values())
-        problem = self.layout.mismatch(TensorLayout(tuple(state), shapes))
-        if problem:
+        if problem := self.layout.mismatch(TensorLayout(tuple(state), shapes)):
             raise ReplyError(f"the cut is for another network: {problem}")
         return {
             name: _select(state[name], kept)
@@ -150,22 +138,14 @@ class Cut:
         }
 
     def apply_flat(self, flat: Tensor, expected: TensorLayout) -> Tensor:
-        """Cut a flat vector of this cut's layout: weights, moments, a control variate.
-
-        Args:
-            flat: (layout.numel,), float32.
-            expected: names and shapes that must be left.
-
-        Returns:
-            (expected.numel,), float32.
+        """Cut a flat vector, (layout.numel,), float32, to (expected.numel,).
 
         Raises:
-            ReplyError: something else is left; names the tensor.
+            ReplyError: other names or shapes than the ``expected`` are left; names the tensor.
             FedPhDError: ``flat`` has another size.
         """
         kept = self.apply(self.layout.unpack(flat))
-        problem = expected.mismatch(TensorLayout.of(kept))
-        if problem:
+        if problem := expected.mismatch(TensorLayout.of(kept)):
             raise ReplyError(f"the cut does not lead to the new network: {problem}")
         return expected.pack(kept)
 
@@ -178,18 +158,13 @@ class Cut:
         return json.dumps({"lists": lists, "tensors": list(tensors)}, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> Cut:
-        """Read ``to_json``'s text.
-
-        Raises:
-            ReplyError: it is malformed, or indices are out of range, repeated or not ascending.
-        """
+    def from_json(cls, text: str) -> Self:
+        """Read ``to_json``'s text; raises ReplyError if it, or the indices in it, are malformed."""
         try:
             content = _CutText.model_validate_json(text)
             layout = TensorLayout.of_pairs([(name, shape) for name, shape, _ in content.tensors])
-            return cls(
-                layout, tuple(_read_kept(*entry, content.lists) for entry in content.tensors)
-            )
+            kept = (_read_kept(*entry, content.lists) for entry in content.tensors)
+            return cls(layout, tuple(kept))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
@@ -199,14 +174,10 @@ class Cut:
 
 
 class _CutText(BaseModel, strict=True):
-    """A cut in a message.
+    """A cut in a message."""
 
-    Attributes:
-        lists: of kept indices.
-        tensors: name, shape, and for each dimension the number of its list; None keeps all.
-    """
-
-    lists: list[tuple[int, ...]]
+    lists: list[tuple[int, ...]]  # of kept indices
+    # Name, shape, and for each dimension the number of its list; None keeps all.
     tensors: list[tuple[str, tuple[NonNegativeInt, ...], tuple[NonNegativeInt | None, ...]]]
 
 

@@ -4,13 +4,12 @@ Weights travel as one vector: one array per message instead of hundreds, and ave
 are sums of vectors. The layout travels beside them, so that nothing is unpickled.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Self
 
 import torch
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
@@ -23,18 +22,13 @@ _PAIRS = TypeAdapter(list[tuple[str, tuple[NonNegativeInt, ...]]])
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """The tensors of a flat weight vector.
-
-    Attributes:
-        names: of the tensors, in the order of the state dict.
-        shapes: of the tensors, in the same order.
-    """
+    """The tensors of a flat weight vector, in the order of the state dict."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> TensorLayout:
+    def of(cls, state: Mapping[str, Tensor]) -> Self:
         """The layout of ``state``; raises FedPhDError for a tensor that is not float32."""
         for name, tensor in state.items():
             if tensor.dtype != torch.float32:
@@ -53,8 +47,7 @@ class TensorLayout:
 
     def pack(self, state: Mapping[str, Tensor]) -> Tensor:
         """Copy ``state`` to one vector, (numel,), float32; raises FedPhDError if it differs."""
-        problem = self.mismatch(TensorLayout.of(state))
-        if problem:
+        if problem := self.mismatch(TensorLayout.of(state)):
             raise FedPhDError(problem)
         with torch.no_grad():
             return torch.cat([state[name].detach().reshape(-1) for name in self.names])
@@ -63,13 +56,10 @@ class TensorLayout:
         """Views of ``flat``, (numel,), by name; raises FedPhDError if the size differs."""
         if flat.shape != (self.numel,):
             raise FedPhDError(f"weights have shape {tuple(flat.shape)}; expected ({self.numel},)")
-        parts = torch.split(flat, list(self.sizes))
-        return {
-            name: part.view(shape)
-            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
-        }
+        parts = zip(self.names, torch.split(flat, list(self.sizes)), self.shapes, strict=True)
+        return {name: part.view(shape) for name, part, shape in parts}
 
-    def mismatch(self, other: TensorLayout) -> str | None:
+    def mismatch(self, other: "TensorLayout") -> str | None:
         """Name the first tensor in which ``other`` differs: expected and got; None if it fits."""
         if self == other:
             return None
@@ -91,17 +81,17 @@ class TensorLayout:
         if not len(bad):
             return None
         position = int(bad[0])
-        ends = accumulate(self.sizes)
-        name = next(name for name, end in zip(self.names, ends, strict=True) if position < end)
+        ends = zip(self.names, accumulate(self.sizes), strict=True)
+        name = next(name for name, end in ends if position < end)
         return f"tensor {name} holds {flat[position].item()}"
 
     def to_json(self) -> str:
         """As JSON text: a list of [name, shape]."""
-        pairs = zip(self.names, self.shapes, strict=True)
-        return json.dumps([[name, shape] for name, shape in pairs], separators=(",", ":"))
+        pairs = list(zip(self.names, self.shapes, strict=True))
+        return json.dumps(pairs, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> TensorLayout:
+    def from_json(cls, text: str) -> Self:
         """Read ``to_json``'s text; raises ValueError if it is malformed."""
         try:
             pairs = _PAIRS.validate_json(text, strict=True)
@@ -110,7 +100,7 @@ class TensorLayout:
         return cls.of_pairs(pairs)
 
     @classmethod
-    def of_pairs(cls, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> TensorLayout:
+    def of_pairs(cls, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> Self:
         """The layout of tensors by name and shape; raises ValueError if a name comes twice."""
         if len(dict(pairs)) < len(pairs):
             raise ValueError("a tensor is named twice")

@@ -1,29 +1,20 @@
 """The U-Net and the noise scheduler, and how a U-Net is described in a message."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.modeling_utils import ModelMixin
+
+# A diffusers pipeline looks for it beside the class that it is to load.
+from diffusers.models.modeling_utils import ModelMixin as ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from pydantic import Field, ValidationError, model_validator
 
 from fedphd.common.config.run import DiffusionConfig, ModelConfig
 from fedphd.common.errors import ConfigError, ReplyError
-
-__all__ = [
-    "ModelMixin",  # A diffusers pipeline looks for it beside the class that it is to load.
-    "PrunedUNet",
-    "build_scheduler",
-    "build_unet",
-    "unet_config",
-    "unet_from_config",
-]
 
 _MAX_WIDTH = 8192
 MAX_PARAMETERS = 1_000_000_000
@@ -34,10 +25,8 @@ class PrunedUNet(UNet2DModel):
 
     The stock class takes one from the other. Pruning narrows the level but not the features,
     which have no weights. ``save_pretrained`` and ``from_pretrained`` work as for any model.
-
-    Args:
-        time_feature_width: sinusoidal features of the timestep, even.
-        config: everything that ``UNet2DModel`` takes; its time embedding is positional.
+    ``time_feature_width`` is even; ``config`` is what ``UNet2DModel`` takes, with a positional
+    time embedding.
     """
 
     def __init__(self, *, time_feature_width: int, **config: Any) -> None:
@@ -53,8 +42,7 @@ class PrunedUNet(UNet2DModel):
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
         # ConfigMixin reads the keys of a stored config off the signature, which is open here.
-        keys = UNet2DModel._get_init_keys(UNet2DModel)
-        return {*keys, "time_feature_width"}
+        return {*UNet2DModel._get_init_keys(UNet2DModel), "time_feature_width"}
 
 
 class _UNetDescription(ModelConfig):
@@ -67,10 +55,9 @@ class _UNetDescription(ModelConfig):
     time_feature_width: int = Field(ge=2, le=_MAX_WIDTH, multiple_of=2)
 
     @model_validator(mode="after")
-    def _nothing_is_missing(self) -> _UNetDescription:
+    def _nothing_is_missing(self) -> Self:
         # A default that the peer did not mean would build another network than the peer's.
-        missing = sorted(set(type(self).model_fields) - self.model_fields_set)
-        if missing:
+        if missing := sorted(set(type(self).model_fields) - self.model_fields_set):
             raise ValueError(f"{missing[0]} is missing")
         return self
 
@@ -103,7 +90,7 @@ def unet_config(unet: PrunedUNet) -> dict[str, Any]:
         "block_out_channels": list(config["block_out_channels"]),
         "layers_per_block": config["layers_per_block"],
         "attention_levels": [
-            level for level, kind in enumerate(config["down_block_types"]) if kind in _ATTENTION
+            i for i, k in enumerate(config["down_block_types"]) if k in _ATTENTION
         ],
         "attention_head_dim": config["attention_head_dim"],
         "norm_num_groups": config["norm_num_groups"],
@@ -117,18 +104,15 @@ def unet_from_config(
 ) -> PrunedUNet:
     """A U-Net as ``unet_config`` described it; its weights are arbitrary until they are loaded.
 
-    Args:
-        config: what ``unet_config`` returns, perhaps as a peer sent it.
-        max_parameters: refuses a larger U-Net, before anything of it is built.
-
     Raises:
-        ReplyError: a key is unknown, missing, of the wrong type or out of range; names it.
+        ReplyError: a key is unknown, missing, of the wrong type or out of range, or the U-Net would
+            be larger than ``max_parameters``; raised before anything of it is built.
     """
     try:
         description = _UNetDescription.model_validate_json(json.dumps(dict(config)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(map(str, first["loc"]))
         what = first["msg"].removeprefix("Value error, ")
         raise ReplyError(f"U-Net config: {where + ': ' if where else ''}{what}") from error
     except (TypeError, ValueError) as error:
@@ -145,15 +129,9 @@ def unet_from_config(
 
 def build_scheduler(config: DiffusionConfig) -> DDPMScheduler:
     """The forward process (DDPM, arXiv:2006.11239), predicting the noise."""
-    scheduler: DDPMScheduler = DDPMScheduler(
-        num_train_timesteps=config.num_train_timesteps,
-        beta_schedule=config.beta_schedule,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
-        # diffusers clips the predicted image but continues with the unclipped noise, which costs
-        # quality; a sampler that is made from this one inherits the choice.
-        clip_sample=False,
-    )
+    # diffusers clips the predicted image but continues with the unclipped noise, which costs
+    # quality; a sampler that is made from this one inherits the choice.
+    scheduler: DDPMScheduler = DDPMScheduler(**config.model_dump(), clip_sample=False)
     return scheduler
 
 
@@ -162,10 +140,8 @@ _ATTENTION = ("AttnDownBlock2D", "AttnUpBlock2D")
 
 
 def _build(config: ModelConfig, *, time_feature_width: int, seed: int) -> PrunedUNet:
-    kinds = [
-        _ATTENTION if level in config.attention_levels else _PLAIN
-        for level in range(len(config.block_out_channels))
-    ]
+    levels = range(len(config.block_out_channels))
+    kinds = [_ATTENTION if level in config.attention_levels else _PLAIN for level in levels]
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which seeds accelerators too: those are not restored.
         torch.default_generator.manual_seed(seed)

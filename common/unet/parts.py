@@ -4,8 +4,6 @@ Encoder: ``conv_in``, the time embedding and the down blocks. Bottleneck: the mi
 Decoder: the up blocks, ``conv_norm_out`` and ``conv_out``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +17,10 @@ from fedphd.common.unet.layout import TensorLayout
 Part = Literal["encoder", "bottleneck", "decoder"]
 PARTS: Final[tuple[Part, ...]] = ("encoder", "bottleneck", "decoder")
 
-_PART_OF: Final[dict[str, Part]] = {
-    "conv_in": "encoder",
-    "time_embedding": "encoder",
-    "down_blocks": "encoder",
-    "mid_block": "bottleneck",
-    "up_blocks": "decoder",
-    "conv_norm_out": "decoder",
-    "conv_out": "decoder",
+_MODULES: Final[dict[Part, tuple[str, ...]]] = {
+    "encoder": ("conv_in", "time_embedding", "down_blocks"),
+    "bottleneck": ("mid_block",),
+    "decoder": ("up_blocks", "conv_norm_out", "conv_out"),
 }
 _PART_SETS: Final[dict[str, tuple[tuple[Part, ...], ...]]] = {
     "full": (PARTS,),
@@ -53,11 +47,9 @@ def joined(sets: Iterable[Iterable[Part]]) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class PartSubset:
-    """The tensors of some parts within the weights of ``layout``.
+    """The tensors of some parts within weights of ``layout``: a whole U-Net, or what travels of it.
 
-    Attributes:
-        layout: of the weights that are selected from: a whole U-Net, or what travels of it.
-        parts: those that are selected; all three select every tensor, whatever its name.
+    All three parts select every tensor, whatever its name.
     """
 
     layout: TensorLayout
@@ -65,11 +57,7 @@ class PartSubset:
 
     @cached_property
     def chosen(self) -> TensorLayout:
-        """Names and shapes of the selected tensors, in their order in ``layout``.
-
-        Raises:
-            ReplyError: a tensor belongs to no part.
-        """
+        """The selected tensors, in ``layout``'s order; raises ReplyError if one is of no part."""
         pairs = zip(self.layout.names, self.layout.shapes, strict=True)
         return TensorLayout.of_pairs([pair for pair in pairs if self._holds(pair[0])])
 
@@ -105,6 +93,6 @@ class PartSubset:
         if self.parts == PARTS:
             return True
         module = name.partition(".")[0]
-        if module not in _PART_OF:
+        if not any(module in modules for modules in _MODULES.values()):
             raise ReplyError(f"tensor {name} belongs to no part of a U-Net: {', '.join(PARTS)}")
-        return _PART_OF[module] in self.parts
+        return any(module in _MODULES[part] for part in self.parts)

@@ -425,7 +425,13 @@ def test_without_reference_there_are_samples_but_no_distance(
     assert result.samples.shape == (2, 1, 8, 8)
     assert result.quality.frechet_distance is None
     assert result.quality == Quality()
-    assert result.protocol == Protocol("none", 2, "DDIM, eta 0, no clipping", 1, 1234)
+    assert result.protocol == Protocol(
+        features="none",
+        num_samples=2,
+        sampler="DDIM, eta 0, no clipping",
+        sampling_steps=1,
+        seed=1234,
+    )
     assert list(tmp_path.iterdir()) == []
 
 
