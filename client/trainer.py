@@ -224,7 +224,7 @@ def initial_weights(task: TrainTask, layout: TensorLayout) -> Tensor:
     """
     if task.initial is None:
         raise ReplyError(
-            f"only {', '.join(task.parts)} came, and no initial weights for the other parts"
+            f"brings only the parts {', '.join(task.parts)}, and no initial U-Net for the others"
         )
     initial = build_unet(task.initial, seed=task.seed).state_dict()
     weights = TensorLayout.of(initial).pack(initial)
