@@ -4,9 +4,6 @@
 and its simulation call it in theirs.
 """
 
-from __future__ import annotations
-
-import logging
 import threading
 from collections.abc import Callable
 
@@ -24,47 +21,25 @@ from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import within
 from fedphd.common.unet.model import resolve_device
 from fedphd.common.unet.parts import PartSubset
-from fedphd.common.wire.messages import (
-    Ack,
-    Finish,
-    Hello,
-    HelloReply,
-    StatisticsReply,
-    StatisticsTask,
-    TrainReply,
-    TrainTask,
-    UNetSpec,
-)
+from fedphd.common.wire import messages, records
 from fedphd.common.wire.offers import EVERY_EDGE, Choose, ChooseReply
-from fedphd.common.wire.records import (
-    check_reply_weights,
-    check_variate,
-    read_payload,
-    read_variate,
-    read_weights,
-    to_records,
-)
-
-logger = logging.getLogger(__name__)
 
 
 class ClientRuntime:
     """One client's data, model and optimiser, which stay loaded between messages.
 
-    Args:
-        config: the client's settings.
-        on_finish: told the run's exit code and message when its end is announced.
-        networks: shared with other clients that this thread plays; None: of its own.
+    ``on_finish`` is told the run's exit code and message when its end is announced. ``networks``
+    may be shared with other clients that this thread plays; None: a cache of its own.
 
     Raises:
-        ConfigError: the data cannot be read, or the device is not there.
+        ConfigError: the data cannot be read, or the device does not exist.
     """
 
     def __init__(
         self,
         config: ClientConfig,
         *,
-        on_finish: Callable[[Finish], None] = lambda finish: None,
+        on_finish: Callable[[messages.Finish], None] = lambda finish: None,
         networks: UNetCache | None = None,
     ) -> None:
         self.config = config
@@ -77,9 +52,10 @@ class ClientRuntime:
         self._training = threading.Lock()
         self._choosing = threading.Lock()
 
-    def hello(self, asked: Hello) -> HelloReply:
+    def hello(self, asked: messages.Hello) -> messages.HelloReply:
         """Introduce this client."""
-        return HelloReply(kind="client", name=self.config.client_id, num_samples=len(self._labels))
+        name, num_samples = self.config.client_id, len(self._labels)
+        return messages.HelloReply(kind="client", name=name, num_samples=num_samples)
 
     def choose(self, asked: Choose) -> ChooseReply:
         """Draw this round's edge once; every edge that asks later gets the same answer."""
@@ -90,27 +66,24 @@ class ClientRuntime:
                 # An edge may be late by the end of an interval, not by more.
                 oldest = asked.interval - 1
                 self._choices = {k: v for k, v in self._choices.items() if k[1] >= oldest}
-                self._choices[key] = choose_edge(
-                    asked, client_id=self.config.client_id, label_counts=counts
-                )
+                name = self.config.client_id
+                self._choices[key] = choose_edge(asked, client_id=name, label_counts=counts)
             chosen = self._choices[key]
-        mine = asked.asking in (chosen, EVERY_EDGE)
-        return ChooseReply(
-            edge_id=chosen, num_samples=sum(counts), label_counts=counts if mine else ()
-        )
+        shown = counts if asked.asking in (chosen, EVERY_EDGE) else ()
+        return ChooseReply(edge_id=chosen, num_samples=sum(counts), label_counts=shown)
 
-    def train(self, task: TrainTask, message: Message, state: StateStore | None = None) -> Message:
-        """Train the received weights on this client's data for one edge round.
+    def train(
+        self, task: messages.TrainTask, message: Message, state: StateStore | None = None
+    ) -> Message:
+        """Train the weights that ``message`` carries on this client's data for one edge round.
 
-        Args:
-            task: what to do.
-            message: carries the weights; is answered.
-            state: where the trainer's state lies between messages; None: in this process.
+        ``state`` is where the trainer's state lies between messages; None: in this process.
         """
         layout = task.network.tensor_layout()
-        weights = check_reply_weights(read_weights(message), task.network, layout)
+        received = records.read_weights(message)
+        weights = records.check_reply_weights(received, task.network, layout)
         corrects = task.objective.method == "scaffold"
-        variate = check_variate(read_variate(message), layout) if corrects else None
+        variate = records.check_variate(records.read_variate(message), layout) if corrects else None
         images = self._images(task.network)
         # Several edges may hand out work at once; the data and the optimiser exist once.
         with self._training:
@@ -122,37 +95,37 @@ class ClientRuntime:
                 # A process may play many clients; what is stored need not stay here too.
                 self._trainer.load_state_dict({"steps": 0})
         sent = PartSubset(result.layout, task.send)
-        reply = TrainReply(
+        reply = messages.TrainReply(
             client_id=self.config.client_id,
             interval=task.interval,
             edge_round=task.edge_round,
-            network=UNetSpec(unet=task.network.unet, layout=sent.chosen.to_json()),
+            network=messages.UNetSpec(unet=task.network.unet, layout=sent.chosen.to_json()),
             num_examples=len(self._labels),
             metrics=result.metrics,
             steps=result.steps,
             seconds=result.seconds,
         )
-        records = to_records(reply, sent.take(result.weights), result.variate_change)
-        return Message(records, reply_to=message)
+        content = records.to_records(reply, sent.take(result.weights), result.variate_change)
+        return Message(content, reply_to=message)
 
-    def statistics(self, task: StatisticsTask, message: Message) -> Message:
+    def statistics(self, task: messages.StatisticsTask, message: Message) -> Message:
         """Sum up the features of the training images; ``message`` brings the extractor."""
         self._data.check_classes(task.num_classes)
         with self._training:
             data, _ = self._data.split(image_size=task.image_size, channels=task.channels)
             device = resolve_device(self.config.device)
-            summed = summed_features(task, read_weights(message), data, device=device)
-        reply = StatisticsReply(
+            summed = summed_features(task, records.read_weights(message), data, device=device)
+        reply = messages.StatisticsReply(
             name=self.config.client_id, count=summed.count, label_counts=summed.label_counts
         )
-        return Message(to_records(reply, summed.pack()), reply_to=message)
+        return Message(records.to_records(reply, summed.pack()), reply_to=message)
 
-    def finish(self, asked: Finish) -> Ack:
+    def finish(self, asked: messages.Finish) -> messages.Ack:
         """Take note that the run is over."""
         self._on_finish(asked)
-        return Ack(name=self.config.client_id)
+        return messages.Ack(name=self.config.client_id)
 
-    def _images(self, network: UNetSpec) -> ClientImages:
+    def _images(self, network: messages.UNetSpec) -> ClientImages:
         size, channels = network.unet["image_size"], network.unet["channels"]
         train, held_out = self._data.split(image_size=size, channels=channels)
         return ClientImages(train.images, held_out.images if held_out else None)
@@ -167,37 +140,36 @@ def build_app(
     *,
     state_of: Callable[[Context], StateStore | None] = lambda context: None,
 ) -> ClientApp:
-    """The ClientApp.
+    """The ClientApp, which answers by the runtime that a message's context belongs to.
 
-    Args:
-        runtime_of: gives the runtime that a message's context belongs to.
-        state_of: gives the place for what the trainer must remember where the process may end
-            after each message; None: it stays in the runtime.
+    ``state_of`` gives the place for what the trainer must remember where the process may end
+    after each message; None: it stays in the runtime.
     """
     app = ClientApp()
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        reply = runtime_of(context).hello(read_payload(message, Hello))
-        return Message(to_records(reply), reply_to=message)
+        reply = runtime_of(context).hello(records.read_payload(message, messages.Hello))
+        return Message(records.to_records(reply), reply_to=message)
 
     @app.query("choose")
     def choose(message: Message, context: Context) -> Message:
-        reply = runtime_of(context).choose(read_payload(message, Choose))
-        return Message(to_records(reply), reply_to=message)
+        reply = runtime_of(context).choose(records.read_payload(message, Choose))
+        return Message(records.to_records(reply), reply_to=message)
 
     @app.query("statistics")
     def statistics(message: Message, context: Context) -> Message:
-        return runtime_of(context).statistics(read_payload(message, StatisticsTask), message)
+        task = records.read_payload(message, messages.StatisticsTask)
+        return runtime_of(context).statistics(task, message)
 
     @app.query("finish")
     def finish(message: Message, context: Context) -> Message:
-        reply = runtime_of(context).finish(read_payload(message, Finish))
-        return Message(to_records(reply), reply_to=message)
+        reply = runtime_of(context).finish(records.read_payload(message, messages.Finish))
+        return Message(records.to_records(reply), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        task = read_payload(message, TrainTask)
+        task = records.read_payload(message, messages.TrainTask)
         return runtime_of(context).train(task, message, state_of(context))
 
     return app

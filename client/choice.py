@@ -1,20 +1,12 @@
 """A client's choice of the edge that it trains with in an edge round."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import attrgetter
 
 import numpy as np
 
+from fedphd.common import homogeneity
 from fedphd.common.errors import ConfigError
-from fedphd.common.homogeneity import (
-    Vector,
-    balanced_probabilities,
-    best_homogeneity_probabilities,
-    min_kl_probabilities,
-    selection_probabilities,
-)
 from fedphd.common.rng import derive_seed, numpy_generator
 from fedphd.common.wire.offers import Choose
 
@@ -23,12 +15,8 @@ def choose_edge(asked: Choose, *, client_id: str, label_counts: Sequence[int]) -
     """Draw the edge to train with; returns its id.
 
     The draw depends on what ``asked`` offers and on (run seed, client id, interval, round) only,
-    not on the order of the offers, so every edge that asks gets the same answer.
-
-    Args:
-        asked: the offers of all edges, and the rule.
-        client_id: stable name of this client.
-        label_counts: this client's images per class, shape (num_classes,).
+    not on the order of the offers, so every edge that asks gets the same answer. ``label_counts``
+    are this client's images per class, shape (num_classes,).
 
     Raises:
         ConfigError: the client's labels run over another number of classes than the target.
@@ -44,7 +32,7 @@ def choose_edge(asked: Choose, *, client_id: str, label_counts: Sequence[int]) -
 def choice_probabilities(
     asked: Choose, *, client_id: str, label_counts: Sequence[int]
 ) -> dict[str, float]:
-    """How likely a client chooses each edge: by ``edge_id``, in the order of these.
+    """How likely a client chooses each edge: by ``edge_id``, in their order.
 
     Arguments and errors are those of ``choose_edge``.
     """
@@ -62,13 +50,13 @@ def choice_probabilities(
     a, b, epsilon = asked.factor, asked.offset, asked.epsilon
     match asked.policy:
         case "homogeneity":
-            chances = selection_probabilities(*there, a=a, b=b, epsilon=epsilon)
+            chances = homogeneity.selection_probabilities(*there, a=a, b=b, epsilon=epsilon)
         case "best_homogeneity":
-            chances = best_homogeneity_probabilities(*there, a=a)
+            chances = homogeneity.best_homogeneity_probabilities(*there, a=a)
         case "balanced":
-            chances = balanced_probabilities(*there, a=a)
+            chances = homogeneity.balanced_probabilities(*there, a=a)
         case "min_kl":
-            chances = min_kl_probabilities(*there)
+            chances = homogeneity.min_kl_probabilities(*there)
         case "random":
             chances = np.full(len(names), 1.0 / len(names))
         case "static":
@@ -76,7 +64,7 @@ def choice_probabilities(
     return dict(zip(names, chances.tolist(), strict=True))
 
 
-def _home(edge_ids: list[str], run_seed: int, client_id: str) -> Vector:
+def _home(edge_ids: list[str], run_seed: int, client_id: str) -> homogeneity.Vector:
     """Probability 1 for the same one of these edges at all times.
 
     Every (client, edge) has a rank of its own by the run's seed, so clients spread over the

@@ -5,8 +5,6 @@ travel in. So loading, clipping, the optimiser and its moments are single operat
 tensors: on the digits U-Net a step is 10% faster than with a list of some hundred tensors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -22,9 +20,7 @@ from fedphd.common.unet.model import unet_from_config
 class FlatUNet:
     """A U-Net whose parameters and gradients are views of ``flat`` and ``flat.grad``.
 
-    Args:
-        unet_config: as ``common.model.unet_config`` gives it.
-        device: where it computes.
+    ``unet_config`` is what ``common/unet/model.py: unet_config`` gives.
 
     Attributes:
         flat: all weights, (numel,), float32.
@@ -61,10 +57,9 @@ class FlatUNet:
 
 
 class UNetCache:
-    """The network that was asked for last; trainers that take turns may share one holder.
+    """The network that was asked for last; trainers that take turns may share it.
 
-    Building a network takes longer than a short round, and loading weights makes any network
-    anybody's.
+    Building one takes longer than a short round, and loading weights makes it anybody's.
     """
 
     def __init__(self) -> None:
@@ -72,11 +67,7 @@ class UNetCache:
 
     def get(self, unet_config: Mapping[str, Any], device: torch.device) -> FlatUNet:
         """A network of this architecture on ``device``, whatever weights it holds."""
-        latest = self._latest
-        if (
-            latest is None
-            or latest.unet_config != dict(unet_config)
-            or latest.flat.device.type != device.type
-        ):
+        latest, wanted = self._latest, (dict(unet_config), device.type)
+        if latest is None or (latest.unet_config, latest.flat.device.type) != wanted:
             latest = self._latest = FlatUNet(unet_config, device)
         return latest

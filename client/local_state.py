@@ -1,10 +1,8 @@
 """What a client remembers between rounds: flat vectors that are pruned with the network."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 
@@ -31,12 +29,8 @@ _KINDS: Final = {
 class LocalState:
     """Flat vectors by name, all for weights of one layout, and Adam's step counter.
 
-    Args:
-        client_id: named in the log and in errors.
-        device: where the vectors live.
-
     Attributes:
-        vectors: each (numel,), float32.
+        vectors: each (numel,), float32, on the device.
         moment_steps: optimiser steps that the moments have seen, scalar, float32.
     """
 
@@ -48,12 +42,10 @@ class LocalState:
         self._layout: TensorLayout | None = None
 
     def fit(self, layout: TensorLayout, cut: Cut | None, *, prune_moments: bool) -> None:
-        """Bring everything to ``layout``: cut along where that can be, else dropped.
+        """Bring everything to the trained network's ``layout``: cut where possible, else dropped.
 
-        Args:
-            layout: names and shapes of the network that is trained now.
-            cut: how the network was pruned since this client's last round, if it was.
-            prune_moments: cut the moments too; else they are dropped.
+        ``cut`` is how the network was pruned since this client's last round, if it was; without
+        ``prune_moments`` the moments are dropped.
         """
         before, self._layout = self._layout, layout
         if before is None or before == layout:
@@ -69,7 +61,7 @@ class LocalState:
                 )  # fmt: skip
 
     def _follow(self, names: list[str], layout: TensorLayout, cut: Cut | None) -> str:
-        """Cut the vectors, or drop them where that cannot be; returns what was done."""
+        """Cut the vectors, or drop them where that is impossible; returns what was done."""
         if cut is None:
             self.drop(*names)
             return "reset (no cut to follow)"
@@ -95,20 +87,15 @@ class LocalState:
 
     def state_dict(self) -> dict[str, torch.Tensor | int | str]:
         """``layout`` (JSON text) and each vector, on the CPU; ``moment_steps`` with the moments."""
-        state: dict[str, torch.Tensor | int | str] = {}
         if not self.vectors or self._layout is None:
-            return state
-        state["layout"] = self._layout.to_json()
+            return {}
+        state: dict[str, torch.Tensor | int | str] = {"layout": self._layout.to_json()}
         if set(MOMENTS) <= set(self.vectors):
             state["moment_steps"] = int(self.moment_steps)
-        for name, vector in self.vectors.items():
-            state[name] = vector.to("cpu", copy=True)
-        return state
+        return state | {name: vector.to("cpu", copy=True) for name, vector in self.vectors.items()}
 
     @classmethod
-    def from_state(
-        cls, client_id: str, device: torch.device, state: Mapping[str, Any]
-    ) -> LocalState:
+    def from_state(cls, client_id: str, device: torch.device, state: Mapping[str, Any]) -> Self:
         """Read ``state_dict()``; raises KeyError, TypeError or ValueError if it is malformed."""
         local = cls(client_id, device)
         if "layout" not in state:

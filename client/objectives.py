@@ -1,7 +1,5 @@
 """What a client minimises locally, and what each federated method adds to it."""
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from typing import cast, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedphd.client.flat_unet import FlatUNet
@@ -33,16 +31,16 @@ class Batch:
         noise: the Gaussian noise in them, (B, C, H, W), float32.
     """
 
-    noisy: torch.Tensor
-    timesteps: torch.Tensor
-    noise: torch.Tensor
+    noisy: Tensor
+    timesteps: Tensor
+    noise: Tensor
 
 
 class Objective(ABC):
     """The local loss that every federated method starts from."""
 
     @abstractmethod
-    def loss(self, unet: PrunedUNet, batch: Batch) -> torch.Tensor:
+    def loss(self, unet: PrunedUNet, batch: Batch) -> Tensor:
         """The loss of one step: a differentiable float32 scalar, a mean over the batch."""
 
 
@@ -50,13 +48,13 @@ class Objective(ABC):
 class EpsilonObjective(Objective):
     """Mean squared error of the predicted noise (Eq. 14 of DDPM, arXiv:2006.11239)."""
 
-    def loss(self, unet: PrunedUNet, batch: Batch) -> torch.Tensor:
+    def loss(self, unet: PrunedUNet, batch: Batch) -> Tensor:
         predicted = unet(batch.noisy, batch.timesteps, return_dict=False)[0]
         return F.mse_loss(predicted.float(), batch.noise)
 
 
 # The objective's loss, and a differentiable scalar that is added to it, if any.
-Losses = tuple[torch.Tensor, torch.Tensor | None]
+Losses = tuple[Tensor, Tensor | None]
 
 
 class LocalMethod(ABC):
@@ -70,7 +68,7 @@ class LocalMethod(ABC):
         """The objective's loss, and what the method adds to it before the backward pass."""
 
     @abstractmethod
-    def correct(self, gradient: torch.Tensor) -> float:
+    def correct(self, gradient: Tensor) -> float:
         """Change ``gradient``, (numel,), in place, before it is clipped.
 
         Returns:
@@ -78,11 +76,11 @@ class LocalMethod(ABC):
         """
 
     @abstractmethod
-    def observe(self, gradient: torch.Tensor) -> None:
+    def observe(self, gradient: Tensor) -> None:
         """See ``gradient``, (numel,), after clipping, as the optimiser gets it."""
 
     @abstractmethod
-    def finish(self, state: LocalState) -> torch.Tensor | None:
+    def finish(self, state: LocalState) -> Tensor | None:
         """Put into ``state`` what the next round needs, once all steps have succeeded.
 
         Returns:
@@ -97,10 +95,10 @@ class FedAvg(LocalMethod):
     def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
         return objective.loss(unet, batch), None
 
-    def correct(self, gradient: torch.Tensor) -> float:
+    def correct(self, gradient: Tensor) -> float:
         return 0.0
 
-    def observe(self, gradient: torch.Tensor) -> None:
+    def observe(self, gradient: Tensor) -> None:
         pass
 
     def finish(self, state: LocalState) -> None:
@@ -111,9 +109,7 @@ class FedAvg(LocalMethod):
 class FedProx(LocalMethod):
     """FedProx (arXiv:1812.06127, Eq. 2): adds mu / 2 * ||w - w_received||^2 to the loss.
 
-    Args:
-        network: holds the received weights.
-        mu: weight of the term.
+    ``network`` holds the received weights.
     """
 
     def __init__(self, network: FlatUNet, mu: float) -> None:
@@ -124,14 +120,14 @@ class FedProx(LocalMethod):
     def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
         return objective.loss(unet, batch), None
 
-    def correct(self, gradient: torch.Tensor) -> float:
+    def correct(self, gradient: Tensor) -> float:
         """Add mu * (w - w_received), the term's gradient; returns the term."""
         distance = self._weights - self._received
         gradient.add_(distance, alpha=self._mu)
         # Eq. 2: mu / 2 * ||w - w_received||^2
         return self._mu / 2 * float(distance.square().sum())
 
-    def observe(self, gradient: torch.Tensor) -> None:
+    def observe(self, gradient: Tensor) -> None:
         pass
 
     def finish(self, state: LocalState) -> None:
@@ -147,15 +143,12 @@ class Moon(LocalMethod):
     ``contrastive_loss``. Only the trained weights get a gradient. The other two run without
     dropout. In a client's first round there is no previous model, and so no term.
 
-    Args:
-        network: holds the received weights.
-        previous: this client's weights after its last round, (numel,), float32; None: none yet.
-        mu: weight of the term.
-        temperature: divides the cosine similarities.
+    ``network`` holds the received weights; ``previous`` are this client's after its last round,
+    (numel,), float32; None: none yet.
     """
 
     def __init__(
-        self, network: FlatUNet, previous: torch.Tensor | None, *, mu: float, temperature: float
+        self, network: FlatUNet, previous: Tensor | None, *, mu: float, temperature: float
     ) -> None:
         self._network = network
         self._received = network.flat.detach().clone()
@@ -178,22 +171,20 @@ class Moon(LocalMethod):
         return loss, self._mu * contrast
 
     @torch.no_grad()
-    def _frozen(self, batch: Batch, flat: torch.Tensor) -> torch.Tensor:
+    def _frozen(self, batch: Batch, flat: Tensor) -> Tensor:
         """z of ``batch`` under the weights ``flat``, (B, D), without gradient or dropout."""
-        trunk = _Trunk(self._network.unet)
         weights = self._network.layout.unpack(flat)
         tensors = {f"unet.{name}": tensor for name, tensor in weights.items()}
         self._network.unet.eval()
         try:
-            result: torch.Tensor = functional_call(trunk, tensors, (batch,))
+            return cast(Tensor, functional_call(_Trunk(self._network.unet), tensors, (batch,)))
         finally:
             self._network.unet.train()
-        return result
 
-    def correct(self, gradient: torch.Tensor) -> float:
+    def correct(self, gradient: Tensor) -> float:
         return 0.0
 
-    def observe(self, gradient: torch.Tensor) -> None:
+    def observe(self, gradient: Tensor) -> None:
         pass
 
     def finish(self, state: LocalState) -> None:
@@ -202,17 +193,13 @@ class Moon(LocalMethod):
 
 
 def contrastive_loss(
-    z: torch.Tensor, received: torch.Tensor, previous: torch.Tensor, *, temperature: float
-) -> torch.Tensor:
+    z: Tensor, received: Tensor, previous: Tensor, *, temperature: float
+) -> Tensor:
     """MOON's model-contrastive loss (Eq. 3 of arXiv:2103.16257), a mean over the batch.
 
     ``-log(exp(s_r / T) / (exp(s_r / T) + exp(s_p / T)))`` with cosine similarities s_r of z and
-    ``received`` and s_p of z and ``previous``; written as softplus((s_p - s_r) / T), which
-    does not overflow.
-
-    Args:
-        z, received, previous: representations, (B, D).
-        temperature: T.
+    ``received`` and s_p of z and ``previous``, all (B, D), and T the ``temperature``; written as
+    softplus((s_p - s_r) / T), which does not overflow.
     """
     near = F.cosine_similarity(z.float(), received.float(), dim=1)
     far = F.cosine_similarity(z.float(), previous.float(), dim=1)
@@ -226,14 +213,13 @@ class _Trunk(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         unet = self.unet
         embedded = unet.time_embedding(unet.time_proj(batch.timesteps).to(batch.noisy.dtype))
         hidden = unet.conv_in(batch.noisy)
         for block in unet.down_blocks:
             hidden, _ = block(hidden_states=hidden, temb=embedded)
-        result: torch.Tensor = middle_block(unet)(hidden, embedded)
-        return result.flatten(1)
+        return cast(Tensor, middle_block(unet)(hidden, embedded)).flatten(1)
 
 
 def middle_block(unet: PrunedUNet) -> nn.Module:
@@ -242,9 +228,9 @@ def middle_block(unet: PrunedUNet) -> nn.Module:
 
 
 @contextmanager
-def output_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+def output_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the outputs of ``module`` while the block runs."""
-    caught: list[torch.Tensor] = []
+    caught: list[Tensor] = []
     handle = module.register_forward_hook(lambda module, inputs, output: caught.append(output))
     try:
         yield caught
@@ -266,13 +252,10 @@ class Scaffold(LocalMethod):
 
     If the reply is lost on its way, c_i has moved and c has not.
 
-    Args:
-        network: what is trained.
-        own: c_i, (numel,), float32, on the network's device.
-        server: c, (numel,), float32.
+    ``own`` is c_i, on the network's device, and ``server`` is c, both (numel,), float32.
     """
 
-    def __init__(self, network: FlatUNet, own: torch.Tensor, server: torch.Tensor) -> None:
+    def __init__(self, network: FlatUNet, own: Tensor, server: Tensor) -> None:
         self._correction = server.to(network.flat.device) - own
         self._own = own
         self._sum = torch.zeros_like(own)
@@ -281,17 +264,17 @@ class Scaffold(LocalMethod):
     def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
         return objective.loss(unet, batch), None
 
-    def correct(self, gradient: torch.Tensor) -> float:
+    def correct(self, gradient: Tensor) -> float:
         """Add c - c_i, which is not the gradient of any loss."""
         gradient.add_(self._correction)
         return 0.0
 
-    def observe(self, gradient: torch.Tensor) -> None:
+    def observe(self, gradient: Tensor) -> None:
         """Add up what the optimiser gets."""
         self._sum.add_(gradient)
         self._steps += 1
 
-    def finish(self, state: LocalState) -> torch.Tensor:
+    def finish(self, state: LocalState) -> Tensor:
         """Keep c_i+; returns c_i+ - c_i."""
         # c_i+ = c_i - c + m
         change = self._sum / self._steps - self._correction - self._own
@@ -305,13 +288,13 @@ def local_method(
     network: FlatUNet,
     state: LocalState,
     *,
-    variate: torch.Tensor | None,
+    variate: Tensor | None,
     client_id: str,
 ) -> LocalMethod:
     """The method of ``config`` for one round, in which ``network`` holds the received weights.
 
-    ``variate`` is SCAFFOLD's server variate c, (numel,), float32; raises ReplyError if that
-    method is without one.
+    ``variate`` is SCAFFOLD's server variate c, (numel,), float32; without one, that method raises
+    ReplyError.
     """
     match config.method:
         case "fedavg":
@@ -333,7 +316,6 @@ def local_method(
                 logger.info(
                     "client %s: SCAFFOLD is derived for sgd; with %s its variates are mean "
                     "gradients, and correct the gradient before the optimiser's moments",
-                    client_id,
-                    training.optimizer,
-                )
+                    client_id, training.optimizer,
+                )  # fmt: skip
             return Scaffold(network, state.vector(VARIATE, network.flat.detach()), variate)

@@ -1,7 +1,5 @@
 """One client process that serves all its edges; data, model and optimiser stay loaded."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -28,11 +26,7 @@ FAREWELL_S = 2.5
 
 
 class OfferBoard:
-    """Brings the edges' offers together, since an edge knows only its own.
-
-    Args:
-        num_edges: edges that this client serves.
-    """
+    """Brings together the offers of the edges that a client serves: each knows only its own."""
 
     def __init__(self, num_edges: int) -> None:
         self._num_edges = num_edges
@@ -51,20 +45,19 @@ class OfferBoard:
         with self._changed:
             self._book.note(asked)
             self._changed.notify_all()
-            while len(made := self._book.of_round(asked)) < min(
-                self._num_edges, len(self.connected)
-            ):
+            while len(made := self._book.of_round(asked)) < self._num_awaited():
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     logger.info(
                         "interval %d round %d: %d edges have made an offer, the others are silent",
-                        asked.interval,
-                        asked.edge_round,
-                        len(made),
-                    )
+                        asked.interval, asked.edge_round, len(made),
+                    )  # fmt: skip
                     break
                 self._changed.wait(left_s)
             return self._book.merged(asked, made.values())
+
+    def _num_awaited(self) -> int:
+        return min(self._num_edges, len(self.connected))
 
     def set_connected(self, address: str, connected: bool) -> None:
         """Remember which edges are there, so that nobody waits for one that is not."""
@@ -74,12 +67,9 @@ class OfferBoard:
 
 
 class Resident:
-    """Serves every configured edge from one process until the run ends.
+    """Serves every configured edge from one process until the run ends, or ``stop`` is set.
 
-    Args:
-        config: the client's settings.
-        stop: set from outside to end early.
-        say: shows a line to the user when a connection changes.
+    ``say`` shows a line to the user when a connection changes.
     """
 
     def __init__(
@@ -130,13 +120,7 @@ class Resident:
             self.board.set_connected(address, change == "connected")
             self._say(f"{address} {change}")
 
-        node = Node(
-            address,
-            self._config.node,
-            self.answer,
-            stop=self._stop,
-            on_change=on_change,
-        )
+        node = Node(address, self._config.node, self.answer, stop=self._stop, on_change=on_change)
         self._nodes.append(node)
         try:
             node.run()

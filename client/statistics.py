@@ -1,7 +1,5 @@
 """A client's part of the reference statistics: sums over the features of its images."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -17,13 +15,7 @@ def summed_features(
     """Count, sum and sum of outer products of the features of ``data``, in float64.
 
     The sums are of all images together; no image and no single image's features are in them,
-    unless there is only one image.
-
-    Args:
-        task: which features.
-        weights: the extractor's, (numel,), float32.
-        data: this client's training images.
-        device: where the extractor runs.
+    unless there is only one image. ``weights`` are the extractor's, (numel,), float32.
 
     Raises:
         ConfigError: the extractor takes images of another shape, or torch-fidelity is missing.

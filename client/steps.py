@@ -1,7 +1,5 @@
 """The optimiser steps of one edge round, and the loss on images that are held out of them."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator
@@ -37,12 +35,10 @@ class LocalRound:
     name: str
 
     def step(self, images: torch.Tensor, number: int, steps_before: int) -> dict[str, float]:
-        """One optimiser step on uint8 images; returns its values of ``TrainMetrics``, by name.
+        """One optimiser step; returns its values of ``TrainMetrics``, by name.
 
-        Args:
-            images: (B, C, H, W), uint8, on the CPU.
-            number: of this step in its round, from 1.
-            steps_before: steps that this client has taken in all its rounds.
+        ``images`` are (B, C, H, W), uint8, on the CPU. ``number`` is that of the step in its round,
+        from 1; ``steps_before`` counts the steps of this client in all its rounds.
         """
         batch = self._draw(images)
         self.network.gradient.zero_()
@@ -142,11 +138,8 @@ def validation_loss(
 ) -> float:
     """Mean epsilon loss (arXiv:2006.11239, Eq. 14) of the network over ``images``.
 
-    Args:
-        network: with the weights to validate; it is left in evaluation mode.
-        images: (M, C, H, W), uint8, on the CPU.
-        scheduler: the forward process.
-        rng: draws noise and timesteps; losses of generators with one seed can be compared.
+    These are (M, C, H, W), uint8, on the CPU. The network is left in evaluation mode. Losses under
+    generators of one seed can be compared: ``rng`` draws noise and timesteps.
     """
     objective, device = EpsilonObjective(), network.flat.device
     network.unet.eval()

@@ -4,8 +4,6 @@ A resident client keeps its trainer in memory. A stock ``flower-supernode`` and 
 start afresh for every message; what Flower keeps of a node for them is its ``context.state``.
 """
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -34,17 +32,12 @@ class StateStore(ABC):
     def restore(self, trainer: Trainer) -> None:
         """Bring the trainer to the stored state; a new client has none and starts afresh.
 
-        Raises:
-            FedPhDError: the state is malformed or gone.
+        Raises FedPhDError if the state is malformed or gone.
         """
         trainer.load_state_dict(self._read(trainer.client_id) or {"steps": 0})
 
     def store(self, trainer: Trainer) -> None:
-        """Store the trainer's counters and vectors.
-
-        Raises:
-            FedPhDError: they cannot be written.
-        """
+        """Store the trainer's counters and vectors; raises FedPhDError if that is impossible."""
         state = trainer.state_dict()
         tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
         scalars = {key: value for key, value in state.items() if key not in tensors}
@@ -83,12 +76,8 @@ class ContextStore(StateStore):
 class FileStore(StateStore):
     """The state is in a file; the records that Flower keeps only say that there is one.
 
-    Flower holds the records of all simulated nodes in one process, which many clients' moments
-    would fill.
-
-    Args:
-        records: ``context.state``.
-        path: the file, of this run and node alone.
+    Flower holds the records (``context.state``) of all simulated nodes in one process, which many
+    clients' moments would fill. The file at ``path`` is of this run and node alone.
     """
 
     def __init__(self, records: RecordDict, path: Path) -> None:

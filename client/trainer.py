@@ -1,7 +1,5 @@
 """Local training of the U-Net on one client's images."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
 
 from fedphd.client.flat_unet import FlatUNet, UNetCache
 from fedphd.client.local_state import MOMENTS, OWN_WEIGHTS, LocalState
@@ -33,19 +32,16 @@ class TrainResult:
     Attributes:
         weights: trained weights of the whole U-Net, (numel,), float32, on the CPU.
         layout: their names and shapes.
-        metrics: of this client alone.
         steps: optimiser steps taken.
-        variate_change: change of SCAFFOLD's control variate of this client, (numel,), float32,
-            on the CPU; None for other methods.
-        seconds: wall time.
+        variate_change: of this client's control variate, as ``weights``; None without SCAFFOLD.
     """
 
-    weights: torch.Tensor
+    weights: Tensor
     layout: TensorLayout
     metrics: TrainMetrics
     steps: int
     seconds: float
-    variate_change: torch.Tensor | None
+    variate_change: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,8 @@ class ClientImages:
         held_out: (M, C, H, W), uint8, M >= 1, which the received weights are validated on.
     """
 
-    train: torch.Tensor
-    held_out: torch.Tensor | None = None
+    train: Tensor
+    held_out: Tensor | None = None
 
 
 class Trainer:
@@ -66,12 +62,8 @@ class Trainer:
 
     Args:
         client_id: stable name of the client; part of every seed.
-        device: "auto", "cpu" or "cuda", resolved here.
+        device: "auto", "cpu" or "cuda"; raises ConfigError if it does not exist.
         networks: shared with other trainers of this thread; None: of its own.
-        objective: what is minimised.
-
-    Raises:
-        ConfigError: no such device.
     """
 
     def __init__(
@@ -90,11 +82,7 @@ class Trainer:
         self._steps = 0
 
     def train(
-        self,
-        task: TrainTask,
-        weights: torch.Tensor,
-        data: ClientImages,
-        variate: torch.Tensor | None = None,
+        self, task: TrainTask, weights: Tensor, data: ClientImages, variate: Tensor | None = None
     ) -> TrainResult:
         """Train ``weights`` for one edge round.
 
@@ -103,10 +91,8 @@ class Trainer:
         gives the same bits (for one number of threads).
 
         Args:
-            task: what to do.
             weights: (numel,), float32, the received ``task.parts`` in the order of the U-Net's
                 state dict; the other parts are this client's own.
-            data: this client's images.
             variate: SCAFFOLD's server variate c, (numel,), float32.
 
         Raises:
@@ -142,11 +128,7 @@ class Trainer:
         return task.seed, self.client_id, task.interval, task.edge_round
 
     def _round(
-        self,
-        task: TrainTask,
-        network: FlatUNet,
-        scheduler: DDPMScheduler,
-        variate: torch.Tensor | None,
+        self, task: TrainTask, network: FlatUNet, scheduler: DDPMScheduler, variate: Tensor | None
     ) -> LocalRound:
         """What stays the same over the round's steps; ``network`` holds the received weights."""
         return LocalRound(
@@ -167,18 +149,14 @@ class Trainer:
         )  # fmt: skip
 
     def _validated(
-        self,
-        network: FlatUNet,
-        held_out: torch.Tensor | None,
-        scheduler: DDPMScheduler,
-        run_seed: int,
+        self, network: FlatUNet, images: Tensor | None, scheduler: DDPMScheduler, run_seed: int
     ) -> float | None:
-        """The loaded weights' loss on ``held_out``; with the same draws in every round."""
-        if held_out is None:
+        """The loaded weights' loss on held out images; with the same draws in every round."""
+        if images is None:
             return None
-        check_images(held_out, network)
+        check_images(images, network)
         rng = generator("validate", run_seed, self.client_id)
-        return validation_loss(network, held_out, scheduler, rng)
+        return validation_loss(network, images, scheduler, rng)
 
     def _remember(self, network: FlatUNet, task: TrainTask) -> None:
         """Store what the next round starts from, and forget what it starts afresh."""
@@ -187,7 +165,7 @@ class Trainer:
         if task.training.optimizer_state == "fresh":
             self._state.drop(*MOMENTS)
 
-    def _run(self, round_: LocalRound, images: torch.Tensor) -> list[dict[str, float]]:
+    def _run(self, round_: LocalRound, images: Tensor) -> list[dict[str, float]]:
         """All steps of a round."""
         steps: list[dict[str, float]] = []
         round_.network.unet.train()
@@ -196,17 +174,15 @@ class Trainer:
             self._steps += 1
         return steps
 
-    def state_dict(self) -> dict[str, torch.Tensor | int | str]:
-        """What lasts between rounds, for a process that ends after each.
+    def state_dict(self) -> dict[str, Tensor | int | str]:
+        """``steps`` and ``LocalState.state_dict``, for a process that ends after each round.
 
-        Returns:
-            ``steps``, and what ``LocalState.state_dict`` gives: JSON scalars, and vectors,
-            (numel,), float32, on the CPU.
+        These are JSON scalars, and vectors, (numel,), float32, on the CPU.
         """
         return {"steps": self._steps, **self._state.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()``; raises FedPhDError if that is malformed."""
+        """Continue from ``state_dict()``; raises FedPhDError if that is malformed."""
         try:
             steps = int(state["steps"])
             local = LocalState.from_state(self.client_id, self.device, state)
@@ -217,7 +193,7 @@ class Trainer:
             ) from error
         self._steps, self._state = steps, local
 
-    def _completed(self, network: FlatUNet, task: TrainTask, weights: torch.Tensor) -> torch.Tensor:
+    def _completed(self, network: FlatUNet, task: TrainTask, weights: Tensor) -> Tensor:
         """The received ``weights`` with this client's own parts, (numel,)."""
         if task.parts == PARTS:
             return weights
@@ -240,7 +216,7 @@ class Trainer:
         return optimizer
 
 
-def initial_weights(task: TrainTask, layout: TensorLayout) -> torch.Tensor:
+def initial_weights(task: TrainTask, layout: TensorLayout) -> Tensor:
     """The run's seeded initial weights, cut down to the network of ``layout``, (layout.numel,).
 
     Raises:
@@ -248,7 +224,7 @@ def initial_weights(task: TrainTask, layout: TensorLayout) -> torch.Tensor:
     """
     if task.initial is None:
         raise ReplyError(
-            f"only {', '.join(task.parts)} came, and no initial weights for the other parts"
+            f"brings only the parts {', '.join(task.parts)}, and no initial U-Net for the others"
         )
     initial = build_unet(task.initial, seed=task.seed).state_dict()
     weights = TensorLayout.of(initial).pack(initial)
@@ -266,7 +242,7 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def check_images(images: torch.Tensor, network: FlatUNet) -> None:
+def check_images(images: Tensor, network: FlatUNet) -> None:
     """Raise ConfigError unless ``images`` are uint8 and of the U-Net's shape."""
     size = network.unet_config["image_size"]
     expected = (network.unet_config["channels"], size, size)

@@ -1,7 +1,5 @@
 """The edge's ServerApp: serves its clients, and is at the same time a node of the cloud."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from dataclasses import dataclass
@@ -15,27 +13,9 @@ from fedphd.common.config.run import ScheduleConfig, WaitConfig
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.events import LinkChanged, PeerChanged, RoundEnded
 from fedphd.common.timing import stop_soon
+from fedphd.common.wire import messages, records
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
-from fedphd.common.wire.messages import (
-    FINISH,
-    HELLO,
-    STATISTICS,
-    TRAIN,
-    Ack,
-    Finish,
-    Hello,
-    HelloReply,
-    IntervalTask,
-    StatisticsTask,
-)
 from fedphd.common.wire.node import Node
-from fedphd.common.wire.records import (
-    read_payload,
-    read_variate,
-    read_weights,
-    to_records,
-    weights_array,
-)
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.interval import run_interval
 from fedphd.edge.round import RoundStats
@@ -53,12 +33,8 @@ class EdgeService:
     """Answers the cloud's messages by working with the clients on ``grid``.
 
     Args:
-        edge_id: this edge's name.
-        grid: reaches the clients.
-        events: what happens is written here.
         stop: set when the cloud says that the run is over.
-        shared_questions: the edges ask through one process, where an answer may come after the
-            other edges' training.
+        shared_questions: as in ``edge/questions.py: Questions``.
         farewell_s: seconds after the answer to the cloud until ``stop`` is set.
     """
 
@@ -88,24 +64,23 @@ class EdgeService:
         """Answer one message of the cloud; raises ReplyError for what cannot be read."""
         kind = message.metadata.message_type
         answers = {
-            HELLO: self._hello,
-            TRAIN: self._interval,
-            STATISTICS: self._statistics,
-            FINISH: self._finish,
+            messages.HELLO: self._hello,
+            messages.TRAIN: self._interval,
+            messages.STATISTICS: self._statistics,
+            messages.FINISH: self._finish,
         }
         if kind not in answers:
             raise ValueError(f"an edge does not answer {kind!r}; only {', '.join(answers)}")
         return answers[kind](message)
 
     def _hello(self, message: Message) -> Message:
-        self.roster.hello_s = read_payload(message, Hello).wait_s
-        peers = self.roster.refresh()
-        clients = {peer.name: peer.num_samples for peer in peers.values()}
-        reply = HelloReply(kind="edge", name=self.edge_id, clients=clients)
-        return Message(to_records(reply), reply_to=message)
+        self.roster.hello_s = records.read_payload(message, messages.Hello).wait_s
+        clients = {peer.name: peer.num_samples for peer in self.roster.refresh().values()}
+        reply = messages.HelloReply(kind="edge", name=self.edge_id, clients=clients)
+        return Message(records.to_records(reply), reply_to=message)
 
     def _interval(self, message: Message) -> Message:
-        task = read_payload(message, IntervalTask)
+        task = records.read_payload(message, messages.IntervalTask)
         waits = task.plan.waits
         self.roster.configure(
             hello_s=waits.query_s,
@@ -115,48 +90,46 @@ class EdgeService:
         corrects = task.plan.objective.method == "scaffold"
         reply, weights, change = run_interval(
             task,
-            weights_array(message),
-            read_variate(message) if corrects else None,
+            records.weights_array(message),
+            records.read_variate(message) if corrects else None,
             edge_id=self.edge_id,
             grid=self.grid,
             roster=self.roster,
             on_round=lambda strategy, stats: self._on_round(task, strategy, stats),
             shared_questions=self.shared_questions,
         )
-        return Message(to_records(reply, weights, change), reply_to=message)
+        return Message(records.to_records(reply, weights, change), reply_to=message)
 
     def _statistics(self, message: Message) -> Message:
+        task = records.read_payload(message, messages.StatisticsTask)
+        weights = records.read_weights(message)
         reply, sums = collect_statistics(
-            read_payload(message, StatisticsTask),
-            read_weights(message),
-            edge_id=self.edge_id,
-            grid=self.grid,
-            roster=self.roster,
+            task, weights, edge_id=self.edge_id, grid=self.grid, roster=self.roster
         )
-        return Message(to_records(reply, sums), reply_to=message)
+        return Message(records.to_records(reply, sums), reply_to=message)
 
     def _finish(self, message: Message) -> Message:
-        finish = read_payload(message, Finish)
+        finish = records.read_payload(message, messages.Finish)
         self.verdict = Verdict(finish.exit_code, finish.message)
-        peers = self.roster.everyone.values()
-        records = to_records(finish)
-        messages = (Message(records, peer.node_id, FINISH) for peer in peers)
-        for reply in self.grid.send_and_receive(messages, timeout=FINISH_S):
+        content, peers = records.to_records(finish), self.roster.everyone.values()
+        farewells = [Message(content, peer.node_id, messages.FINISH) for peer in peers]
+        for reply in self.grid.send_and_receive(farewells, timeout=FINISH_S):
             if reply.has_error():
                 name = self.roster.name_of(reply.metadata.src_node_id)
                 logger.warning("%s was not told that the run is over: %s", name, reply.error.reason)
         stop_soon(self.stop, self.farewell_s)
-        return Message(to_records(Ack(name=self.edge_id)), reply_to=message)
+        return Message(records.to_records(messages.Ack(name=self.edge_id)), reply_to=message)
 
     def _on_change(self, name: str, change: str, detail: str) -> None:
         self.events.write(PeerChanged(peer=name, change=change, detail=detail))
 
-    def _on_round(self, task: IntervalTask, strategy: EdgeAverage, stats: RoundStats) -> None:
+    def _on_round(
+        self, task: messages.IntervalTask, strategy: EdgeAverage, stats: RoundStats
+    ) -> None:
         schedule = task.plan.schedule
         self._rounds_done += 1
         self._rounds_s += stats.seconds
         done = (task.interval - 1) * schedule.edge_rounds + stats.edge_round
-        per_round_s = self._rounds_s / self._rounds_done
         ended = RoundEnded(
             interval=task.interval,
             edge_round=stats.edge_round,
@@ -170,7 +143,7 @@ class EdgeService:
             sent_bytes=self.grid.traffic.sent_bytes,
             received_bytes=self.grid.traffic.received_bytes,
             seconds=stats.seconds,
-            left_s=per_round_s * (schedule.total_edge_rounds - done),
+            left_s=self._rounds_s / self._rounds_done * (schedule.total_edge_rounds - done),
         )
         self.events.write(ended)
 

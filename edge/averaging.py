@@ -1,7 +1,5 @@
 """What an edge adds up over the replies of a round, one reply at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -32,9 +30,7 @@ class WeightedSum:
 class PartAverage:
     """The mean of each part set over those who sent it, in the memory of one model.
 
-    Args:
-        layout: names and shapes of the weights that the part sets make up together.
-        part_sets: parts that are sent back together (``common.unet.parts.part_sets``).
+    ``layout`` is that of the weights that the ``part_sets`` make up together.
     """
 
     def __init__(self, layout: TensorLayout, part_sets: Sequence[tuple[Part, ...]]) -> None:
@@ -48,9 +44,7 @@ class PartAverage:
     def applied_to(self, weights: torch.Tensor) -> tuple[torch.Tensor, set[int]]:
         """The means in their places in ``weights``, (layout.numel,), float32.
 
-        Returns:
-            The weights, where a part set that nobody sent stays as it is; and the numbers of those
-            that came.
+        A part set that nobody sent stays as it is; the others' numbers are returned, too.
         """
         means = [sum_.mean() for sum_ in self._sums]
         for selection, mean in zip(self.selections, means, strict=True):
@@ -61,12 +55,9 @@ class PartAverage:
 class ServerVariate:
     """SCAFFOLD's server variate c at an edge (arXiv:1910.06378, Alg. 1, line 17).
 
-    Each edge round adds (1 / N) * sum of (c_i+ - c_i) over its clients, N being all clients of
-    the federation. The cloud starts all edges with its c and adds their total changes.
-
-    Args:
-        start: the cloud's c, (numel,), float32.
-        num_clients: N.
+    Each edge round adds (1 / N) * sum of (c_i+ - c_i) over its clients, N (``num_clients``) being
+    all clients of the federation. The cloud starts all edges with its c, ``start``, (numel,),
+    float32, and adds their total changes.
     """
 
     def __init__(self, start: torch.Tensor, num_clients: int) -> None:

@@ -1,7 +1,5 @@
 """Runs one interval over a grid of clients; the same code for processes and for simulation."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 
@@ -9,15 +7,10 @@ import torch
 from flwr.app import Array
 
 from fedphd.common.unet.parts import PartSubset, joined
+from fedphd.common.wire import records
 from fedphd.common.wire.grid import StreamingGrid
 from fedphd.common.wire.messages import IntervalReply, IntervalTask, UNetSpec
 from fedphd.common.wire.metrics import TrainMetrics
-from fedphd.common.wire.records import (
-    check_reply_weights,
-    check_variate,
-    read_array,
-    weights_record,
-)
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import ServerVariate
 from fedphd.edge.round import RoundStats
@@ -42,12 +35,8 @@ def run_interval(
         weights: (numel,), float32, the cloud's model, or the parts of it that travel; as it
             came, so that it is in memory once.
         variate: SCAFFOLD's server variate, (numel,), float32; None for other methods.
-        edge_id: this edge.
-        grid: reaches the clients.
-        roster: the clients that this edge sees.
         on_round: told about each finished round.
-        shared_questions: the edges ask through one process, where an answer may come after the
-            other edges' training.
+        shared_questions: as in ``edge/questions.py: Questions``.
 
     Returns:
         The reply to the cloud; the weights of its ``parts``, (numel,): the cloud's own where no
@@ -58,10 +47,10 @@ def run_interval(
     """
     started_s = time.monotonic()
     layout = task.network.tensor_layout()
-    check_reply_weights(read_array(weights), task.network, layout)
+    records.check_reply_weights(records.read_array(weights), task.network, layout)
     server = None
     if variate is not None:
-        server = ServerVariate(check_variate(variate, layout), task.num_clients)
+        server = ServerVariate(records.check_variate(variate, layout), task.num_clients)
     traffic_before = grid.traffic
     grid.configure(in_order=task.plan.reproducible, upload_stall_s=task.plan.waits.upload_stall_s)
     strategy = EdgeAverage(
@@ -74,7 +63,7 @@ def run_interval(
     )
     result = strategy.start(
         grid,
-        weights_record(weights),
+        records.weights_record(weights),
         num_rounds=task.plan.schedule.edge_rounds,
         timeout=task.plan.waits.round_s,
     )
@@ -84,13 +73,12 @@ def run_interval(
     came = strategy.averaged or range(len(strategy.part_sets))
     sent = PartSubset(layout, joined(strategy.part_sets[number] for number in came))
     rounds = strategy.rounds
-    samples = sum(stats.num_samples for stats in rounds)
     reply = IntervalReply(
         edge_id=edge_id,
         interval=task.interval,
         network=UNetSpec(unet=task.network.unet, layout=sent.chosen.to_json()),
         parts=sent.parts,
-        samples_per_round=samples / len(rounds),
+        samples_per_round=sum(stats.num_samples for stats in rounds) / len(rounds),
         client_rounds=sum(len(stats.clients) for stats in rounds),
         label_distribution=strategy.offer.label_distribution,
         metrics=_metrics(rounds),
@@ -102,7 +90,7 @@ def run_interval(
         failures=tuple(text for stats in rounds for text in stats.failures),
     )
     if not sent.is_whole:
-        weights = Array(sent.take(read_array(weights)).numpy())
+        weights = Array(sent.take(records.read_array(weights)).numpy())
     return reply, weights, server.change if server else None
 
 

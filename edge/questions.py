@@ -1,7 +1,5 @@
 """An edge asks the clients of a round which edge they choose."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 
@@ -19,12 +17,8 @@ from fedphd.edge.round import EdgeRound
 class Questions:
     """The questions of an interval.
 
-    Args:
-        edge_id: this edge.
-        task: the cloud's order for the interval.
-        roster: the clients that this edge sees.
-        shared: the edges ask through one process, where an answer may come after the other edges'
-            training.
+    With ``shared`` the edges ask through one process, where an answer may come after the other
+    edges' training.
     """
 
     def __init__(self, edge_id: str, task: IntervalTask, roster: Roster, *, shared: bool) -> None:

@@ -1,7 +1,5 @@
 """One edge round: who trains here, what the edge holds with them, and the round's figures."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterable
@@ -58,11 +56,9 @@ class EdgeRound:
     Args:
         number: of the edge round in its interval, from 1.
         weights: what the clients train, (numel,), float32.
-        offer: what the edge holds before it.
-        roster: is told of clients that fail.
 
     Attributes:
-        offer: what the edge holds with the clients that have chosen it.
+        offer: what the edge holds with the clients that have chosen it; at first, as given.
         trainees: these clients, by node id.
         part_set_of: the number of the part set that each sends back, by node id.
         others_silent: a client waited in vain for the other edges' offers of this round.
@@ -85,28 +81,23 @@ class EdgeRound:
         self.trainees[peer.node_id] = Trainee(peer, label_counts)
 
     def assign_part_sets(self, order: Iterable[str], first: int, num_part_sets: int) -> None:
-        """Say in turn, by the clients' names in ``order``, which part set each sends back.
+        """Say in turn which part set each client sends back.
 
-        Args:
-            order: names of all clients that were asked.
-            first: counts up to the first part set, modulo their number.
-            num_part_sets: 1 or more.
+        The clients take part sets in the ``order`` of all names that were asked, from number
+        ``first`` modulo ``num_part_sets``.
         """
         node_of = {trainee.peer.name: node_id for node_id, trainee in self.trainees.items()}
         here = [node_of[name] for name in order if name in node_of]
         self.part_set_of = {n: (first + i) % num_part_sets for i, n in enumerate(here)}
 
     def leave_out(self, peer: Peer, reason: str) -> None:
-        """Go on without a client that failed, and leave it alone for a while."""
+        """Continue without a client that failed, and leave it alone for a while."""
         self.stats.failures.append(f"{peer.name}: {reason}")
         logger.warning("round %d: %s is left out: %s", self.stats.edge_round, peer.name, reason)
         self._roster.rest(peer.name, reason)
 
     def finish(self, trained: Iterable[Trainee]) -> None:
-        """Close the round with those that delivered.
-
-        The others must not weigh in later offers.
-        """
+        """Close the round with those that delivered; the others must not weigh in later offers."""
         self.offer = self._offer_before
         for trainee in sorted(trained, key=lambda trainee: trainee.peer.name):
             self.offer = self.offer.with_client(trainee.label_counts)

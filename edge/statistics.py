@@ -1,7 +1,5 @@
 """An edge's part of the reference statistics: it asks its clients and adds what they answer."""
 
-from __future__ import annotations
-
 import logging
 
 import torch
@@ -27,24 +25,17 @@ def collect_statistics(
 ) -> tuple[StatisticsReply, torch.Tensor]:
     """Ask the clients that ``task`` names and add their statistics, one reply at a time.
 
-    Args:
-        task: the cloud's order.
-        weights: the extractor's, (numel,), float32.
-        edge_id: this edge.
-        grid: reaches the clients.
-        roster: the clients that this edge sees.
+    ``weights`` are the extractor's, (numel,), float32.
 
     Returns:
-        The reply to the cloud and the packed sums, float64; a client that failed is named.
+        The reply to the cloud, which names clients that failed, and the packed sums, float64.
     """
     traffic_before = grid.traffic
     known = roster.everyone
     asked = {known[name].node_id: known[name] for name in sorted(task.clients) if name in known}
-    failures = [
-        f"{name}: is not connected to {edge_id}" for name in task.clients if name not in known
-    ]
-    order = task.model_copy(update={"asking": edge_id, "clients": ()})
-    records = to_records(order, weights)
+    missing = [name for name in task.clients if name not in known]
+    failures = [f"{name}: is not connected to {edge_id}" for name in missing]
+    records = to_records(task.model_copy(update={"asking": edge_id, "clients": ()}), weights)
     messages = [Message(records, node_id, STATISTICS) for node_id in asked]
     total = FeatureStatistics.zeros(task.extractor.num_features, task.num_classes)
     names = []
@@ -52,14 +43,13 @@ def collect_statistics(
     for reply in grid.send_and_receive(messages, timeout=task.wait_s, in_order=True):
         peer = asked[reply.metadata.src_node_id]
         try:
-            statistics = _check(peer, task, reply)
+            total += _check(peer, task, reply)
         except ReplyError as error:
             failures.append(f"{peer.name}: {error}")
             logger.warning("%s is left out of the statistics: %s", peer.name, error)
             roster.rest(peer.name, str(error))
-            continue
-        total += statistics
-        names.append(peer.name)
+        else:
+            names.append(peer.name)
     reply_to_cloud = StatisticsReply(
         name=edge_id,
         count=total.count,
@@ -78,9 +68,5 @@ def _check(peer: Peer, task: StatisticsTask, reply: Message) -> FeatureStatistic
             f"answers as {answer.name} with {answer.count} images, but registered as {peer.name} "
             f"with {peer.num_samples}"
         )
-    return read_statistics(
-        reply,
-        answer,
-        num_features=task.extractor.num_features,
-        num_classes=task.num_classes,
-    )
+    num_features, num_classes = task.extractor.num_features, task.num_classes
+    return read_statistics(reply, answer, num_features=num_features, num_classes=num_classes)

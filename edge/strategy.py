@@ -1,7 +1,5 @@
 """One interval at an edge: who trains here, and the average of each edge round."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch
@@ -13,18 +11,9 @@ from fedphd.common.errors import ReplyError
 from fedphd.common.rng import sample_participants
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PARTS, Part, joined, part_sets
+from fedphd.common.wire import records
 from fedphd.common.wire.messages import TRAIN, IntervalTask, TrainReply, TrainTask
 from fedphd.common.wire.offers import Offer
-from fedphd.common.wire.records import (
-    check_reply_weights,
-    check_variate,
-    read_array,
-    read_payload,
-    read_variate,
-    read_weights,
-    to_records,
-    weights_record,
-)
 from fedphd.common.wire.roster import Peer, Roster
 from fedphd.edge.averaging import PartAverage, ServerVariate
 from fedphd.edge.questions import Questions
@@ -39,14 +28,8 @@ class EdgeAverage(Strategy):
     others still train. A reply that is late, malformed or not finite leaves its client out of
     the round.
 
-    Args:
-        edge_id: this edge.
-        task: the cloud's order for the interval.
-        roster: the clients that this edge sees.
-        on_round: told the statistics of each finished round.
-        shared_questions: the edges ask through one process, where an answer may come after the
-            other edges' training.
-        variate: SCAFFOLD's server variate, where that is the method.
+    ``on_round`` is told the statistics of each finished round; ``shared_questions`` is as in
+    ``Questions``; ``variate`` is SCAFFOLD's, where that is the method.
 
     Attributes:
         offer: what the edge holds in this interval, after its last round.
@@ -82,7 +65,8 @@ class EdgeAverage(Strategy):
     ) -> Iterable[Message]:
         """Find this round's clients, and make their training messages."""
         array = next(iter(arrays.values()))
-        round_ = self._round = EdgeRound(server_round, read_array(array), self.offer, self._roster)
+        weights = records.read_array(array)
+        round_ = self._round = EdgeRound(server_round, weights, self.offer, self._roster)
         self.rounds.append(round_.stats)
         peers = self._roster.refresh()
         task, schedule = self._task, self._task.plan.schedule
@@ -99,11 +83,9 @@ class EdgeAverage(Strategy):
         first = (task.interval - 1) * schedule.edge_rounds + server_round
         round_.assign_part_sets(sampled, first, len(self.part_sets))
         variate = self._variate.current if self._variate else None
-        records = [
-            to_records(self._train_task(server_round, parts), array, variate)
-            for parts in self.part_sets
-        ]
-        return [Message(records[round_.part_set_of[n]], n, TRAIN) for n in round_.trainees]
+        tasks = [self._train_task(server_round, parts) for parts in self.part_sets]
+        contents = [records.to_records(order, array, variate) for order in tasks]
+        return [Message(contents[round_.part_set_of[n]], n, TRAIN) for n in round_.trainees]
 
     def _train_task(self, edge_round: int, send: tuple[Part, ...]) -> TrainTask:
         task, plan = self._task, self._task.plan
@@ -142,7 +124,9 @@ class EdgeAverage(Strategy):
             peer, expected = trainee.peer, mean.selections[part_set].chosen
             try:
                 answer, weights = self._check(peer, server_round, reply, expected)
-                change = check_variate(read_variate(reply), expected) if self._variate else None
+                change = None
+                if self._variate:
+                    change = records.check_variate(records.read_variate(reply), expected)
             except ReplyError as error:
                 round_.leave_out(peer, str(error))
                 continue
@@ -159,12 +143,12 @@ class EdgeAverage(Strategy):
         if not came:
             return None, None
         loss = round_.stats.metrics.loss.value or 0.0
-        return weights_record(average), MetricRecord({"loss": loss})
+        return records.weights_record(average), MetricRecord({"loss": loss})
 
     def _check(
         self, peer: Peer, edge_round: int, reply: Message, expected: TensorLayout
     ) -> tuple[TrainReply, torch.Tensor]:
-        answer = read_payload(reply, TrainReply)
+        answer = records.read_payload(reply, TrainReply)
         if (answer.interval, answer.edge_round) != (self._task.interval, edge_round):
             raise ReplyError(
                 f"answers interval {answer.interval} round {answer.edge_round}; expected "
@@ -176,7 +160,8 @@ class EdgeAverage(Strategy):
             )
         if not answer.metrics.is_of_one_client():
             raise ReplyError(f"claims metrics that no single client has: {answer.metrics.values()}")
-        return answer, check_reply_weights(read_weights(reply), answer.network, expected)
+        weights = records.read_weights(reply)
+        return answer, records.check_reply_weights(weights, answer.network, expected)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

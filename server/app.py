@@ -1,7 +1,6 @@
 """The cloud's ServerApp: waits for participants, runs the strategy, evaluates, checkpoints."""
 
-from __future__ import annotations
-
+import copy
 import logging
 import time
 from collections.abc import Callable
@@ -19,20 +18,9 @@ from fedphd.common.history.events import PeerChanged
 from fedphd.common.quality.evaluation import Evaluator
 from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.moments import STATISTICS_FILE, StatisticsFile
-from fedphd.common.quality.reference import (
-    fixed_extractor,
-    load_reference,
-    reference_of_statistics,
-)
+from fedphd.common.quality.reference import fixed_extractor, load_reference, reference_of_statistics
 from fedphd.common.unet.checkpoint import CHECKPOINT, save_checkpoint
-from fedphd.common.unet.model import (
-    PrunedUNet,
-    build_scheduler,
-    build_unet,
-    resolve_device,
-    unet_config,
-    unet_from_config,
-)
+from fedphd.common.unet.model import PrunedUNet, build_scheduler, build_unet, resolve_device
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.messages import FINISH, Finish
 from fedphd.common.wire.records import to_records, weights_record
@@ -58,15 +46,7 @@ LIVE = (
 
 @dataclass
 class Cloud:
-    """One training run at the cloud.
-
-    Args:
-        config: the training run and this machine.
-        grid: reaches the edges.
-        roster: the edges on ``grid``.
-        events: the run's event log.
-        run_dir: the run's folder.
-    """
+    """One training run at the cloud; ``roster`` holds the edges on ``grid``."""
 
     config: CloudConfig
     grid: StreamingGrid
@@ -100,15 +80,12 @@ class Cloud:
             self.roster,
             on_interval=self._on_interval,
             on_pruned=self.report.pruned,
-            gather=self._regather,
+            # Before an interval: greet latecomers; continue as long as one edge has a client.
+            gather=lambda: self.gather(1, 1),
         )
 
     def run(self) -> Verdict:
-        """Run all intervals.
-
-        Raises:
-            ParticipantsError: too few edges or clients, at the start or later.
-        """
+        """Run all intervals; raises ParticipantsError for too few edges or clients, at any time."""
         started_s = time.monotonic()
         self.report.message(REPRODUCIBLE if self.config.reproducible else LIVE)
         num_edges = self.config.schedule.num_edges if self.config.topology == "hierarchical" else 1
@@ -126,12 +103,11 @@ class Cloud:
         summary = self.report.summary(time.monotonic() - started_s)
         distance = summary.frechet_distance
         quality = "" if distance is None else f", Frechet distance {distance:.1f}"
-        return Verdict(
-            message=f"finished after {self.config.schedule.intervals} intervals{quality}"
-        )
+        intervals = self.config.schedule.intervals
+        return Verdict(message=f"finished after {intervals} intervals{quality}")
 
     def gather(self, num_edges: int, num_clients: int) -> None:
-        """Wait until enough edges are there which see enough clients.
+        """Wait until enough edges are there that see enough clients.
 
         Raises:
             ParticipantsError: they did not come within ``waits.start_s``; says who came.
@@ -160,11 +136,7 @@ class Cloud:
         for reply in self.grid.send_and_receive(messages, timeout=FINISH_S):
             if reply.has_error():
                 name = self.roster.name_of(reply.metadata.src_node_id)
-                logger.warning("%s was not told the end: %s", name, reply.error.reason)
-
-    def _regather(self) -> None:
-        """Before an interval: greet latecomers; go on as long as one edge has a client."""
-        self.gather(1, 1)
+                logger.warning("%s was not told that the run is over: %s", name, reply.error.reason)
 
     def _ask_clients(self, extractor: Extractor) -> None:
         """Let the clients make the reference, and keep it in the run's folder."""
@@ -196,7 +168,7 @@ class Cloud:
         return None if distance is None else MetricRecord({"frechet_distance": distance})
 
     def _ema_unet(self) -> PrunedUNet:
-        unet = unet_from_config(unet_config(self.strategy.unet))
+        unet = copy.deepcopy(self.strategy.unet)
         unet.load_state_dict(self.strategy.ema.state)
         return unet.eval()
 
@@ -230,18 +202,15 @@ def main(
 
     Args:
         grid: whose nodes are edges, wherever these run.
-        config: the training run and this machine.
-        events: the run's event log.
-        run_dir: the run's folder.
         simulated: the clients are simulated, so that the first answer takes them longer.
         clock: monotonic seconds by which edges' replies are late.
 
     Raises:
-        FedPhDError: the run cannot start or go on.
+        FedPhDError: the run cannot start or continue.
     """
     torch.set_num_threads(config.num_threads)
     # A simulated client answers only when Ray has started and imported everything, which takes
-    # a busy machine longer than any later question; given up, it would be left alone for a minute.
+    # a busy machine longer than any later question; after a timeout it would wait for a minute.
     greeting_s = config.waits.start_s if simulated else config.waits.query_s
     edges = streaming_grid(
         grid,
@@ -253,7 +222,7 @@ def main(
         edges,
         asking="cloud",
         kind="edge",
-        # An edge greets its new clients meanwhile, for up to half of this.
+        # An edge greets its new clients before it answers, for up to half of this.
         hello_s=2 * greeting_s,
         retry_s=config.waits.retry_s,
         max_samples=config.schedule.max_client_samples,
@@ -271,5 +240,5 @@ def main(
         cloud.finish(verdict)
         return verdict
     finally:
-        # Not told the end on a signal: edges and clients wait for the cloud to come back.
+        # On a signal nobody is told: edges and clients wait for the cloud to come back.
         cloud.report.close()

@@ -1,7 +1,5 @@
 """The exponential moving average of the global weights, kept at the cloud without extra traffic."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 
@@ -41,8 +39,7 @@ class Ema:
     def update(self, weights: Mapping[str, Tensor], *, mean_steps: float) -> None:
         """Move towards ``weights``, the average after ``mean_steps`` more steps of a client.
 
-        Raises:
-            FedPhDError: they have other names or shapes; or ``mean_steps`` is negative or NaN.
+        Raises FedPhDError: they have other names or shapes; or ``mean_steps`` is negative or NaN.
         """
         problem = TensorLayout.of(self.state).mismatch(TensorLayout.of(weights))
         if problem:

@@ -1,7 +1,5 @@
 """Structured pruning of the U-Net's widths: the result is a smaller regular U-Net."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +30,8 @@ def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
 
     Every normalisation group and every attention head loses the same number of channels, and there
     are as many of them afterwards. So widths follow ``prune_widths``, and the result is built from
-    a config like any other U-Net, on the CPU. The sinusoidal time features stay.
-
-    Args:
-        unet: the trained U-Net; it is left as it is.
-        ratio: share of each width to remove, in [0, 1).
+    a config like any other U-Net, on the CPU. The sinusoidal time features stay, and so does
+    ``unet``. ``ratio`` is the share of each width to remove, in [0, 1).
 
     Raises:
         ConfigError: attention heads would not all keep the same whole number of channels.

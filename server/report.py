@@ -1,7 +1,5 @@
 """What a run leaves behind: events, TensorBoard, sample grids, the summary."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -34,14 +32,7 @@ FLOAT_BYTES = 4
 
 
 class Report:
-    """Writes a run's folder as the run goes on.
-
-    Args:
-        run_dir: the folder.
-        config: the training run.
-        events: the run's event log (``metrics.jsonl``).
-        costs: parameters and MACs of the dense U-Net.
-    """
+    """Writes a run's folder while it runs; ``costs`` are those of the dense U-Net."""
 
     def __init__(
         self, run_dir: Path, config: FederationConfig, events: EventLog, costs: Costs
@@ -137,24 +128,20 @@ class Report:
     def _moved(self, from_clients: Traffic, edge_cloud: Traffic) -> dict[str, int]:
         """Add to the links' totals; return what each moved since the last time, in bytes."""
         before = self._client_edge.total_bytes, self._cloud.total_bytes
-        self._over_cloud_links(from_clients, edge_cloud)
-        return {
-            "client_edge_bytes": self._client_edge.total_bytes - before[0],
-            "edge_cloud_bytes": self._cloud.total_bytes - before[1],
-        }
-
-    def _over_cloud_links(self, from_clients: Traffic, edge_cloud: Traffic) -> None:
-        """Add what the clients moved to the link it went over."""
+        # In a flat federation the clients are at the cloud.
         if self._config.topology == "flat":
             self._cloud += from_clients
         else:
             self._client_edge += from_clients
             self._cloud = edge_cloud
+        return {
+            "client_edge_bytes": self._client_edge.total_bytes - before[0],
+            "edge_cloud_bytes": self._cloud.total_bytes - before[1],
+        }
 
     def pruned(self, interval: int, report: PruneReport) -> None:
         """Record that the U-Net got smaller after ``interval``."""
-        self._pruning = report
-        self._costs = report.after
+        self._pruning, self._costs = report, report.after
         self._events.write(Pruned(interval=interval, **report.model_dump()))
 
     def evaluated(self, interval: int, result: Evaluation) -> None:

@@ -1,7 +1,5 @@
 """Reference statistics without central data: the clients compute them, the edges add them."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping
@@ -30,8 +28,7 @@ class ClientStatistics:
         statistics: of all their training images.
         clients: whose images these are.
         failures: who is left out, and why.
-        client_edge: bytes between clients and edges.
-        seconds: wall time.
+        client_edge: traffic between clients and edges.
     """
 
     statistics: FeatureStatistics
@@ -44,8 +41,7 @@ class ClientStatistics:
 def assign_clients(edges: Mapping[str, Peer]) -> dict[str, list[str]]:
     """One edge for each client that any edge sees, so that no image counts twice.
 
-    Returns:
-        The clients by edge, all sorted; each client is with the edge that has fewest so far.
+    Returns the clients by edge, all sorted; each client is with the edge that has fewest so far.
     """
     assigned: dict[str, list[str]] = {name: [] for name in sorted(edges)}
     for client in sorted({name for edge in edges.values() for name in edge.clients}):
@@ -58,12 +54,6 @@ def collect_statistics(
     config: CloudConfig, extractor: Extractor, grid: StreamingGrid, roster: Roster
 ) -> ClientStatistics:
     """Send the extractor to every client, through one edge each, and add what comes back.
-
-    Args:
-        config: the training run.
-        extractor: what turns images into features.
-        grid: reaches the edges.
-        roster: the edges.
 
     Raises:
         ParticipantsError: no client gave anything; says why.
@@ -78,9 +68,8 @@ def collect_statistics(
         messages.append(Message(records, edges[edge_id].node_id, STATISTICS))
     edge_of = {edges[name].node_id: name for name in assigned}
     zero = FeatureStatistics.zeros(extractor.spec.num_features, config.num_classes)
-    result = ClientStatistics(zero)
+    result, timeout_s = ClientStatistics(zero), config.waits.interval_s
     # In order: sums of floating-point numbers depend on it, and their hash is in every report.
-    timeout_s = config.waits.interval_s
     for reply in grid.send_and_receive(messages, timeout=timeout_s, in_order=True):
         edge = edges[edge_of[reply.metadata.src_node_id]]
         _add(result, edge, assigned[edge.name], reply)
@@ -113,12 +102,11 @@ def _add(result: ClientStatistics, edge: Peer, asked: list[str], reply: Message)
         answer = read_payload(reply, StatisticsReply)
         result.client_edge += answer.traffic
         if answer.clients:
-            statistics = _check(edge, asked, answer, reply, result.statistics)
-            result.statistics += statistics
+            result.statistics += _check(edge, asked, answer, reply, result.statistics)
             result.clients += answer.clients
         result.failures += answer.failures
     except ReplyError as error:
-        logger.warning("statistics go without %s: %s", edge.name, error)
+        logger.warning("%s is left out of the statistics: %s", edge.name, error)
         result.failures.append(f"{edge.name} with {', '.join(asked)}: {error}")
 
 
@@ -129,8 +117,8 @@ def _check(
     expected = sum(edge.clients[name] for name in set(answer.clients) - set(strangers))
     if strangers or len(set(answer.clients)) < len(answer.clients) or answer.count != expected:
         raise ReplyError(
-            f"gives {answer.count} images of {', '.join(answer.clients)}; expected {expected} of "
-            f"{', '.join(asked)} or fewer clients"
+            f"claims {answer.count} images of {', '.join(answer.clients)}; expected {expected}, of "
+            f"only {', '.join(asked)} or some of them"
         )
     return read_statistics(
         reply, answer, num_features=len(like.sums), num_classes=len(like.label_counts)

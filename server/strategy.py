@@ -1,8 +1,5 @@
 """The cloud's strategy: average edges by size and homogeneity, prune once, keep the EMA."""
 
-from __future__ import annotations
-
-import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,22 +18,12 @@ from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import PrunedUNet, unet_config
 from fedphd.common.unet.parts import Part, PartSubset, joined, part_sets
+from fedphd.common.wire import records
 from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNetSpec
 from fedphd.common.wire.metrics import TrainMetrics
-from fedphd.common.wire.records import (
-    check_reply_weights,
-    check_variate,
-    read_payload,
-    read_variate,
-    read_weights,
-    to_records,
-    weights_record,
-)
 from fedphd.common.wire.roster import Roster
 from fedphd.server.ema import Ema
 from fedphd.server.pruning import prune_unet
-
-logger = logging.getLogger(__name__)
 
 SHARES_TOLERANCE = 1e-6
 
@@ -68,7 +55,6 @@ class FedPhD(Strategy):
     Under SCAFFOLD the server variate travels beside the weights, and the edges' changes add up.
 
     Args:
-        config: the training run.
         unet: the initial U-Net; the strategy owns it from then on.
         roster: the edges.
         on_interval: told the statistics of each finished interval.
@@ -94,7 +80,6 @@ class FedPhD(Strategy):
         self.variate = None
         if config.objective.method == "scaffold":
             self.variate = torch.zeros_like(self.weights())
-        self.history: list[IntervalStats] = []
         self.ema = Ema(unet.state_dict(), decay=config.ema.decay)
         self._roster = roster
         self._on_interval = on_interval
@@ -142,9 +127,9 @@ class FedPhD(Strategy):
             cut=self.cut.to_json() if self.cut else None,
             plan=self.config,
         )
-        records = to_records(task, self.travelling.take(self.weights()), self.variate)
+        content = records.to_records(task, self.travelling.take(self.weights()), self.variate)
         self._asked = {peer.node_id: name for name, peer in self._roster.peers.items()}
-        return [Message(records, node_id, TRAIN) for node_id in self._asked]
+        return [Message(content, node_id, TRAIN) for node_id in self._asked]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -171,41 +156,42 @@ class FedPhD(Strategy):
         if trained:
             self._average(trained, stats)
         stats.seconds = time.monotonic() - self._started_s
-        self.history.append(stats)
         self._on_interval(stats)
         if self._prunes_after(server_round):
             self._prune(server_round)
         if not trained:
             return None, None
         loss = stats.metrics.loss.value or 0.0
-        return weights_record(self.weights()), MetricRecord({"loss": loss})
+        return records.weights_record(self.weights()), MetricRecord({"loss": loss})
 
     def _check(self, name: str, interval: int, reply: Message) -> _Trained:
-        answer = read_payload(reply, IntervalReply)
+        answer = records.read_payload(reply, IntervalReply)
         if answer.edge_id != name or answer.interval != interval:
             raise ReplyError(
                 f"answers as {answer.edge_id} for interval {answer.interval}; expected {name} "
                 f"for interval {interval}"
             )
-        shares = answer.label_distribution
-        fits = len(shares) == self.config.num_classes and min(shares) >= 0
+        shares, num_classes = answer.label_distribution, self.config.num_classes
+        fits = len(shares) == num_classes and min(shares) >= 0
         if not fits or abs(sum(shares) - 1) > SHARES_TOLERANCE:
             raise ReplyError(
-                f"label distribution {list(shares)} is none over {self.config.num_classes} classes"
+                f"label distribution {list(shares)}: expected {num_classes} shares >= 0, one for "
+                "each class, that sum to 1"
             )
         self._check_counts(answer)
-        expected = self._expected(answer.parts)
-        weights = check_reply_weights(read_weights(reply), answer.network, expected.chosen)
+        expected, weights = self._expected(answer.parts).chosen, records.read_weights(reply)
+        records.check_reply_weights(weights, answer.network, expected)
         if self.variate is None:
             return _Trained(answer, weights)
-        return _Trained(answer, weights, check_variate(read_variate(reply), self.layout))
+        change = records.check_variate(records.read_variate(reply), self.layout)
+        return _Trained(answer, weights, change)
 
     def _expected(self, parts: tuple[Part, ...]) -> PartSubset:
-        """What an edge that sends ``parts`` must send; raises ReplyError if they do not go."""
+        """What an edge that sends ``parts`` must send; ReplyError unless they are part sets."""
         came = joined(sent for sent in self._part_sets if set(sent) <= set(parts))
         if not parts or came != parts:
             raise ReplyError(
-                f"sends the parts {list(parts)}; expected whole sets of "
+                f"sends the parts {list(parts)}; expected whole part sets of "
                 f"{[list(part_set) for part_set in self._part_sets]} (exchange.parts = "
                 f"{self.config.exchange.parts!r})"
             )
@@ -277,10 +263,8 @@ class FedPhD(Strategy):
 
     def _known_clients(self) -> dict[str, int]:
         """Images of each client that an edge sees."""
-        known: dict[str, int] = {}
-        for peer in self._roster.everyone.values():
-            known.update(peer.clients)
-        return known
+        peers = self._roster.everyone.values()
+        return {name: images for peer in peers for name, images in peer.clients.items()}
 
     def _mean_samples_per_client(self) -> float:
         known = self._known_clients()

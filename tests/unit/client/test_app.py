@@ -280,7 +280,7 @@ def test_half_of_the_network_goes_back() -> None:
 
 
 def test_parts_without_the_rest_are_refused(runtime: ClientRuntime) -> None:
-    with pytest.raises(ReplyError, match="only decoder came, and no initial weights"):
+    with pytest.raises(ReplyError, match="brings only the parts decoder, and no initial U-Net"):
         App(runtime).ask(TRAIN, *received(*task(), "decoder", initial=None))
 
 

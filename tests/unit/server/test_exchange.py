@@ -145,4 +145,4 @@ def test_edge_that_sends_other_parts_is_left_out(parts: tuple[Part, ...]) -> Non
     )  # fmt: skip
     assert moved(world, world.run()) == {"encoder": 1.0, "bottleneck": 1.0, "decoder": 1.0}
     [failure] = world.told[0].failures
-    assert f"sends the parts {list(parts)}; expected whole sets of [['encoder']" in failure
+    assert f"sends the parts {list(parts)}; expected whole part sets of [['encoder']" in failure
