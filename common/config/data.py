@@ -3,9 +3,7 @@
 ``Section`` is the base of these and of all other sections (``common/config/run.py``).
 """
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,23 +14,28 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def setting(default: object, meaning: str, **limits: Any) -> Any:
+    """A field of a section: its default, its meaning in a sentence, and pydantic's limits."""
+    return Field(default, description=meaning, **limits)
+
+
 class PartitionConfig(Section):
     """Which part of the data set this process holds (flwr-datasets partitioners)."""
 
-    kind: Literal["pathological", "dirichlet", "iid"] = Field(
+    kind: Literal["pathological", "dirichlet", "iid"] = setting(
         "pathological",
-        description="pathological: a fixed number of classes per client; dirichlet: label "
-        "shares drawn from Dirichlet(alpha); iid: equal shuffled shares",
+        "pathological: a fixed number of classes per client; dirichlet: label shares drawn from "
+        "Dirichlet(alpha); iid: equal shuffled shares",
     )
-    num_partitions: int = Field(6, ge=1, description="parts that the data set is cut into")
-    partition_id: int = Field(0, ge=0, description="which part is this client's, from 0")
-    classes_per_partition: int = Field(2, ge=1, description="classes per client (pathological)")
-    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration (dirichlet)")
-    min_partition_size: int = Field(10, ge=1, description="fewest images per part (dirichlet)")
-    seed: int = Field(0, ge=0, description="seed of the split; the same for all clients")
+    num_partitions: int = setting(6, "parts that the data set is cut into", ge=1)
+    partition_id: int = setting(0, "which part is this client's, from 0", ge=0)
+    classes_per_partition: int = setting(2, "classes per client (pathological)", ge=1)
+    alpha: float = setting(0.5, "Dirichlet concentration (dirichlet)", gt=0)
+    min_partition_size: int = setting(10, "fewest images per part (dirichlet)", ge=1)
+    seed: int = setting(0, "seed of the split; the same for all clients", ge=0)
 
     @model_validator(mode="after")
-    def _partition_exists(self) -> PartitionConfig:
+    def _partition_exists(self) -> Self:
         if self.partition_id >= self.num_partitions:
             raise ValueError(
                 f"partition_id = {self.partition_id}, but there are num_partitions = "
@@ -44,49 +47,45 @@ class PartitionConfig(Section):
 class DataConfig(Section):
     """An image data set with labels: the embedded digits, or anything HF ``datasets`` can load."""
 
-    source: str = Field(
-        "digits", min_length=1, description="'digits' (embedded), a hub name, or a local path"
+    source: str = setting(
+        "digits", "'digits' (embedded), a hub name, or a local path", min_length=1
     )
-    format: Literal["auto", "parquet", "imagefolder", "saved", "hub"] = Field(
-        "auto", description="how to read source; auto decides by the path"
+    format: Literal["auto", "parquet", "imagefolder", "saved", "hub"] = setting(
+        "auto", "how to read source; auto decides by the path"
     )
-    split: str = Field("train", min_length=1, description="split of the data set")
-    image_column: str = Field("image", min_length=1, description="column with the images")
-    label_column: str = Field("label", min_length=1, description="column with integer labels")
-    attribute_file: str | None = Field(
-        None, description="attribute list (CelebA's text, or CSV) to take the labels from"
+    split: str = setting("train", "split of the data set", min_length=1)
+    image_column: str = setting("image", "column with the images", min_length=1)
+    label_column: str = setting("label", "column with integer labels", min_length=1)
+    attribute_file: str | None = setting(
+        None, "attribute list (CelebA's text, or CSV) to take the labels from"
     )
-    label_attributes: tuple[str, ...] | None = Field(
+    label_attributes: tuple[str, ...] | None = setting(
         None,
-        min_length=1,
-        description="attributes that make the class, binary digits from the most significant: "
+        "attributes that make the class, binary digits from the most significant: "
         '["Male", "Young"] is 2 * Male + Young',
+        min_length=1,
     )
-    label_file: str | None = Field(
-        None, description="file written by `fedphd pseudo-labels` to take the labels from"
+    label_file: str | None = setting(
+        None, "file written by `fedphd pseudo-labels` to take the labels from"
     )
-    partition: PartitionConfig | None = Field(
-        None, description="which part of it is used; absent: all of it"
-    )
-    validation_fraction: float = Field(
+    partition: PartitionConfig | None = setting(None, "which part of it is used; absent: all of it")
+    validation_fraction: float = setting(
         0.0,
+        "share of a client's images that it holds out from training, to measure the loss of the "
+        "weights that it receives on them",
         ge=0,
         lt=1,
-        description="share of a client's images that it holds out from training, to measure "
-        "the loss of the weights that it receives on them",
     )
 
     @model_validator(mode="after")
-    def _labels_have_one_origin(self) -> DataConfig:
-        if (self.label_attributes is None) != (self.attribute_file is None):
-            given, other = "label_attributes", "attribute_file"
-            if self.label_attributes is None:
-                given, other = other, given
+    def _labels_have_one_origin(self) -> Self:
+        attributes = self.label_attributes or ()
+        if bool(attributes) != (self.attribute_file is not None):
+            names = ("label_attributes", "attribute_file")
+            given, other = names if attributes else reversed(names)
             raise ValueError(f"{given} needs {other}; give both, or neither")
-        if self.label_attributes and len(set(self.label_attributes)) < len(self.label_attributes):
-            raise ValueError(
-                f"label_attributes = {list(self.label_attributes)} names an attribute twice"
-            )
+        if len(set(attributes)) < len(attributes):
+            raise ValueError(f"label_attributes = {list(attributes)} names an attribute twice")
         if self.label_file is not None and self.attribute_file is not None:
             raise ValueError("label_file and attribute_file both give labels; keep one")
         return self

@@ -1,10 +1,7 @@
 """The three roles' configurations, read from TOML, checked once at the edge of the program.
 
-The cloud's file holds the whole training run (``common/config/run.py``). An edge or a client
-knows only its own world: addresses, certificates, data, device and limits.
+The cloud's file holds the whole training run; an edge or a client knows only its own world.
 """
-
-from __future__ import annotations
 
 import difflib
 import json
@@ -12,11 +9,11 @@ import re
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from fedphd.common.config.data import DataConfig, Section
+from fedphd.common.config.data import DataConfig, Section, setting
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.config.text import merged, section_class, with_overrides
 from fedphd.common.errors import ConfigError
@@ -29,8 +26,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 
 def check_address(value: str) -> str:
     """Return ``value`` if it is ``host:port``, port 1 to 65535; raise ValueError otherwise."""
-    match = _ADDRESS.fullmatch(value)
-    if match is None or not 1 <= int(match.group(2)) <= 65535:
+    if not (match := _ADDRESS.fullmatch(value)) or not 1 <= int(match[2]) <= 65535:
         raise ValueError(
             f"{value!r} is not an address; write host:port with a port from 1 to 65535, "
             "such as 127.0.0.1:9092"
@@ -51,25 +47,25 @@ def check_id(value: str) -> str:
 class SuperLinkConfig(Section):
     """The stock ``flower-superlink`` that a cloud or an edge runs."""
 
-    address: str = Field("0.0.0.0:9092", description="host:port that nodes connect to (Fleet API)")
-    ssl_certfile: Path | None = Field(None, description="server certificate (PEM); absent: no TLS")
-    ssl_keyfile: Path | None = Field(None, description="server private key (PEM)")
-    ssl_ca_certfile: Path | None = Field(None, description="CA certificate (PEM)")
-    require_node_auth: bool = Field(
-        False, description="only nodes whose public keys are registered may join (needs TLS)"
+    address: str = setting("0.0.0.0:9092", "host:port that nodes connect to (Fleet API)")
+    ssl_certfile: Path | None = setting(None, "server certificate (PEM); absent: no TLS")
+    ssl_keyfile: Path | None = setting(None, "server private key (PEM)")
+    ssl_ca_certfile: Path | None = setting(None, "CA certificate (PEM)")
+    require_node_auth: bool = setting(
+        False, "only nodes whose public keys are registered may join (needs TLS)"
     )
 
     _address = field_validator("address")(check_address)
 
     @model_validator(mode="after")
-    def _tls_is_whole(self) -> SuperLinkConfig:
+    def _tls_is_whole(self) -> Self:
         given = [self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certfile]
         if any(given) and not all(given):
             raise ValueError("give all of ssl_certfile, ssl_keyfile and ssl_ca_certfile, or none")
         if self.require_node_auth and not self.ssl_certfile:
             raise ValueError(
-                "require_node_auth = true needs ssl_certfile, ssl_keyfile and "
-                "ssl_ca_certfile: without TLS a node's signature can be replayed"
+                "require_node_auth = true needs ssl_certfile, ssl_keyfile and ssl_ca_certfile: "
+                "without TLS a node's signature can be replayed"
             )
         return self
 
@@ -77,30 +73,28 @@ class SuperLinkConfig(Section):
 class EdgeSuperLinkConfig(SuperLinkConfig):
     """An edge's ``flower-superlink``, whose port leaves room for a cloud on the same machine."""
 
-    address: str = Field(
-        "0.0.0.0:9192", description="host:port that clients connect to (Fleet API)"
-    )
+    address: str = setting("0.0.0.0:9192", "host:port that clients connect to (Fleet API)")
 
 
 class NodeConfig(Section):
     """How a node (a client, or an edge towards the cloud) reaches a SuperLink."""
 
-    root_certificates: Path | None = Field(
-        None, description="CA certificate (PEM) that signs the servers; absent: no TLS"
+    root_certificates: Path | None = setting(
+        None, "CA certificate (PEM) that signs the servers; absent: no TLS"
     )
-    private_key: Path | None = Field(
-        None, description="OpenSSH EC private key of this node (needs TLS); absent: a fresh one"
+    private_key: Path | None = setting(
+        None, "OpenSSH EC private key of this node (needs TLS); absent: a fresh one"
     )
-    lost_after_s: float = Field(
-        300.0, gt=0, description="seconds without a server before this process gives up"
+    lost_after_s: float = setting(
+        300.0, "seconds without a server before this process gives up", gt=0
     )
 
     @model_validator(mode="after")
-    def _keys_need_tls(self) -> NodeConfig:
+    def _keys_need_tls(self) -> Self:
         if self.private_key and not self.root_certificates:
             raise ValueError(
-                "private_key needs root_certificates: without TLS a node's "
-                "signature can be replayed"
+                "private_key needs root_certificates: without TLS a node's signature can be "
+                "replayed"
             )
         return self
 
@@ -108,13 +102,11 @@ class NodeConfig(Section):
 class CloudConfig(FederationConfig):
     """``fedphd cloud``: the training run and the cloud's own machine."""
 
-    preset: Literal["digits", "cifar10", "celeba"] = Field(
-        "digits", description="settings to start from"
-    )
-    out_dir: Path = Field(Path("runs"), description="folder in which each run gets a folder")
-    state_dir: Path = Field(Path(".fedphd/cloud"), description="Flower's own state and logs")
-    device: DeviceName = Field("auto", description="where evaluation runs")
-    num_threads: int = Field(2, ge=1, description="CPU threads of this process")
+    preset: Literal["digits", "cifar10", "celeba"] = setting("digits", "settings to start from")
+    out_dir: Path = setting(Path("runs"), "folder in which each run gets a folder")
+    state_dir: Path = setting(Path(".fedphd/cloud"), "Flower's own state and logs")
+    device: DeviceName = setting("auto", "where evaluation runs")
+    num_threads: int = setting(2, "CPU threads of this process", ge=1)
     superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
 
     def federation(self) -> FederationConfig:
@@ -125,12 +117,10 @@ class CloudConfig(FederationConfig):
 class EdgeConfig(Section):
     """``fedphd edge``: one edge aggregator."""
 
-    edge_id: str = Field("edge-0", description="stable name of this edge")
-    cloud: str = Field("127.0.0.1:9092", description="host:port of the cloud's SuperLink")
-    state_dir: Path | None = Field(
-        None, description="Flower's own state and logs; absent: .fedphd/EDGE_ID"
-    )
-    num_threads: int = Field(1, ge=1, description="CPU threads of this process")
+    edge_id: str = setting("edge-0", "stable name of this edge")
+    cloud: str = setting("127.0.0.1:9092", "host:port of the cloud's SuperLink")
+    state_dir: Path | None = setting(None, "Flower's own state and logs; absent: .fedphd/EDGE_ID")
+    num_threads: int = setting(1, "CPU threads of this process", ge=1)
     superlink: EdgeSuperLinkConfig = Field(default_factory=EdgeSuperLinkConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
 
@@ -146,12 +136,12 @@ class EdgeConfig(Section):
 class ClientConfig(Section):
     """``fedphd client``: one client with its private data."""
 
-    client_id: str = Field("client-0", description="stable name of this client")
-    edges: tuple[str, ...] = Field(
-        ("127.0.0.1:9192",), min_length=1, description="host:port of every edge that it may choose"
+    client_id: str = setting("client-0", "stable name of this client")
+    edges: tuple[str, ...] = setting(
+        ("127.0.0.1:9192",), "host:port of every edge that it may choose", min_length=1
     )
-    device: DeviceName = Field("auto", description="where training runs")
-    num_threads: int = Field(1, ge=1, description="CPU threads of this process")
+    device: DeviceName = setting("auto", "where training runs")
+    num_threads: int = setting(1, "CPU threads of this process", ge=1)
     data: DataConfig = Field(default_factory=DataConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
 
@@ -177,17 +167,12 @@ def load_config(
     *,
     source: str = "command line",
 ) -> ConfigT:
-    """Read a role's configuration.
+    """Read a role's configuration from a TOML file; a CloudConfig starts from its preset.
 
     Args:
-        cls: CloudConfig, EdgeConfig or ClientConfig.
-        path: TOML file; None means defaults only.
         overrides: dotted keys and values that win over the file, such as
             ``{"schedule.intervals": 12}``; None unsets an optional one.
         source: what an error names as the place of ``overrides``, beside the file.
-
-    Returns:
-        The checked, frozen configuration. A CloudConfig starts from its preset.
 
     Raises:
         ConfigError: the file cannot be read, or a field is wrong; names field, value and fix.
@@ -208,30 +193,26 @@ def validate(cls: type[ConfigT], values: dict[str, Any], *, source: str) -> Conf
 
 
 def read_preset(name: object) -> dict[str, Any]:
-    """Return the values of a built-in preset of the cloud's configuration."""
+    """Return the values of a built-in preset of the cloud's configuration; raises ConfigError."""
     if name not in PRESETS:
         raise ConfigError(f"preset = {name!r}: unknown; choose one of {', '.join(PRESETS)}")
-    text = (
-        resources.files("fedphd.common.config.presets").joinpath(f"{name}.toml").read_text("utf-8")
-    )
-    return tomllib.loads(text)
+    folder = resources.files("fedphd.common.config.presets")
+    return tomllib.loads((folder / f"{name}.toml").read_text("utf-8"))
 
 
 def explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
-    """Say for each wrong field what it is, what it holds and what to do about it.
-
-    Settings that are wrong only together have no place of their own: their text names them.
-    """
+    """Say for each wrong field what it is, what it holds and what to do about it."""
     lines = [f"{source}: {error.error_count()} setting(s) refused"]
     for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"])
+        where, text = ".".join(map(str, item["loc"])), item["msg"]
         if item["type"] == "extra_forbidden":
             lines.append(f"  {where}: unknown key{_did_you_mean(cls, item['loc'])}")
         elif item["type"] == "value_error":
+            # Settings that are wrong only together have no place: their text names them.
             place = f"{where}: " if where else ""
-            lines.append(f"  {place}{item['msg'].removeprefix('Value error, ')}")
+            lines.append(f"  {place}{text.removeprefix('Value error, ')}")
         else:
-            problem = item["msg"][:1].lower() + item["msg"][1:]
+            problem = text[:1].lower() + text[1:]
             lines.append(f"  {where} = {item['input']!r}: {problem}{_meaning(cls, item['loc'])}")
     return "\n".join(lines)
 
@@ -259,9 +240,9 @@ def _did_you_mean(cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     section = _section(cls, loc)
     if section is None:
         return ""
-    near = difflib.get_close_matches(str(loc[-1]), section.model_fields, n=1)
-    known = ", ".join(sorted(section.model_fields))
-    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {known}"
+    if near := difflib.get_close_matches(str(loc[-1]), section.model_fields, n=1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; known keys: {', '.join(sorted(section.model_fields))}"
 
 
 def _meaning(cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:

@@ -1,17 +1,14 @@
 """What is trained and how: the sections of the cloud's configuration.
 
-Every section is frozen and refuses unknown keys. Units are in the names (``_s`` seconds,
-``_bytes``) or in the field's description, which ``fedphd config ROLE`` prints.
+Units are in the names (``_s`` seconds) or in the meaning, which ``fedphd config ROLE`` prints.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedphd.common.config.data import DataConfig, Section
+from fedphd.common.config.data import DataConfig, Section, setting
 from fedphd.common.config.widths import levels_with_heads, prune_widths, pruned_head_dim
 
 SelectionPolicy = Literal[
@@ -25,21 +22,21 @@ INCEPTION: Final = "inception-v3"
 class ModelConfig(Section):
     """The U-Net (diffusers ``UNet2DModel``) before pruning."""
 
-    image_size: int = Field(8, ge=4, le=1024, description="height and width in pixels")
-    channels: int = Field(1, ge=1, le=4, description="image channels")
-    block_out_channels: tuple[int, ...] = Field(
-        (32, 64), min_length=1, description="widths per resolution level, in channels"
+    image_size: int = setting(8, "height and width in pixels", ge=4, le=1024)
+    channels: int = setting(1, "image channels", ge=1, le=4)
+    block_out_channels: tuple[int, ...] = setting(
+        (32, 64), "widths per resolution level, in channels", min_length=1
     )
-    layers_per_block: int = Field(1, ge=1, description="residual blocks per level")
-    attention_levels: tuple[int, ...] = Field(
-        (1,), description="levels with self-attention, 0 = full resolution"
+    layers_per_block: int = setting(1, "residual blocks per level", ge=1)
+    attention_levels: tuple[int, ...] = setting(
+        (1,), "levels with self-attention, 0 = full resolution"
     )
-    attention_head_dim: int = Field(8, ge=1, description="channels per attention head")
-    norm_num_groups: int = Field(8, ge=1, description="groups of each group normalisation")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability")
+    attention_head_dim: int = setting(8, "channels per attention head", ge=1)
+    norm_num_groups: int = setting(8, "groups of each group normalisation", ge=1)
+    dropout: float = setting(0.0, "dropout probability", ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _shapes_fit(self) -> ModelConfig:
+    def _shapes_fit(self) -> Self:
         levels = len(self.block_out_channels)
         for width in self.block_out_channels:
             if width < 1 or width % self.norm_num_groups:
@@ -54,14 +51,13 @@ class ModelConfig(Section):
             )
         for level in self.attention_levels:
             if not 0 <= level < levels:
-                raise ValueError(
-                    f"attention_levels has {level}, but levels run from 0 to {levels - 1}"
-                )
+                last = levels - 1
+                raise ValueError(f"attention_levels has {level}, but levels run from 0 to {last}")
         for level in levels_with_heads(self.attention_levels, levels):
             if self.block_out_channels[level] % self.attention_head_dim:
                 raise ValueError(
-                    f"block_out_channels[{level}] = {self.block_out_channels[level]} has "
-                    f"attention, but is not a multiple of attention_head_dim = "
+                    f"block_out_channels[{level}] = {self.block_out_channels[level]} has attention,"
+                    " but is not a multiple of attention_head_dim = "
                     f"{self.attention_head_dim}; change either"
                 )
         return self
@@ -70,56 +66,54 @@ class ModelConfig(Section):
 class DiffusionConfig(Section):
     """The forward process (DDPM, arXiv:2006.11239)."""
 
-    num_train_timesteps: int = Field(1000, ge=2, description="diffusion steps T")
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = Field(
-        "linear", description="noise schedule, as diffusers names it"
+    num_train_timesteps: int = setting(1000, "diffusion steps T", ge=2)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = setting(
+        "linear", "noise schedule, as diffusers names it"
     )
-    beta_start: float = Field(1e-4, gt=0, lt=1, description="first beta (linear schedules)")
-    beta_end: float = Field(0.02, gt=0, lt=1, description="last beta (linear schedules)")
+    beta_start: float = setting(1e-4, "first beta (linear schedules)", gt=0, lt=1)
+    beta_end: float = setting(0.02, "last beta (linear schedules)", gt=0, lt=1)
 
 
 class TrainingConfig(Section):
     """Local training of a client in one edge round."""
 
-    optimizer: Literal["adam", "adamw", "sgd"] = Field(
-        "adam", description="optimiser; sgd is plain, without momentum"
+    optimizer: Literal["adam", "adamw", "sgd"] = setting(
+        "adam", "optimiser; sgd is plain, without momentum"
     )
-    learning_rate: float = Field(
-        1e-3, gt=0, le=1, description="learning rate, the optimiser's step size"
+    learning_rate: float = setting(1e-3, "learning rate, the optimiser's step size", gt=0, le=1)
+    weight_decay: float = setting(0.0, "decoupled for adamw, L2 for adam and sgd", ge=0)
+    beta1: float = setting(0.9, "first moment's decay (adam, adamw)", ge=0, lt=1)
+    beta2: float = setting(0.999, "second moment's decay (adam, adamw)", ge=0, lt=1)
+    batch_size: int = setting(32, "images per step", ge=1)
+    local_unit: Literal["epochs", "steps"] = setting(
+        "epochs", "unit of local_amount: passes over the data, or optimiser steps"
     )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 for adam and sgd")
-    beta1: float = Field(0.9, ge=0, lt=1, description="first moment's decay (adam, adamw)")
-    beta2: float = Field(0.999, ge=0, lt=1, description="second moment's decay (adam, adamw)")
-    batch_size: int = Field(32, ge=1, description="images per step")
-    local_unit: Literal["epochs", "steps"] = Field(
-        "epochs", description="unit of local_amount: passes over the data, or optimiser steps"
+    local_amount: int = setting(1, "local work per edge round, in local_unit", ge=1)
+    warmup_steps: int = setting(
+        0, "optimiser steps of linear learning-rate warm-up per client", ge=0
     )
-    local_amount: int = Field(1, ge=1, description="local work per edge round, in local_unit")
-    warmup_steps: int = Field(
-        0, ge=0, description="optimiser steps of linear learning-rate warm-up per client"
-    )
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this 2-norm")
-    horizontal_flip: bool = Field(False, description="mirror half of the images at random")
-    optimizer_state: Literal["keep", "fresh"] = Field(
-        "keep", description="keep each client's moments across rounds, or start afresh"
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this 2-norm", gt=0)
+    horizontal_flip: bool = setting(False, "mirror half of the images at random")
+    optimizer_state: Literal["keep", "fresh"] = setting(
+        "keep", "keep each client's moments across rounds, or start afresh"
     )
 
 
 class ObjectiveConfig(Section):
     """What a federated method adds to a client's loss or gradient."""
 
-    method: Literal["fedavg", "fedprox", "moon", "scaffold"] = Field(
+    method: Literal["fedavg", "fedprox", "moon", "scaffold"] = setting(
         "fedavg",
-        description="fedavg: nothing; fedprox: stay near the received weights; moon: contrast "
-        "with the previous local model; scaffold: control variates, which double the traffic "
-        "(its update is derived for sgd; with adam they correct the gradient before the moments)",
+        "fedavg: nothing; fedprox: stay near the received weights; moon: contrast with the "
+        "previous local model; scaffold: control variates, which double the traffic (its update "
+        "is derived for sgd; with adam they correct the gradient before the moments)",
     )
-    proximal_mu: float = Field(
-        0.01, ge=0, description="mu of fedprox: half of it times the squared distance, in the loss"
+    proximal_mu: float = setting(
+        0.01, "mu of fedprox: half of it times the squared distance, in the loss", ge=0
     )
-    moon_mu: float = Field(1.0, ge=0, description="mu of moon: weight of the contrast in the loss")
-    moon_temperature: float = Field(
-        0.5, gt=0, description="temperature of moon: divides the cosine similarities"
+    moon_mu: float = setting(1.0, "mu of moon: weight of the contrast in the loss", ge=0)
+    moon_temperature: float = setting(
+        0.5, "temperature of moon: divides the cosine similarities", gt=0
     )
 
 
@@ -129,32 +123,30 @@ class ExchangeConfig(Section):
     # The cloud's own copy of parts that never travel stays at the run's seeded initial weights:
     # its samples show the shared parts on an untrained rest, so their distance says little about
     # the clients' complete networks.
-    parts: Literal["full", "usplit", "ulatdec", "udec"] = Field(
+    parts: Literal["full", "usplit", "ulatdec", "udec"] = setting(
         "full",
-        description="full: all parts; usplit: all go down, a client sends back the encoder or "
-        "the rest, in turn; ulatdec: bottleneck and decoder travel; udec: the decoder travels. "
-        "What never travels each client trains for itself, and stays initial at the cloud, whose "
-        "samples then come from a partly untrained network",
+        "full: all parts; usplit: all go down, a client sends back the encoder or the rest, in "
+        "turn; ulatdec: bottleneck and decoder travel; udec: the decoder travels. What never "
+        "travels each client trains for itself, and stays initial at the cloud, whose samples "
+        "then come from a partly untrained network",
     )
 
 
 class ScheduleConfig(Section):
     """Intervals, edge rounds and who takes part."""
 
-    intervals: int = Field(8, ge=1, description="cloud rounds")
-    edge_rounds: int = Field(5, ge=1, description="edge rounds per interval (r_g)")
-    participation: float = Field(
-        1.0, gt=0, le=1, description="share of the known clients sampled in an edge round"
+    intervals: int = setting(8, "cloud rounds", ge=1)
+    edge_rounds: int = setting(5, "edge rounds per interval (r_g)", ge=1)
+    participation: float = setting(
+        1.0, "share of the known clients sampled in an edge round", gt=0, le=1
     )
-    query_batch: int = Field(
-        1,
-        ge=1,
-        description="clients asked at a time; 1: by the latest counts; large: as in the paper",
+    query_batch: int = setting(
+        1, "clients asked at a time; 1: by the latest counts; large: as in the paper", ge=1
     )
-    num_edges: int = Field(2, ge=1, description="edges that must have joined before the start")
-    min_clients: int = Field(6, ge=1, description="clients that must have joined before the start")
-    max_client_samples: int = Field(
-        10_000_000, ge=1, description="a client that claims more images is refused"
+    num_edges: int = setting(2, "edges that must have joined before the start", ge=1)
+    min_clients: int = setting(6, "clients that must have joined before the start", ge=1)
+    max_client_samples: int = setting(
+        10_000_000, "a client that claims more images is refused", ge=1
     )
 
     @property
@@ -166,91 +158,79 @@ class ScheduleConfig(Section):
 class SelectionConfig(Section):
     """A client's choice of edge (Eq. 9 of arXiv:2507.06449, and others)."""
 
-    policy: SelectionPolicy = Field(
+    policy: SelectionPolicy = setting(
         "balanced",
-        description="balanced: the edge whose imbalance the client makes up for; homogeneity: the "
+        "balanced: the edge whose imbalance the client makes up for; homogeneity: the "
         "paper's, drawn by Eq. 9; best_homogeneity: the best score of Eq. 9, never cut off; "
         "min_kl: least KL divergence to the target; random: uniform; static: always the same edge",
     )
-    factor: float = Field(
-        4.0, ge=0, description="a, in mean samples per client (the first three policies)"
-    )
-    offset: float = Field(0.0, description="b, in mean samples per client (homogeneity)")
-    epsilon: float = Field(
-        1e-8, gt=0, description="keeps every probability above 0, samples (homogeneity)"
-    )
+    factor: float = setting(4.0, "a, in mean samples per client (the first three policies)", ge=0)
+    offset: float = setting(0.0, "b, in mean samples per client (homogeneity)")
+    epsilon: float = setting(1e-8, "keeps every probability above 0, samples (homogeneity)", gt=0)
 
 
 class AggregationConfig(Section):
     """The cloud's weights of the edges (Eq. 10 of arXiv:2507.06449)."""
 
-    factor: float = Field(20.0, ge=0, description="a, in mean samples per client")
-    offset: float = Field(0.0, description="b, in mean samples per client")
+    factor: float = setting(20.0, "a, in mean samples per client", ge=0)
+    offset: float = setting(0.0, "b, in mean samples per client")
 
 
 class PruningConfig(Section):
     """Sparse training and structured pruning."""
 
-    mode: Literal["scheduled", "one_shot", "none"] = Field(
-        "scheduled",
-        description="scheduled: after sparse_rounds; one_shot: before round 1; none: never",
+    mode: Literal["scheduled", "one_shot", "none"] = setting(
+        "scheduled", "scheduled: after sparse_rounds; one_shot: before round 1; none: never"
     )
-    ratio: float = Field(0.25, gt=0, lt=1, description="share of each width that is removed")
-    sparse_rounds: int = Field(20, ge=1, description="edge rounds of sparse training (R_s)")
-    sparsity_lambda: float = Field(
-        1e-4, ge=0, description="weight of the group 2-norms in the loss during sparse training"
+    ratio: float = setting(0.25, "share of each width that is removed", gt=0, lt=1)
+    sparse_rounds: int = setting(20, "edge rounds of sparse training (R_s)", ge=1)
+    sparsity_lambda: float = setting(
+        1e-4, "weight of the group 2-norms in the loss during sparse training", ge=0
     )
-    optimizer_moments: Literal["prune", "reset"] = Field(
-        "prune", description="what happens to clients' moments when the network is pruned"
+    optimizer_moments: Literal["prune", "reset"] = setting(
+        "prune", "what happens to clients' moments when the network is pruned"
     )
 
 
 class EmaConfig(Section):
     """Exponential moving average of the global weights, kept at the cloud."""
 
-    decay: float = Field(0.995, ge=0, lt=1, description="decay per client optimiser step")
+    decay: float = setting(0.995, "decay per client optimiser step", ge=0, lt=1)
 
 
 class EvaluationConfig(Section):
     """Samples and distances computed at the cloud."""
 
-    every_intervals: int = Field(2, ge=1, description="intervals from one evaluation to the next")
-    num_samples: int = Field(512, ge=2, description="generated images per distance")
-    sampling_steps: int = Field(50, ge=1, description="DDIM steps (arXiv:2010.02502)")
-    batch_size: int = Field(256, ge=1, description="images sampled at a time")
-    grid_rows: int = Field(8, ge=1, le=32, description="rows and columns of samples.png")
-    seed: int = Field(1234, ge=0, description="seed of the sampling noise")
-    classifier_epochs: int = Field(
-        20, ge=1, description="epochs of the feature classifier on the reference data"
+    every_intervals: int = setting(2, "intervals from one evaluation to the next", ge=1)
+    num_samples: int = setting(512, "generated images per distance", ge=2)
+    sampling_steps: int = setting(50, "DDIM steps (arXiv:2010.02502)", ge=1)
+    batch_size: int = setting(256, "images sampled at a time", ge=1)
+    grid_rows: int = setting(8, "rows and columns of samples.png", ge=1, le=32)
+    seed: int = setting(1234, "seed of the sampling noise", ge=0)
+    classifier_epochs: int = setting(
+        20, "epochs of the feature classifier on the reference data", ge=1
     )
-    features: Literal["auto", "classifier", "inception"] = Field(
+    features: Literal["auto", "classifier", "inception"] = setting(
         "auto",
-        description="features in which images are compared, a small classifier's or Inception's; "
+        "features in which images are compared, a small classifier's or Inception's; "
         "auto: Inception's if inception_weights is given",
     )
-    features_file: Path | None = Field(
-        None,
-        description="classifier written by `fedphd features train`; absent: trained on reference",
+    features_file: Path | None = setting(
+        None, "classifier written by `fedphd features train`; absent: trained on reference"
     )
-    inception_weights: Path | None = Field(
-        None, description="file with torch-fidelity's Inception weights"
+    inception_weights: Path | None = setting(None, "file with torch-fidelity's Inception weights")
+    inception_sha256: str | None = setting(
+        None, "SHA-256 that the file inception_weights must have", pattern="^[0-9a-fA-F]{64}$"
     )
-    inception_sha256: str | None = Field(
-        None,
-        pattern="^[0-9a-fA-F]{64}$",
-        description="SHA-256 that the file inception_weights must have",
+    raw_too: bool = setting(False, "measure the raw weights as well as the averaged (EMA) ones")
+    reference_file: Path | None = setting(
+        None, "compare with statistics written by `fedphd statistics`"
     )
-    raw_too: bool = Field(
-        False, description="measure the raw weights as well as the averaged (EMA) ones"
+    reference_clients: bool = setting(
+        False, "compare with the sum of the statistics that clients compute"
     )
-    reference_file: Path | None = Field(
-        None, description="compare with statistics written by `fedphd statistics`"
-    )
-    reference_clients: bool = Field(
-        False, description="compare with the sum of the statistics that clients compute"
-    )
-    reference: DataConfig | None = Field(
-        None, description="data set to compare with; absent: samples, but no distance"
+    reference: DataConfig | None = setting(
+        None, "data set to compare with; absent: samples, but no distance"
     )
 
     @property
@@ -260,7 +240,7 @@ class EvaluationConfig(Section):
         return auto or self.features == "inception"
 
     @model_validator(mode="after")
-    def _one_reference(self) -> EvaluationConfig:
+    def _one_reference(self) -> Self:
         given = {
             "reference": self.reference is not None,
             "reference_file": self.reference_file is not None,
@@ -282,17 +262,16 @@ class EvaluationConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _all_of_the_reference(self) -> EvaluationConfig:
-        if self.reference is not None and self.reference.validation_fraction:
+    def _all_of_the_reference(self) -> Self:
+        if self.reference and (fraction := self.reference.validation_fraction):
             raise ValueError(
-                "evaluation.reference.validation_fraction = "
-                f"{self.reference.validation_fraction}: only clients hold out images "
-                "(data.validation_fraction); leave it out"
+                f"evaluation.reference.validation_fraction = {fraction}: only clients hold out "
+                "images (data.validation_fraction); leave it out"
             )
         return self
 
     @model_validator(mode="after")
-    def _inception_is_meant(self) -> EvaluationConfig:
+    def _inception_is_meant(self) -> Self:
         if self.inception_sha256 is not None and self.inception_weights is None:
             raise ValueError("evaluation.inception_sha256 needs evaluation.inception_weights")
         if self.features == "classifier" and self.inception_weights is not None:
@@ -306,34 +285,25 @@ class EvaluationConfig(Section):
 class WaitConfig(Section):
     """Upper bounds of every wait, in seconds."""
 
-    start_s: float = Field(
-        300.0, gt=0, description="seconds for edges and clients to join at the start"
-    )
-    query_s: float = Field(20.0, gt=0, description="seconds for a client's answer to a QUERY")
-    offer_s: float = Field(
+    start_s: float = setting(300.0, "seconds for edges and clients to join at the start", gt=0)
+    query_s: float = setting(20.0, "seconds for a client's answer to a QUERY", gt=0)
+    offer_s: float = setting(
         5.0,
-        gt=0,
-        description="seconds that a client waits for other edges' offers in an edge round; once "
+        "seconds that a client waits for other edges' offers in an edge round; once "
         "one has waited in vain, its edge lets no other client wait in that round",
+        gt=0,
     )
-    round_s: float = Field(600.0, gt=0, description="seconds for a client's training reply")
-    upload_stall_s: float = Field(
-        20.0, gt=0, description="seconds of an upload without any progress"
-    )
-    interval_s: float = Field(
-        7200.0, gt=0, description="seconds for an edge's reply for an interval"
-    )
-    retry_s: float = Field(
-        60.0, gt=0, description="seconds before a client that failed is asked again"
-    )
+    round_s: float = setting(600.0, "seconds for a client's training reply", gt=0)
+    upload_stall_s: float = setting(20.0, "seconds of an upload without any progress", gt=0)
+    interval_s: float = setting(7200.0, "seconds for an edge's reply for an interval", gt=0)
+    retry_s: float = setting(60.0, "seconds before a client that failed is asked again", gt=0)
 
     @model_validator(mode="after")
-    def _answers_outlast_offers(self) -> WaitConfig:
+    def _answers_outlast_offers(self) -> Self:
         if self.offer_s >= self.query_s:
             raise ValueError(
-                f"offer_s = {self.offer_s:g} is not below query_s = {self.query_s:g}: a client "
-                "that waits for an edge's offer would answer too late; lower offer_s or raise "
-                "query_s"
+                f"offer_s = {self.offer_s:g} is not below query_s = {self.query_s:g}: a client that"
+                " waits for an edge's offer would answer too late; lower offer_s or raise query_s"
             )
         return self
 
@@ -341,17 +311,16 @@ class WaitConfig(Section):
 class FederationConfig(Section):
     """Everything that defines a training run; the cloud is its single source of truth."""
 
-    topology: Literal["hierarchical", "flat"] = Field(
-        "hierarchical",
-        description="hierarchical: clients, edges, cloud; flat: the cloud averages its clients",
+    topology: Literal["hierarchical", "flat"] = setting(
+        "hierarchical", "hierarchical: clients, edges, cloud; flat: the cloud averages its clients"
     )
-    num_classes: int = Field(10, ge=1, description="number of classes in the clients' labels")
-    target: tuple[float, ...] | None = Field(
-        None, description="target label distribution; absent: uniform over num_classes"
+    num_classes: int = setting(10, "number of classes in the clients' labels", ge=1)
+    target: tuple[float, ...] | None = setting(
+        None, "target label distribution; absent: uniform over num_classes"
     )
-    seed: int = Field(0, ge=0, description="seed of weights, participation, choices and noise")
-    reproducible: bool = Field(
-        False, description="fixed order of replies and synchronised offers: bit-equal runs"
+    seed: int = setting(0, "seed of weights, participation, choices and noise", ge=0)
+    reproducible: bool = setting(
+        False, "fixed order of replies and synchronised offers: bit-equal runs"
     )
     model: ModelConfig = Field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
@@ -372,22 +341,21 @@ class FederationConfig(Section):
         return self.target or (1.0 / self.num_classes,) * self.num_classes
 
     @model_validator(mode="after")
-    def _target_is_a_distribution(self) -> FederationConfig:
-        if self.target is None:
+    def _target_is_a_distribution(self) -> Self:
+        target, classes = self.target, self.num_classes
+        if target is None:
             return self
-        if len(self.target) != self.num_classes:
+        if len(target) != classes:
+            raise ValueError(f"target has {len(target)} shares, but num_classes = {classes}")
+        if min(target) < 0 or abs(sum(target) - 1) > 1e-6:
             raise ValueError(
-                f"target has {len(self.target)} shares, but num_classes = {self.num_classes}"
-            )
-        if min(self.target) < 0 or abs(sum(self.target) - 1) > 1e-6:
-            raise ValueError(
-                f"target = {list(self.target)} must be shares >= 0 that sum to 1; "
-                f"they sum to {sum(self.target):g}"
+                f"target = {list(target)} must be shares >= 0 that sum to 1; "
+                f"they sum to {sum(target):g}"
             )
         return self
 
     @model_validator(mode="after")
-    def _objective_fits(self) -> FederationConfig:
+    def _objective_fits(self) -> Self:
         method, parts = self.objective.method, self.exchange.parts
         allowed = {"scaffold": ["full"], "fedprox": ["full", "usplit"], "moon": ["full", "usplit"]}
         if parts not in allowed.get(method, [parts]):
@@ -399,7 +367,7 @@ class FederationConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _pruning_fits(self) -> FederationConfig:
+    def _pruning_fits(self) -> Self:
         pruning, schedule, groups = self.pruning, self.schedule, self.model.norm_num_groups
         if pruning.mode == "none":
             return self
@@ -408,8 +376,8 @@ class FederationConfig(Section):
         if any(kept == full for kept, full in zip(widths, full_widths, strict=True)):
             raise ValueError(
                 f"pruning.ratio = {pruning.ratio} removes nothing from a width of "
-                f"{list(full_widths)} in whole groups of {groups} "
-                "(model.norm_num_groups); use a larger ratio or fewer groups"
+                f"{list(full_widths)} in whole groups of {groups} (model.norm_num_groups); "
+                "use a larger ratio or fewer groups"
             )
         pruned_head_dim(self.model.model_dump(), widths, pruning.ratio)
         if pruning.mode == "scheduled":

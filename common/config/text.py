@@ -3,12 +3,11 @@
 The only place that parses or writes any of them.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -51,8 +50,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of nested ``values`` in which those at dotted keys are replaced.
 
-    Raises:
-        ConfigError: a dotted key leads through a single value; names it.
+    Raises ConfigError, which names the key, if a dotted key leads through a single value.
     """
     copied = copy.deepcopy(dict(values))
     for dotted, value in overrides.items():
@@ -78,12 +76,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def parse_settings(settings: Iterable[str], *, source: str = "--set") -> dict[str, Any]:
     """``["a.b=3"]`` -> ``{"a.b": 3}``; a value is JSON, or else plain text.
 
-    Args:
-        settings: each one ``KEY=VALUE``.
-        source: what an error names as their place.
-
-    Raises:
-        ConfigError: one is not ``KEY=VALUE``; names it.
+    Raises ConfigError, which names ``source`` as their place, if one is not ``KEY=VALUE``.
     """
     values: dict[str, Any] = {}
     for setting in settings:
@@ -99,13 +92,12 @@ def parse_settings(settings: Iterable[str], *, source: str = "--set") -> dict[st
 
 def split_settings(text: str) -> list[str]:
     """``"a=[1, 2] b=x"`` -> ``["a=[1, 2]", "b=x"]``: split at white space outside of JSON."""
-    settings: list[str] = []
+    settings = []
     while text := text.strip():
         key, equals, rest = text.partition("=")
-        try:
+        end = 0
+        with suppress(json.JSONDecodeError):
             end = json.JSONDecoder().raw_decode(rest)[1]
-        except json.JSONDecodeError:
-            end = 0
         # Plain text ends at the next space, also where it begins like JSON: 2-classes.
         end = _WORD.match(rest, end).end()  # type: ignore[union-attr]  # It matches "" too.
         settings.append(key + equals + rest[:end])
@@ -118,9 +110,8 @@ def settings_text(values: Mapping[str, Any]) -> str:
 
     Without line breaks and single quotes, which nothing in Flower's command line escapes.
     """
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items()).replace(
-        "'", "\\u0027"
-    )
+    text = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+    return text.replace("'", "\\u0027")
 
 
 def flower_pairs(values: Mapping[str, object]) -> str:
@@ -136,8 +127,7 @@ def _flower_value(value: object) -> str:
 def toml_value(value: object) -> str:
     """A string, path, number, boolean or list of such as TOML; its strings are JSON's but for DEL.
 
-    Raises:
-        ValueError: the value is, or holds, NaN or an infinity.
+    Raises ValueError if it is, or holds, NaN or an infinity.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     return text.replace("\x7f", "\\u007f")

@@ -1,7 +1,5 @@
 """How wide the U-Net's levels and attention heads are before and after pruning."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +33,7 @@ def pruned_head_dim(model: Mapping[str, Any], pruned: Sequence[int], ratio: floa
         pruned: channels of each level after pruning.
         ratio: share of each width that was to be removed, for the error.
 
-    Raises:
-        ValueError: heads would not all keep the same whole number of channels.
+    Raises ValueError if heads would not all keep the same whole number of channels.
     """
     widths, head_dim = model["block_out_channels"], model["attention_head_dim"]
     levels = levels_with_heads(model["attention_levels"], len(widths))

@@ -1,12 +1,10 @@
 """``fedphd evaluate`` and ``fedphd sample``: measure a run's checkpoint, or draw images from it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from fedphd.common.config.roles import CloudConfig, DeviceName
 from fedphd.common.errors import ConfigError
@@ -15,47 +13,39 @@ from fedphd.deploy.cli.flags import Set, overrides, say
 from fedphd.deploy.launch.render import render
 
 SAMPLES, STEPS, SEED, BATCH_SIZE = 64, 50, 0, 256
-Folder = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="a run's folder, or its checkpoint/")
-]
+Folder = Annotated[Path, Argument(metavar="CHECKPOINT", help="a run's folder, or its checkpoint/")]
 # Image formats that people may expect, but that samples are not written in.
 _OTHER_IMAGES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
-
-
 Weights = Annotated[
-    Literal["ema", "raw"],
-    typer.Option(help="averaged (ema) or raw weights", show_default=True),
+    Literal["ema", "raw"], Option(help="averaged (ema) or raw weights", show_default=True)
 ]
-Device = Annotated[
-    DeviceName, typer.Option(help="where networks run; auto is CUDA where there is one")
-]
+Device = Annotated[DeviceName, Option(help="where networks run; auto is CUDA where there is one")]
 
 
 def evaluate(
     checkpoint: Folder,
     reference: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="what to compare with: a statistics file (.safetensors), digits, a Hugging Face "
             "name or a local data set",
             show_default="the run's own",
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=2, help="generated images", show_default="the run's own")
+        int | None, Option(min=2, help="generated images", show_default="the run's own")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="DDIM steps", show_default="the run's own")
+        int | None, Option(min=1, help="DDIM steps", show_default="the run's own")
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="seed of the sampling noise", show_default="the run's own"),
+        int | None, Option(min=0, help="seed of the sampling noise", show_default="the run's own")
     ] = None,
     weights: Weights = "ema",
     device: Device = "auto",
     settings: Set = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="print all numbers as JSON", show_default=False)
+        bool, Option("--json", help="print all numbers as JSON", show_default=False)
     ] = False,
 ) -> None:
     """Sample a checkpoint's network and measure the samples against a reference.
@@ -68,17 +58,11 @@ def evaluate(
 
     checkpoint = checkpoint_of(checkpoint)
     run = StoredRun.load(checkpoint, weights)
-    flags = {
-        "evaluation.num_samples": samples,
-        "evaluation.sampling_steps": steps,
-        "evaluation.seed": seed,
-    }
-    changes = run.reference_changes(reference) | overrides(flags, settings)
-    result = run.evaluate(
-        run.config(changes),
-        cache_dir=CloudConfig().out_dir / ".cache",
-        device=resolve_device(device),
-    )
+    given = {"num_samples": samples, "sampling_steps": steps, "seed": seed}
+    flags = {f"evaluation.{key}": value for key, value in given.items()}
+    config = run.config(run.reference_changes(reference) | overrides(flags, settings))
+    cache = CloudConfig().out_dir / ".cache"
+    result = run.evaluate(config, cache_dir=cache, device=resolve_device(device))
     record = result.record(run.state.get("interval"))
     if as_json:
         of = {"checkpoint": str(checkpoint), "weights": weights}
@@ -94,17 +78,17 @@ def evaluate(
 
 def sample(
     checkpoint: Folder,
-    num: Annotated[int, typer.Option(min=1, help="images")] = SAMPLES,
+    num: Annotated[int, Option(min=1, help="images")] = SAMPLES,
     out: Annotated[
         Path,
-        typer.Option(
+        Option(
             help="FILE.png for one grid; a folder for single PNGs and a grid",
             show_default="samples.png",
         ),
     ] = Path("samples.png"),
-    steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = STEPS,
+    steps: Annotated[int, Option(min=1, help="DDIM steps")] = STEPS,
     seed: Annotated[
-        int, typer.Option(min=0, help="seed of the noise; image i depends only on it and on i")
+        int, Option(min=0, help="seed of the noise; image i depends only on it and on i")
     ] = SEED,
     weights: Weights = "ema",
     device: Device = "auto",
@@ -118,14 +102,9 @@ def sample(
     if out.suffix.lower() in _OTHER_IMAGES and not out.is_dir():
         raise ConfigError(f"--out = {out}: images are written as PNG; name a .png file or a folder")
     run = StoredRun.load(checkpoint_of(checkpoint), weights)
+    on = resolve_device(device)
     images = sample_images(
-        run.unet,
-        run.scheduler,
-        num=num,
-        steps=steps,
-        batch_size=BATCH_SIZE,
-        seed=seed,
-        device=resolve_device(device),
+        run.unet, run.scheduler, num=num, steps=steps, batch_size=BATCH_SIZE, seed=seed, device=on
     )
     written = save_samples(images, out)
     single = f" and {len(written) - 1} single images" if len(written) > 1 else ""

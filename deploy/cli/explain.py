@@ -1,36 +1,28 @@
 """``fedphd config``: every setting of a role, explained."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Literal, get_args, get_origin
 
-import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer import Argument
 
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.config.text import section_class, toml_value
 from fedphd.deploy.cli.flags import say
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >="}
-
-
-ROLE_CONFIGS: dict[str, type[CloudConfig] | type[EdgeConfig] | type[ClientConfig]] = {
-    "cloud": CloudConfig,
-    "edge": EdgeConfig,
-    "client": ClientConfig,
-}
+_ROLES = {"cloud": CloudConfig, "edge": EdgeConfig, "client": ClientConfig}
 
 
 def explain_config(
-    role: Annotated[Literal["cloud", "edge", "client"], typer.Argument(help="whose configuration")],
+    role: Annotated[Literal["cloud", "edge", "client"], Argument(help="whose configuration")],
 ) -> None:
     """List every setting of a role with its default, range and meaning, as valid TOML."""
     say(f"# Settings of `fedphd {role}`, with their defaults. A file for --config needs only")
     say("# the lines that you change; or set one by --set KEY=VALUE. Names in _s are in seconds.")
     # The cloud's settings start from a preset, so the fields' own defaults do not tell.
-    for line in _explain(load_config(ROLE_CONFIGS[role]), ""):
+    for line in _explain(load_config(_ROLES[role]), ""):
         say(line)
 
 

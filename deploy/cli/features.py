@@ -1,30 +1,22 @@
 """``fedphd features train`` and ``fedphd statistics``: a reference prepared in advance."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option, Typer
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.cli.flags import ConfigFile, Preset, Set, overrides, say
 
-Data = Annotated[
-    str, typer.Option(help="labelled images: digits, a Hugging Face name or a local path")
-]
-Out = Annotated[Path, typer.Option(help="file to write (.safetensors)")]
-features_app = typer.Typer(no_args_is_help=True, help="Features in which images are compared.")
+Data = Annotated[str, Option(help="labelled images: digits, a Hugging Face name or a local path")]
+Out = Annotated[Path, Option(help="file to write (.safetensors)")]
+features_app = Typer(no_args_is_help=True, help="Features in which images are compared.")
 
 
 @features_app.command("train")
 def train(
-    data: Data,
-    out: Out,
-    config: ConfigFile = None,
-    preset: Preset = None,
-    settings: Set = None,
+    data: Data, out: Out, config: ConfigFile = None, preset: Preset = None, settings: Set = None
 ) -> None:
     """Train a feature classifier on public or proxy data, for evaluation.features_file.
 
@@ -37,17 +29,12 @@ def train(
     from fedphd.common.quality.reference import trained_classifier
     from fedphd.common.unet.model import resolve_device
 
-    evaluation = resolved.evaluation
+    evaluation, model = resolved.evaluation, resolved.model
     assert evaluation.reference is not None
-    images = LabelledImages(evaluation.reference).decode(
-        image_size=resolved.model.image_size, channels=resolved.model.channels
-    )
-    extractor = trained_classifier(
-        evaluation,
-        images,
-        cache_dir=resolved.out_dir / ".cache",
-        device=resolve_device(resolved.device),
-    )
+    source = LabelledImages(evaluation.reference)
+    images = source.decode(image_size=model.image_size, channels=model.channels)
+    cache, device = resolved.out_dir / ".cache", resolve_device(resolved.device)
+    extractor = trained_classifier(evaluation, images, cache_dir=cache, device=device)
     save_extractor(extractor, out)
     name, shape = extractor.spec.name, extractor.image_shape
     say(f"wrote {out}: {name}, trained on {len(images)} images {shape}")
@@ -58,7 +45,7 @@ def statistics(
     out: Out,
     features_file: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="classifier of fedphd features train",
             show_default="evaluation.features_file, or Inception by evaluation.inception_weights",
         ),
@@ -87,11 +74,9 @@ def statistics(
     source = LabelledImages(evaluation.reference)
     source.check_classes(resolved.num_classes)
     images = source.decode(image_size=model.image_size, channels=model.channels)
+    classes, device = resolved.num_classes, resolve_device(resolved.device)
     summed = extractor.statistics(
-        images,
-        num_classes=resolved.num_classes,
-        batch_size=evaluation.batch_size,
-        device=resolve_device(resolved.device),
+        images, num_classes=classes, batch_size=evaluation.batch_size, device=device
     )
     StatisticsFile(summed, extractor.spec.name, extractor.fingerprint()).save(out)
     say(f"wrote {out}: {summed.count} images in features of {extractor.spec.name}")
@@ -114,6 +99,5 @@ def _load(
 def _check_folder(out: Path) -> None:
     """Raise ConfigError, before the work rather than after it, if ``out`` cannot be a file."""
     if not out.parent.is_dir() or out.is_dir():
-        raise ConfigError(
-            f"--out = {out}: is a folder, or its folder does not exist; name a file to write"
-        )
+        problem = "is a folder, or its folder does not exist; name a file to write"
+        raise ConfigError(f"--out = {out}: {problem}")

@@ -1,7 +1,5 @@
 """Flags that several commands of ``fedphd`` have, and how their values become a configuration."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -9,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Exit, Option
 
 from fedphd.common.config.data import Section
 from fedphd.common.config.roles import CloudConfig, load_config
@@ -23,7 +21,7 @@ from fedphd.deploy.simulation.run_config import MIN_CLIENTS
 # rich treats [default: ...] in a help text as mark-up and drops it; show_default is safe.
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--config",
         help="TOML file with the settings that differ from the defaults; other flags win over it",
         show_default="no file",
@@ -31,24 +29,24 @@ ConfigFile = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="settings to start from: digits (minutes on 2 CPU cores), cifar10 or celeba",
         show_default="digits",
     ),
 ]
 RunDir = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         help="folder of this run, for its checkpoints, samples and figures",
         show_default="a new one in out_dir, runs/DATE-TIME",
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="check and print the configuration, start nothing")
+    bool, Option("--dry-run", help="check and print the configuration, start nothing")
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         metavar="KEY=VALUE",
         help="one setting, such as num_threads=4; VALUE is JSON or plain text, null unsets it; "
@@ -57,12 +55,11 @@ Set = Annotated[
     ),
 ]
 NumEdges = Annotated[
-    int | None,
-    typer.Option("--edges", help="number of edges", show_default="schedule.num_edges, 2"),
+    int | None, Option("--edges", help="number of edges", show_default="schedule.num_edges, 2")
 ]
 NumClients = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--clients",
         help="number of clients",
         show_default="schedule.min_clients, 6; other presets 20",
@@ -70,18 +67,14 @@ NumClients = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="data set of the clients: digits, a Hugging Face name or a local path",
         show_default="the preset's",
     ),
 ]
-ClassesPerClient = Annotated[
-    int, typer.Option(min=1, help="classes of images that each client holds")
-]
-Cpus = Annotated[
-    int, typer.Option(min=1, help="CPU cores per client; fewer cores, fewer at a time")
-]
-Gpus = Annotated[float, typer.Option(min=0.0, help="GPUs per client, parts allowed")]
+ClassesPerClient = Annotated[int, Option(min=1, help="classes of images that each client holds")]
+Cpus = Annotated[int, Option(min=1, help="CPU cores per client; fewer cores, fewer at a time")]
+Gpus = Annotated[float, Option(min=0.0, help="GPUs per client, parts allowed")]
 
 
 def say(line: str) -> None:
@@ -101,25 +94,18 @@ def take_flags(
     num_clients: int | None,
     data: str | None,
     classes_per_client: int,
-    *,
     settings: list[str] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Flags of a whole federation and ``--set``: settings of the cloud, and of clients' data."""
-    flags = {
-        "preset": preset,
-        "schedule.num_edges": num_edges,
-        MIN_CLIENTS: num_clients,
-        SOURCE: data,
-        CLASSES: classes_per_client,
-    }
-    return take_data(overrides(flags, settings))
+    flags = {"preset": preset, "schedule.num_edges": num_edges, MIN_CLIENTS: num_clients}
+    return take_data(overrides({**flags, SOURCE: data, CLASSES: classes_per_client}, settings))
 
 
 def end_dry_run(config: Section, *, dry_run: bool) -> None:
     """On a dry run, print the checked configuration and end the process with success."""
     if dry_run:
         say(config.model_dump_json(indent=2))
-        raise typer.Exit(0)
+        raise Exit(0)
 
 
 def open_split(config: CloudConfig, data: Mapping[str, Any]) -> Split:
@@ -159,12 +145,10 @@ def begin(
 def end(verdict: Verdict, *, name: str = "") -> None:
     """End the process with the verdict's exit code, and print why if it is not success.
 
-    Args:
-        verdict: how it went.
-        name: the participant in the line that reports success; "": there is no such line.
+    Success of the participant ``name`` gets a line too; "": of nobody.
     """
     if verdict.exit_code:
         print(f"fedphd: {verdict.message}", file=sys.stderr, flush=True)
     elif name:
         say(f"{name:<9} ends: the run is over")
-    raise typer.Exit(verdict.exit_code)
+    raise Exit(verdict.exit_code)

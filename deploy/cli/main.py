@@ -1,40 +1,18 @@
 """The ``fedphd`` command."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from typing import Annotated
 
-import typer
+from typer import Option, Typer
 
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
-from fedphd.deploy.cli import compare
+from fedphd.deploy.cli import compare, flags
 from fedphd.deploy.cli.checkpoint import evaluate, sample
 from fedphd.deploy.cli.explain import explain_config
 from fedphd.deploy.cli.features import features_app, statistics
-from fedphd.deploy.cli.flags import (
-    ClassesPerClient,
-    ConfigFile,
-    Cpus,
-    Data,
-    DryRun,
-    Gpus,
-    NumClients,
-    NumEdges,
-    Preset,
-    RunDir,
-    Set,
-    begin,
-    end,
-    end_dry_run,
-    load_federation,
-    overrides,
-    say,
-    take_flags,
-)
 from fedphd.deploy.cli.pseudo_labels import pseudo_labels
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.local import run_local
@@ -47,7 +25,7 @@ EXIT_HELP = (
     "example a port in use), 4 too few participants, 5 connection lost, 130 interrupted."
 )
 START_HELP = "Try it on this machine: fedphd local. Every setting: fedphd config cloud."
-app = typer.Typer(
+app = Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -58,68 +36,64 @@ app = typer.Typer(
 
 @app.command()
 def cloud(
-    config: ConfigFile = None,
-    preset: Preset = None,
+    config: flags.ConfigFile = None,
+    preset: flags.Preset = None,
     address: Annotated[
-        str | None,
-        typer.Option(help="host:port that edges connect to", show_default="0.0.0.0:9092"),
+        str | None, Option(help="host:port that edges connect to", show_default="0.0.0.0:9092")
     ] = None,
-    run_dir: RunDir = None,
-    settings: Set = None,
-    dry_run: DryRun = False,
+    run_dir: flags.RunDir = None,
+    settings: flags.Set = None,
+    dry_run: flags.DryRun = False,
 ) -> None:
     """Run the cloud: it owns the training run, averages the edges, prunes and evaluates."""
-    values = overrides({"preset": preset, "superlink.address": address}, settings)
+    values = flags.overrides({"preset": preset, "superlink.address": address}, settings)
     resolved = load_config(CloudConfig, config, values)
     check_data(resolved)
-    end_dry_run(resolved, dry_run=dry_run)
+    flags.end_dry_run(resolved, dry_run=dry_run)
     with stop_on_signal() as stop:
         folder = run_folder(run_dir, resolved.out_dir)
         try:
-            verdict = run_cloud(resolved, run_dir=folder, stop=stop, say=say)
+            verdict = run_cloud(resolved, run_dir=folder, stop=stop, say=flags.say)
         except FedPhDError as error:
             verdict = Verdict(exit_code_of(error), str(error))
             write_verdict(folder / VERDICT, verdict)
-    end(verdict)
+    flags.end(verdict)
 
 
 @app.command()
 def edge(
-    config: ConfigFile = None,
+    config: flags.ConfigFile = None,
     edge_id: Annotated[
-        str | None,
-        typer.Option(help="name of this edge, unique among the edges", show_default="edge-0"),
+        str | None, Option(help="name of this edge, unique among the edges", show_default="edge-0")
     ] = None,
     cloud_address: Annotated[
-        str | None,
-        typer.Option("--cloud", help="host:port of the cloud", show_default="127.0.0.1:9092"),
+        str | None, Option("--cloud", help="host:port of the cloud", show_default="127.0.0.1:9092")
     ] = None,
     address: Annotated[
-        str | None,
-        typer.Option(help="host:port that clients connect to", show_default="0.0.0.0:9192"),
+        str | None, Option(help="host:port that clients connect to", show_default="0.0.0.0:9192")
     ] = None,
-    settings: Set = None,
-    dry_run: DryRun = False,
+    settings: flags.Set = None,
+    dry_run: flags.DryRun = False,
 ) -> None:
     """Run an edge: it averages its clients every edge round and reports to the cloud."""
-    flags = {"edge_id": edge_id, "cloud": cloud_address, "superlink.address": address}
-    resolved = load_config(EdgeConfig, config, overrides(flags, settings))
-    end_dry_run(resolved, dry_run=dry_run)
+    own = {"edge_id": edge_id, "cloud": cloud_address, "superlink.address": address}
+    resolved = load_config(EdgeConfig, config, flags.overrides(own, settings))
+    flags.end_dry_run(resolved, dry_run=dry_run)
     with stop_on_signal() as stop:
-        verdict = run_edge(resolved, stop=stop, say=say)
-    end(verdict, name=resolved.edge_id)
+        verdict = run_edge(resolved, stop=stop, say=flags.say)
+    flags.end(verdict, name=resolved.edge_id)
 
 
 @app.command()
 def client(
-    config: ConfigFile = None,
+    config: flags.ConfigFile = None,
     client_id: Annotated[
         str | None,
-        typer.Option(help="name of this client, unique among the clients", show_default="client-0"),
+        Option(help="name of this client, unique among the clients", show_default="client-0"),
     ] = None,
     edges: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--edge",
             help="host:port of an edge; repeat it for every edge that the client may choose",
             show_default="127.0.0.1:9192",
@@ -127,86 +101,83 @@ def client(
     ] = None,
     partition: Annotated[
         int | None,
-        typer.Option(
+        Option(
             help="number, from 0, of this client's part of the data set, of "
             "data.partition.num_partitions",
             show_default="all of the data set",
         ),
     ] = None,
-    settings: Set = None,
-    dry_run: DryRun = False,
+    settings: flags.Set = None,
+    dry_run: flags.DryRun = False,
 ) -> None:
     """Run a client: one process that keeps its data and serves all its edges."""
-    flags = {
-        "client_id": client_id,
-        "edges": edges or None,
-        "data.partition.partition_id": partition,
-    }
-    resolved = load_config(ClientConfig, config, overrides(flags, settings))
+    own = {"client_id": client_id, "edges": edges or None, "data.partition.partition_id": partition}
+    resolved = load_config(ClientConfig, config, flags.overrides(own, settings))
     # A client that starts opens its data anyway.
     if dry_run:
         open_client_data(resolved.data)
-    end_dry_run(resolved, dry_run=dry_run)
+    flags.end_dry_run(resolved, dry_run=dry_run)
     # torch and diffusers take seconds to import, which other commands should not pay for.
     from fedphd.client.resident import Resident
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    name = resolved.client_id
     with stop_on_signal() as stop:
-        resident = Resident(
-            resolved, stop=stop, say=lambda line: say(f"{resolved.client_id:<9} {line}")
-        )
+        resident = Resident(resolved, stop=stop, say=lambda line: flags.say(f"{name:<9} {line}"))
         verdict = resident.run()
         if stop.is_set() and resident.verdict is None:
             verdict = Verdict(Interrupted.exit_code, "interrupted")
-    end(verdict, name=resolved.client_id)
+    flags.end(verdict, name=name)
 
 
 @app.command()
 def local(
-    config: ConfigFile = None,
-    preset: Preset = None,
-    num_edges: NumEdges = None,
-    num_clients: NumClients = None,
-    data: Data = None,
-    classes_per_client: ClassesPerClient = 2,
-    run_dir: RunDir = None,
-    settings: Set = None,
-    dry_run: DryRun = False,
+    config: flags.ConfigFile = None,
+    preset: flags.Preset = None,
+    num_edges: flags.NumEdges = None,
+    num_clients: flags.NumClients = None,
+    data: flags.Data = None,
+    classes_per_client: flags.ClassesPerClient = 2,
+    run_dir: flags.RunDir = None,
+    settings: flags.Set = None,
+    dry_run: flags.DryRun = False,
 ) -> None:
     """Run a whole federation on this machine: one cloud, edges and clients as processes."""
-    values, of_data = take_flags(
-        preset, num_edges, num_clients, data, classes_per_client, settings=settings
+    values, of_data = flags.take_flags(
+        preset, num_edges, num_clients, data, classes_per_client, settings
     )
-    resolved, split = load_federation(config, values, of_data, dry_run=dry_run)
-    with begin(resolved, split, run_dir) as (folder, stop):
-        verdict = run_local(resolved, data=of_data, run_dir=folder, stop=stop, say=say)
-    end(verdict)
+    resolved, split = flags.load_federation(config, values, of_data, dry_run=dry_run)
+    with flags.begin(resolved, split, run_dir) as (folder, stop):
+        verdict = run_local(resolved, data=of_data, run_dir=folder, stop=stop, say=flags.say)
+    flags.end(verdict)
 
 
 @app.command()
 def simulate(
-    config: ConfigFile = None,
-    preset: Preset = None,
-    num_edges: NumEdges = None,
-    num_clients: NumClients = None,
-    data: Data = None,
-    classes_per_client: ClassesPerClient = 2,
-    cpus: Cpus = 1,
-    gpus: Gpus = 0.0,
-    run_dir: RunDir = None,
-    settings: Set = None,
-    dry_run: DryRun = False,
+    config: flags.ConfigFile = None,
+    preset: flags.Preset = None,
+    num_edges: flags.NumEdges = None,
+    num_clients: flags.NumClients = None,
+    data: flags.Data = None,
+    classes_per_client: flags.ClassesPerClient = 2,
+    cpus: flags.Cpus = 1,
+    gpus: flags.Gpus = 0.0,
+    run_dir: flags.RunDir = None,
+    settings: flags.Set = None,
+    dry_run: flags.DryRun = False,
 ) -> None:
     """Simulate a whole federation by Flower's simulation engine (Ray), with the same code."""
-    values, of_data = take_flags(
-        preset, num_edges, num_clients, data, classes_per_client, settings=settings
+    values, of_data = flags.take_flags(
+        preset, num_edges, num_clients, data, classes_per_client, settings
     )
-    resolved, split = load_federation(config, values, of_data, dry_run=dry_run)
+    resolved, split = flags.load_federation(config, values, of_data, dry_run=dry_run)
     clients = SimulatedClients(of_data, cpus=cpus, gpus=gpus)
-    with begin(resolved, split, run_dir) as (folder, stop):
-        verdict = run_simulation(resolved, clients=clients, run_dir=folder, stop=stop, say=say)
-    end(verdict)
+    with flags.begin(resolved, split, run_dir) as (folder, stop):
+        verdict = run_simulation(
+            resolved, clients=clients, run_dir=folder, stop=stop, say=flags.say
+        )
+    flags.end(verdict)
 
 
 compare.register(app)

@@ -1,13 +1,11 @@
 """``fedphd pseudo-labels``: labels for images that have none, by clustering."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
+from typer import Option
 
 from fedphd.common.config.data import DataConfig
 from fedphd.common.config.roles import validate
@@ -22,7 +20,7 @@ RESTARTS = 10
 
 
 def cluster(
-    images: Tensor, *, num_classes: int, num_components: int, seed: int
+    images: "Tensor", *, num_classes: int, num_components: int, seed: int
 ) -> NDArray[np.int64]:
     """Cluster images by k-means on the principal components of their pixels.
 
@@ -30,15 +28,12 @@ def cluster(
 
     Args:
         images: (N, C, H, W), uint8.
-        num_classes: clusters.
         num_components: principal components that are kept, at most what the images have.
-        seed: of both steps.
 
     Returns:
         A cluster per image, (N,), int64, 0 to num_classes - 1.
 
-    Raises:
-        ConfigError: there are fewer different images than classes.
+    Raises ConfigError if there are fewer different images than classes.
     """
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]
     from sklearn.decomposition import PCA  # type: ignore[import-untyped]
@@ -50,26 +45,24 @@ def cluster(
             f"--classes = {num_classes}, but there are only {different} different images; "
             "use fewer classes"
         )
-    components = min(num_components, *pixels.shape)
-    reduced = PCA(n_components=components, random_state=seed).fit_transform(pixels)
+    kept = min(num_components, *pixels.shape)
+    reduced = PCA(n_components=kept, random_state=seed).fit_transform(pixels)
     found = KMeans(n_clusters=num_classes, n_init=RESTARTS, random_state=seed).fit_predict(reduced)
     by_size = np.argsort(-np.bincount(found, minlength=num_classes), kind="stable")
-    rank = np.empty(num_classes, dtype=np.int64)
-    rank[by_size] = np.arange(num_classes)
-    numbered: NDArray[np.int64] = rank[found]
+    numbered: NDArray[np.int64] = np.argsort(by_size)[found]
     return numbered
 
 
 def pseudo_labels(
-    data: Annotated[str, typer.Option(help="images: a Hugging Face name, a local path or digits")],
-    num_classes: Annotated[int, typer.Option("--classes", min=1, help="clusters to make")],
-    out: Annotated[Path, typer.Option(help="the file of labels, for data.label_file")],
+    data: Annotated[str, Option(help="images: a Hugging Face name, a local path or digits")],
+    num_classes: Annotated[int, Option("--classes", min=1, help="clusters to make")],
+    out: Annotated[Path, Option(help="the file of labels, for data.label_file")],
     image_size: Annotated[
-        int, typer.Option(min=4, help="height and width at which images are compared, in pixels")
+        int, Option(min=4, help="height and width at which images are compared, in pixels")
     ] = 32,
-    channels: Annotated[int, typer.Option(min=1, max=4, help="channels; 1 is grey, 3 RGB")] = 3,
-    components: Annotated[int, typer.Option(min=1, help="principal components that are kept")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the clustering")] = 0,
+    channels: Annotated[int, Option(min=1, max=4, help="channels; 1 is grey, 3 RGB")] = 3,
+    components: Annotated[int, Option(min=1, help="principal components that are kept")] = 50,
+    seed: Annotated[int, Option(min=0, help="seed of the clustering")] = 0,
     settings: Set = None,
 ) -> None:
     """Cluster images without labels by k-means, and write the clusters as labels.
@@ -78,8 +71,7 @@ def pseudo_labels(
     data.label_file. The labels are for cutting one data set into unlike parts: clients
     that each cluster data of their own would number their clusters differently.
     """
-    values: dict[str, Any] = overrides({"source": data}, settings)
-    config = validate(DataConfig, values, source="command line")
+    config = validate(DataConfig, overrides({"source": data}, settings), source="command line")
     # torch and datasets take seconds to import, which other commands should not pay for.
     from fedphd.common.data.images import stack_pictures
     from fedphd.common.data.sources import open_pictures

@@ -1,7 +1,5 @@
 """The clients' data where one command starts all of them: one data set, cut into their parts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,15 +34,12 @@ _PRESET_DATA: dict[str, dict[str, Any]] = {
 def take_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split dotted settings into the cloud's and those of the clients' data (``data.``).
 
-    Raises:
-        ConfigError: a key of the data is unknown, or follows from other settings; names it.
+    Raises ConfigError if a key of the data is unknown, or follows from other settings.
     """
     data = {key: value for key, value in values.items() if key.startswith("data.")}
-    for key in data:
-        if key not in CLIENT_DEFAULTS:
-            raise ConfigError(
-                f"{key} is not a setting of the clients' data; known: {', '.join(CLIENT_DEFAULTS)}"
-            )
+    if unknown := [key for key in data if key not in CLIENT_DEFAULTS]:
+        known = ", ".join(CLIENT_DEFAULTS)
+        raise ConfigError(f"{unknown[0]} is not a setting of the clients' data; known: {known}")
     return {key: value for key, value in values.items() if key not in data}, data
 
 
@@ -61,18 +56,13 @@ def data_of(
 
     Args:
         data: settings with dotted keys from ``data.``; "" and None stand for the default.
-        partition_id: which client, from 0.
-        num_partitions: of how many.
-        seed: of the split.
         preset: the run's, whose data set it is where ``data`` names none.
         source: what an error names as the place of the settings.
 
-    Raises:
-        ConfigError: a setting is wrong, or there is no data set; names it.
+    Raises ConfigError if a setting is wrong, or there is no data set.
     """
     own = {"num_partitions": num_partitions, "partition_id": partition_id, "seed": seed}
-    settings = {**CLIENT_DEFAULTS, **data}
-    values = {key: value for key, value in settings.items() if value not in (UNSET, None)}
+    values = {k: v for k, v in {**CLIENT_DEFAULTS, **data}.items() if v not in (UNSET, None)}
     if SOURCE not in values:
         if preset not in _PRESET_DATA:
             raise ConfigError(
@@ -86,5 +76,5 @@ def data_of(
 
 def part_of_data(config: CloudConfig, number: int, data: Mapping[str, Any]) -> DataConfig:
     """The data of client ``number``, from 0, of ``schedule.min_clients`` clients."""
-    num_clients = config.schedule.min_clients
-    return data_of(data, number, num_clients, seed=config.seed, preset=config.preset)
+    clients = config.schedule.min_clients
+    return data_of(data, number, clients, seed=config.seed, preset=config.preset)

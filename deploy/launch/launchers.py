@@ -1,13 +1,11 @@
 """Run a cloud or an edge on this machine to its end: SuperLink, ServerApp, verdict."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fedphd.common.config.roles import CloudConfig, EdgeConfig
@@ -29,13 +27,11 @@ FLOWER_LOG = "flower.log"
 def stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that SIGINT and SIGTERM set; restore the old handlers at the end."""
     stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
-    try:
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, lambda *_: stop.set())
+            stack.callback(signal.signal, number, before)
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say: Say) -> Verdict:
@@ -43,9 +39,7 @@ def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say:
     file = prepare("cloud", config, run_dir)
     with started(SuperLink(config.superlink, config.state_dir)) as link:
         say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")
-        link.submit({ROLE_FILE: str(file.path)})
-        verdict = serve(link, file, stop, say)
-        _keep_traffic(link, verdict, run_dir / FLOWER_TRAFFIC)
+        verdict = _run(link, file, stop, say)
     if verdict.exit_code == EXIT_OK:
         show_summary(run_dir, say)
     return verdict
@@ -61,20 +55,21 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     with started(SuperLink(config.superlink, state)) as link:
         file.write()
         say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
-        link.submit({ROLE_FILE: str(file.path)})
-        verdict = serve(link, file, stop, say)
-        _keep_traffic(link, verdict, state / FLOWER_TRAFFIC)
-        return verdict
+        return _run(link, file, stop, say)
 
 
-def _keep_traffic(link: SuperLink, verdict: Verdict, path: Path) -> None:
-    """Store Flower's own count of the run's bytes, which is lost when the SuperLink ends."""
+def _run(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> Verdict:
+    link.submit({ROLE_FILE: str(file.path)})
+    verdict = serve(link, file, stop, say)
+    # Flower's own count of the run's bytes is lost when the SuperLink ends.
     if verdict.exit_code == EXIT_OK and (count := link.traffic()) is not None:
-        write_json(path, count)
+        write_json(Path(file.run_dir) / FLOWER_TRAFFIC, count)
+    return verdict
 
 
 @contextmanager
 def started(link: SuperLink) -> Iterator[SuperLink]:
+    """Yield ``link`` when it is ready, and stop it at the end."""
     try:
         link.wait_ready()
         yield link
@@ -84,12 +79,12 @@ def started(link: SuperLink) -> Iterator[SuperLink]:
 
 def serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> Verdict:
     """Show the submitted ServerApp's events, return its verdict."""
-    tail = Tail(Path(file.events))
+    tail, path = Tail(Path(file.events)), Path(file.verdict)
     pid: int | None = None
     submitted_s = time.monotonic()
     while True:
         # Read before the events: the verdict is written last, so all events are shown first.
-        verdict = read_verdict(Path(file.verdict))
+        verdict = read_verdict(path)
         for event in tail.new_events():
             if isinstance(event, Started):
                 pid = event.pid
@@ -97,8 +92,8 @@ def serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> V
         if verdict is not None:
             return verdict
         if stop.is_set():
-            end_serverapp(pid, Path(file.verdict))
-            return interrupted(Path(file.verdict))
+            end_serverapp(pid, path)
+            return interrupted(path)
         link.check_alive()
         check_serverapp(pid, submitted_s, link, file)
         time.sleep(POLL_S)
@@ -120,12 +115,9 @@ def check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file: 
 
     ``pid`` is its process, once it has started; ``submitted_s`` is of the monotonic clock.
     """
-    if pid is None:
-        if time.monotonic() - submitted_s > SERVERAPP_S:
-            raise StartError(
-                f"the ServerApp did not start within {SERVERAPP_S:g} s; see {link.log}"
-            )
-    elif not alive(pid) and read_verdict(Path(file.verdict)) is None:
+    if pid is None and time.monotonic() - submitted_s > SERVERAPP_S:
+        raise StartError(f"the ServerApp did not start within {SERVERAPP_S:g} s; see {link.log}")
+    if pid is not None and not alive(pid) and read_verdict(Path(file.verdict)) is None:
         printed = link.run_log()
         flower_log = Path(file.verdict).parent / FLOWER_LOG
         flower_log.write_text(printed, encoding="utf-8")

@@ -1,7 +1,5 @@
 """A whole federation on this machine: one cloud, edges and clients as separate processes."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -18,13 +16,7 @@ from typing import IO
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.config.text import write_config
-from fedphd.common.errors import (
-    ConfigError,
-    FedPhDError,
-    Interrupted,
-    StartError,
-    exit_code_of,
-)
+from fedphd.common.errors import ConfigError, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict
 from fedphd.common.files import replaced
 from fedphd.common.history.events import Tail
@@ -59,13 +51,11 @@ class LocalCluster:
         data: settings of the clients' data, with dotted keys from ``data.``; the others have
             their defaults, the source that of the preset.
         run_dir: the run's folder; logs go to its folder ``logs``.
-        say: gets the lines for people.
         command: the ``fedphd`` command.
         stop_s: seconds that the cloud, and then the edges, have to end when they are asked to.
         kill_s: seconds that the clients have.
 
-    Raises:
-        ConfigError: the nodes would need registered keys.
+    Raises ConfigError if the nodes would need registered keys.
     """
 
     def __init__(
@@ -84,62 +74,44 @@ class LocalCluster:
                 "superlink.require_node_auth = true: the nodes of a local federation have no "
                 "registered keys; set it to false, or start cloud, edges and clients one by one"
             )
-        self._config = config
-        self._data = data
-        self._run_dir = run_dir
-        self._say = say
-        self._command = command
+        self._config, self._data, self._command, self._say = config, data, command, say
+        self._run_dir, self._state = run_dir, run_dir / "state"
         self._patience_s = {"cloud": stop_s, "edge": stop_s, "client": kill_s}
-        self._state = run_dir / "state"
         self.roles: list[Role] = []
 
     def start(self) -> None:
         """Start all processes at once: any order works, since each waits for its peers."""
         self._state.mkdir(parents=True, exist_ok=True)
         schedule = self._config.schedule
-        flat = self._config.topology == "flat"
-        ports = free_ports(1 if flat else 1 + schedule.num_edges)
-        cloud, *edges = [f"127.0.0.1:{port}" for port in ports]
+        num_edges = 0 if self._config.topology == "flat" else schedule.num_edges
+        cloud, *edges = [f"127.0.0.1:{port}" for port in free_ports(1 + num_edges)]
         values = self._config.model_dump(mode="json")
         values["superlink"]["address"] = cloud
         values["state_dir"] = str(self._state / "cloud")
         self._start("cloud", values, "--run-dir", str(self._run_dir))
+        # The cloud's certificate, which is good for this machine, serves its edges too.
+        given = self._config.superlink.model_dump(mode="json", exclude_none=True)
+        certificates = {name: path for name, path in given.items() if name.startswith("ssl_")}
+        authority = certificates.get("ssl_ca_certfile")
+        node = {"root_certificates": authority} if authority else {}
         for number, address in enumerate(edges):
             name = f"edge-{number}"
             values = {"edge_id": name, "cloud": cloud, "state_dir": str(self._state / name)}
-            superlink = {**self._certificates(), "address": address}
-            self._start(name, {**values, "superlink": superlink, "node": self._trust()})
+            superlink = {**certificates, "address": address}
+            self._start(name, {**values, "superlink": superlink, "node": node})
         for number in range(schedule.min_clients):
             name = f"client-{number}"
+            data = part_of_data(self._config, number, self._data)
             # Flat: the cloud is the only edge that a client knows.
-            self._start(name, self._client_values(name, number, edges or [cloud]))
-
-    def _client_values(self, name: str, number: int, edges: list[str]) -> dict[str, object]:
-        data = part_of_data(self._config, number, self._data)
-        return {
-            "client_id": name,
-            "edges": edges,
-            "device": self._config.device,
-            "data": data.model_dump(mode="json", exclude_none=True),
-            "node": self._trust(),
-        }
-
-    def _certificates(self) -> dict[str, str]:
-        """The cloud's certificate, which is good for this machine, serves its edges too."""
-        given = self._config.superlink.model_dump(mode="json", exclude_none=True)
-        return {name: path for name, path in given.items() if name.startswith("ssl_")}
-
-    def _trust(self) -> dict[str, str]:
-        """How edges and clients check whom they talk to; empty without TLS."""
-        authority = self._certificates().get("ssl_ca_certfile")
-        return {"root_certificates": authority} if authority else {}
+            values = {"client_id": name, "edges": edges or [cloud], "device": self._config.device}
+            values["data"] = data.model_dump(mode="json", exclude_none=True)
+            self._start(name, {**values, "node": node})
 
     def _start(self, name: str, values: Mapping[str, object], *flags: str) -> None:
         """Start a participant, such as ``edge-0``, with a configuration file of its own."""
         config = write_config(self._state / f"{name}.toml", values)
-        logs = self._run_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        log = logs / f"{name}.log"
+        log = self._run_dir / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as errors:
             process = start(
                 [*self._command, name.partition("-")[0], *config, *flags],
@@ -165,8 +137,7 @@ class LocalCluster:
                 self._say(f"stopping  {len(self.roles)} processes")
                 return Verdict(Interrupted.exit_code, "interrupted")
             for role in self.roles[1:]:
-                code = role.process.poll()
-                if code in (ConfigError.exit_code, StartError.exit_code):
+                if (code := role.process.poll()) in (ConfigError.exit_code, StartError.exit_code):
                     return Verdict(code, f"{role.name} could not start; see {role.log}{_why(role)}")
             time.sleep(POLL_S)
         verdict = read_verdict(self._run_dir / VERDICT)
@@ -234,7 +205,7 @@ def run_local(
             cluster.finish(10.0)
         return verdict
     except OSError as error:
-        return Verdict(exit_code_of(StartError()), f"cannot start a process: {error}")
+        return Verdict(StartError.exit_code, f"cannot start a process: {error}")
     finally:
         cluster.stop()
         merge_events(run_dir / EVENTS, sorted(run_dir.glob(f"state/edge-*/{EDGE_EVENTS}")))

@@ -1,7 +1,5 @@
 """Which code and which machine a run came from, for reports that others can repeat."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
@@ -14,22 +12,16 @@ _LIBRARIES = ("torch", "diffusers", "flwr")
 
 
 def commit() -> str:
-    """The commit of the checkout that is installed, ``-dirty`` if files differ from it.
-
-    ``unknown`` where the package was installed without its repository.
-    """
+    """The installed checkout's commit, ``-dirty`` if files differ; ``unknown`` without one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return UNKNOWN
+    describe = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty",
-             "--exclude=*"],
-            capture_output=True, text=True, timeout=_GIT_S, check=True,
-        )  # fmt: skip
+        done = subprocess.run([*describe, "--exclude=*"], capture_output=True, timeout=_GIT_S)
     except (OSError, subprocess.SubprocessError):
         return UNKNOWN
-    return done.stdout.strip()
+    return done.stdout.decode().strip() if done.returncode == 0 else UNKNOWN
 
 
 def machine() -> str:
@@ -50,5 +42,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,7 +1,5 @@
 """Processes that are not our children: which run, who started whom, and how to end them."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -16,8 +14,7 @@ _PROC = Path("/proc")
 
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie, whose parent has yet to reap it, does not."""
-    stat = _stat(pid)
-    if stat is not None:
+    if stat := _stat(pid):
         return stat[0] != "Z"
     if (_PROC / "self").exists():
         return False
@@ -31,23 +28,21 @@ def alive(pid: int) -> bool:
 def descendants(pid: int) -> set[int]:
     """Children of a process, their children and so on; none where there is no /proc."""
     children: dict[int, list[int]] = defaultdict(list)
-    for entry in _PROC.glob("[0-9]*"):
-        stat = _stat(int(entry.name))
-        if stat is not None:
-            children[int(stat[1])].append(int(entry.name))
+    for child in (int(entry.name) for entry in _PROC.glob("[0-9]*")):
+        if stat := _stat(child):
+            children[int(stat[1])].append(child)
     found: set[int] = set()
     parents = [pid]
     while parents:
-        new = [child for child in children[parents.pop()] if child not in found]
-        found.update(new)
+        new = set(children[parents.pop()]) - found
+        found |= new
         parents += new
     return found
 
 
 def end(pids: Iterable[int], *, within_s: float) -> None:
     """Give processes ``within_s`` seconds to exit, then kill those that are left."""
-    left = list(pids)
-    deadline_s = time.monotonic() + within_s
+    deadline_s, left = time.monotonic() + within_s, list(pids)
     while (left := [pid for pid in left if alive(pid)]) and time.monotonic() < deadline_s:
         time.sleep(_POLL_S)
     for pid in left:

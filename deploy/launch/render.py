@@ -1,54 +1,40 @@
 """Events as lines for people."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from fedphd.common.config.run import INCEPTION
 from fedphd.common.events import Event
+from fedphd.common.history import events
 from fedphd.common.history.evaluation import EvaluationRecord
-from fedphd.common.history.events import (
-    Evaluated,
-    IntervalEnded,
-    LinkChanged,
-    PeerChanged,
-    Pruned,
-    RoundEnded,
-    Said,
-    StatisticsCollected,
-)
 from fedphd.common.history.summary import LinkBytes, Summary
 from fedphd.common.wire.metrics import MetricValues
 
 
 def render(event: Event) -> str | None:
     """One aligned line for an event, or None for what people need not see."""
-    text = _text(event)
-    return None if text is None else f"{event.node:<9} {text}"
-
-
-def _text(event: Event) -> str | None:
     match event:
-        case PeerChanged():
-            return f"{event.peer} {event.change}{f': {event.detail}' if event.detail else ''}"
-        case LinkChanged():
-            return f"cloud {event.server} {event.change}"
-        case RoundEnded():
-            return _round(event)
-        case IntervalEnded():
-            return _interval(event)
-        case Pruned():
-            return _pruned(event)
-        case Evaluated():
-            return _evaluated(event)
-        case StatisticsCollected():
-            return (
+        case events.PeerChanged():
+            text = f"{event.peer} {event.change}{f': {event.detail}' if event.detail else ''}"
+        case events.LinkChanged():
+            text = f"cloud {event.server} {event.change}"
+        case events.RoundEnded():
+            text = _round(event)
+        case events.IntervalEnded():
+            text = _interval(event)
+        case events.Pruned():
+            text = _pruned(event)
+        case events.Evaluated():
+            text = _evaluated(event)
+        case events.StatisticsCollected():
+            text = (
                 f"reference statistics of {event.num_images} images of {len(event.clients)} "
                 f"clients | {event.seconds:.1f} s{_without(event.failures)}"
             )
-        case Said():
-            return event.text
-    return None
+        case events.Said():
+            text = event.text
+        case _:
+            return None
+    return f"{event.node:<9} {text}"
 
 
 def _without(failures: Sequence[str]) -> str:
@@ -77,19 +63,19 @@ def human_seconds(seconds: float) -> str:
 def render_summary(summary: Summary) -> str:
     """The end of a run, from its ``summary.json``."""
     sizes, macs = summary.parameters, summary.macs
+    times = (f"{k.replace('_', ' ')} {human_seconds(v)}" for k, v in summary.seconds.items())
     rows = [
         *_quality(summary),
-        ("parameters", f"{sizes.before / 1e6:.2f} M -> {sizes.after / 1e6:.2f} M"),
-        ("MACs per image", f"{macs.before / 1e6:.2f} M -> {macs.after / 1e6:.2f} M"),
+        ("parameters", _millions(sizes.before, sizes.after)),
+        ("MACs per image", _millions(macs.before, macs.after)),
         *_links(summary),
-        (
-            "time",
-            ", ".join(
-                f"{k.replace('_', ' ')} {human_seconds(v)}" for k, v in summary.seconds.items()
-            ),
-        ),
+        ("time", ", ".join(times)),
     ]
     return "\n".join(f"  {name:<18} {value}" for name, value in rows)
+
+
+def _millions(before: float, after: float) -> str:
+    return f"{before / 1e6:.2f} M -> {after / 1e6:.2f} M"
 
 
 def _links(summary: Summary) -> list[tuple[str, str]]:
@@ -97,10 +83,8 @@ def _links(summary: Summary) -> list[tuple[str, str]]:
     moved = summary.bytes
     if summary.topology == "flat":
         return [("bytes client-cloud", human_bytes(moved.edge_cloud))]
-    return [
-        ("bytes client-edge", human_bytes(moved.client_edge)),
-        ("bytes edge-cloud", _saving(moved)),
-    ]
+    below = human_bytes(moved.client_edge)
+    return [("bytes client-edge", below), ("bytes edge-cloud", _saving(moved))]
 
 
 def _quality(summary: Summary) -> list[tuple[str, str]]:
@@ -109,16 +93,11 @@ def _quality(summary: Summary) -> list[tuple[str, str]]:
     if not measured:
         none = "none: the configuration names no reference data (evaluation.reference)"
         return [("Frechet distance", none)]
-    path = " -> ".join(f"{e.frechet_distance:.1f}" for e in measured)
-    last = measured[-1]
-    how = (
-        f"(features of {last.features}, {last.num_samples} samples, "
-        f"{last.sampling_steps} DDIM steps, EMA weights)"
-    )
-    rows = [(distance_name(last), f"{path} {how}")]
-    if others := other_numbers(last):
-        rows.append(("samples", ", ".join(others)))
-    return rows
+    last, path = measured[-1], " -> ".join(f"{e.frechet_distance:.1f}" for e in measured)
+    how = f"{last.num_samples} samples, {last.sampling_steps} DDIM steps, EMA weights"
+    rows = [(distance_name(last), f"{path} (features of {last.features}, {how})")]
+    others = ", ".join(other_numbers(last))
+    return [*rows, ("samples", others)] if others else rows
 
 
 def distance_name(evaluation: EvaluationRecord) -> str:
@@ -129,42 +108,35 @@ def distance_name(evaluation: EvaluationRecord) -> str:
 def other_numbers(evaluation: EvaluationRecord) -> list[str]:
     """What an evaluation says beside the distance, each with its name."""
     kernel = "KID" if evaluation.features == INCEPTION else "kernel distance"
-    formats = (
-        ("kernel_distance", f"{kernel} {{:.3g}}"),
-        ("inception_score", "Inception score {:.2f}"),
-        ("precision", "precision {:.2f}"),
-        ("recall", "recall {:.2f}"),
-    )
-    given = {key: getattr(evaluation, key) for key, _ in formats}
-    found = [text.format(given[key]) for key, text in formats if given[key] is not None]
-    if evaluation.least_class_ratio is not None:
-        label, ratio = evaluation.least_class, evaluation.least_class_ratio
-        found.append(f"class {label} at {ratio:.0%} of its share")
     raw = evaluation.raw
-    if raw and raw.frechet_distance is not None:
-        found.append(f"raw weights {raw.frechet_distance:.1f}")
-    return found
+    texts = (
+        (evaluation.kernel_distance, f"{kernel} {{:.3g}}"),
+        (evaluation.inception_score, "Inception score {:.2f}"),
+        (evaluation.precision, "precision {:.2f}"),
+        (evaluation.recall, "recall {:.2f}"),
+        (evaluation.least_class_ratio, f"class {evaluation.least_class} at {{:.0%}} of its share"),
+        (raw and raw.frechet_distance, "raw weights {:.1f}"),
+    )
+    return [text.format(value) for value, text in texts if value is not None]
 
 
 def _saving(moved: LinkBytes) -> str:
-    flat = moved.flat_fedavg_client_cloud
+    text, flat = human_bytes(moved.edge_cloud), human_bytes(moved.flat_fedavg_client_cloud)
     if moved.cloud_saving is None:
-        return human_bytes(moved.edge_cloud)
-    return (
-        f"{human_bytes(moved.edge_cloud)}; flat FedAvg would have moved {human_bytes(flat)} "
-        f"over the cloud's links ({-moved.cloud_saving:+.0%})"
-    )
+        return text
+    saved = f"{-moved.cloud_saving:+.0%}"
+    return f"{text}; flat FedAvg would have moved {flat} over the cloud's links ({saved})"
 
 
-def _round(event: RoundEnded) -> str:
+def _round(event: events.RoundEnded) -> str:
     clients = ",".join(name.removeprefix("client-") for name in event.clients)
     work = f"{_losses(event)} | {len(event.clients)} clients ({clients})"
     idle = "no client here, the model stays as it is"
     moved = human_bytes(event.sent_bytes + event.received_bytes)
-    left = f"about {human_seconds(event.left_s)} left{_without(event.failures)}"
     return (
         f"interval {event.interval:>2} round {event.edge_round}  "
-        f"{work if event.clients else idle} | {moved} so far | {event.seconds:.1f} s | {left}"
+        f"{work if event.clients else idle} | {moved} so far | {event.seconds:.1f} s | "
+        f"about {human_seconds(event.left_s)} left{_without(event.failures)}"
     )
 
 
@@ -175,7 +147,7 @@ def _losses(event: MetricValues) -> str:
     return "no loss" if loss is None else f"loss {loss:.4f}{before}"
 
 
-def _interval(event: IntervalEnded) -> str:
+def _interval(event: events.IntervalEnded) -> str:
     # Flat: the cloud averages its clients itself, as its own only edge.
     flat = list(event.edge_weights) == ["cloud"]
     shares = " ".join(f"{name} {share:.0%}" for name, share in event.edge_weights.items())
@@ -189,25 +161,20 @@ def _interval(event: IntervalEnded) -> str:
     )
 
 
-def _pruned(event: Pruned) -> str:
+def _pruned(event: events.Pruned) -> str:
     before, after = event.before, event.after
     return (
         f"pruned to {1 - event.achieved_ratio:.0%} of the widths: parameters "
-        f"{before.parameters / 1e6:.2f} M -> {after.parameters / 1e6:.2f} M, MACs "
-        f"{before.macs / 1e6:.2f} M -> {after.macs / 1e6:.2f} M"
+        f"{_millions(before.parameters, after.parameters)}, MACs "
+        f"{_millions(before.macs, after.macs)}"
     )
 
 
-def _evaluated(event: Evaluated) -> str:
-    distance = event.frechet_distance
-    value = (
-        "no reference data, no distance"
-        if distance is None
-        else (f"{distance_name(event)} {distance:.1f} in features of {event.features}")
-    )
-    others = "".join(f" | {text}" for text in other_numbers(event))
+def _evaluated(event: events.Evaluated) -> str:
+    value = "no reference data, no distance"
+    if (distance := event.frechet_distance) is not None:
+        value = f"{distance_name(event)} {distance:.1f} in features of {event.features}"
     return (
-        f"evaluated {event.what}: {value}{others} "
-        f"({event.num_samples} samples, {event.sampling_steps} DDIM steps, "
-        f"{event.seconds:.1f} s)"
+        f"evaluated {event.what}: {' | '.join([value, *other_numbers(event)])} "
+        f"({event.num_samples} samples, {event.sampling_steps} DDIM steps, {event.seconds:.1f} s)"
     )

@@ -1,13 +1,11 @@
 """A run's folder, and the role file in which a launcher tells a ServerApp what to run."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from fedphd.common.config.data import DataConfig, Section
 from fedphd.common.config.roles import CloudConfig
@@ -27,13 +25,14 @@ SIMULATION = "simulation.json"
 ROLE_FILE = "role-file"
 
 Say = Callable[[str], None]
+RoleName = Literal["cloud", "edge", "simulation"]
 
 
 @dataclass(frozen=True)
 class RoleFile:
     """What a launcher hands over to the ServerApp: what to run, and where to write."""
 
-    role: Literal["cloud", "edge", "simulation"]
+    role: RoleName
     config: dict[str, object]
     run_dir: str
     events: str
@@ -41,20 +40,13 @@ class RoleFile:
     log: str
 
     @classmethod
-    def of(
-        cls, role: Literal["cloud", "edge", "simulation"], config: Section, folder: Path
-    ) -> RoleFile:
+    def of(cls, role: RoleName, config: Section, folder: Path) -> Self:
         """The hand-over of a role whose files all lie in ``folder``."""
         folder = folder.resolve()
         events, log = (EDGE_EVENTS, "edge.log") if role == "edge" else (EVENTS, "cloud.log")
-        return cls(
-            role=role,
-            config=config.model_dump(mode="json"),
-            run_dir=str(folder),
-            events=str(folder / events),
-            verdict=str(folder / VERDICT),
-            log=str(folder / log),
-        )
+        files = {"run_dir": "", "events": events, "verdict": VERDICT, "log": log}
+        paths = {key: str(folder / name) for key, name in files.items()}
+        return cls(role=role, config=config.model_dump(mode="json"), **paths)
 
     @property
     def path(self) -> Path:
@@ -66,17 +58,13 @@ class RoleFile:
         write_json(self.path, asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> RoleFile:
+    def read(cls, path: Path) -> Self:
         """Load what ``write`` stored."""
         return cls(**json.loads(path.read_text("utf-8")))
 
 
 def new_run_dir(out_dir: Path) -> Path:
-    """Make a new folder in ``out_dir``, named after the time.
-
-    Raises:
-        StartError: it cannot be created or written to.
-    """
+    """Make a new folder in ``out_dir``, named after the time; raise StartError if that fails."""
     name = datetime.now().strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{n}" for n in range(2, 100))):
         path = out_dir / f"{name}{suffix}"
@@ -89,16 +77,13 @@ def new_run_dir(out_dir: Path) -> Path:
                 f"out_dir = {out_dir}: cannot be written to: {error.strerror}; choose another"
             ) from error
         return path
-    raise StartError(
-        f"out_dir = {out_dir}: too many runs have started there in this second; try again"
-    )
+    raise StartError(f"out_dir = {out_dir}: too many runs have started in this second; try again")
 
 
 def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
     """Make the folder of this run: ``run_dir``, or else a new one in ``out_dir``.
 
-    Raises:
-        StartError: it cannot be created or written to, or it already holds a run.
+    Raises StartError if it cannot be created or written to, or if it already holds a run.
     """
     if run_dir is None:
         return new_run_dir(out_dir)
@@ -140,14 +125,12 @@ def check_data(config: CloudConfig) -> None:
         from fedphd.common.quality.reference import check_features
 
         check_features(evaluation)
-    reference = evaluation.reference
-    if reference is None:
-        return
-    # Imported here, since it takes seconds and an edge does not need it.
-    from fedphd.common.data.images import LabelledImages
+    if evaluation.reference:
+        # Imported here, since it takes seconds and an edge does not need it.
+        from fedphd.common.data.images import LabelledImages
 
-    with within("evaluation.reference"):
-        LabelledImages(reference).check_covers(config.num_classes)
+        with within("evaluation.reference"):
+            LabelledImages(evaluation.reference).check_covers(config.num_classes)
 
 
 @dataclass(frozen=True)
@@ -168,8 +151,7 @@ class Split:
 def open_client_data(data: DataConfig, num_classes: int | None = None) -> Split:
     """Open a client's data.
 
-    Raises:
-        ConfigError: it cannot be read or cut into parts, or has more than ``num_classes`` classes.
+    Raises ConfigError if it cannot be read or cut, or has more than ``num_classes`` classes.
     """
     from fedphd.common.data.images import LabelledImages
 

@@ -1,10 +1,9 @@
 """Start, wait for, submit to and stop a stock ``flower-superlink``."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +67,8 @@ def start(
     command: Sequence[str], environment: Mapping[str, str], **options: Any
 ) -> subprocess.Popen[str]:
     """Start a program that gets no input and ends with this process; options as for ``Popen``."""
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=die_with_parent,
-        **options,
-    )
+    options |= {"env": environment, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(command, text=True, preexec_fn=die_with_parent, **options)
 
 
 def free_ports(count: int) -> list[int]:
@@ -96,10 +89,9 @@ def check_free(address: str, name: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host.strip("[]"), int(port)))
     except OSError as error:
-        raise StartError(
-            f"{name} = {address}: cannot listen there: {error.strerror}; stop what uses "
-            "the port, or choose another"
-        ) from error
+        problem = f"cannot listen there: {error.strerror}"
+        fix = "stop what uses the port, or choose another"
+        raise StartError(f"{name} = {address}: {problem}; {fix}") from error
 
 
 def make_folder(path: Path, name: str) -> None:
@@ -107,24 +99,20 @@ def make_folder(path: Path, name: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StartError(
-            f"{name} = {path}: cannot be created: {error.strerror}; choose a writable folder"
-        ) from error
+        problem = f"cannot be created: {error.strerror}; choose a writable folder"
+        raise StartError(f"{name} = {path}: {problem}") from error
 
 
 class SuperLink:
-    """A running ``flower-superlink`` of our own.
+    """A running ``flower-superlink`` of our own; its log is ``superlink.log`` in ``state_dir``.
 
     Args:
-        config: where nodes connect, certificates.
-        state_dir: Flower's home, and ``superlink.log``.
         simulation: nodes are simulated, so none connects.
         programs: folder of Flower's commands.
         stop_s: seconds that it has to end when it is asked to.
         children_s: seconds that processes which it started have to end after it.
 
-    Raises:
-        StartError: the port is taken, Flower is not installed, or it ends at once.
+    Raises StartError if the port is taken, Flower is not installed, or it ends at once.
     """
 
     def __init__(
@@ -140,9 +128,7 @@ class SuperLink:
         if not simulation:
             check_free(config.address, "superlink.address")
         make_folder(state_dir, "state_dir")
-        self._config = config
-        self._simulation = simulation
-        self._programs = programs
+        self._config, self._simulation, self._programs = config, simulation, programs
         self._stop_s, self._children_s = stop_s, children_s
         self._home = state_dir / "flwr"
         self.log = state_dir / "superlink.log"
@@ -169,9 +155,7 @@ class SuperLink:
                 command += [f"--ssl-{name.replace('_', '-')}", str(path)]
         if not config.ssl_certfile:
             command += ["--insecure"]
-        if config.require_node_auth:
-            command += ["--enable-supernode-auth"]
-        return command
+        return [*command, "--enable-supernode-auth"] if config.require_node_auth else command
 
     def wait_ready(self) -> None:
         """Wait until both APIs accept connections."""
@@ -182,32 +166,23 @@ class SuperLink:
             while not _accepts(address):
                 self.check_alive()
                 if time.monotonic() > deadline_s:
-                    raise StartError(
-                        f"flower-superlink did not answer on {address} within {READY_S:g} s; "
-                        f"see {self.log}"
-                    )
+                    problem = f"did not answer on {address} within {READY_S:g} s"
+                    raise StartError(f"flower-superlink {problem}; see {self.log}")
                 time.sleep(0.05)
 
     def check_alive(self) -> None:
         """Raise StartError if the process has ended."""
-        code = self.process.poll()
-        if code is not None:
-            text = self.log.read_text("utf-8", "replace")
-            raise StartError(
-                f"flower-superlink ended with code {code}; see {self.log}: {last_line(text)}"
-            )
+        if (code := self.process.poll()) is not None:
+            last = last_line(self.log.read_text("utf-8", "replace"))
+            raise StartError(f"flower-superlink ended with code {code}; see {self.log}: {last}")
 
     def submit(
         self, run_config: Mapping[str, object], federation: Mapping[str, object] | None = None
     ) -> str:
         """Start a ServerApp by Flower's own ``flwr run``; return that command.
 
-        Args:
-            run_config: overrides of ``[tool.flwr.app.config]``.
-            federation: Flower's settings of a simulation.
-
-        Raises:
-            StartError: ``flwr run`` failed.
+        ``run_config`` overrides ``[tool.flwr.app.config]``; ``federation`` has Flower's settings
+        of a simulation. Raises StartError if ``flwr run`` fails.
         """
         self._write_connection()
         arguments = ["run", str(BUNDLE), "here", "--run-config", flower_pairs(run_config)]
@@ -234,38 +209,33 @@ class SuperLink:
     def traffic(self) -> dict[str, int] | None:
         """Flower's own count of the bytes to and from the nodes; None if it does not answer."""
         try:
-            done = self._flwr(["ls", "here", *_JSON], TRAFFIC_S)
-            runs = _answer(done.stdout)["runs"]
+            runs = _answer(self._flwr(["ls", "here", *_JSON], TRAFFIC_S).stdout)["runs"]
             counts = [run["network-traffic"] for run in runs]
-            received = sum(int(count["inbound-bytes"]) for count in counts)
-            sent = sum(int(count["outbound-bytes"]) for count in counts)
+            return {
+                "sent_bytes": sum(int(count["outbound-bytes"]) for count in counts),
+                "received_bytes": sum(int(count["inbound-bytes"]) for count in counts),
+            }
         except (subprocess.TimeoutExpired, LookupError, TypeError, ValueError):
             return None
-        return {"sent_bytes": sent, "received_bytes": received}
 
     def _flwr(self, arguments: list[str], within_s: float) -> subprocess.CompletedProcess[str]:
+        command = [self._executable("flwr"), *arguments]
         return subprocess.run(
-            [self._executable("flwr"), *arguments],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=within_s,
-            check=False,
+            command, env=self._environment, capture_output=True, text=True, timeout=within_s
         )
 
     def _executable(self, name: str) -> str:
-        beside = self._programs / name
-        found = str(beside) if beside.exists() else shutil.which(name)
-        if not found:
-            raise StartError(f"{name} is not installed; install fedphd with its dependencies")
-        return found
+        if (beside := self._programs / name).exists():
+            return str(beside)
+        if found := shutil.which(name):
+            return found
+        raise StartError(f"{name} is not installed; install fedphd with its dependencies")
 
     def _write_connection(self) -> None:
         """Tell ``flwr`` where this SuperLink is; a file in our own FLWR_HOME."""
         authority = self._config.ssl_ca_certfile
-        here: dict[str, object] = {"address": self._control, "insecure": True}
-        if authority:
-            here = {"address": self._control, "root-certificates": authority.resolve()}
+        trust = {"root-certificates": authority.resolve()} if authority else {"insecure": True}
+        here = {"address": self._control, **trust}
         values = {"superlink": {"default": "here", "here": here}}
         self._home.mkdir(parents=True, exist_ok=True)
         (self._home / "config.toml").write_text(to_toml(values), encoding="utf-8")
@@ -295,8 +265,7 @@ def _accepts(address: str) -> bool:
 
 def last_line(text: str) -> str:
     """The last line of a program's output that is not empty."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "(empty)"
+    return (text.strip().splitlines() or ["(empty)"])[-1].strip()
 
 
 def _answer(output: str) -> dict[str, Any]:
@@ -304,13 +273,9 @@ def _answer(output: str) -> dict[str, Any]:
 
     Warnings may stand before and after it.
     """
-    start = output.rfind("{")
-    while start >= 0:
-        try:
-            answer: Any = json.JSONDecoder().raw_decode(output, start)[0]
-        except json.JSONDecodeError:
-            answer = {}
-        if "success" in answer:
-            return dict(answer)
-        start = output.rfind("{", 0, start)
+    for found in reversed(list(re.finditer("{", output))):
+        with suppress(json.JSONDecodeError):
+            answer: dict[str, Any] = json.JSONDecoder().raw_decode(output, found.start())[0]
+            if "success" in answer:
+                return answer
     return {}
