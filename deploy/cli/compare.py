@@ -1,7 +1,5 @@
 """``fedphd compare``."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Mapping
@@ -12,21 +10,8 @@ import typer
 
 from fedphd.common.errors import ConfigError, FedPhDError, Interrupted
 from fedphd.common.events import Verdict
-from fedphd.deploy.cli.flags import (
-    ClassesPerClient,
-    ConfigFile,
-    Cpus,
-    Data,
-    Gpus,
-    NumClients,
-    NumEdges,
-    Preset,
-    Set,
-    end,
-    open_split,
-    say,
-    take_flags,
-)
+from fedphd.deploy.cli import flags
+from fedphd.deploy.cli.flags import end, say
 from fedphd.deploy.compare.budget import Budget
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.describe import describe, list_methods
@@ -37,36 +22,31 @@ from fedphd.deploy.launch.superlink import make_folder
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 Out = Annotated[
-    Path, typer.Option("--out", help="folder of the comparison; the same command continues there")
+    Path, typer.Option(help="folder of the comparison; the same command continues there")
 ]
 Methods = Annotated[
     str | None,
-    typer.Option(
-        "--methods", help="names, separated by commas; see --list", show_default="the paper's"
-    ),
+    typer.Option(help="names, separated by commas; see --list", show_default="the paper's"),
 ]
 MethodsFile = Annotated[
     Path | None,
     typer.Option(
-        "--methods-file",
         help="TOML file with more methods: [NAME] with title, reference, topology or base, and "
         "[NAME.settings]",
         show_default="no file",
     ),
 ]
-Seeds = Annotated[str, typer.Option("--seeds", help="one run per method and seed")]
+Seeds = Annotated[str, typer.Option(help="one run per method and seed")]
 BudgetChoice = Annotated[
     Budget,
     typer.Option(
-        "--budget",
         help="rounds: equal local work and equal cloud rounds; cloud-bytes: equal bytes over the "
-        "cloud's links",
+        "cloud's links"
     ),
 ]
 CloudBytes = Annotated[
     int | None,
     typer.Option(
-        "--cloud-bytes",
         min=1,
         help="number of bytes of --budget cloud-bytes",
         show_default="what --byte-reference moved",
@@ -75,14 +55,10 @@ CloudBytes = Annotated[
 ByteReference = Annotated[
     str,
     typer.Option(
-        "--byte-reference",
-        help="method whose run with the first seed and the common cloud rounds sets the bytes",
+        help="method whose run with the first seed and the common cloud rounds sets the bytes"
     ),
 ]
-Jobs = Annotated[
-    int,
-    typer.Option("--jobs", min=1, help="runs at a time; each uses all free cores"),
-]
+Jobs = Annotated[int, typer.Option(min=1, help="runs at a time; each uses all free cores")]
 List = Annotated[bool, typer.Option("--list", help="list the methods, start nothing")]
 DryRun = Annotated[
     bool,
@@ -104,15 +80,15 @@ def compare(
     cloud_bytes: CloudBytes = None,
     byte_reference: ByteReference = "fedphd",
     jobs: Jobs = 1,
-    config: ConfigFile = None,
-    preset: Preset = None,
-    num_edges: NumEdges = None,
-    num_clients: NumClients = None,
-    data: Data = None,
-    classes_per_client: ClassesPerClient = 2,
-    cpus: Cpus = 1,
-    gpus: Gpus = 0.0,
-    settings: Set = None,
+    config: flags.ConfigFile = None,
+    preset: flags.Preset = None,
+    num_edges: flags.NumEdges = None,
+    num_clients: flags.NumClients = None,
+    data: flags.Data = None,
+    classes_per_client: flags.ClassesPerClient = 2,
+    cpus: flags.Cpus = 1,
+    gpus: flags.Gpus = 0.0,
+    settings: flags.Set = None,
     list_only: List = False,
     dry_run: DryRun = False,
     report_only: ReportOnly = False,
@@ -126,23 +102,24 @@ def compare(
     if report_only:
         _write_report(Comparison.stored(out, table), {})
         return
-    values, of_data = take_flags(
+    values, of_data = flags.take_flags(
         preset, num_edges, num_clients, data, classes_per_client, settings=settings
     )
     check_common(values)
     clients = SimulatedClients(of_data, cpus=cpus, gpus=gpus)
     common = CommonSettings(config, values, clients, out)
+    names = methods and [name.strip() for name in methods.split(",") if name.strip()]
     plan = Plan(
         budget=budget,
         cloud_bytes=cloud_bytes,
-        methods=[method.name for method in choose_methods(table, _names(methods))],
+        methods=[method.name for method in choose_methods(table, names)],
         seeds=_numbers(seeds),
         common=common.fixed(),
     )
     comparison = Comparison(common, table, plan.extending(out), byte_reference)
     base = common.base()
     # Each seed has a split of its own; the first one stands for all.
-    split = open_split(base.model_copy(update={"seed": comparison.plan.seeds[0]}), of_data)
+    split = flags.open_split(base.model_copy(update={"seed": comparison.plan.seeds[0]}), of_data)
     if dry_run:
         for line in describe(comparison, split):
             say(line)
@@ -159,9 +136,8 @@ def _run(comparison: Comparison, jobs: int) -> Verdict:
     if stop.is_set():
         return Verdict(Interrupted.exit_code, "interrupted; the same command continues from here")
     if failed:
-        text = (
-            f"{len(failed)} run(s) failed: {', '.join(failed)}; the same command tries them again"
-        )
+        names = ", ".join(failed)
+        text = f"{len(failed)} run(s) failed: {names}; the same command tries them again"
         return Verdict(FedPhDError.exit_code, text)
     return Verdict()
 
@@ -175,10 +151,6 @@ def _write_report(comparison: Comparison, failed: Mapping[str, str]) -> None:
 def register(app: typer.Typer) -> None:
     """Add the command to the ``fedphd`` command."""
     app.command()(compare)
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _numbers(text: str) -> list[int]:

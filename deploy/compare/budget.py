@@ -6,18 +6,16 @@ method does the local work of all these edge rounds in one go, as in arXiv:2507.
 epochs against 5 edge rounds of one epoch).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.errors import ConfigError
 from fedphd.common.rng import sample_participants
-from fedphd.deploy.compare.methods import Method, plain_settings
+from fedphd.deploy.compare.methods import PLAIN, Method, default_settings
 
 
 class Budget(StrEnum):
@@ -30,8 +28,7 @@ class Budget(StrEnum):
 def method_settings(method: Method, base: CloudConfig, *, intervals: int) -> dict[str, Any]:
     """Dotted settings that make ``base`` a run of ``method`` over ``intervals`` cloud rounds.
 
-    Raises:
-        ConfigError: the method prunes half way, and there is only one cloud round.
+    Raises ConfigError if the method prunes half way, and there is only one cloud round.
     """
     edge_rounds, local_amount = base.schedule.edge_rounds, base.training.local_amount
     if method.topology == "flat":
@@ -41,7 +38,7 @@ def method_settings(method: Method, base: CloudConfig, *, intervals: int) -> dic
         "schedule.intervals": intervals,
         "schedule.edge_rounds": edge_rounds,
         "training.local_amount": local_amount,
-        **plain_settings(),
+        **{key: default_settings()[key] for key in PLAIN},
         **method.settings,
     }
     if method.prunes_half_way:
@@ -68,8 +65,8 @@ class Workload:
         participants: clients that train in an edge round.
         steps_per_round: optimiser steps of one of them in an edge round, mean over all clients.
         local_per_cloud_round: local work of all clients between two visits to the cloud.
-        total_local: local work of all clients in the whole run.
-        total_steps: their optimiser steps, expected over who takes part.
+        total_local, total_steps: local work of all clients in the whole run, and their optimiser
+            steps, expected over who takes part.
     """
 
     participants: int
@@ -79,21 +76,21 @@ class Workload:
     total_steps: float
 
     @classmethod
-    def of(cls, config: CloudConfig, part_sizes: Sequence[int]) -> Workload:
+    def of(cls, config: CloudConfig, part_sizes: Sequence[int]) -> Self:
         """The workload of ``config`` with clients that hold ``part_sizes`` images."""
         schedule, training = config.schedule, config.training
         names, fraction = map(str, range(len(part_sizes))), schedule.participation
         # Who they are differs from round to round, how many does not.
         first = sample_participants(names, fraction=fraction, seed=0, interval=1, edge_round=1)
-        passes = [-(-size // training.batch_size) for size in part_sizes]
-        per_epoch = sum(passes) / len(passes)
+        per_epoch = sum(-(-size // training.batch_size) for size in part_sizes) / len(part_sizes)
         steps = training.local_amount * (per_epoch if training.local_unit == "epochs" else 1)
         client_rounds = len(first) * schedule.edge_rounds
+        local = client_rounds * training.local_amount
         return cls(
             participants=len(first),
             steps_per_round=steps,
-            local_per_cloud_round=client_rounds * training.local_amount,
-            total_local=schedule.intervals * client_rounds * training.local_amount,
+            local_per_cloud_round=local,
+            total_local=schedule.intervals * local,
             total_steps=schedule.intervals * client_rounds * steps,
         )
 

@@ -1,36 +1,31 @@
 """A whole comparison: plan it, run what is missing, write the report."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.common.history.events import Tail
 from fedphd.deploy.compare.budget import Budget, RoundBytes
 from fedphd.deploy.compare.methods import Method, choose_methods
 from fedphd.deploy.compare.plan import CommonSettings, Plan, PlannedRun, plan_run
-from fedphd.deploy.compare.results import collect, read_result
+from fedphd.deploy.compare.results import collect
 from fedphd.deploy.compare.runner import Runner
 from fedphd.deploy.compare.table import to_csv, to_markdown
-from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS
+from fedphd.deploy.launch.client_data import take_data
 from fedphd.deploy.launch.render import human_bytes
-from fedphd.deploy.launch.runs import EVENTS, Say
+from fedphd.deploy.launch.runs import Say
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 PROBE_ROUNDS = 2
-LOGS = "logs"
-PROBES = "probes"
 
 
 @dataclass
 class Comparison:
     """Every method with every seed on one budget, in one folder.
 
-    Args:
-        common: what all runs share.
+    Attributes:
         table: every known method.
         plan: what to compare, with what the folder has already (``Plan.extending``).
         byte_reference: name of the method whose first run sets the bytes that the plan leaves open.
@@ -42,17 +37,12 @@ class Comparison:
     byte_reference: str = "fedphd"
 
     @classmethod
-    def stored(cls, out: Path, table: Mapping[str, Method]) -> Comparison:
-        """The comparison that ``out`` holds, to report on it.
-
-        Raises:
-            ConfigError: there is none, or its methods are not in ``table``.
-        """
+    def stored(cls, out: Path, table: Mapping[str, Method]) -> Self:
+        """The comparison that ``out`` holds, to report on it; raises ConfigError without one."""
         plan = Plan.read(out)
         if plan is None:
             raise ConfigError(f"--out {out}: no comparison here; run it without --report-only")
-        data = {key: value for key, value in plan.common.items() if key in CLIENT_DEFAULTS}
-        settings = {key: value for key, value in plan.common.items() if key not in data}
+        settings, data = take_data(plan.common)
         common = CommonSettings(None, settings, SimulatedClients(data), out)
         # A newer version has more settings, which the plan does not have yet.
         return cls(common, table, plan.model_copy(update={"common": common.fixed()}))
@@ -65,16 +55,14 @@ class Comparison:
     def runs(self) -> list[PlannedRun]:
         """All runs of which the cloud rounds are known, every method of a seed before the next.
 
-        Raises:
-            ConfigError: a method's settings are impossible, or a finished run had others.
+        Raises ConfigError if a method's settings are impossible, or a finished run had others.
         """
         rounds = self.plan.intervals
-        by_rounds = self.plan.budget == Budget.rounds
         runs = [
             plan_run(self.common, method, seed, intervals=rounds.get(method.name))
             for seed in self.plan.seeds
             for method in self.methods
-            if by_rounds or rounds.get(method.name)
+            if self.plan.budget == Budget.rounds or rounds.get(method.name)
         ]
         for run in runs:
             run.check(self.common.clients)
@@ -83,15 +71,14 @@ class Comparison:
     def execute(self, *, jobs: int, stop: threading.Event, say: Say) -> dict[str, str]:
         """Run all that is missing; returns why runs failed, by name.
 
-        Raises:
-            FedPhDError: a run that shows how many cloud rounds fit in the budget failed.
+        Raises FedPhDError if one failed that shows how many cloud rounds fit in the budget.
         """
         # Settings that cannot work are refused before anything starts.
         for method in self.methods:
             plan_run(self.common, method, self.plan.seeds[0])
         self.runs()
         self.plan.write(self.common.out)
-        runner = Runner(self.common.clients, self.common.out / LOGS, jobs=jobs, say=say)
+        runner = Runner(self.common.clients, self.common.out / "logs", jobs=jobs, say=say)
         if self.plan.budget == Budget.cloud_bytes:
             self.fit_rounds(runner, stop, say)
         return {} if stop.is_set() else runner.run(self.runs(), stop)
@@ -107,7 +94,7 @@ class Comparison:
             run = plan_run(self.common, reference, seed)
             if not _completes(run, runner, stop):
                 return
-            plan.cloud_bytes = int(read_result(run).costs["cloud_bytes"])
+            plan.cloud_bytes = run.summary().bytes.edge_cloud
             plan.intervals[reference.name] = run.config.schedule.intervals
             plan.write(self.common.out)
         for method in self.methods:
@@ -116,11 +103,12 @@ class Comparison:
             probe = self.byte_probe(method)
             if not _completes(probe, runner, stop):
                 return
-            moved = probed_bytes(probe)
-            plan.intervals[method.name] = moved.rounds_within(plan.cloud_bytes)
+            first, both = (ended.edge_cloud_bytes for ended in probe.cloud_rounds())
+            moved = RoundBytes(first, both - first, prunes_half_way=method.prunes_half_way)
+            plan.intervals[method.name] = fitting = moved.rounds_within(plan.cloud_bytes)
             plan.write(self.common.out)
             say(
-                f"budget    {method.name}: {plan.intervals[method.name]} cloud rounds fit in "
+                f"budget    {method.name}: {fitting} cloud rounds fit in "
                 f"{human_bytes(plan.cloud_bytes)} "
                 f"({human_bytes(moved.first)} in the first, {human_bytes(moved.later)} later)"
             )
@@ -138,16 +126,14 @@ class Comparison:
         }
         seed = self.plan.seeds[0]
         run = plan_run(self.common, method, seed, intervals=PROBE_ROUNDS, settings=settings)
-        probe = replace(run, folder=self.common.out / PROBES / method.name, purpose="probe-")
+        probe = replace(run, folder=self.common.out / "probes" / method.name, purpose="probe-")
         probe.check(self.common.clients)
         return probe
 
     def report(self, failed: Mapping[str, str], *, command: str) -> list[Path]:
         """Write tables and plots of all finished runs; returns the files.
 
-        Args:
-            failed: why runs failed, by name.
-            command: that asked for the report.
+        ``failed`` says why runs failed, by name; ``command`` is what asked for the report.
         """
         # It takes half a second to import, and is only needed here.
         from fedphd.deploy.compare.plots import draw_all
@@ -158,9 +144,8 @@ class Comparison:
         plots = draw_all(results, out)
         table, report = out / "table.csv", out / "table.md"
         table.write_text(to_csv(results), encoding="utf-8")
-        text = to_markdown(
-            results, self.plan, command=command, plots=plots, left_out=self._left_out()
-        )
+        left = self._left_out()
+        text = to_markdown(results, self.plan, command=command, plots=plots, left_out=left)
         report.write_text(text, encoding="utf-8")
         return [table, report, *plots]
 
@@ -169,23 +154,14 @@ class Comparison:
         if self.plan.budget != Budget.cloud_bytes:
             return []
         reasons = {0: "the budget is too small for it", None: "its bytes are not known yet"}
-        rounds = {method.name: self.plan.intervals.get(method.name) for method in self.methods}
-        return [f"{name}: {reasons[number]}" for name, number in rounds.items() if not number]
-
-
-def probed_bytes(probe: PlannedRun) -> RoundBytes:
-    """The bytes of a method's cloud rounds, from its finished ``byte_probe``."""
-    events = [e for e in Tail(probe.folder / EVENTS).new_lines() if e["event"] == "interval"]
-    first, both = (int(event["edge_cloud_bytes"]) for event in events)
-    return RoundBytes(first, both - first, prunes_half_way=probe.method.prunes_half_way)
+        found = [(method.name, self.plan.intervals.get(method.name)) for method in self.methods]
+        return [f"{name}: {reasons[number]}" for name, number in found if not number]
 
 
 def _completes(run: PlannedRun, runner: Runner, stop: threading.Event) -> bool:
     """Run what the budget depends on; False if ``stop`` was set before it was finished."""
     failed = runner.run([run], stop)
-    if stop.is_set():
-        return False
-    if failed:
+    if failed and not stop.is_set():
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise FedPhDError(f"cannot tell how many cloud rounds fit in the budget: {reasons}")
-    return True
+    return not stop.is_set()

@@ -1,7 +1,5 @@
 """What ``compare --list`` and ``compare --dry-run`` print."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 from fedphd.common.config.roles import CloudConfig, load_config
@@ -16,11 +14,10 @@ from fedphd.deploy.launch.runs import Split
 def list_methods(methods: Iterable[Method]) -> Iterator[str]:
     """A line per method: name, title, where it is described, what it sets."""
     for method in methods:
-        mark = "*" if method.paper else " "
         settings = ", ".join(f"{key} = {value!r}" for key, value in method.settings.items())
         yield (
-            f"{mark} {method.name:<20} {method.title:<36} {method.reference:<18} "
-            f"{method.topology}; {settings}"
+            f"{'*' if method.paper else ' '} {method.name:<20} {method.title:<36} "
+            f"{method.reference:<18} {method.topology}; {settings}"
         )
     yield "* compared unless --methods names others (the comparison of arXiv:2507.06449)"
 
@@ -28,15 +25,13 @@ def list_methods(methods: Iterable[Method]) -> Iterator[str]:
 def describe(comparison: Comparison, split: Split) -> Iterator[str]:
     """What would run: the common settings, and each method's workload and own settings.
 
-    Args:
-        comparison: what would be run.
-        split: how the clients share the data with the first seed.
+    ``split`` is how the clients share the data with the first seed.
     """
     plan, methods, base = comparison.plan, comparison.methods, comparison.common.base()
     yield (
         f"{len(methods)} methods x seeds {', '.join(map(str, plan.seeds))} = "
-        f"{len(methods) * len(plan.seeds)} runs "
-        f"into {comparison.common.out}; {len(split.sizes)} clients"
+        f"{len(methods) * len(plan.seeds)} runs into {comparison.common.out}; "
+        f"{len(split.sizes)} clients"
     )
     yield f"data of seed {plan.seeds[0]}: {split}"
     usual = load_config(CloudConfig, None, {"preset": base.preset, "pruning.mode": "none"})

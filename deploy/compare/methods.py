@@ -1,7 +1,5 @@
 """The methods that can be compared, and what each of them sets (``methods.toml``)."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -9,19 +7,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from fedphd.common.config.data import Section
-from fedphd.common.config.roles import check_id, explain, read_toml
+from fedphd.common.config.roles import check_id, read_toml, validate
 from fedphd.common.config.run import FederationConfig
-from fedphd.common.config.text import flattened, setting_keys
+from fedphd.common.config.text import flattened, merged, setting_keys
 from fedphd.common.errors import ConfigError
 
-# What makes a method: where its entry in the table does not set one of these, plain averaging's
-# value holds.
-_PLAIN = ("objective.method", "exchange.parts")
+# What makes a method: where its entry in the table does not set one of these, the default, plain
+# averaging's, holds.
+PLAIN = ("objective.method", "exchange.parts")
 # Set for each method or run, so not common to all.
-_OWN = ("topology", "seed", "pruning.mode", "pruning.sparse_rounds", *_PLAIN)
+_OWN = ("topology", "seed", "pruning.mode", "pruning.sparse_rounds", *PLAIN)
 
 
 class Method(Section):
@@ -45,13 +43,9 @@ class Method(Section):
 
 
 def read_methods(path: Path | None = None) -> dict[str, Method]:
-    """The table of methods by name.
+    """The table of methods by name, with those of a TOML file, which may build on known ones.
 
-    Args:
-        path: a TOML file with more methods, which may build on known ones by ``base``.
-
-    Raises:
-        ConfigError: the file cannot be read, or an entry is wrong; names it.
+    Raises ConfigError if the file cannot be read, or an entry is wrong; names it.
     """
     text = resources.files("fedphd.deploy.compare").joinpath("methods.toml").read_text("utf-8")
     tables: dict[str, Any] = tomllib.loads(text)
@@ -62,13 +56,9 @@ def read_methods(path: Path | None = None) -> dict[str, Method]:
                 f"{path}: {', '.join(both)}: a method with this name exists already; rename yours"
             )
         tables |= more
-    methods = {}
-    for name in tables:
-        try:
-            methods[name] = Method.model_validate(_entry(name, tables))
-        except ValidationError as error:
-            raise ConfigError(explain(Method, error, f"method {name!r}")) from error
-    return methods
+    return {
+        name: validate(Method, _entry(name, tables), source=f"method {name!r}") for name in tables
+    }
 
 
 def _entry(name: str, tables: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -77,21 +67,17 @@ def _entry(name: str, tables: Mapping[str, Any], above: tuple[str, ...] = ()) ->
     if not isinstance(own, dict):
         raise ConfigError(f"method {name!r}: there is no [{name}]; known: {', '.join(tables)}")
     values = {**own, "name": name}
-    base = values.pop("base", None)
-    if base is None:
+    if (base := values.pop("base", None)) is None:
         return values
     if base in (name, *above):
         raise ConfigError(f"method {name!r}: base = {base!r} leads back to itself")
-    under = _entry(str(base), tables, (name, *above))
-    settings = {**under.get("settings", {}), **own.get("settings", {})}
-    return {**under, **values, "settings": settings}
+    return merged(_entry(str(base), tables, (name, *above)), values)
 
 
 def choose_methods(table: Mapping[str, Method], names: Iterable[str] | None) -> list[Method]:
     """The named methods in the table's order; None: those of the paper.
 
-    Raises:
-        ConfigError: a name is unknown, or a method sets what this version does not have.
+    Raises ConfigError if a name is unknown, or a method sets what this version does not have.
     """
     wanted = {name for name, method in table.items() if method.paper} if names is None else {*names}
     if unknown := sorted(wanted - table.keys()):
@@ -114,11 +100,6 @@ def choose_methods(table: Mapping[str, Method], names: Iterable[str] | None) -> 
 def default_settings() -> Mapping[str, Any]:
     """Every dotted setting of a training run, at its default."""
     return dict(flattened(FederationConfig().model_dump(mode="json")))
-
-
-def plain_settings() -> dict[str, Any]:
-    """The settings that make a method, at plain averaging's values."""
-    return {key: default_settings()[key] for key in _PLAIN}
 
 
 def check_common(keys: Iterable[str]) -> None:

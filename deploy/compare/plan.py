@@ -1,25 +1,25 @@
 """Which runs a comparison consists of, and which of them are finished."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
 from fedphd.common.config.roles import CloudConfig, explain, load_config, validate
 from fedphd.common.config.text import flattened
-from fedphd.common.errors import ConfigError
+from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.events import write_json
-from fedphd.common.history.summary import SUMMARY
+from fedphd.common.history.events import Event, IntervalEnded, Tail
+from fedphd.common.history.summary import SUMMARY, Summary
 from fedphd.deploy.compare.budget import Budget, evaluation_period, method_settings
 from fedphd.deploy.compare.methods import Method, default_settings
 from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS
-from fedphd.deploy.launch.runs import SIMULATION
+from fedphd.deploy.launch.runs import EVENTS, SIMULATION
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 PLAN = "compare.json"
@@ -30,13 +30,9 @@ _MOST_SHOWN = 8
 
 @dataclass(frozen=True)
 class CommonSettings:
-    """What all runs of a comparison share.
+    """What all runs of a comparison share: dotted ``settings`` win over the TOML file ``path``.
 
-    Attributes:
-        path: the TOML file of ``--config``, if any.
-        settings: dotted settings that win over it.
-        clients: the clients' data, and their share of the machine.
-        out: folder of the comparison; its runs share one cache of feature classifiers.
+    They also share ``out``, the comparison's folder, and in it a cache of feature classifiers.
     """
 
     path: Path | None
@@ -50,8 +46,8 @@ class CommonSettings:
 
     def load(self, settings: Mapping[str, Any]) -> CloudConfig:
         """The common configuration with ``settings`` on top; raises ConfigError."""
-        own = {**settings, "out_dir": str(self.out.resolve())}
-        return load_config(CloudConfig, self.path, {**self.settings, **own})
+        own = {**self.settings, **settings, "out_dir": str(self.out.resolve())}
+        return load_config(CloudConfig, self.path, own)
 
     def fixed(self) -> dict[str, Any]:
         """Settings that stay the same while methods and seeds are added to a comparison."""
@@ -79,12 +75,26 @@ class PlannedRun:
         """Whether the run left its summary."""
         return (self.folder / SUMMARY).exists()
 
+    def summary(self) -> Summary:
+        """What the finished run left; raises FedPhDError if it is damaged."""
+        with readable(self.folder):
+            return Summary.read(self.folder)
+
+    def events(self) -> Iterator[Event]:
+        """What has happened in the run so far; raises FedPhDError if its log is damaged."""
+        with readable(self.folder):
+            yield from Tail(self.folder / EVENTS).new_events()
+
+    def cloud_rounds(self) -> list[IntervalEnded]:
+        """The cloud rounds so far, as ``events``."""
+        return [event for event in self.events() if isinstance(event, IntervalEnded)]
+
     def check(self, clients: SimulatedClients) -> None:
         """Raise ConfigError if a finished run in this folder had other settings; names them."""
         if not self.finished:
             return
-        stored = self.folder / CONFIG
-        config = validate(CloudConfig, _read(stored), source=str(stored))
+        path = self.folder / CONFIG
+        config = validate(CloudConfig, _read(path), source=str(path))
         data = _read(self.folder / SIMULATION).get("clients", {})
         wanted = decisive_settings(self.config, clients.record(self.config))
         if found := differences(decisive_settings(config, data), wanted):
@@ -94,15 +104,28 @@ class PlannedRun:
             )
 
 
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Raise FedPhDError that names a finished run's folder if what is read of it is damaged."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        problem = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+        raise FedPhDError(
+            f"{folder}: not a complete finished run ({problem}); move the folder away to run it "
+            "again"
+        ) from error
+
+
 def plan_run(
     common: CommonSettings,
     method: Method,
     seed: int,
     *,
     intervals: int | None = None,
-    settings: Mapping[str, Any] = MappingProxyType({}),
+    settings: Mapping[str, Any] | None = None,
 ) -> PlannedRun:
-    """A run of ``method``.
+    """A run of ``method``; raises ConfigError that names it if its settings are impossible.
 
     Args:
         common: what it shares with the others.
@@ -110,9 +133,6 @@ def plan_run(
         seed: of the weights, of who takes part, of the choices and of the split of the data.
         intervals: cloud rounds; None: as in the common settings.
         settings: dotted settings that win over all of these.
-
-    Raises:
-        ConfigError: the method's settings are impossible; names the method.
     """
     base = common.base()
     intervals = base.schedule.intervals if intervals is None else intervals
@@ -120,10 +140,9 @@ def plan_run(
         **method_settings(method, base, intervals=intervals),
         "seed": seed,
         "evaluation.every_intervals": evaluation_period(base, intervals=intervals),
-        **settings,
     }
     try:
-        config = common.load(own)
+        config = common.load({**own, **(settings or {})})
     except ConfigError as error:
         raise ConfigError(f"method {method.name!r} ({method.title}): {error}") from error
     return PlannedRun(method, seed, config, common.out / method.name / f"seed-{seed}")
@@ -166,7 +185,7 @@ class Plan(BaseModel, extra="forbid"):
     common: dict[str, Any] = Field(description="CommonSettings.fixed")
 
     @classmethod
-    def read(cls, out: Path) -> Plan | None:
+    def read(cls, out: Path) -> Self | None:
         """The plan stored in ``out``; None if there is none; raises ConfigError."""
         path = out / PLAN
         if not path.exists():
@@ -181,13 +200,12 @@ class Plan(BaseModel, extra="forbid"):
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / PLAN, self.model_dump(mode="json"))
 
-    def extending(self, out: Path) -> Plan:
+    def extending(self, out: Path) -> Self:
         """This plan together with the one that ``out`` holds, if any.
 
-        Raises:
-            ConfigError: the common settings or the budget differ; names them.
+        Raises ConfigError that names the common settings or the budget if they differ.
         """
-        earlier = Plan.read(out)
+        earlier = self.read(out)
         if earlier is None:
             return self
         # Settings that came with a newer version had their defaults before.
@@ -201,13 +219,14 @@ class Plan(BaseModel, extra="forbid"):
                 f"{out} holds a comparison with other settings: {found}; set them as they were, "
                 "or choose another --out"
             )
-        together = {
-            "cloud_bytes": self.cloud_bytes or earlier.cloud_bytes,
-            "methods": list(dict.fromkeys([*earlier.methods, *self.methods])),
-            "seeds": sorted({*earlier.seeds, *self.seeds}),
-            "intervals": earlier.intervals,
-        }
-        return self.model_copy(update=together)
+        return earlier.model_copy(
+            update={
+                "cloud_bytes": self.cloud_bytes or earlier.cloud_bytes,
+                "methods": list(dict.fromkeys([*earlier.methods, *self.methods])),
+                "seeds": sorted({*earlier.seeds, *self.seeds}),
+                "common": self.common,
+            }
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

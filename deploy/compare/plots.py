@@ -1,13 +1,11 @@
 """Plots of quality against what it cost, and all methods' samples in one picture."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -26,10 +24,7 @@ _DPI = 120
 
 
 def draw_all(every: Sequence[MethodResults], out: Path) -> list[Path]:
-    """Draw what the results allow into ``out``; returns the files.
-
-    Without distances there are no curves, without finished runs no samples.
-    """
+    """Draw into ``out``; returns the files: no curves without distances, no grids without runs."""
     curves = [path for kind in _AXES if _curves(every, kind, path := out / f"quality-{kind}.png")]
     grids = out / "sample-grids.png"
     return [*curves, *([grids] if _grids(every, grids) else [])]
@@ -39,12 +34,10 @@ def mean_curve(
     results: MethodResults, horizontal: Callable[[CurvePoint], float]
 ) -> list[tuple[float, float, float]]:
     """(mean x, mean distance, its spread or 0) per evaluation that all runs of a method have."""
-    by_round: dict[int, list[tuple[float, float]]] = {}
-    for run in results.runs:
-        for point in run.curve:
-            if point.distance is not None:
-                pair = (horizontal(point), point.distance)
-                by_round.setdefault(point.cloud_rounds, []).append(pair)
+    by_round: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for point in (point for run in results.runs for point in run.curve):
+        if point.distance is not None:
+            by_round[point.cloud_rounds].append((horizontal(point), point.distance))
     curve = []
     for _, pairs in sorted(by_round.items()):
         if len(pairs) == len(results.runs):
@@ -68,14 +61,12 @@ def _curves(every: Sequence[MethodResults], kind: str, path: Path) -> bool:
             axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.15)
     if not axes.lines:
         return False
-    axes.set_xlabel(label)
-    axes.set_ylabel("Frechet distance (EMA), log scale")
-    axes.set_yscale("log")
+    axes.set(xlabel=label, ylabel="Frechet distance (EMA), log scale", yscale="log")
     if kind == "rounds":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
-    _save(figure, path)
+    figure.savefig(path)
     return True
 
 
@@ -91,19 +82,12 @@ def _grids(every: Sequence[MethodResults], path: Path) -> bool:
     for results, row in zip(rows, places, strict=True):
         files = {run.seed: run.folder / SAMPLES for run in results.runs}
         for seed, axes in zip(seeds, row, strict=True):
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
             axes.set_title(f"{results.method.title}, seed {seed}", fontsize="small")
-            if seed not in files or not files[seed].exists():
+            if seed in files and files[seed].exists():
+                with Image.open(files[seed]) as picture:
+                    axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
+            else:
                 axes.text(0.5, 0.5, "missing", ha="center", va="center")
-                continue
-            with Image.open(files[seed]) as picture:
-                axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
-    _save(figure, path)
+    figure.savefig(path)
     return True
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # Agg draws without a display.
-    FigureCanvasAgg(figure)
-    figure.savefig(path, format="png")

@@ -1,7 +1,5 @@
 """Results of finished runs, read from their folders."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
@@ -12,12 +10,11 @@ from typing import Any
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.config.text import flattened
-from fedphd.common.errors import FedPhDError
-from fedphd.common.history.events import Tail
-from fedphd.common.history.summary import SUMMARY
+from fedphd.common.history.evaluation import EvaluationRecord
+from fedphd.common.history.events import IntervalEnded
 from fedphd.deploy.compare.methods import Method
-from fedphd.deploy.compare.plan import PlannedRun
-from fedphd.deploy.launch.runs import EVENTS, SIMULATION
+from fedphd.deploy.compare.plan import PlannedRun, readable
+from fedphd.deploy.launch.runs import SIMULATION
 
 DISTANCE = "frechet_distance"
 # The method that the others are compared with.
@@ -28,13 +25,10 @@ _ASIDE = ("interval", "seconds", "least_class", "raw.least_class")
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One evaluation during a run, and what had been spent by then.
+    """The Frechet distance of an evaluation, and what had been spent by then.
 
-    Attributes:
-        cloud_rounds: finished cloud rounds.
-        cloud_bytes: bytes moved over the cloud's links.
-        training_flops: of all clients together, see ``spent_flops``.
-        distance: Frechet distance; None without reference data.
+    Bytes are those over the cloud's links, FLOPs those of all clients together. No distance
+    without reference data.
     """
 
     cloud_rounds: int
@@ -48,12 +42,9 @@ class RunResult:
     """One finished run.
 
     Attributes:
-        seed: of the run.
-        folder: of the run.
         quality: every real number of the last evaluation, nested ones with dotted names.
         costs: parameters, MACs, bytes, FLOPs and seconds.
-        curve: all evaluations.
-        protocol: how the last one was made: features, number of samples, steps and the like.
+        protocol: how it was made: features, number of samples, steps and the like.
         origin: version, commit and machine that the run recorded.
         partition: name of the clients' split of the data, if the run recorded it.
     """
@@ -65,18 +56,14 @@ class RunResult:
     curve: list[CurvePoint]
     protocol: dict[str, Any]
     origin: dict[str, str]
-    partition: str | None = None
+    partition: str | None
 
 
 @dataclass
 class MethodResults:
-    """All runs of one method.
+    """All runs of one method: the finished ones, and by seed why the others are missing.
 
-    Attributes:
-        method: the method.
-        config: of one of its runs; the others differ by their seeds only.
-        runs: the finished ones.
-        missing: why the others are missing, by seed.
+    ``config`` is that of one of them; the others differ by their seeds only.
     """
 
     method: Method
@@ -86,8 +73,8 @@ class MethodResults:
 
     def by_seed(self, name: str) -> dict[int, float]:
         """A quality or a cost by name, of every run that has it."""
-        every = {r.seed: {**r.costs, **r.quality}.get(name) for r in self.runs}
-        return {seed: float(value) for seed, value in every.items() if value is not None}
+        every = {run.seed: {**run.costs, **run.quality} for run in self.runs}
+        return {seed: values[name] for seed, values in every.items() if name in values}
 
     def mean_and_spread(self, name: str) -> tuple[float | None, float | None]:
         """Of the values in ``by_seed``; None for what the runs do not have."""
@@ -96,11 +83,7 @@ class MethodResults:
 
 
 def collect(runs: Iterable[PlannedRun], failed: Mapping[str, str]) -> list[MethodResults]:
-    """The results by method, in the runs' order.
-
-    Args:
-        runs: all that are planned.
-        failed: why runs failed, by name.
+    """The results by method, in the runs' order; ``failed`` says why runs failed, by name.
 
     Raises:
         FedPhDError: a finished run's files cannot be read; names the folder.
@@ -117,69 +100,51 @@ def collect(runs: Iterable[PlannedRun], failed: Mapping[str, str]) -> list[Metho
 
 def read_result(run: PlannedRun) -> RunResult:
     """A finished run; raises FedPhDError if its files are incomplete or damaged."""
-    try:
-        summary = json.loads((run.folder / SUMMARY).read_text("utf-8"))
-        simulation = json.loads((run.folder / SIMULATION).read_text("utf-8"))
-        events = list(Tail(run.folder / EVENTS).new_lines())
-        curve = read_curve(events, summary["evaluations"])
-        evaluation = dict(flattened(summary["evaluation"]))
-        parts = {key: value for key, value in evaluation.items() if key not in _ASIDE}
-        quality = {key: value for key, value in parts.items() if isinstance(value, float)}
-        protocol = {key: value for key, value in parts.items() if isinstance(value, int | str)}
-        costs = {
-            "parameters": float(summary["parameters"]["after"]),
-            "macs": float(summary["macs"]["after"]),
-            "client_edge_bytes": float(summary["bytes"]["client_edge"]),
-            "cloud_bytes": float(summary["bytes"]["edge_cloud"]),
-            "training_flops": spent_flops(events),
-            "seconds": float(summary["seconds"]["total"]),
-        }
-        partition = summary.get("partition")
+    summary, rounds = run.summary(), run.cloud_rounds()
+    with readable(run.folder):
+        if summary.evaluation is None:
+            raise ValueError("its summary has no evaluation")
+        evaluation = flattened(summary.evaluation.model_dump())
+        parts = {key: value for key, value in evaluation if key not in _ASIDE}
         return RunResult(
             seed=run.seed,
             folder=run.folder,
-            quality=quality,
-            costs=costs,
-            curve=curve,
-            protocol=protocol,
-            origin=simulation["origin"],
-            partition=partition["name"] if partition else None,
+            quality={key: value for key, value in parts.items() if isinstance(value, float)},
+            costs={
+                "parameters": float(summary.parameters.after),
+                "macs": float(summary.macs.after),
+                "client_edge_bytes": float(summary.bytes.client_edge),
+                "cloud_bytes": float(summary.bytes.edge_cloud),
+                "training_flops": sum(ended.training_flops for ended in rounds),
+                "seconds": summary.seconds["total"],
+            },
+            curve=[curve_point(evaluation, rounds) for evaluation in summary.evaluations],
+            protocol={key: value for key, value in parts.items() if isinstance(value, int | str)},
+            origin=json.loads((run.folder / SIMULATION).read_text("utf-8"))["origin"],
+            partition=summary.partition["name"] if summary.partition else None,
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise FedPhDError(
-            f"{run.folder}: not a complete finished run ({type(error).__name__}: {error}); "
-            "move the folder away to run it again"
-        ) from error
 
 
-def spent_flops(events: Iterable[Mapping[str, Any]]) -> float:
-    """Training FLOPs of all clients in a run's intervals."""
-    return float(sum(e["training_flops"] for e in events if e["event"] == "interval"))
+def curve_point(evaluation: EvaluationRecord, rounds: Iterable[IntervalEnded]) -> CurvePoint:
+    """An evaluation of a run with these cloud rounds, and what had been spent by then.
 
-
-def read_curve(
-    events: Sequence[Mapping[str, Any]], evaluations: Iterable[Mapping[str, Any]]
-) -> list[CurvePoint]:
-    """The evaluations of a run, with what had been spent by each."""
-    intervals = [event for event in events if event["event"] == "interval"]
-    points = []
-    for evaluation in evaluations:
-        before = [event for event in intervals if event["interval"] <= evaluation["interval"]]
-        points.append(
-            CurvePoint(
-                cloud_rounds=evaluation["interval"],
-                cloud_bytes=before[-1]["edge_cloud_bytes"] if before else 0,
-                training_flops=spent_flops(before),
-                distance=evaluation[DISTANCE],
-            )
-        )
-    return points
+    Raises:
+        ValueError: the evaluation does not say after which interval it was made.
+    """
+    if evaluation.interval is None:
+        raise ValueError("an evaluation has no interval")
+    before = [ended for ended in rounds if ended.interval <= evaluation.interval]
+    return CurvePoint(
+        cloud_rounds=evaluation.interval,
+        cloud_bytes=before[-1].edge_cloud_bytes if before else 0,
+        training_flops=sum(ended.training_flops for ended in before),
+        distance=evaluation.frechet_distance,
+    )
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (n - 1); no spread for a single value."""
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return statistics.fmean(values), spread
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def relative(

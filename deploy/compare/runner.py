@@ -1,7 +1,5 @@
 """Executes planned runs, each as a ``fedphd simulate`` process, a few at a time."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -10,18 +8,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from fedphd.common.config.text import write_config
 from fedphd.common.events import read_verdict
-from fedphd.common.history.events import Tail
-from fedphd.common.history.summary import SUMMARY
+from fedphd.common.history.events import Evaluated
 from fedphd.deploy.compare.plan import PlannedRun
 from fedphd.deploy.launch.render import human_bytes, human_seconds
 from fedphd.deploy.launch.runs import EVENTS, VERDICT, Say
@@ -34,46 +29,28 @@ STOP_S = 15.0
 REQUEST = "request.toml"
 
 
-@dataclass
-class Started:
-    """A run in progress."""
-
-    run: PlannedRun
-    process: subprocess.Popen[bytes]
-    log: Path
-
-
 class Runner:
-    """Starts planned runs in order and reports how they end.
+    """Starts planned runs in order, ``jobs`` at a time, and says how they start and end.
 
     Args:
         clients: their data, and their share of the machine.
         logs: folder for what the runs print.
-        jobs: runs at a time.
-        say: receives a line per start and per end.
     """
 
     def __init__(self, clients: SimulatedClients, logs: Path, *, jobs: int, say: Say) -> None:
-        self._clients = clients
-        self._logs = logs
-        self._jobs = jobs
-        self._say = say
-        self._running: list[Started] = []
+        self._clients, self._logs, self._jobs, self._say = clients, logs, jobs, say
+        self._running: list[tuple[PlannedRun, subprocess.Popen[bytes]]] = []
         self._failed: dict[str, str] = {}
 
     def run(self, runs: Sequence[PlannedRun], stop: threading.Event) -> dict[str, str]:
-        """Run all that are not finished, until ``stop`` is set.
-
-        Returns:
-            Why runs failed, by name; empty if none did.
-        """
+        """Run all that are not finished, until ``stop`` is set; return why runs failed, by name."""
         waiting = deque(run for run in runs if not run.finished)
         if skipped := len(runs) - len(waiting):
             self._say(f"{skipped} of {len(runs)} runs are finished already")
         try:
             while (waiting or self._running) and not stop.is_set():
                 while waiting and self._may_start(runs):
-                    self._running.append(self._start(waiting.popleft()))
+                    self._start(waiting.popleft())
                 self._collect(runs)
                 stop.wait(POLL_S if self._running else 0)
         finally:
@@ -85,20 +62,19 @@ class Runner:
 
         The runs share it, and two processes that train it at the same time may get different ones.
         """
-        if not self._running:
-            return True
-        return len(self._running) < self._jobs and any(
-            event["event"] == "evaluated"
-            for run in runs
-            for event in Tail(run.folder / EVENTS).new_lines()
+        return not self._running or (
+            len(self._running) < self._jobs
+            and any(isinstance(event, Evaluated) for run in runs for event in run.events())
         )
 
-    def _start(self, run: PlannedRun) -> Started:
+    def _log(self, run: PlannedRun) -> Path:
+        return self._logs / f"{run.name}.log"
+
+    def _start(self, run: PlannedRun) -> None:
         set_aside(run.folder)
         run.folder.mkdir(parents=True, exist_ok=True)
         self._logs.mkdir(parents=True, exist_ok=True)
-        log = self._logs / f"{run.name}.log"
-        with log.open("wb") as output:
+        with self._log(run).open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "fedphd.deploy.cli", *self.arguments(run)],
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -108,40 +84,37 @@ class Runner:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
-        self._say(f"started   {run.name}; {log}")
-        return Started(run, process, log)
+        self._running.append((run, process))
+        self._say(f"started   {run.name}; {self._log(run)}")
 
     def arguments(self, run: PlannedRun) -> list[str]:
         """``simulate`` and its flags; the configuration goes into a file in the run's folder."""
         config = write_config(run.folder / REQUEST, run.config.model_dump(mode="json"))
-        clients = self._clients
         arguments = ["simulate", *config, "--run-dir", str(run.folder)]
-        for key, value in clients.data.items():
+        for key, value in self._clients.data.items():
             arguments += ["--set", f"{key}={json.dumps(value)}"]
-        return [*arguments, "--cpus", str(clients.cpus), "--gpus", str(clients.gpus)]
+        return [*arguments, "--cpus", str(self._clients.cpus), "--gpus", str(self._clients.gpus)]
 
     def _collect(self, runs: Sequence[PlannedRun]) -> None:
-        for started in [s for s in self._running if s.process.poll() is not None]:
-            self._running.remove(started)
-            run = started.run
-            if started.process.returncode == 0 and run.finished:
+        for run, process in [pair for pair in self._running if pair[1].poll() is not None]:
+            self._running.remove((run, process))
+            if process.returncode == 0 and run.finished:
                 self._say(finished_line(run, runs, jobs=self._jobs))
             else:
-                self._failed[run.name] = why_failed(started.log, run, started.process.returncode)
+                self._failed[run.name] = why_failed(self._log(run), run, process.returncode)
                 self._say(f"FAILED    {run.name}: {self._failed[run.name]}")
 
     def _end(self) -> None:
         """End the processes that still run, and their children."""
-        for started in self._running:
-            if started.process.poll() is None:
-                started.process.send_signal(signal.SIGTERM)
+        for _, process in self._running:
+            process.terminate()
         deadline_s = time.monotonic() + STOP_S
-        for started in self._running:
+        for _, process in self._running:
             with suppress(subprocess.TimeoutExpired):
-                started.process.wait(max(0.0, deadline_s - time.monotonic()))
+                process.wait(max(0.0, deadline_s - time.monotonic()))
             with suppress(ProcessLookupError):
-                os.killpg(started.process.pid, signal.SIGKILL)
-            started.process.wait()
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def set_aside(folder: Path) -> None:
@@ -154,15 +127,15 @@ def set_aside(folder: Path) -> None:
 
 def finished_line(run: PlannedRun, runs: Sequence[PlannedRun], *, jobs: int) -> str:
     """The progress line of a run that ended well."""
-    summary = _summary(run)
+    summary = run.summary()
+    distance = summary.frechet_distance
     done = [other for other in runs if other.finished]
     left = [other for other in runs if not other.finished]
-    distance = summary["frechet_distance"]
     quality = "no distance" if distance is None else f"Frechet distance {distance:.1f}"
     text = (
         f"finished  {run.name}: {quality} | {run.config.schedule.intervals} cloud rounds, "
-        f"{human_bytes(summary['bytes']['edge_cloud'])} over the cloud's links | "
-        f"{human_seconds(summary['seconds']['total'])} | {len(done)} of {len(runs)} runs"
+        f"{human_bytes(summary.bytes.edge_cloud)} over the cloud's links | "
+        f"{human_seconds(summary.seconds['total'])} | {len(done)} of {len(runs)} runs"
     )
     if not left:
         return text
@@ -171,7 +144,7 @@ def finished_line(run: PlannedRun, runs: Sequence[PlannedRun], *, jobs: int) -> 
 
 def time_left_s(done: Sequence[PlannedRun], left: Sequence[PlannedRun], *, jobs: int) -> float:
     """Seconds for ``left``, from the mean of each method's finished runs, else of all."""
-    took = [(run.method.name, float(_summary(run)["seconds"]["total"])) for run in done]
+    took = [(run.method.name, run.summary().seconds["total"]) for run in done]
     total = 0.0
     for run in left:
         same = [seconds for name, seconds in took if name == run.method.name]
@@ -181,13 +154,7 @@ def time_left_s(done: Sequence[PlannedRun], left: Sequence[PlannedRun], *, jobs:
 
 def why_failed(log: Path, run: PlannedRun, code: int) -> str:
     """The message of the run's own verdict, else the last line that it printed."""
-    verdict = read_verdict(run.folder / VERDICT)
-    if verdict is not None and verdict.exit_code:
+    if (verdict := read_verdict(run.folder / VERDICT)) and verdict.exit_code:
         return verdict.message
     printed = last_line(log.read_text("utf-8", "replace")).removeprefix("fedphd: ")
     return f"exit code {code}: {printed}"
-
-
-def _summary(run: PlannedRun) -> Mapping[str, Any]:
-    summary: Mapping[str, Any] = json.loads((run.folder / SUMMARY).read_text("utf-8"))
-    return summary

@@ -1,10 +1,8 @@
 """``table.csv`` and ``table.md``: every finished run counts, every missing one is named."""
 
-from __future__ import annotations
-
 import csv
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,6 @@ from fedphd.deploy.launch.render import human_bytes, human_seconds
 
 # A heading, and the cell of a method below it.
 _Column = tuple[str, Callable[[MethodResults], str]]
-_AGAINST = f"against {REFERENCE}"
 # A cost's heading, and how its mean is written.
 _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda v: f"{v / 1e6:.2f} M"),
@@ -50,16 +47,10 @@ def to_csv(every: Sequence[MethodResults]) -> str:
     writer.writerow([*header, *(f"{name}_{part}" for name in names for part in ("mean", "std"))])
     for results in every:
         share = relative(results, every)
-        row: list[Any] = [
-            results.method.name,
-            len(results.runs),
-            results.config.schedule.intervals,
-            "" if share is None else f"{100 * share:.6g}",
-        ]
-        for name in names:
-            numbers = results.mean_and_spread(name)
-            row += ["" if number is None else f"{number:.8g}" for number in numbers]
-        writer.writerow(row)
+        row = [results.method.name, len(results.runs), results.config.schedule.intervals]
+        numbers = [number for name in names for number in results.mean_and_spread(name)]
+        cells = ["" if number is None else f"{number:.8g}" for number in numbers]
+        writer.writerow([*row, "" if share is None else f"{100 * share:.6g}", *cells])
     return text.getvalue()
 
 
@@ -74,8 +65,6 @@ def to_markdown(
     """The report for people: budget, tables, what is missing, protocol, settings, origin.
 
     Args:
-        every: all runs, by method.
-        plan: what the comparison was asked for.
         command: that wrote it.
         plots: pictures to show, beside the report.
         left_out: methods without any run, and why.
@@ -122,54 +111,52 @@ def _budget(plan: Plan) -> str:
 def _quality(every: Sequence[MethodResults]) -> str:
     # How far a kernel distance's own subsets spread is in the CSV; here the seeds' spread counts.
     names = [name for name in metrics_of(every) if not name.endswith("_std")]
-    headings = [name.replace("_", " ").replace(".", " ").capitalize() for name in names]
     columns: list[_Column] = [
-        (heading, partial(_measured, n)) for heading, n in zip(headings, names, strict=True)
+        (name.replace("_", " ").replace(".", " ").capitalize(), partial(_mean, name))
+        for name in names
     ]
-    columns.insert(1, (_AGAINST, lambda results: _share(relative(results, every))))
+    columns.insert(1, _against(DISTANCE, every))
     return _table([("n", lambda results: str(len(results.runs))), *columns], every)
 
 
 def _costs(every: Sequence[MethodResults]) -> str:
-    columns: list[_Column] = [
-        (heading, partial(_cost, name)) for name, (heading, _) in _COSTS.items()
-    ]
-    place = list(_COSTS).index("cloud_bytes") + 1
-    columns.insert(place, (_AGAINST, lambda r: _share(relative(r, every, "cloud_bytes"))))
+    columns: list[_Column] = [(head, partial(_mean, name)) for name, (head, _) in _COSTS.items()]
+    columns.insert(list(_COSTS).index("cloud_bytes") + 1, _against("cloud_bytes", every))
     rounds = ("cloud rounds", lambda results: str(results.config.schedule.intervals))
     return _table([rounds, *columns], every)
 
 
 def _table(columns: Sequence[_Column], every: Sequence[MethodResults]) -> str:
     columns = [("method", lambda results: results.method.title), *columns]
-    rows = [[cell(results) for _, cell in columns] for results in every]
-    lines = [f"| {' | '.join(row)} |" for row in ([heading for heading, _ in columns], *rows)]
-    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
+    rows = [[heading for heading, _ in columns]]
+    rows += [[cell(results) for _, cell in columns] for results in every]
+    head, *lines = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|---" * len(columns) + "|", *lines])
 
 
-def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:+.1%}"
+def _against(name: str, every: Sequence[MethodResults]) -> _Column:
+    def cell(results: MethodResults) -> str:
+        share = relative(results, every, name)
+        return "" if share is None else f"{share:+.1%}"
+
+    return f"against {REFERENCE}", cell
 
 
-def _measured(name: str, results: MethodResults) -> str:
+def _mean(name: str, results: MethodResults) -> str:
     mean, spread = results.mean_and_spread(name)
     if mean is None:
         return "-"
+    if name in _COSTS:
+        return _COSTS[name][1](mean)
     return f"{mean:.4g}" if spread is None else f"{mean:.4g} ± {spread:.2g}"
-
-
-def _cost(name: str, results: MethodResults) -> str:
-    mean, _ = results.mean_and_spread(name)
-    return "-" if mean is None else _COSTS[name][1](mean)
 
 
 def _protocol(every: Sequence[MethodResults]) -> list[str]:
     lines = ["sampler DDIM, eta 0, the same noise for all; EMA weights unless the column says raw"]
-    found: dict[str, list[str]] = {}
+    found = defaultdict(list)
     for results in every:
         for run in results.runs:
-            name = f"{results.method.name} seed {run.seed}"
-            found.setdefault(_joined(run.protocol), []).append(name)
+            found[_joined(run.protocol)].append(f"{results.method.name} seed {run.seed}")
     if len(found) == 1:
         return [*lines, *found]
     if found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from support.finished import comparison, write_finished
 
 from fedphd.common.errors import FedPhDError
+from fedphd.common.events import write_json
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.plan import CommonSettings
 from fedphd.deploy.compare.plots import mean_curve
@@ -153,20 +155,61 @@ def test_every_real_number_of_an_evaluation_becomes_a_column(made: Comparison) -
         if run.finished:
             file = run.folder / "summary.json"
             text = file.read_text("utf-8").replace(
-                '"raw": null', '"raw": {"frechet_distance": 33.5}, "kid": 0.25'
+                '"raw": null', '"raw": {"frechet_distance": 33.5}'
             )
+            text = text.replace('"kernel_distance": null', '"kernel_distance": 0.25')
             file.write_text(text, encoding="utf-8")
     made.report({}, command="c")
     text = (made.common.out / "table.csv").read_text("utf-8")
     row = next(csv.DictReader(io.StringIO(text)))
-    assert (float(row["raw.frechet_distance_mean"]), float(row["kid_mean"])) == (33.5, 0.25)
+    assert (float(row["raw.frechet_distance_mean"]), float(row["kernel_distance_mean"])) == (
+        33.5, 0.25,
+    )  # fmt: skip
     report = (made.common.out / "table.md").read_text("utf-8")
-    assert "| Frechet distance | against fedavg | Kid | Raw frechet distance |" in report
+    assert (
+        "| Frechet distance | against fedavg | Kernel distance | Raw frechet distance |" in report
+    )
     assert f"- {PROTOCOL}\n" in report
 
 
-def test_a_damaged_summary_is_named(made: Comparison) -> None:
+def test_a_run_of_a_version_without_some_figures_is_read(made: Comparison) -> None:
     folder = made.runs()[0].folder
-    (folder / "summary.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(FedPhDError, match=r"seed-0: not a complete finished run \(KeyError"):
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    for row in (summary["evaluation"], *summary["evaluations"]):
+        del row["kernel_distance"], row["num_reference_images"]
+    write_json(folder / "summary.json", summary)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("validation_loss", None)
+        line.pop("client_rounds", None)
+    text = "".join(f"{json.dumps(line)}\n" for line in [{"event": "of an age past"}, *lines])
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    run = results_of(made)["fedavg"].runs[0]
+    assert (run.quality, run.protocol["num_reference_images"]) == ({"frechet_distance": 10.0}, 0)
+    assert [point.cloud_bytes for point in run.curve] == [0, 4000, 8000]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("summary.json", "{}", "ValidationError: .* fedphd_version Field required"),
+        ("simulation.json", "{}", "KeyError: 'origin'"),
+        ("metrics.jsonl", '{"event": "interval"}\n', "ValidationError: .* interval Field required"),
+        ("metrics.jsonl", "x\n", "JSONDecodeError: Expecting value"),
+    ],
+)
+def test_a_damaged_file_is_named_by_its_folder(
+    name: str, text: str, problem: str, made: Comparison
+) -> None:
+    runs = made.runs()
+    (runs[0].folder / name).write_text(text, encoding="utf-8")
+    with pytest.raises(FedPhDError, match=rf"seed-0: not a complete finished run \({problem}"):
+        collect(runs, {})
+
+
+def test_a_run_that_was_never_evaluated_is_named(made: Comparison) -> None:
+    file = made.runs()[0].folder / "summary.json"
+    summary = json.loads(file.read_text("utf-8"))
+    write_json(file, {**summary, "evaluation": None})
+    with pytest.raises(FedPhDError, match=r"seed-0: not a .*ValueError: its summary has no eval"):
         made.report({}, command="c")
