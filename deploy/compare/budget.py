@@ -65,8 +65,8 @@ class Workload:
         participants: clients that train in an edge round.
         steps_per_round: optimiser steps of one of them in an edge round, mean over all clients.
         local_per_cloud_round: local work of all clients between two visits to the cloud.
-        total_local, total_steps: local work of all clients in the whole run, and their optimiser
-            steps, expected over who takes part.
+        total_local: local work of all clients in the whole run.
+        total_steps: their optimiser steps, expected over who takes part.
     """
 
     participants: int

@@ -25,10 +25,8 @@ PROBE_ROUNDS = 2
 class Comparison:
     """Every method with every seed on one budget, in one folder.
 
-    Attributes:
-        table: every known method.
-        plan: what to compare, with what the folder has already (``Plan.extending``).
-        byte_reference: name of the method whose first run sets the bytes that the plan leaves open.
+    ``plan`` includes what the folder has already (``Plan.extending``). The bytes that it leaves
+    open are those of the first run of the method ``byte_reference``.
     """
 
     common: CommonSettings
@@ -69,10 +67,7 @@ class Comparison:
         return runs
 
     def execute(self, *, jobs: int, stop: threading.Event, say: Say) -> dict[str, str]:
-        """Run all that is missing; returns why runs failed, by name.
-
-        Raises FedPhDError if one failed that shows how many cloud rounds fit in the budget.
-        """
+        """Run all that is missing; returns why runs failed, by name; raises as ``fit_rounds``."""
         # Settings that cannot work are refused before anything starts.
         for method in self.methods:
             plan_run(self.common, method, self.plan.seeds[0])
@@ -131,10 +126,7 @@ class Comparison:
         return probe
 
     def report(self, failed: Mapping[str, str], *, command: str) -> list[Path]:
-        """Write tables and plots of all finished runs; returns the files.
-
-        ``failed`` says why runs failed, by name; ``command`` is what asked for the report.
-        """
+        """Write tables and plots of all finished runs, and why runs failed; returns the files."""
         # It takes half a second to import, and is only needed here.
         from fedphd.deploy.compare.plots import draw_all
 
@@ -142,9 +134,8 @@ class Comparison:
         out.mkdir(parents=True, exist_ok=True)
         results = collect(self.runs(), failed)
         plots = draw_all(results, out)
-        table, report = out / "table.csv", out / "table.md"
+        table, report, left = out / "table.csv", out / "table.md", self._left_out()
         table.write_text(to_csv(results), encoding="utf-8")
-        left = self._left_out()
         text = to_markdown(results, self.plan, command=command, plots=plots, left_out=left)
         report.write_text(text, encoding="utf-8")
         return [table, report, *plots]

@@ -1,6 +1,6 @@
 """What ``compare --list`` and ``compare --dry-run`` print."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.deploy.compare.budget import Budget, Workload, method_settings
@@ -51,20 +51,16 @@ def describe(comparison: Comparison, split: Split) -> Iterator[str]:
         if by_bytes and method.name not in plan.intervals:
             yield "  cloud rounds: as many as fit in the budget; with the number in the settings:"
         config = plan_run(comparison.common, method, plan.seeds[0], intervals=rounds).config
-        yield from _arithmetic(config, split.sizes)
+        schedule, training = config.schedule, config.training
+        work, unit = Workload.of(config, split.sizes), training.local_unit
+        yield (
+            f"  {schedule.intervals} cloud rounds x {schedule.edge_rounds} training round(s) x "
+            f"{work.participants} clients x {training.local_amount} local {unit} = "
+            f"{work.total_local} local {unit} ({work.local_per_cloud_round} per cloud round)"
+        )
+        yield (
+            f"  about {work.total_steps:.0f} optimiser steps in all, "
+            f"{work.steps_per_round:.1f} per client and training round"
+        )
         for key, value in method_settings(method, base, intervals=rounds).items():
             yield f"  {key} = {value!r}"
-
-
-def _arithmetic(config: CloudConfig, sizes: Sequence[int]) -> Iterator[str]:
-    schedule, training, work = config.schedule, config.training, Workload.of(config, sizes)
-    unit = training.local_unit
-    yield (
-        f"  {schedule.intervals} cloud rounds x {schedule.edge_rounds} training round(s) x "
-        f"{work.participants} clients x {training.local_amount} local {unit} = "
-        f"{work.total_local} local {unit} ({work.local_per_cloud_round} per cloud round)"
-    )
-    yield (
-        f"  about {work.total_steps:.0f} optimiser steps in all, "
-        f"{work.steps_per_round:.1f} per client and training round"
-    )

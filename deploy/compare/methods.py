@@ -47,8 +47,7 @@ def read_methods(path: Path | None = None) -> dict[str, Method]:
 
     Raises ConfigError if the file cannot be read, or an entry is wrong; names it.
     """
-    text = resources.files("fedphd.deploy.compare").joinpath("methods.toml").read_text("utf-8")
-    tables: dict[str, Any] = tomllib.loads(text)
+    tables = tomllib.loads((resources.files(__package__) / "methods.toml").read_text("utf-8"))
     if path is not None:
         more = read_toml(path, flag="--methods-file")
         if both := sorted(tables.keys() & more.keys()):

@@ -23,7 +23,6 @@ from fedphd.deploy.launch.runs import EVENTS, SIMULATION
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 PLAN = "compare.json"
-CONFIG = "config.json"
 _ABSENT = "(absent)"
 _MOST_SHOWN = 8
 
@@ -93,7 +92,7 @@ class PlannedRun:
         """Raise ConfigError if a finished run in this folder had other settings; names them."""
         if not self.finished:
             return
-        path = self.folder / CONFIG
+        path = self.folder / "config.json"
         config = validate(CloudConfig, _read(path), source=str(path))
         data = _read(self.folder / SIMULATION).get("clients", {})
         wanted = decisive_settings(self.config, clients.record(self.config))
@@ -128,8 +127,6 @@ def plan_run(
     """A run of ``method``; raises ConfigError that names it if its settings are impossible.
 
     Args:
-        common: what it shares with the others.
-        method: what it is on top of that.
         seed: of the weights, of who takes part, of the choices and of the split of the data.
         intervals: cloud rounds; None: as in the common settings.
         settings: dotted settings that win over all of these.
@@ -149,10 +146,7 @@ def plan_run(
 
 
 def decisive_settings(config: CloudConfig, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted settings that decide a run's numbers: training, evaluation and the clients' data.
-
-    How long processes wait for one another and where files are written are not among them.
-    """
+    """Dotted settings that decide a run's numbers, so neither waits nor where files are written."""
     values = config.federation().model_dump(mode="json", exclude={"waits"})
     of_data = {"data.seed" if key == "seed" else key: value for key, value in data.items()}
     return {**dict(flattened(values)), **CLIENT_DEFAULTS, **of_data}
@@ -201,10 +195,7 @@ class Plan(BaseModel, extra="forbid"):
         write_json(out / PLAN, self.model_dump(mode="json"))
 
     def extending(self, out: Path) -> Self:
-        """This plan together with the one that ``out`` holds, if any.
-
-        Raises ConfigError that names the common settings or the budget if they differ.
-        """
+        """This plan and the one in ``out``, if any; raises ConfigError that names differences."""
         earlier = self.read(out)
         if earlier is None:
             return self

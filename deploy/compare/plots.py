@@ -19,7 +19,6 @@ _AXES: dict[str, tuple[str, Callable[[CurvePoint], float]]] = {
     "compute": ("training FLOPs of all clients", lambda point: point.training_flops),
 }
 _MARKERS = "osD^vP*X<>"
-_INCHES = (7.0, 4.5)
 _DPI = 120
 
 
@@ -50,7 +49,7 @@ def mean_curve(
 def _curves(every: Sequence[MethodResults], kind: str, path: Path) -> bool:
     """A line per method; False if none has a distance."""
     label, horizontal = _AXES[kind]
-    figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(7.0, 4.5), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     for results, marker in zip(every, cycle(_MARKERS), strict=False):
         if curve := mean_curve(results, horizontal):

@@ -85,8 +85,7 @@ class MethodResults:
 def collect(runs: Iterable[PlannedRun], failed: Mapping[str, str]) -> list[MethodResults]:
     """The results by method, in the runs' order; ``failed`` says why runs failed, by name.
 
-    Raises:
-        FedPhDError: a finished run's files cannot be read; names the folder.
+    Raises FedPhDError if a finished run's files cannot be read; names the folder.
     """
     found: dict[str, MethodResults] = {}
     for run in runs:
@@ -126,11 +125,7 @@ def read_result(run: PlannedRun) -> RunResult:
 
 
 def curve_point(evaluation: EvaluationRecord, rounds: Iterable[IntervalEnded]) -> CurvePoint:
-    """An evaluation of a run with these cloud rounds, and what had been spent by then.
-
-    Raises:
-        ValueError: the evaluation does not say after which interval it was made.
-    """
+    """An evaluation and what had been spent by then; raises ValueError if it has no interval."""
     if evaluation.interval is None:
         raise ValueError("an evaluation has no interval")
     before = [ended for ended in rounds if ended.interval <= evaluation.interval]

@@ -30,12 +30,7 @@ REQUEST = "request.toml"
 
 
 class Runner:
-    """Starts planned runs in order, ``jobs`` at a time, and says how they start and end.
-
-    Args:
-        clients: their data, and their share of the machine.
-        logs: folder for what the runs print.
-    """
+    """Runs what is planned in order, ``jobs`` at a time; ``logs`` gets what the runs print."""
 
     def __init__(self, clients: SimulatedClients, logs: Path, *, jobs: int, say: Say) -> None:
         self._clients, self._logs, self._jobs, self._say = clients, logs, jobs, say

@@ -59,8 +59,8 @@ def to_markdown(
     plan: Plan,
     *,
     command: str,
-    plots: Iterable[Path] = (),
-    left_out: Sequence[str] = (),
+    plots: Iterable[Path],
+    left_out: Iterable[str],
 ) -> str:
     """The report for people: budget, tables, what is missing, protocol, settings, origin.
 
@@ -169,11 +169,11 @@ def _own_settings(every: Sequence[MethodResults]) -> list[str]:
     settings = [decisive_settings(results.config, {}) for results in every]
     keys = sorted({key for own in settings for key in own} - {"seed"})
     differing = [key for key in keys if len({repr(own.get(key)) for own in settings}) > 1]
-    lines = []
-    for results, own in zip(every, settings, strict=True):
-        shown = ", ".join(f"{key} = {own.get(key)!r}" for key in differing) or "nothing of its own"
-        lines.append(f"{results.method.title} ({results.method.reference}): {shown}")
-    return lines
+    shown = [", ".join(f"{key} = {own.get(key)!r}" for key in differing) for own in settings]
+    return [
+        f"{results.method.title} ({results.method.reference}): {own or 'nothing of its own'}"
+        for results, own in zip(every, shown, strict=True)
+    ]
 
 
 def _origins(every: Sequence[MethodResults]) -> list[str]:
