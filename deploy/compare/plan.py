@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field, ValidationError
 from fedphd.common.config.roles import CloudConfig, explain, load_config, validate
 from fedphd.common.config.text import flattened
 from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.common.events import write_json
-from fedphd.common.history.events import Event, IntervalEnded, Tail
+from fedphd.common.events import Event, write_json
+from fedphd.common.history.events import IntervalEnded, Tail
 from fedphd.common.history.summary import SUMMARY, Summary
 from fedphd.deploy.compare.budget import Budget, evaluation_period, method_settings
 from fedphd.deploy.compare.methods import Method, default_settings
