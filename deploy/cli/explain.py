@@ -7,12 +7,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer import Argument
 
+from fedphd.common.config.data import Section
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.config.text import section_class, toml_value
 from fedphd.deploy.cli.flags import say
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >="}
-_ROLES = {"cloud": CloudConfig, "edge": EdgeConfig, "client": ClientConfig}
+ROLES: dict[str, type[Section]] = {"cloud": CloudConfig, "edge": EdgeConfig, "client": ClientConfig}
 
 
 def explain_config(
@@ -22,7 +23,7 @@ def explain_config(
     say(f"# Settings of `fedphd {role}`, with their defaults. A file for --config needs only")
     say("# the lines that you change; or set one by --set KEY=VALUE. Names in _s are in seconds.")
     # The cloud's settings start from a preset, so the fields' own defaults do not tell.
-    for line in _explain(load_config(_ROLES[role]), ""):
+    for line in _explain(load_config(ROLES[role]), ""):
         say(line)
 
 

@@ -233,9 +233,9 @@ class SuperLink:
 
     def _write_connection(self) -> None:
         """Tell ``flwr`` where this SuperLink is; a file in our own FLWR_HOME."""
-        authority = self._config.ssl_ca_certfile
-        trust = {"root-certificates": authority.resolve()} if authority else {"insecure": True}
-        here = {"address": self._control, **trust}
+        here: dict[str, object] = {"address": self._control, "insecure": True}
+        if authority := self._config.ssl_ca_certfile:
+            here = {"address": self._control, "root-certificates": authority.resolve()}
         values = {"superlink": {"default": "here", "here": here}}
         self._home.mkdir(parents=True, exist_ok=True)
         (self._home / "config.toml").write_text(to_toml(values), encoding="utf-8")
