@@ -10,9 +10,12 @@ import json
 import math
 import operator
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -26,8 +29,11 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(*parts: int | str) -> torch.Generator:
+def generator(*parts: int | str) -> "torch.Generator":
     """A torch generator on the CPU, seeded by ``derive_seed(*parts)``."""
+    # Some commands draw without it, and importing it takes seconds.
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
