@@ -21,6 +21,7 @@ from fedphd.common.unet.parts import Part, PartSubset, joined, part_sets
 from fedphd.common.wire import records
 from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNetSpec
 from fedphd.common.wire.metrics import TrainMetrics
+from fedphd.common.wire.payload import MOST_OF_CLIENT
 from fedphd.common.wire.roster import Roster
 from fedphd.server.ema import Ema
 from fedphd.server.pruning import prune_unet
@@ -210,6 +211,9 @@ class FedPhD(Strategy):
         for name, mean in answer.metrics.means().items():
             if mean.weight > most:
                 raise ReplyError(f"claims a {name} of {mean.weight:g} samples; at most {most} fit")
+            # No client may send more, and sums of several edges stay far from overflow.
+            if abs(mean.value or 0.0) > MOST_OF_CLIENT:
+                raise ReplyError(f"claims a {name} of {mean.value:g}; at most {MOST_OF_CLIENT:g}")
         if answer.client_rounds and not answer.samples_per_round:
             raise ReplyError(f"claims {answer.client_rounds} client rounds without a sample")
 
