@@ -183,6 +183,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"samples": 0.0}, "claims 2 client rounds without a sample"),
     ({"client_rounds": 10**300}, "client rounds; at most 2 fit for each of its 1 clients"),
     ({"reply": {"mean_steps": 1e300}}, "malformed IntervalReply: mean_steps"),
+    ({"reply": {"metrics": metrics(1e-9, loss=1e20)}}, "claims a loss of 1e+20; at most 1e+12"),
     ({"reply": {"metrics": metrics(loss=1e300)}}, "malformed IntervalReply: metrics.loss.total"),
     (
         {"reply": {"metrics": metrics(10.0**8, validation_loss=0.5)}},
