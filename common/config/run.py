@@ -141,7 +141,7 @@ class ScheduleConfig(Section):
         1.0, "share of the known clients sampled in an edge round", gt=0, le=1
     )
     query_batch: int = setting(
-        1, "clients asked at a time; 1: by the latest counts; large: as in the paper", ge=1
+        1, "clients asked at a time; 1: each by the latest counts; large: as in the paper", ge=1
     )
     num_edges: int = setting(2, "edges that must have joined before the start", ge=1)
     min_clients: int = setting(6, "clients that must have joined before the start", ge=1)
@@ -164,7 +164,9 @@ class SelectionConfig(Section):
         "paper's, drawn by Eq. 9; best_homogeneity: the best score of Eq. 9, never cut off; "
         "min_kl: least KL divergence to the target; random: uniform; static: always the same edge",
     )
-    factor: float = setting(4.0, "a, in mean samples per client (the first three policies)", ge=0)
+    factor: float = setting(
+        4.0, "a, in mean samples per client (balanced, homogeneity, best_homogeneity)", ge=0
+    )
     offset: float = setting(0.0, "b, in mean samples per client (homogeneity)")
     epsilon: float = setting(1e-8, "keeps every probability above 0, samples (homogeneity)", gt=0)
 
@@ -286,7 +288,7 @@ class WaitConfig(Section):
     """Upper bounds of every wait, in seconds."""
 
     start_s: float = setting(300.0, "seconds for edges and clients to join at the start", gt=0)
-    query_s: float = setting(20.0, "seconds for a client's answer to a QUERY", gt=0)
+    query_s: float = setting(20.0, "seconds for a client's answer to a question", gt=0)
     offer_s: float = setting(
         5.0,
         "seconds that a client waits for other edges' offers in an edge round; once "

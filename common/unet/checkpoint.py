@@ -129,7 +129,7 @@ def _whole(folder: Path) -> Path:
     # The old one is renamed away only once the new one is whole and on the disk.
     if old.is_dir():
         return new if new.is_dir() else old
-    raise ConfigError(f"checkpoint {folder}: there is no such folder; name a run's checkpoint/")
+    raise ConfigError(f"checkpoint {folder}: there is no such folder; name a run's folder")
 
 
 def _finish_swap(folder: Path) -> None:

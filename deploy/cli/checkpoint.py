@@ -93,7 +93,7 @@ def sample(
     weights: Weights = "ema",
     device: Device = "auto",
 ) -> None:
-    """Generate images by a checkpoint's network."""
+    """Generate images with a checkpoint's network."""
     from fedphd.common.quality.sampling import sample_images, save_samples
     from fedphd.common.quality.stored_run import StoredRun
     from fedphd.common.unet.checkpoint import checkpoint_of

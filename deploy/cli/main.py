@@ -167,7 +167,7 @@ def simulate(
     settings: flags.Set = None,
     dry_run: flags.DryRun = False,
 ) -> None:
-    """Simulate a whole federation by Flower's simulation engine (Ray), with the same code."""
+    """Simulate a whole federation in Flower's simulation engine (Ray), with the same code."""
     values, of_data = flags.take_flags(
         preset, num_edges, num_clients, data, classes_per_client, settings
     )
