@@ -49,8 +49,8 @@ Set = Annotated[
     Option(
         "--set",
         metavar="KEY=VALUE",
-        help="one setting, such as num_threads=4; VALUE is JSON or plain text, null unsets it; "
-        "may be repeated",
+        help="one setting by its dotted name; VALUE is JSON or plain text, null unsets it; may be "
+        "repeated",
         show_default="none",
     ),
 ]
