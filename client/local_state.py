@@ -24,6 +24,8 @@ _KINDS: Final = {
     "own weights": (OWN_WEIGHTS,),
     "control variate": (VARIATE,),
 }
+# How each follows a weight that the cut scales, as the power of its factor.
+_POWERS: Final = {"exp_avg": -1, "exp_avg_sq": -2, OWN_WEIGHTS: 1, VARIATE: -1}
 
 
 class LocalState:
@@ -66,7 +68,10 @@ class LocalState:
             self.drop(*names)
             return "reset (no cut to follow)"
         try:
-            self.vectors |= {name: cut.apply_flat(self.vectors[name], layout) for name in names}
+            self.vectors |= {
+                name: cut.apply_flat(self.vectors[name], layout, power=_POWERS[name])
+                for name in names
+            }
         except (FedPhDError, ValueError) as error:
             self.drop(*names)
             return f"reset ({error})"

@@ -15,25 +15,48 @@ class Ema:
     """Moving average of weights whose age counts in client optimiser steps.
 
     The clients' steps are not seen here, only their average at the end of an interval: it enters as
-    if it had stood there since the interval's first step. The decay of step n = 0, 1, ... is
-    ``min(decay, n / (9 + n))``, the warm-up of diffusers' ``EMAModel``. So the first update drops
-    the random initial weights, and until step 9 decay / (1 - decay) (1,791 at 0.995) the average
-    spans about the last ninth of the training. From then on an update decays by exactly
+    if it had stood there since the interval's first step. The decay of step n = 1, 2, ... is
+    ``min(decay, (1 + n) / (warmup + n))``, that of the first step, n = 0, is 0: the schedule of
+    diffusers' ``EMAModel``, where ``warmup`` is always 10. So the first update drops the random
+    initial weights, and as long as the warm-up lasts the average spans about the last
+    1 / (warmup - 1) of the training. From then on an update decays by exactly
     ``decay ** mean_steps``.
 
     Args:
         weights: initial weights, float32; copied. Until the first update they are the average.
         decay: per client optimiser step, in [0, 1).
+        warmup: of the decay, >= 1; with 1 there is none.
         steps: optimiser steps that the average has seen already.
 
     Attributes:
         state: the averaged weights by name, float32, in the average's own memory.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], *, decay: float, steps: float = 0.0) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        decay: float,
+        warmup: int = 10,
+        steps: float = 0.0,
+    ) -> None:
         self.decay = decay
+        self.warmup = warmup
         self.steps = steps
         self.state = {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+    @property
+    def warmup_ends(self) -> float:
+        """Steps after which ``decay`` acts."""
+        return max(0.0, (self.warmup * self.decay - 1) / (1 - self.decay))
+
+    @property
+    def span(self) -> float:
+        """Steps that the average effectively covers, 1 / (1 - decay of the latest step)."""
+        if self.steps <= 1:
+            return self.steps
+        latest = self.steps - 1
+        return 1 / (1 - min(self.decay, (1 + latest) / (self.warmup + latest)))
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], *, mean_steps: float) -> None:
@@ -55,11 +78,13 @@ class Ema:
             raise FedPhDError(f"mean_steps = {mean_steps}; expected a number of steps >= 0")
         if mean_steps == 0:
             return 1.0
+        if self.steps == 0:
+            return 0.0
         start, end = self.steps, self.steps + mean_steps
-        warm_end = min(max(math.ceil(9 * self.decay / (1 - self.decay)), start), end)
-        # The product of n / (9 + n) over the steps telescopes, also for parts of a step.
-        warm = math.prod((start + j) / (warm_end + j) for j in range(9)) if warm_end > start else 1
-        return float(warm * self.decay ** (end - warm_end))
+        warm_end = min(max(math.ceil(self.warmup_ends), start), end)
+        # The product of (1 + n) / (warmup + n) over the steps telescopes, also for parts of a step.
+        factors = ((start + j) / (warm_end + j) for j in range(1, self.warmup))
+        return float(math.prod(factors) * self.decay ** (end - warm_end))
 
     def cut(self, cut: Cut) -> None:
         """Remove the channels that pruning removed from the weights."""

@@ -1,5 +1,6 @@
 """Structured pruning of the U-Net's widths: the result is a smaller regular U-Net."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,9 @@ def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
 
     Every normalisation group and every attention head loses the same number of channels, and there
     are as many of them afterwards. So widths follow ``prune_widths``, and the result is built from
-    a config like any other U-Net, on the CPU. The sinusoidal time features stay, and so does
-    ``unet``. ``ratio`` is the share of each width to remove, in [0, 1).
+    a config like any other U-Net, on the CPU. Queries are scaled so that what softmax divides by
+    stays the same. The sinusoidal time features stay, and so does ``unet``. ``ratio`` is the share
+    of each width to remove, in [0, 1).
 
     Raises:
         ConfigError: attention heads would not all keep the same whole number of channels.
@@ -50,7 +52,11 @@ def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
     norms = torch.split(groups.norms(state).cpu(), list(groups.sizes))
     quotas = _quotas(groups, config, pruned.state_dict())
     keep = torch.cat([_strongest(n, *quotas[group]) for group, n in enumerate(norms)])
-    cut = groups.cut(TensorLayout.of(state), keep.tolist())
+    # Attention divides the products of queries and keys by the root of the head's width: narrower
+    # queries are scaled so that the products of the channels that stay count as before.
+    scale = math.sqrt(head_dim / config["attention_head_dim"])
+    queries = [name for name in state if ".to_q." in name]
+    cut = groups.cut(TensorLayout.of(state), keep.tolist(), dict.fromkeys(queries, scale))
     pruned.load_state_dict(cut.apply(state))
     pruned.train(unet.training)
     report = PruneReport(

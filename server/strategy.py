@@ -81,7 +81,7 @@ class FedPhD(Strategy):
         self.variate = None
         if config.objective.method == "scaffold":
             self.variate = torch.zeros_like(self.weights())
-        self.ema = Ema(unet.state_dict(), decay=config.ema.decay)
+        self.ema = Ema(unet.state_dict(), decay=config.ema.decay, warmup=config.ema.warmup)
         self._roster = roster
         self._on_interval = on_interval
         self._on_pruned = on_pruned
@@ -239,6 +239,8 @@ class FedPhD(Strategy):
         stats.clients = sorted({name for answer in answers for name in answer.clients})
         stats.edge_weights = dict(sorted(stats.edge_weights.items()))
         average = self._averaged(trained, [float(share) for share in shares])
+        if aggregation.step_size != 1:
+            average = torch.lerp(self.weights(), average, aggregation.step_size)
         self.unet.load_state_dict(self.layout.unpack(average))
         for result in trained:
             if self.variate is not None and result.change is not None:
@@ -283,7 +285,7 @@ class FedPhD(Strategy):
         self.unet, self.cut = pruned.unet, pruned.cut
         self.ema.cut(pruned.cut)
         if self.variate is not None:
-            self.variate = pruned.cut.apply_flat(self.variate, self.layout)
+            self.variate = pruned.cut.apply_flat(self.variate, self.layout, power=-1)
         self._on_pruned(interval, pruned.report)
 
     def configure_evaluate(

@@ -8,13 +8,13 @@ rows and columns of weights, entries of biases, scales and shifts of normalisati
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch_pruning as tp  # type: ignore[import-untyped]
-from pydantic import BaseModel, NonNegativeInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -79,7 +79,12 @@ class ChannelGroups:
         index = self.index.to(next(iter(state.values())).device)
         return _norms(self, index, [state[name].detach() for name in self.tensors])
 
-    def cut(self, layout: TensorLayout, keep: Sequence[bool]) -> "Cut":
+    def cut(
+        self,
+        layout: TensorLayout,
+        keep: Sequence[bool],
+        scales: Mapping[str, float] | None = None,
+    ) -> "Cut":
         """The cut that keeps the channels where ``keep``, (sum of ``sizes``,), is true."""
         kept = {
             axis: tuple(i for i, channel in enumerate(owned) if keep[channel])
@@ -87,7 +92,7 @@ class ChannelGroups:
         }
         tensors = zip(layout.names, layout.shapes, strict=True)
         indices = (tuple(kept.get((n, dim)) for dim in range(len(s))) for n, s in tensors)
-        return Cut(layout, tuple(indices))
+        return Cut(layout, tuple(indices), scales or {})
 
 
 class GroupPenalty:
@@ -115,16 +120,27 @@ class GroupPenalty:
 
 @dataclass(frozen=True)
 class Cut:
-    """Which indices of every tensor stay when channels are removed."""
+    """Which indices of every tensor stay when channels are removed, and which weights are scaled.
 
-    layout: TensorLayout  # before the cut
-    # For each tensor and each of its dimensions the kept indices, ascending; None = all.
+    Attributes:
+        layout: before the cut.
+        kept: for each tensor and each of its dimensions the kept indices, ascending; None: all.
+        scales: factors by tensor name, > 0, that its weights are multiplied with.
+    """
+
+    layout: TensorLayout
     kept: tuple[tuple[tuple[int, ...] | None, ...], ...]
+    scales: Mapping[str, float] = field(default_factory=dict)
 
-    def apply(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cut tensors of this cut's layout: weights, their EMA, an optimiser's moments.
+    def apply(self, state: Mapping[str, Tensor], *, power: int = 1) -> dict[str, Tensor]:
+        """Cut tensors of this cut's layout.
 
         The new tensors are contiguous, of the dtype and on the device of the given ones.
+
+        Args:
+            power: of ``scales``: 1 for weights and their averages; -1 for gradients by them, which
+                shrink as the weights grow, and so for first moments and control variates; -2 for
+                second moments.
 
         Raises:
             ReplyError: ``state`` is not of this cut's layout; names the tensor.
@@ -132,19 +148,22 @@ class Cut:
         shapes = tuple(tuple(tensor.shape) for tensor in state.values())
         if problem := self.layout.mismatch(TensorLayout(tuple(state), shapes)):
             raise ReplyError(f"the cut is for another network: {problem}")
-        return {
+        cut = {
             name: _select(state[name], kept)
             for name, kept in zip(self.layout.names, self.kept, strict=True)
         }
+        for name, factor in self.scales.items():
+            cut[name].mul_(factor**power)
+        return cut
 
-    def apply_flat(self, flat: Tensor, expected: TensorLayout) -> Tensor:
-        """Cut a flat vector, (layout.numel,), float32, to (expected.numel,).
+    def apply_flat(self, flat: Tensor, expected: TensorLayout, *, power: int = 1) -> Tensor:
+        """Cut a flat vector, (layout.numel,), float32, to (expected.numel,); as ``apply``.
 
         Raises:
             ReplyError: other names or shapes than the ``expected`` are left; names the tensor.
             FedPhDError: ``flat`` has another size.
         """
-        kept = self.apply(self.layout.unpack(flat))
+        kept = self.apply(self.layout.unpack(flat), power=power)
         if problem := expected.mismatch(TensorLayout.of(kept)):
             raise ReplyError(f"the cut does not lead to the new network: {problem}")
         return expected.pack(kept)
@@ -155,7 +174,8 @@ class Cut:
         number = {indices: position for position, indices in enumerate(lists)}
         numbers = [[None if k is None else number[k] for k in kept] for kept in self.kept]
         tensors = zip(self.layout.names, self.layout.shapes, numbers, strict=True)
-        return json.dumps({"lists": lists, "tensors": list(tensors)}, separators=(",", ":"))
+        content = {"lists": lists, "tensors": list(tensors), "scales": dict(self.scales)}
+        return json.dumps(content, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -164,7 +184,9 @@ class Cut:
             content = _CutText.model_validate_json(text)
             layout = TensorLayout.of_pairs([(name, shape) for name, shape, _ in content.tensors])
             kept = (_read_kept(*entry, content.lists) for entry in content.tensors)
-            return cls(layout, tuple(kept))
+            if unknown := sorted(content.scales.keys() - set(layout.names)):
+                raise ValueError(f"scales {unknown[0]}, which is not among the tensors")
+            return cls(layout, tuple(kept), content.scales)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
@@ -179,6 +201,7 @@ class _CutText(BaseModel, strict=True):
     lists: list[tuple[int, ...]]  # of kept indices
     # Name, shape, and for each dimension the number of its list; None keeps all.
     tensors: list[tuple[str, tuple[NonNegativeInt, ...], tuple[NonNegativeInt | None, ...]]]
+    scales: dict[str, Annotated[float, Field(gt=0, le=1)]]
 
 
 def _read_kept(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from support.edges import Cloud, FakeEdge, run_config
 
 from fedphd.common.errors import FedPhDError
@@ -40,10 +41,36 @@ def test_once_warmed_up_it_decays_by_the_number_of_steps() -> None:
 
 
 def test_warm_up_ends_where_the_decay_is_reached() -> None:
-    # 9 * 0.9 / 0.1 = 81 steps.
-    assert Ema({}, decay=0.9, steps=80.0).retained(1.0) == pytest.approx(80 / 89)
-    assert Ema({}, decay=0.9, steps=81.0).retained(1.0) == pytest.approx(0.9)
-    assert Ema({}, decay=0.9, steps=80.0).retained(2.0) == pytest.approx(80 / 89 * 0.9)
+    # (10 * 0.9 - 1) / 0.1 = 80 steps.
+    assert Ema({}, decay=0.9).warmup_ends == pytest.approx(80)
+    assert Ema({}, decay=0.9, steps=79.0).retained(1.0) == pytest.approx(80 / 89)
+    assert Ema({}, decay=0.9, steps=80.0).retained(1.0) == pytest.approx(0.9)
+    assert Ema({}, decay=0.9, steps=79.0).retained(2.0) == pytest.approx(80 / 89 * 0.9)
+    # (4 * 0.9 - 1) / 0.1 = 26.
+    assert Ema({}, decay=0.9, warmup=4, steps=25.0).retained(2.0) == pytest.approx(26 / 29 * 0.9)
+
+
+def test_it_is_the_average_of_diffusers() -> None:
+    theirs = EMAModel([torch.nn.Parameter(torch.tensor(7.0))], decay=0.9)
+    ours = Ema({"a": torch.tensor(7.0)}, decay=0.9)
+    for value in range(100):
+        weight = torch.tensor(float(value) ** 0.5)
+        theirs.step([torch.nn.Parameter(weight)])
+        ours.update({"a": weight}, mean_steps=1.0)
+        torch.testing.assert_close(ours.state["a"], theirs.shadow_params[0])
+
+
+def test_without_warm_up_only_the_first_step_is_dropped() -> None:
+    ema = Ema({}, decay=0.9, warmup=1)
+    assert (ema.retained(3.0), ema.warmup_ends) == (0.0, 0.0)
+    assert Ema({}, decay=0.9, warmup=1, steps=1.0).retained(2.0) == pytest.approx(0.81)
+
+
+def test_its_span_is_a_share_of_the_training_until_the_decay_is_reached() -> None:
+    # The latest step, n = 18, has decay 19 / 28, so the average covers 28 / 9 steps.
+    assert Ema({}, decay=0.9, steps=19.0).span == pytest.approx(28 / 9)
+    assert Ema({}, decay=0.9, steps=1000.0).span == pytest.approx(10)
+    assert Ema({}, decay=0.9, steps=1.0).span == 1
 
 
 def test_the_first_update_drops_the_random_initial_weights() -> None:
@@ -54,7 +81,7 @@ def test_the_first_update_drops_the_random_initial_weights() -> None:
 
 @pytest.mark.parametrize(("start", "steps"), [(1, 5), (70, 30), (200, 7)])
 def test_an_interval_decays_like_its_steps_one_by_one(start: int, steps: int) -> None:
-    one_by_one = math.prod(min(0.9, n / (9 + n)) for n in range(start, start + steps))
+    one_by_one = math.prod(min(0.9, (1 + n) / (10 + n)) for n in range(start, start + steps))
     assert Ema({}, decay=0.9, steps=start).retained(steps) == pytest.approx(one_by_one)
 
 

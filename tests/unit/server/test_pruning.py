@@ -80,10 +80,47 @@ def test_outputs_are_those_of_torch_prunings_network_to_the_bit(
     pruned = prune_unet(unet, ratio=ratio)
     twin = pruned_in_place(unet, pruned)
     expected = twin.state_dict()
+    # torch-pruning knows nothing of softmax's scale.
+    for name, factor in pruned.cut.scales.items():
+        expected[name].mul_(factor)
     state = pruned.unet.state_dict()
     assert list(state) == list(expected)
     assert all(torch.equal(state[name], expected[name]) for name in state)
     assert torch.equal(predict(pruned.unet), predict(twin))
+
+
+def attention_scores(unet: PrunedUNet, hidden: torch.Tensor) -> torch.Tensor:
+    """Scores before softmax of the bottleneck's first head, for ``hidden``, (N, width)."""
+    attention = unet.mid_block.attentions[0]
+    width = unet_config(unet)["attention_head_dim"]
+    with torch.no_grad():
+        query, key = attention.to_q(hidden)[:, :width], attention.to_k(hidden)[:, :width]
+    return query @ key.T / width**0.5
+
+
+def test_attention_scores_of_the_channels_that_stay_are_as_before() -> None:
+    unet = randomised(build_unet(ModelConfig(), seed=2))
+    attention = unet.mid_block.attentions[0]
+
+    def kept(cut: Cut) -> tuple[list[int], list[int]]:
+        rows, columns = cut.kept[cut.layout.names.index("mid_block.attentions.0.to_q.weight")]
+        assert rows is not None
+        assert columns is not None
+        return list(rows), list(columns)
+
+    rows, _ = kept(prune_unet(unet, ratio=0.5).cut)
+    with torch.no_grad():
+        for layer in (attention.to_q, attention.to_k):
+            gone = [i for i in range(len(layer.bias)) if i not in rows]
+            layer.weight[gone], layer.bias[gone] = 0.0, 0.0
+    # Channels of norm 0 go first, so the same ones go again.
+    pruned = prune_unet(unet, ratio=0.5)
+    again, columns = kept(pruned.cut)
+    assert again == rows
+    hidden = torch.zeros(5, len(attention.to_q.weight))
+    hidden[:, columns] = torch.randn(5, len(columns), generator=torch.Generator().manual_seed(1))
+    scores = attention_scores(pruned.unet, hidden[:, columns])
+    torch.testing.assert_close(scores, attention_scores(unet, hidden))
 
 
 def test_a_fresh_network_of_the_same_description_takes_the_weights() -> None:

@@ -50,6 +50,14 @@ def test_loss_is_by_samples_and_steps_by_shares() -> None:
     assert world.told[0].mean_steps == pytest.approx(0.25 * 4 + 0.75 * 8)
 
 
+def test_global_weights_move_by_the_step_size_towards_the_average() -> None:
+    config = run_config(aggregation={"factor": 0.0, "step_size": 0.25})
+    world = Cloud(FakeEdge("one", step=1.0), FakeEdge("two", step=3.0), config=config)
+    world.run()
+    # Both edges count the same: the average is 2 away, and a fourth of that is gone.
+    torch.testing.assert_close(world.strategy.weights(), world.dense + 0.5, rtol=0, atol=1e-6)
+
+
 def test_validation_is_by_samples_of_those_that_validated() -> None:
     one = FakeEdge("one", reply={"metrics": metrics(10, validation_loss=0.5)})
     other = FakeEdge("two", reply={"metrics": metrics(30, validation_loss=0.1)})
@@ -85,8 +93,8 @@ def test_ema_moves_by_the_mean_steps_of_the_interval() -> None:
     ))  # fmt: skip
     world.run()
     # Four steps at decay 0.5 after the first interval drop the initial weights (warm-up), the
-    # second interval keeps 0.5 ** 4 at most: step n keeps min(0.5, n / (9 + n)).
-    kept = math.prod(min(0.5, n / (9 + n)) for n in range(4, 8))
+    # second interval keeps 0.5 ** 4 at most: step n keeps min(0.5, (1 + n) / (10 + n)).
+    kept = math.prod(min(0.5, (1 + n) / (10 + n)) for n in range(4, 8))
     ema = world.strategy.layout.pack(world.strategy.ema.state)
     expected = world.dense + kept * 1.0 + (1 - kept) * 2.0
     torch.testing.assert_close(ema, expected, rtol=0, atol=1e-5)

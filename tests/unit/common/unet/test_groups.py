@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -205,8 +206,30 @@ def test_json_round_trip_of_a_cut() -> None:
     assert json.loads(CUT.to_json()) == {
         "lists": [[0, 2], [1, 2, 3]],
         "tensors": [["a", [3, 4], [0, 1]], ["b", [3], [0]], ["c", [2], [None]]],
+        "scales": {},
     }
     assert Cut.from_json(CUT.to_json()) == CUT
+    scaled = dataclasses.replace(CUT, scales={"b": 0.5})
+    assert Cut.from_json(scaled.to_json()) == scaled
+
+
+def test_a_cut_scales_weights_and_what_follows_them() -> None:
+    cut = dataclasses.replace(CUT, scales={"b": 0.5})
+    state = {"a": torch.ones(3, 4), "b": torch.tensor([8.0, 1.0, 2.0]), "c": torch.ones(2)}
+    for power, expected in {1: [4.0, 1.0], -1: [16.0, 4.0], -2: [32.0, 8.0]}.items():
+        result = cut.apply(state, power=power)
+        assert result["b"].tolist() == expected
+        assert result["a"].sum() == 6
+    assert state["b"].tolist() == [8, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "scales", [{"b": 0.0}, {"b": -1.0}, {"b": 1.5}, {"b": "1"}, {"d": 0.5}, None]
+)
+def test_strange_scales_are_refused(scales: Any) -> None:
+    text = json.dumps({**json.loads(CUT.to_json()), "scales": scales})
+    with pytest.raises(ReplyError, match="malformed cut"):
+        Cut.from_json(text)
 
 
 @pytest.mark.parametrize(
