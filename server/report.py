@@ -93,7 +93,13 @@ class Report:
     def _draw(self, ended: IntervalEnded) -> None:
         """An interval in TensorBoard."""
         step = ended.interval
-        for name in ("mean_steps", "num_samples", "seconds", *MetricValues.model_fields):
+        for name in (
+            "mean_steps",
+            "ema_span",
+            "num_samples",
+            "seconds",
+            *MetricValues.model_fields,
+        ):
             value = getattr(ended, name)
             if value is not None:
                 # Validated are the weights that the previous interval ended with; 0: the initial.

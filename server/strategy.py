@@ -156,6 +156,7 @@ class FedPhD(Strategy):
         trained.sort(key=lambda result: result.answer.edge_id)
         if trained:
             self._average(trained, stats)
+        stats.ema_steps, stats.ema_span = self.ema.steps, self.ema.span
         stats.seconds = time.monotonic() - self._started_s
         self._on_interval(stats)
         if self._prunes_after(server_round):

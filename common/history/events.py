@@ -76,11 +76,16 @@ class RoundEnded(Event, MetricValues):
 
 
 class IntervalFigures(BaseModel):
-    """Counts and shares of an interval at the cloud."""
+    """Counts and shares of an interval at the cloud.
+
+    The moving average has seen ``ema_steps`` client steps, and covers the last ``ema_span``.
+    """
 
     interval: int
     num_samples: float = 0.0
     mean_steps: float = 0.0
+    ema_steps: float = 0.0
+    ema_span: float = 0.0
     images: int = 0
     edge_weights: dict[str, float] = Field(default_factory=dict)
     edge_homogeneity: dict[str, float] = Field(default_factory=dict)

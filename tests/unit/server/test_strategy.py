@@ -99,6 +99,9 @@ def test_ema_moves_by_the_mean_steps_of_the_interval() -> None:
     expected = world.dense + kept * 1.0 + (1 - kept) * 2.0
     torch.testing.assert_close(ema, expected, rtol=0, atol=1e-5)
     assert world.strategy.ema.steps == 8.0
+    # The latest step, n = 7, has decay 8 / 17.
+    assert [told.ema_steps for told in world.told] == [4, 8]
+    assert world.told[1].ema_span == pytest.approx(17 / 9)
 
 
 def test_pruning_comes_exactly_after_the_sparse_rounds() -> None:
