@@ -16,6 +16,9 @@ from fedphd.common.unet.groups import ChannelGroups, Cut, example_inputs
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import PrunedUNet, unet_config, unet_from_config
 
+# What a forward pass to the end of the middle block goes through.
+_ENCODER = ("time_embedding", "conv_in", "down_blocks", "mid_block")
+
 
 @dataclass(frozen=True)
 class Pruned:
@@ -76,8 +79,15 @@ def count_costs(unet: PrunedUNet) -> Costs:
     # On the meta device a forward pass has shapes to count but no arithmetic to do.
     with torch.device("meta"):
         twin = unet_from_config(unet_config(unet))
-        macs, parameters = tp.utils.count_ops_and_params(twin, example_inputs(twin))
-    return Costs(parameters=int(parameters), macs=int(macs))
+        macs, parameters, by_layer, _ = tp.utils.count_ops_and_params(
+            twin, example_inputs(twin), layer_wise=True
+        )
+    encoder = sum(
+        by_layer[layer] or 0
+        for name, layer in twin.named_modules()
+        if name.startswith(_ENCODER) and not [*layer.children()]
+    )
+    return Costs(parameters=int(parameters), macs=int(macs), encoder_macs=int(encoder))
 
 
 def _quotas(

@@ -21,7 +21,13 @@ from fedphd.common.history.events import (
 from fedphd.common.history.summary import Change, IntervalCosts, LinkBytes, Summary, TrainingCost
 from fedphd.common.quality.evaluation import Evaluation
 from fedphd.common.quality.sampling import save_grid
-from fedphd.common.unet.costs import FLOPS_CONVENTION, Costs, PruneReport, training_flops
+from fedphd.common.unet.costs import (
+    ENCODER_PASSES,
+    FLOPS_CONVENTION,
+    Costs,
+    PruneReport,
+    training_flops,
+)
 from fedphd.common.wire.messages import PACKAGE_VERSION
 from fedphd.common.wire.metrics import MetricValues
 from fedphd.common.wire.traffic import Traffic
@@ -49,6 +55,7 @@ class Report:
         self._pruning: PruneReport | None = None
         self._phases: dict[str, float] = {}
         self._intervals_s = 0.0
+        self._ema_steps = self._ema_span = 0.0
         self._rounds: list[IntervalCosts] = []
         self._client_statistics: StatisticsFigures | None = None
 
@@ -62,7 +69,8 @@ class Report:
 
     def interval(self, stats: IntervalStats, *, sparse: bool, edge_cloud: Traffic) -> None:
         """Record a finished interval; ``edge_cloud`` counts from the run's start."""
-        flops = training_flops(self._costs.macs, stats.images)
+        passes = ENCODER_PASSES.get(self._config.objective.method, 0)
+        flops = training_flops(self._costs, stats.images, encoder_passes=passes)
         self._rounds.append(
             IntervalCosts(
                 interval=stats.interval,
@@ -74,6 +82,7 @@ class Report:
         )
         self.spent("sparse_training" if sparse else "training", stats.seconds)
         self._intervals_s += stats.seconds
+        self._ema_steps, self._ema_span = stats.ema_steps, stats.ema_span
         intervals = self._config.schedule.intervals
         ended = IntervalEnded(
             **stats.model_dump(exclude={"metrics"}),
@@ -171,10 +180,12 @@ class Report:
         """Write ``summary.json`` and return it."""
         last = self._evaluations[-1] if self._evaluations else None
         client_rounds = sum(row.client_rounds for row in self._rounds)
-        # Flat FedAvg: each client sends and receives the dense model over the cloud's links in
-        # every round in which it trains (the comparison of arXiv:2507.06449, section V).
-        flat_bytes = 2 * client_rounds * self._dense.parameters * FLOAT_BYTES
         moved = self._cloud.total_bytes
+        # Flat FedAvg: each client sends and receives the dense model over the cloud's links in
+        # every round in which it trains (the comparison of arXiv:2507.06449, section V). With the
+        # local work of an interval in one go it does so once where edges have several rounds.
+        flat_bytes = 2 * client_rounds * self._dense.parameters * FLOAT_BYTES
+        equal_bytes = flat_bytes // self._config.schedule.edge_rounds
         summary = Summary(
             fedphd_version=PACKAGE_VERSION,
             topology=self._config.topology,
@@ -189,6 +200,8 @@ class Report:
                 edge_cloud=moved,
                 flat_fedavg_client_cloud=flat_bytes,
                 cloud_saving=1 - moved / flat_bytes if flat_bytes else None,
+                flat_fedavg_equal_cloud_rounds=equal_bytes,
+                cloud_saving_equal_cloud_rounds=1 - moved / equal_bytes if equal_bytes else None,
             ),
             client_rounds=client_rounds,
             training_cost=TrainingCost(
@@ -197,6 +210,8 @@ class Report:
                 convention=FLOPS_CONVENTION,
             ),
             rounds=self._rounds,
+            ema_steps=self._ema_steps,
+            ema_span=self._ema_span,
             client_statistics=self._client_statistics,
             partition=self._partition(),
             seconds={**{k: round(v, 2) for k, v in self._phases.items()}, "total": seconds},

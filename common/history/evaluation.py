@@ -53,6 +53,22 @@ class Protocol(BaseModel):
     manifold_images: int | None = None
 
 
+class Anchors(BaseModel):
+    """Frechet distances of real images to the reference that they are from, for a scale.
+
+    As many images as a network's samples, or as there are.
+
+    Attributes:
+        real: drawn from all of them: the least that can be hoped for.
+        one_class_missing: drawn from all but the first class.
+        half_of_the_classes: drawn from the first half of the classes.
+    """
+
+    real: float
+    one_class_missing: float | None = None
+    half_of_the_classes: float | None = None
+
+
 class EvaluationRecord(Quality, Protocol):
     """One evaluation, of the weights of ``interval`` (0: before training).
 
@@ -61,4 +77,5 @@ class EvaluationRecord(Quality, Protocol):
 
     interval: int | None = None
     raw: Quality | None = None
+    anchors: Anchors | None = None
     seconds: float

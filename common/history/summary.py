@@ -21,12 +21,22 @@ class Change(BaseModel):
 
 
 class LinkBytes(BaseModel):
-    """Bytes over each kind of link, and what flat FedAvg would have moved over the cloud's."""
+    """Bytes over each kind of link, and what flat FedAvg would have moved over the cloud's.
+
+    Attributes:
+        flat_fedavg_client_cloud: if FedAvg averaged at the cloud in every edge round.
+        cloud_saving: share of these that was not moved.
+        flat_fedavg_equal_cloud_rounds: if FedAvg averaged at the cloud once per interval, after
+            the local work of all its edge rounds.
+        cloud_saving_equal_cloud_rounds: share of these that was not moved.
+    """
 
     client_edge: int
     edge_cloud: int
     flat_fedavg_client_cloud: int
     cloud_saving: float | None
+    flat_fedavg_equal_cloud_rounds: int = 0
+    cloud_saving_equal_cloud_rounds: float | None = None
 
 
 class IntervalCosts(BaseModel):
@@ -49,7 +59,10 @@ class TrainingCost(BaseModel):
 
 
 class Summary(BaseModel):
-    """A run from end to end; the times of its phases are in seconds."""
+    """A run from end to end; the times of its phases are in seconds.
+
+    The moving average has seen ``ema_steps`` client steps, and covers the last ``ema_span``.
+    """
 
     fedphd_version: str
     topology: str
@@ -63,6 +76,8 @@ class Summary(BaseModel):
     client_rounds: int
     training_cost: TrainingCost
     rounds: list[IntervalCosts]
+    ema_steps: float = 0.0
+    ema_span: float = 0.0
     client_statistics: StatisticsFigures | None = None
     partition: dict[str, Any] | None = None
     seconds: dict[str, float]

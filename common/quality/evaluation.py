@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fedphd.common.config.run import EvaluationConfig
 from fedphd.common.errors import ConfigError
-from fedphd.common.history.evaluation import EvaluationRecord, Protocol, Quality
+from fedphd.common.history.evaluation import Anchors, EvaluationRecord, Protocol, Quality
 from fedphd.common.quality import metrics
 from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.reference import Reference
@@ -29,11 +30,18 @@ class Evaluation:
     raw: Quality | None  # of the raw weights' samples, from the same noise; None if not measured
     protocol: Protocol
     seconds: float  # wall time of sampling and measuring
+    anchors: Anchors | None = None  # what real images get; None without single reference images
 
     def record(self, interval: int | None) -> EvaluationRecord:
         """Everything but the images; ``interval`` is that of the weights."""
         values = {**self.quality.model_dump(), **self.protocol.model_dump()}
-        return EvaluationRecord(**values, interval=interval, raw=self.raw, seconds=self.seconds)
+        return EvaluationRecord(
+            **values,
+            interval=interval,
+            raw=self.raw,
+            seconds=self.seconds,
+            anchors=self.anchors,
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,33 @@ class Evaluator:
             quality=self.measure(samples),
             raw=None if raw is None else self.measure(self._sample(raw, scheduler)),
             protocol=self.protocol(),
+            anchors=self.anchors,
             seconds=time.monotonic() - started,
+        )
+
+    @cached_property
+    def anchors(self) -> Anchors | None:
+        """What real images get; None where single reference images are not known."""
+        reference = self.reference
+        if reference is None or reference.kept is None or reference.kept_labels is None:
+            return None
+        kept, labels = reference.kept, reference.kept_labels
+        num_classes = len(reference.statistics.label_counts)
+
+        def distance(chosen: Tensor) -> float | None:
+            # In the random order in which they are kept; one image has no covariance.
+            features = kept[chosen][: self.config.num_samples]
+            if len(features) < 2:
+                return None
+            return metrics.frechet_distance(reference.statistics, features)
+
+        real = distance(torch.ones_like(labels, dtype=torch.bool))
+        if real is None:
+            return None
+        return Anchors(
+            real=real,
+            one_class_missing=distance(labels > 0),
+            half_of_the_classes=distance(labels < num_classes // 2),
         )
 
     def check_shape(self, shape: tuple[int, ...]) -> None:

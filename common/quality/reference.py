@@ -43,6 +43,7 @@ class Reference:
     kept: Tensor | None
     classifier: Extractor | None  # tells the reference's classes apart
     image_shape: tuple[int, ...] | None  # (C, H, W) that samples must have; None for any
+    kept_labels: Tensor | None = None  # classes of ``kept``, (M,), int64
 
     def __post_init__(self) -> None:
         # One image has no covariance.
@@ -139,7 +140,10 @@ def reference_of_images(
     num_classes = int(images.labels.max()) + 1
     statistics = FeatureStatistics.summed(batches, images.labels, features.shape[1], num_classes)
     order = torch.randperm(len(features), generator=generator("reference", config.seed))
-    return Reference(extractor, statistics, features[order[:MOST_KEPT]], classifier, shape)
+    kept = order[:MOST_KEPT]
+    return Reference(
+        extractor, statistics, features[kept], classifier, shape, kept_labels=images.labels[kept]
+    )
 
 
 def reference_of_statistics(

@@ -7,15 +7,23 @@ from pydantic import BaseModel
 FLOPS_CONVENTION: Final = (
     "3 x 2 x MACs x images that passed through an optimiser step: 2 operations per "
     "multiply-accumulate, and a backward pass counts as two forward passes; MACs of one image, "
-    "after pruning those of the pruned network; further passes of an objective are not counted"
+    "after pruning those of the pruned network; MOON's two further forward passes, which end at "
+    "the middle block, count as such, in a client's first round too, which has none"
 )
+
+# Forward passes up to the end of the middle block, per step, beside the training's own pass.
+ENCODER_PASSES = {"moon": 2}
 
 
 class Costs(BaseModel):
-    """A U-Net's parameters, and its multiply-accumulates in a forward pass of one image."""
+    """A U-Net's parameters, and its multiply-accumulates in a forward pass of one image.
+
+    ``encoder_macs`` are those up to the end of the middle block.
+    """
 
     parameters: int
     macs: int
+    encoder_macs: int = 0
 
 
 class PruneReport(BaseModel):
@@ -30,12 +38,13 @@ class PruneReport(BaseModel):
     after: Costs
 
 
-def training_flops(macs: float, images: int) -> float:
-    """Floating-point operations of training, by ``FLOPS_CONVENTION``.
+def training_flops(costs: Costs, images: int, *, encoder_passes: int = 0) -> float:
+    """Floating-point operations of training a U-Net of ``costs``, by ``FLOPS_CONVENTION``.
 
-    ``macs`` are of one forward pass of one image. An image that is seen twice counts twice.
+    An image that is seen twice counts twice. ``encoder_passes`` are what the objective needs
+    per step beside the training's own pass: forward passes up to the end of the middle block.
     """
-    return 3 * 2 * macs * images
+    return 2 * (3 * costs.macs + encoder_passes * costs.encoder_macs) * images
 
 
 def images_of_steps(num_images: int, steps: int, batch_size: int) -> int:

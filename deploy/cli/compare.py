@@ -15,7 +15,8 @@ from fedphd.deploy.compare.budget import Budget
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.describe import describe, list_methods
 from fedphd.deploy.compare.methods import check_common, choose_methods, read_methods
-from fedphd.deploy.compare.plan import CommonSettings, Plan
+from fedphd.deploy.compare.plan import CommonSettings, Plan, Tuning
+from fedphd.deploy.compare.tuning import EXAMPLE, read_grid
 from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.superlink import make_folder
 from fedphd.deploy.simulation.run_config import SimulatedClients
@@ -59,6 +60,25 @@ def compare(
             help="method whose run with the first seed and the common cloud rounds sets the bytes"
         ),
     ] = "fedphd",
+    tune: Annotated[
+        list[str] | None,
+        Option(
+            help=f"KEY=V1,V2,...: values that each method chooses among, such as {EXAMPLE}; repeat "
+            "the flag for more settings, in the order of tuning",
+            show_default="nothing is tuned",
+        ),
+    ] = None,
+    tuning_seeds: Annotated[
+        str, Option(help="seeds of --tune; no table of methods shows them")
+    ] = "100,101",
+    tuning_intervals: Annotated[
+        int | None,
+        Option(min=1, help="cloud rounds of a tuning run", show_default="half of a run's"),
+    ] = None,
+    tuning_from: Annotated[
+        Path | None,
+        Option(help="folder of a comparison whose choices hold here too", show_default="none"),
+    ] = None,
     jobs: Annotated[int, Option(min=1, help="runs at a time; each uses all free cores")] = 1,
     config: flags.ConfigFile = None,
     preset: flags.Preset = None,
@@ -93,12 +113,14 @@ def compare(
     check_common(values)
     common = CommonSettings(config, values, SimulatedClients(of_data, cpus=cpus, gpus=gpus), out)
     names = methods and [name.strip() for name in methods.split(",") if name.strip()]
+    tuning = _tuning(common, tune, tuning_seeds, tuning_intervals, tuning_from)
     plan = Plan(
         budget=budget,
         cloud_bytes=cloud_bytes,
         methods=[method.name for method in choose_methods(table, names)],
-        seeds=_numbers(seeds),
+        seeds=_numbers(seeds, "--seeds"),
         common=common.fixed(),
+        tuning=tuning,
     )
     comparison = Comparison(common, table, plan.extending(out), byte_reference)
     base = common.base()
@@ -136,12 +158,35 @@ def register(app: Typer) -> None:
     app.command()(compare)
 
 
-def _numbers(text: str) -> list[int]:
-    """``"0,1,2"`` -> ``[0, 1, 2]``; raises ConfigError."""
+def _tuning(
+    common: CommonSettings,
+    tune: list[str] | None,
+    seeds: str,
+    intervals: int | None,
+    taken_from: Path | None,
+) -> Tuning | None:
+    """What the flags of tuning say; None without any; raises ConfigError."""
+    if taken_from is not None:
+        if tune:
+            raise ConfigError("--tune and --tuning-from: choose one of them")
+        earlier = Plan.read(taken_from)
+        if earlier is None or earlier.tuning is None or not earlier.tuning.chosen:
+            raise ConfigError(f"--tuning-from {taken_from}: no comparison that has tuned anything")
+        return earlier.tuning.model_copy(update={"taken_from": taken_from.name})
+    if not tune:
+        return None
+    grid = read_grid(tune)
+    check_common(grid)
+    half = max(1, common.base().schedule.intervals // 2)
+    return Tuning(grid=grid, seeds=_numbers(seeds, "--tuning-seeds"), intervals=intervals or half)
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    """``"0,1,2"`` -> ``[0, 1, 2]``; raises ConfigError that names the ``flag``."""
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {text}: write different whole numbers from 0, such as 0,1,2")
+        raise ConfigError(f"{flag} {text}: write different whole numbers from 0, such as 0,1,2")
     return seeds

@@ -1,24 +1,29 @@
 """A whole comparison: plan it, run what is missing, write the report."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.deploy.compare.budget import Budget, RoundBytes
 from fedphd.deploy.compare.methods import Method, choose_methods
 from fedphd.deploy.compare.plan import CommonSettings, Plan, PlannedRun, plan_run
-from fedphd.deploy.compare.results import collect
+from fedphd.deploy.compare.results import collect, result_of
+from fedphd.deploy.compare.rows import Rows
 from fedphd.deploy.compare.runner import Runner
-from fedphd.deploy.compare.table import to_csv, to_markdown
+from fedphd.deploy.compare.sheets import pairs_to_csv, to_csv
+from fedphd.deploy.compare.table import to_markdown
+from fedphd.deploy.compare.tuning import Tuner
 from fedphd.deploy.launch.client_data import take_data
 from fedphd.deploy.launch.render import human_bytes
 from fedphd.deploy.launch.runs import Say
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 PROBE_ROUNDS = 2
+SAMPLES = "samples.png"
 
 
 @dataclass
@@ -33,6 +38,11 @@ class Comparison:
     table: Mapping[str, Method]
     plan: Plan
     byte_reference: str = "fedphd"
+
+    @cached_property
+    def rows(self) -> Rows:
+        """What the folder keeps of finished runs."""
+        return Rows.read(self.common.out)
 
     @classmethod
     def stored(cls, out: Path, table: Mapping[str, Method]) -> Self:
@@ -57,26 +67,60 @@ class Comparison:
         """
         rounds = self.plan.intervals
         runs = [
-            plan_run(self.common, method, seed, intervals=rounds.get(method.name))
+            self._plan_run(method, seed, intervals=rounds.get(method.name))
             for seed in self.plan.seeds
             for method in self.methods
             if self.plan.budget == Budget.rounds or rounds.get(method.name)
         ]
         for run in runs:
-            run.check(self.common.clients)
+            run.check(self.plan.common)
         return runs
+
+    def _plan_run(self, method: Method, seed: int, **how: Any) -> PlannedRun:
+        """A run with the method's tuned settings, and its row if there is one."""
+        run = plan_run(self.common, method, seed, tuned=self.plan.tuned(method), **how)
+        return replace(run, row=None if run.purpose else self.rows.find(run.name))
 
     def execute(self, *, jobs: int, stop: threading.Event, say: Say) -> dict[str, str]:
         """Run all that is missing; returns why runs failed, by name; raises as ``fit_rounds``."""
         # Settings that cannot work are refused before anything starts.
         for method in self.methods:
-            plan_run(self.common, method, self.plan.seeds[0])
-        self.runs()
+            self._plan_run(method, self.plan.seeds[0])
         self.plan.write(self.common.out)
-        runner = Runner(self.common.clients, self.common.out / "logs", jobs=jobs, say=say)
+        logs = self.common.out / "logs"
+        runner = Runner(logs, jobs=jobs, say=say, keep=lambda run: self.keep([run]))
+        if self.tuner:
+            self.tuner.choose(runner, stop, say)
+        if stop.is_set():
+            return {}
+        self.runs()
         if self.plan.budget == Budget.cloud_bytes:
             self.fit_rounds(runner, stop, say)
         return {} if stop.is_set() else runner.run(self.runs(), stop)
+
+    @cached_property
+    def tuner(self) -> Tuner | None:
+        """What tunes the methods, unless nothing is tuned here."""
+        tuning = self.plan.tuning
+        if tuning is None or tuning.taken_from:
+            return None
+        return Tuner(self.common, self.table, self.plan, self.rows)
+
+    def keep(self, runs: Iterable[PlannedRun]) -> None:
+        """Keep the rows and pictures of finished runs that have none yet; probes need none."""
+        new = [
+            run
+            for run in runs
+            if run.finished and run.row is None and (run.tuning or not run.purpose)
+        ]
+        found = [(result_of(run), run) for run in new]
+        self.rows.keep(
+            (
+                row.model_copy(update={"settings": run.own_settings(self.plan.common)}),
+                None if row.tuning else run.folder / SAMPLES,
+            )
+            for row, run in found
+        )
 
     def fit_rounds(self, runner: Runner, stop: threading.Event, say: Say) -> None:
         """Find the number of bytes and each method's cloud rounds, unless known; store both.
@@ -86,10 +130,10 @@ class Comparison:
         plan, seed = self.plan, self.plan.seeds[0]
         if plan.cloud_bytes is None:
             (reference,) = choose_methods(self.table, [self.byte_reference])
-            run = plan_run(self.common, reference, seed)
+            run = self._plan_run(reference, seed)
             if not _completes(run, runner, stop):
                 return
-            plan.cloud_bytes = run.summary().bytes.edge_cloud
+            plan.cloud_bytes = int(result_of(run).costs["cloud_bytes"])
             plan.intervals[reference.name] = run.config.schedule.intervals
             plan.write(self.common.out)
         for method in self.methods:
@@ -120,9 +164,10 @@ class Comparison:
             "evaluation.grid_rows": 1,
         }
         seed = self.plan.seeds[0]
-        run = plan_run(self.common, method, seed, intervals=PROBE_ROUNDS, settings=settings)
-        probe = replace(run, folder=self.common.out / "probes" / method.name, purpose="probe-")
-        probe.check(self.common.clients)
+        run = self._plan_run(method, seed, intervals=PROBE_ROUNDS, settings=settings)
+        folder = self.common.out / "probes" / method.name
+        probe = replace(run, folder=folder, purpose="probe-", row=None)
+        probe.check(self.plan.common)
         return probe
 
     def report(self, failed: Mapping[str, str], *, command: str) -> list[Path]:
@@ -130,15 +175,35 @@ class Comparison:
         # It takes half a second to import, and is only needed here.
         from fedphd.deploy.compare.plots import draw_all
 
-        out = self.common.out
+        out, runs = self.common.out, self.runs()
         out.mkdir(parents=True, exist_ok=True)
+        self.keep(runs)
         results = collect(self.runs(), failed)
-        plots = draw_all(results, out)
-        table, report, left = out / "table.csv", out / "table.md", self._left_out()
-        table.write_text(to_csv(results), encoding="utf-8")
-        text = to_markdown(results, self.plan, command=command, plots=plots, left_out=left)
-        report.write_text(text, encoding="utf-8")
-        return [table, report, *plots]
+        plots = draw_all(results, self.rows)
+        files = {
+            "table.csv": to_csv(results),
+            "pairs.csv": pairs_to_csv(results),
+            "table.md": to_markdown(
+                results,
+                self.plan,
+                command=command,
+                plots=plots,
+                left_out=self._left_out(),
+                tuning=self._tuning_section(),
+            ),
+        }
+        for name, text in files.items():
+            (out / name).write_text(text, encoding="utf-8")
+        return [*(out / name for name in files), *plots]
+
+    def _tuning_section(self) -> str:
+        tuning = self.plan.tuning
+        if tuning is None:
+            return ""
+        if self.tuner is None:
+            lines = [f"- {name}: {chosen}" for name, chosen in tuning.chosen.items()]
+            return "\n".join([f"Chosen in the comparison {tuning.taken_from}:", "", *lines])
+        return self.tuner.section()
 
     def _left_out(self) -> list[str]:
         """Methods without a run, and why."""

@@ -42,6 +42,8 @@ def describe(comparison: Comparison, split: Split) -> Iterator[str]:
     amount = f"what {comparison.byte_reference} moves" if known is None else human_bytes(known)
     equal = f"bytes over the cloud's links, {amount}" if by_bytes else "local work and cloud rounds"
     yield f"budget: equal {equal}"
+    if comparison.tuner:
+        yield f"tuning: at most {comparison.tuner.most_runs} runs before these"
     for method in methods:
         rounds = plan.intervals.get(method.name, base.schedule.intervals)
         yield f"\n{method.title} ({method.name}), {method.reference}"
@@ -50,9 +52,12 @@ def describe(comparison: Comparison, split: Split) -> Iterator[str]:
             continue
         if by_bytes and method.name not in plan.intervals:
             yield "  cloud rounds: as many as fit in the budget; with the number in the settings:"
-        config = plan_run(comparison.common, method, plan.seeds[0], intervals=rounds).config
+        tuned = plan.tuned(method)
+        run = plan_run(comparison.common, method, plan.seeds[0], intervals=rounds, tuned=tuned)
+        config = run.config
         schedule, training = config.schedule, config.training
-        work, unit = Workload.of(config, split.sizes), training.local_unit
+        sizes = [sum(split.sizes)] if method.pooled else split.sizes
+        work, unit = Workload.of(config, sizes), training.local_unit
         yield (
             f"  {schedule.intervals} cloud rounds x {schedule.edge_rounds} training round(s) x "
             f"{work.participants} clients x {training.local_amount} local {unit} = "
@@ -62,5 +67,5 @@ def describe(comparison: Comparison, split: Split) -> Iterator[str]:
             f"  about {work.total_steps:.0f} optimiser steps in all, "
             f"{work.steps_per_round:.1f} per client and training round"
         )
-        for key, value in method_settings(method, base, intervals=rounds).items():
+        for key, value in {**tuned, **method_settings(method, base, intervals=rounds)}.items():
             yield f"  {key} = {value!r}"

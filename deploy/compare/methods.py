@@ -33,6 +33,13 @@ class Method(Section):
     settings: dict[str, Any] = Field(
         default_factory=dict, description="dotted settings that make the method what it is"
     )
+    pooled: bool = Field(
+        False, description="one client with all images does the steps of all clients"
+    )
+    tunes: tuple[str, ...] = Field((), description="dotted settings that are its own to tune")
+    tuned_like: str | None = Field(
+        None, description="method whose tuned values it takes over; it is not tuned itself"
+    )
 
     _name = field_validator("name")(check_id)
 
@@ -55,9 +62,31 @@ def read_methods(path: Path | None = None) -> dict[str, Method]:
                 f"{path}: {', '.join(both)}: a method with this name exists already; rename yours"
             )
         tables |= more
-    return {
+    methods = {
         name: validate(Method, _entry(name, tables), source=f"method {name!r}") for name in tables
     }
+    for name, method in methods.items():
+        if method.tuned_like not in (None, *methods):
+            raise ConfigError(
+                f"method {name!r}: tuned_like = {method.tuned_like!r}: there is no such method; "
+                f"known: {', '.join(methods)}"
+            )
+    return methods
+
+
+def tuned_keys(method: Method, table: Mapping[str, Method], keys: Iterable[str]) -> list[str]:
+    """Which of ``keys`` are tuned for ``method``: those of all methods, and its own.
+
+    What some method lists in ``tunes`` is its own, what a method sets defines it.
+    """
+    if method.tuned_like is not None:
+        return []
+    owned = {key for other in table.values() for key in other.tunes}
+    return [
+        key
+        for key in keys
+        if key not in method.settings and (key in method.tunes or key not in owned)
+    ]
 
 
 def _entry(name: str, tables: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[str, Any]:

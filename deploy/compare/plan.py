@@ -4,7 +4,8 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,10 +17,11 @@ from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.events import Event, write_json
 from fedphd.common.history.events import IntervalEnded, Tail
 from fedphd.common.history.summary import SUMMARY, Summary
-from fedphd.deploy.compare.budget import Budget, evaluation_period, method_settings
+from fedphd.deploy.compare.budget import Budget, Workload, evaluation_period, method_settings
 from fedphd.deploy.compare.methods import Method, default_settings
-from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS
-from fedphd.deploy.launch.runs import EVENTS, SIMULATION
+from fedphd.deploy.compare.rows import Row
+from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, KIND, part_of_data
+from fedphd.deploy.launch.runs import EVENTS, SIMULATION, open_client_data
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 PLAN = "compare.json"
@@ -56,13 +58,23 @@ class CommonSettings:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One method with one seed; ``purpose`` marks the name of a run that is not in the report."""
+    """One method with one seed.
+
+    Attributes:
+        clients: their data and resources.
+        purpose: marks the name of a run that is no result; "" for one that is.
+        tuning: whether it serves to choose settings.
+        row: what is known of the finished run without its folder.
+    """
 
     method: Method
     seed: int
     config: CloudConfig
     folder: Path
+    clients: SimulatedClients
     purpose: str = ""
+    tuning: bool = False
+    row: Row | None = None
 
     @property
     def name(self) -> str:
@@ -71,8 +83,8 @@ class PlannedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the run left its summary."""
-        return (self.folder / SUMMARY).exists()
+        """Whether the run has a row, or left its summary."""
+        return self.row is not None or (self.folder / SUMMARY).exists()
 
     def summary(self) -> Summary:
         """What the finished run left; raises FedPhDError if it is damaged."""
@@ -88,19 +100,37 @@ class PlannedRun:
         """The cloud rounds so far, as ``events``."""
         return [event for event in self.events() if isinstance(event, IntervalEnded)]
 
-    def check(self, clients: SimulatedClients) -> None:
-        """Raise ConfigError if a finished run in this folder had other settings; names them."""
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """Dotted settings that decide its numbers."""
+        return decisive_settings(self.config, self.clients.record(self.config))
+
+    def check(self, common: Mapping[str, Any]) -> None:
+        """Raise ConfigError if it is finished, but with other settings; names them.
+
+        A row's settings are those that differ from the ``common`` ones.
+        """
         if not self.finished:
             return
-        path = self.folder / "config.json"
-        config = validate(CloudConfig, _read(path), source=str(path))
-        data = _read(self.folder / SIMULATION).get("clients", {})
-        wanted = decisive_settings(self.config, clients.record(self.config))
-        if found := differences(decisive_settings(config, data), wanted):
+        if self.row is not None:
+            before = {**default_settings(), **common, **self.row.settings}
+            before = {key: value for key, value in before.items() if key in self.decisive}
+        else:
+            path = self.folder / "config.json"
+            config = validate(CloudConfig, _read(path), source=str(path))
+            data = _read(self.folder / SIMULATION).get("clients", {})
+            before = decisive_settings(config, data)
+        if found := differences(before, self.decisive):
             raise ConfigError(
                 f"{self.folder} holds a finished run with other settings: {found}; set them as "
                 "they were, choose another --out, or move the folder away to run it again"
             )
+
+    def own_settings(self, common: Mapping[str, Any]) -> dict[str, Any]:
+        """Its decisive settings that differ from the ``common`` ones, for its row."""
+        return {
+            key: value for key, value in self.decisive.items() if common.get(key, _ABSENT) != value
+        }
 
 
 @contextmanager
@@ -122,6 +152,7 @@ def plan_run(
     seed: int,
     *,
     intervals: int | None = None,
+    tuned: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> PlannedRun:
     """A run of ``method``; raises ConfigError that names it if its settings are impossible.
@@ -129,20 +160,55 @@ def plan_run(
     Args:
         seed: of the weights, of who takes part, of the choices and of the split of the data.
         intervals: cloud rounds; None: as in the common settings.
+        tuned: dotted settings that were chosen for the method; what defines it wins over them.
         settings: dotted settings that win over all of these.
     """
     base = common.base()
     intervals = base.schedule.intervals if intervals is None else intervals
     own = {
+        **(tuned or {}),
         **method_settings(method, base, intervals=intervals),
         "seed": seed,
         "evaluation.every_intervals": evaluation_period(base, intervals=intervals),
+        **(settings or {}),
     }
     try:
-        config = common.load({**own, **(settings or {})})
+        config = common.load(own)
+        clients = common.clients
+        if method.pooled:
+            config, clients = _pooled(common, config, own)
     except ConfigError as error:
         raise ConfigError(f"method {method.name!r} ({method.title}): {error}") from error
-    return PlannedRun(method, seed, config, common.out / method.name / f"seed-{seed}")
+    return PlannedRun(method, seed, config, common.out / method.name / f"seed-{seed}", clients)
+
+
+def _pooled(
+    common: CommonSettings, config: CloudConfig, own: Mapping[str, Any]
+) -> tuple[CloudConfig, SimulatedClients]:
+    """One client with all images that takes as many steps as the others together."""
+    data = tuple(sorted(common.clients.data.items()))
+    sizes = _part_sizes(config.preset, config.seed, config.schedule.min_clients, data)
+    work = Workload.of(config, sizes)
+    steps = {
+        "schedule.min_clients": 1,
+        "schedule.num_edges": 1,
+        "schedule.participation": 1.0,
+        "training.local_unit": "steps",
+        "training.local_amount": round(work.participants * work.steps_per_round),
+    }
+    pooled = replace(common.clients, data={**common.clients.data, KIND: "iid"})
+    return common.load({**own, **steps}), pooled
+
+
+@cache
+def _part_sizes(
+    preset: str, seed: int, num_clients: int, data: tuple[tuple[str, Any], ...]
+) -> tuple[int, ...]:
+    """Images of each client; opening the data takes seconds."""
+    settings = {"preset": preset, "seed": seed, "schedule.min_clients": num_clients}
+    config = load_config(CloudConfig, None, {**settings, "pruning.mode": "none"})
+    split = open_client_data(part_of_data(config, 0, dict(data)), config.num_classes)
+    return tuple(split.sizes)
 
 
 def decisive_settings(config: CloudConfig, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,6 +229,30 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(found[:_MOST_SHOWN] + more)
 
 
+class Tuning(BaseModel, extra="forbid"):
+    """Settings that each method chose for itself, by one rule, on seeds that no table shows."""
+
+    grid: dict[str, list[Any]] = Field(description="values by dotted key, in the order of tuning")
+    seeds: list[int]
+    intervals: int = Field(description="cloud rounds of a tuning run")
+    chosen: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="by method: the chosen value of each of its keys"
+    )
+    taken_from: str | None = Field(None, description="the comparison that chose them")
+
+    def of(self, method: Method) -> dict[str, Any]:
+        """What was chosen for ``method``, or for the one that it follows."""
+        return self.chosen.get(method.tuned_like or method.name, {})
+
+    def differences(self, earlier: Self) -> str:
+        """How this asks for another tuning than ``earlier``; "" if it does not."""
+        before, now = (
+            {"--tune": one.grid, "--tuning-seeds": one.seeds, "--tuning-intervals": one.intervals}
+            for one in (earlier, self)
+        )
+        return differences(before, now)
+
+
 class Plan(BaseModel, extra="forbid"):
     """All that was ever asked for in a comparison's folder, as ``compare.json`` stores it.
 
@@ -177,6 +267,11 @@ class Plan(BaseModel, extra="forbid"):
         default_factory=dict, description="cloud rounds by method, where Budget.cloud_bytes sets it"
     )
     common: dict[str, Any] = Field(description="CommonSettings.fixed")
+    tuning: Tuning | None = Field(None, description="how methods got settings of their own")
+
+    def tuned(self, method: Method) -> dict[str, Any]:
+        """Dotted settings that were chosen for ``method``, perhaps none yet."""
+        return self.tuning.of(method) if self.tuning else {}
 
     @classmethod
     def read(cls, out: Path) -> Self | None:
@@ -198,26 +293,41 @@ class Plan(BaseModel, extra="forbid"):
         """This plan and the one in ``out``, if any; raises ConfigError that names differences."""
         earlier = self.read(out)
         if earlier is None:
-            return self
+            return self._with_other_seeds()
         # Settings that came with a newer version had their defaults before.
         new = {key: value for key, value in default_settings().items() if key in self.common}
         before = {"budget": earlier.budget.value, **new, **earlier.common}
         found = differences(before, {"budget": self.budget.value, **self.common})
         if earlier.cloud_bytes and self.cloud_bytes and earlier.cloud_bytes != self.cloud_bytes:
             found = f"cloud bytes = {earlier.cloud_bytes}, now {self.cloud_bytes}; {found}"
+        if self.tuning and earlier.tuning and (other := self.tuning.differences(earlier.tuning)):
+            found = f"{found}; {other}" if found else other
         if found:
             raise ConfigError(
                 f"{out} holds a comparison with other settings: {found}; set them as they were, "
                 "or choose another --out"
             )
-        return earlier.model_copy(
+        # What another comparison has chosen may have grown there.
+        grown = self.tuning is not None and self.tuning.taken_from is not None
+        both = earlier.model_copy(
             update={
                 "cloud_bytes": self.cloud_bytes or earlier.cloud_bytes,
                 "methods": list(dict.fromkeys([*earlier.methods, *self.methods])),
                 "seeds": sorted({*earlier.seeds, *self.seeds}),
                 "common": self.common,
+                "tuning": self.tuning if grown else earlier.tuning or self.tuning,
             }
         )
+        return both._with_other_seeds()
+
+    def _with_other_seeds(self) -> Self:
+        """This plan; raises ConfigError if it shows seeds on which settings were chosen."""
+        if self.tuning and (both := sorted({*self.tuning.seeds} & {*self.seeds})):
+            raise ConfigError(
+                f"--seeds and --tuning-seeds: both have {both}; settings must be chosen on seeds "
+                "that no table shows"
+            )
+        return self
 
 
 def _read(path: Path) -> dict[str, Any]:

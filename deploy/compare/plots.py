@@ -10,23 +10,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from fedphd.deploy.compare.results import CurvePoint, MethodResults, mean_and_spread
+from fedphd.deploy.compare.results import MethodResults, mean_and_spread
+from fedphd.deploy.compare.rows import CurvePoint, Rows
 
-SAMPLES = "samples.png"
 _AXES: dict[str, tuple[str, Callable[[CurvePoint], float]]] = {
     "rounds": ("cloud rounds", lambda point: float(point.cloud_rounds)),
     "cloud-bytes": ("bytes over the cloud's links", lambda point: float(point.cloud_bytes)),
     "compute": ("training FLOPs of all clients", lambda point: point.training_flops),
 }
-_MARKERS = "osD^vP*X<>"
+_MARKERS = "osD^vP*X<>hd"
+# The ten colours of matplotlib come again with other lines.
+_STYLES = [style for style in ("-", "--", ":", "-.") for _ in range(10)]
 _DPI = 120
 
 
-def draw_all(every: Sequence[MethodResults], out: Path) -> list[Path]:
-    """Draw into ``out``; returns the files: no curves without distances, no grids without runs."""
+def draw_all(every: Sequence[MethodResults], rows: Rows) -> list[Path]:
+    """Draw beside ``rows``; returns the files.
+
+    There are no curves without distances, and no grids without runs.
+    """
+    out = rows.out
     curves = [path for kind in _AXES if _curves(every, kind, path := out / f"quality-{kind}.png")]
     grids = out / "sample-grids.png"
-    return [*curves, *([grids] if _grids(every, grids) else [])]
+    return [*curves, *([grids] if _grids(every, rows, grids) else [])]
 
 
 def mean_curve(
@@ -49,14 +55,14 @@ def mean_curve(
 def _curves(every: Sequence[MethodResults], kind: str, path: Path) -> bool:
     """A line per method; False if none has a distance."""
     label, horizontal = _AXES[kind]
-    figure = Figure(figsize=(7.0, 4.5), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(9.0, 4.5), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
-    for results, marker in zip(every, cycle(_MARKERS), strict=False):
+    for results, marker, style in zip(every, cycle(_MARKERS), _STYLES, strict=False):
         if curve := mean_curve(results, horizontal):
             x, mean, spread = np.array(curve).T
             seeds = len(results.runs)
             name = f"{results.method.title} ({seeds} seed{'s' if seeds > 1 else ''})"
-            (line,) = axes.plot(x, mean, marker=marker, label=name)
+            (line,) = axes.plot(x, mean, marker=marker, linestyle=style, label=name)
             axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.15)
     if not axes.lines:
         return False
@@ -64,25 +70,25 @@ def _curves(every: Sequence[MethodResults], kind: str, path: Path) -> bool:
     if kind == "rounds":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path)
     return True
 
 
-def _grids(every: Sequence[MethodResults], path: Path) -> bool:
+def _grids(every: Sequence[MethodResults], rows: Rows, path: Path) -> bool:
     """The final samples: a row per method, a column per seed; False without a finished run."""
-    rows = [results for results in every if results.runs]
-    if not rows:
+    shown = [results for results in every if results.runs]
+    if not shown:
         return False
-    seeds = sorted({run.seed for results in rows for run in results.runs})
-    size = (3.0 * len(seeds) + 0.5, 3.2 * len(rows))
+    seeds = sorted({run.seed for results in shown for run in results.runs})
+    size = (2.0 * len(seeds) + 0.5, 2.2 * len(shown))
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
-    places = figure.subplots(len(rows), len(seeds), squeeze=False)
-    for results, row in zip(rows, places, strict=True):
-        files = {run.seed: run.folder / SAMPLES for run in results.runs}
+    places = figure.subplots(len(shown), len(seeds), squeeze=False)
+    for results, row in zip(shown, places, strict=True):
+        files = {run.seed: rows.picture(run) for run in results.runs}
         for seed, axes in zip(seeds, row, strict=True):
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{results.method.title}, seed {seed}", fontsize="small")
+            axes.set_title(f"{results.method.title}, {seed}", fontsize="xx-small")
             if seed in files and files[seed].exists():
                 with Image.open(files[seed]) as picture:
                     axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")

@@ -1,11 +1,9 @@
-"""Results of finished runs, read from their folders."""
+"""Results by method, from rows or from the folders of finished runs."""
 
 import json
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fedphd.common.config.roles import CloudConfig
@@ -14,64 +12,33 @@ from fedphd.common.history.evaluation import EvaluationRecord
 from fedphd.common.history.events import IntervalEnded
 from fedphd.deploy.compare.methods import Method
 from fedphd.deploy.compare.plan import PlannedRun, readable
+from fedphd.deploy.compare.rows import CurvePoint, Row
 from fedphd.deploy.launch.runs import SIMULATION
 
 DISTANCE = "frechet_distance"
-# The method that the others are compared with.
+RAW_DISTANCE = f"raw.{DISTANCE}"
+# The method that the others are compared with, and the one that has all images in one place.
 REFERENCE = "fedavg"
+CEILING = "centralised"
 # Parts of an evaluation that say neither how good the samples are nor how that was measured.
 _ASIDE = ("interval", "seconds", "least_class", "raw.least_class")
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """The Frechet distance of an evaluation, and what had been spent by then.
-
-    Bytes are those over the cloud's links, FLOPs those of all clients together. No distance
-    without reference data.
-    """
-
-    cloud_rounds: int
-    cloud_bytes: int
-    training_flops: float
-    distance: float | None
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """One finished run.
-
-    Attributes:
-        quality: every real number of the last evaluation, nested ones with dotted names.
-        costs: parameters, MACs, bytes, FLOPs and seconds.
-        protocol: how it was made: features, number of samples, steps and the like.
-        origin: version, commit and machine that the run recorded.
-        partition: name of the clients' split of the data, if the run recorded it.
-    """
-
-    seed: int
-    folder: Path
-    quality: dict[str, float]
-    costs: dict[str, float]
-    curve: list[CurvePoint]
-    protocol: dict[str, Any]
-    origin: dict[str, str]
-    partition: str | None
 
 
 @dataclass
 class MethodResults:
     """All runs of one method: the finished ones, and by seed why the others are missing.
 
-    ``config`` is that of one of them; the others differ by their seeds only.
+    ``config`` and ``settings``, those that decide the numbers, are one run's; the others differ by
+    their seeds, and by what follows from them.
     """
 
     method: Method
     config: CloudConfig
-    runs: list[RunResult] = field(default_factory=list)
+    settings: Mapping[str, Any]
+    runs: list[Row] = field(default_factory=list)
     missing: dict[int, str] = field(default_factory=dict)
 
-    def by_seed(self, name: str) -> dict[int, float]:
+    def by_seed(self, name: str = DISTANCE) -> dict[int, float]:
         """A quality or a cost by name, of every run that has it."""
         every = {run.seed: {**run.costs, **run.quality} for run in self.runs}
         return {seed: values[name] for seed, values in every.items() if name in values}
@@ -89,25 +56,39 @@ def collect(runs: Iterable[PlannedRun], failed: Mapping[str, str]) -> list[Metho
     """
     found: dict[str, MethodResults] = {}
     for run in runs:
-        results = found.setdefault(run.method.name, MethodResults(run.method, run.config))
+        name = run.method.name
+        results = found.setdefault(name, MethodResults(run.method, run.config, run.decisive))
         if run.finished:
-            results.runs.append(read_result(run))
+            results.runs.append(result_of(run))
         else:
             results.missing[run.seed] = failed.get(run.name, "not run yet")
     return list(found.values())
 
 
-def read_result(run: PlannedRun) -> RunResult:
-    """A finished run; raises FedPhDError if its files are incomplete or damaged."""
+def method(every: Iterable[MethodResults], name: str) -> MethodResults | None:
+    """The results of a method by name, if it is there."""
+    return next((results for results in every if results.method.name == name), None)
+
+
+def result_of(run: PlannedRun) -> Row:
+    """What is known of a finished run; raises FedPhDError if its files are incomplete."""
+    return run.row or read_result(run)
+
+
+def read_result(run: PlannedRun) -> Row:
+    """A finished run from its folder; raises FedPhDError if its files are damaged."""
     summary, rounds = run.summary(), run.cloud_rounds()
     with readable(run.folder):
         if summary.evaluation is None:
             raise ValueError("its summary has no evaluation")
-        evaluation = flattened(summary.evaluation.model_dump())
+        anchors = summary.evaluation.anchors
+        evaluation = flattened(summary.evaluation.model_dump(exclude={"anchors"}))
         parts = {key: value for key, value in evaluation if key not in _ASIDE}
-        return RunResult(
+        return Row(
+            name=run.name,
+            method=run.method.name,
             seed=run.seed,
-            folder=run.folder,
+            tuning=run.tuning,
             quality={key: value for key, value in parts.items() if isinstance(value, float)},
             costs={
                 "parameters": float(summary.parameters.after),
@@ -117,6 +98,7 @@ def read_result(run: PlannedRun) -> RunResult:
                 "training_flops": sum(ended.training_flops for ended in rounds),
                 "seconds": summary.seconds["total"],
             },
+            anchors=anchors.model_dump(exclude_none=True) if anchors else {},
             curve=[curve_point(evaluation, rounds) for evaluation in summary.evaluations],
             protocol={key: value for key, value in parts.items() if isinstance(value, int | str)},
             origin=json.loads((run.folder / SIMULATION).read_text("utf-8"))["origin"],
@@ -134,26 +116,10 @@ def curve_point(evaluation: EvaluationRecord, rounds: Iterable[IntervalEnded]) -
         cloud_bytes=before[-1].edge_cloud_bytes if before else 0,
         training_flops=sum(ended.training_flops for ended in before),
         distance=evaluation.frechet_distance,
+        raw=evaluation.raw.frechet_distance if evaluation.raw else None,
     )
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (n - 1); no spread for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def relative(
-    results: MethodResults, every: Iterable[MethodResults], name: str = DISTANCE
-) -> float | None:
-    """How far a method's mean lies from that of ``REFERENCE``, as a share of it.
-
-    Over the seeds that both have. None for the reference itself, without it or a seed in common,
-    or if its mean is 0.
-    """
-    reference = next((other for other in every if other.method.name == REFERENCE), None)
-    if reference is None or results is reference:
-        return None
-    ours, theirs = results.by_seed(name), reference.by_seed(name)
-    seeds = sorted(ours.keys() & theirs.keys())
-    base = math.fsum(theirs[seed] for seed in seeds)
-    return math.fsum(ours[seed] for seed in seeds) / base - 1 if base else None

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
@@ -18,22 +18,26 @@ from fedphd.common.config.text import write_config
 from fedphd.common.events import read_verdict
 from fedphd.common.history.events import Evaluated
 from fedphd.deploy.compare.plan import PlannedRun
+from fedphd.deploy.compare.results import DISTANCE, result_of
 from fedphd.deploy.launch.render import human_bytes, human_seconds
 from fedphd.deploy.launch.runs import EVENTS, VERDICT, Say
 from fedphd.deploy.launch.superlink import die_with_parent, last_line
-from fedphd.deploy.simulation.run_config import SimulatedClients
 
 POLL_S = 0.2
 # Within this time `fedphd simulate` ends everything that it started.
 STOP_S = 15.0
 REQUEST = "request.toml"
+Keep = Callable[[PlannedRun], None]
 
 
 class Runner:
-    """Runs what is planned in order, ``jobs`` at a time; ``logs`` gets what the runs print."""
+    """Runs what is planned in order, ``jobs`` at a time.
 
-    def __init__(self, clients: SimulatedClients, logs: Path, *, jobs: int, say: Say) -> None:
-        self._clients, self._logs, self._jobs, self._say = clients, logs, jobs, say
+    ``logs`` gets what the runs print, ``keep`` is called with each run that ended well.
+    """
+
+    def __init__(self, logs: Path, *, jobs: int, say: Say, keep: Keep = lambda _: None) -> None:
+        self._logs, self._jobs, self._say, self._keep = logs, jobs, say, keep
         self._running: list[tuple[PlannedRun, subprocess.Popen[bytes]]] = []
         self._failed: dict[str, str] = {}
 
@@ -86,14 +90,15 @@ class Runner:
         """``simulate`` and its flags; the configuration goes into a file in the run's folder."""
         config = write_config(run.folder / REQUEST, run.config.model_dump(mode="json"))
         arguments = ["simulate", *config, "--run-dir", str(run.folder)]
-        for key, value in self._clients.data.items():
+        for key, value in run.clients.data.items():
             arguments += ["--set", f"{key}={json.dumps(value)}"]
-        return [*arguments, "--cpus", str(self._clients.cpus), "--gpus", str(self._clients.gpus)]
+        return [*arguments, "--cpus", str(run.clients.cpus), "--gpus", str(run.clients.gpus)]
 
     def _collect(self, runs: Sequence[PlannedRun]) -> None:
         for run, process in [pair for pair in self._running if pair[1].poll() is not None]:
             self._running.remove((run, process))
             if process.returncode == 0 and run.finished:
+                self._keep(run)
                 self._say(finished_line(run, runs, jobs=self._jobs))
             else:
                 self._failed[run.name] = why_failed(self._log(run), run, process.returncode)
@@ -122,15 +127,15 @@ def set_aside(folder: Path) -> None:
 
 def finished_line(run: PlannedRun, runs: Sequence[PlannedRun], *, jobs: int) -> str:
     """The progress line of a run that ended well."""
-    summary = run.summary()
-    distance = summary.frechet_distance
+    result = result_of(run)
+    distance = result.quality.get(DISTANCE)
     done = [other for other in runs if other.finished]
     left = [other for other in runs if not other.finished]
     quality = "no distance" if distance is None else f"Frechet distance {distance:.1f}"
     text = (
         f"finished  {run.name}: {quality} | {run.config.schedule.intervals} cloud rounds, "
-        f"{human_bytes(summary.bytes.edge_cloud)} over the cloud's links | "
-        f"{human_seconds(summary.seconds['total'])} | {len(done)} of {len(runs)} runs"
+        f"{human_bytes(result.costs['cloud_bytes'])} over the cloud's links | "
+        f"{human_seconds(result.costs['seconds'])} | {len(done)} of {len(runs)} runs"
     )
     if not left:
         return text
@@ -139,7 +144,7 @@ def finished_line(run: PlannedRun, runs: Sequence[PlannedRun], *, jobs: int) -> 
 
 def time_left_s(done: Sequence[PlannedRun], left: Sequence[PlannedRun], *, jobs: int) -> float:
     """Seconds for ``left``, from the mean of each method's finished runs, else of all."""
-    took = [(run.method.name, run.summary().seconds["total"]) for run in done]
+    took = [(run.method.name, result_of(run).costs["seconds"]) for run in done]
     total = 0.0
     for run in left:
         same = [seconds for name, seconds in took if name == run.method.name]

@@ -1,16 +1,24 @@
-"""``table.csv`` and ``table.md``: every finished run counts, every missing one is named."""
+"""``table.md``: every finished run counts, every missing one is named."""
 
-import csv
-import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fedphd.deploy.compare.budget import Budget
-from fedphd.deploy.compare.plan import Plan, decisive_settings
-from fedphd.deploy.compare.results import DISTANCE, REFERENCE, MethodResults, relative
+from fedphd.deploy.compare.intervals import LEAST_SEEDS, Paired
+from fedphd.deploy.compare.plan import Plan
+from fedphd.deploy.compare.results import (
+    CEILING,
+    DISTANCE,
+    RAW_DISTANCE,
+    REFERENCE,
+    MethodResults,
+    method,
+)
+from fedphd.deploy.compare.sheets import differing, metrics_of
 from fedphd.deploy.launch.render import human_bytes, human_seconds
 
 # A heading, and the cell of a method below it.
@@ -24,34 +32,20 @@ _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "training_flops": ("training FLOPs", lambda v: f"{v:.3g}"),
     "seconds": ("time per run", human_seconds),
 }
+_ANCHORS = {
+    "real": "real images",
+    "one_class_missing": "real images without one class",
+    "half_of_the_classes": "real images of half of the classes",
+}
 _NOTES = (
     "Mean ± sample standard deviation over seeds; a seed sets the weights, who takes part, "
     f"the choices and the split of the data. Against {REFERENCE}: means over the seeds that "
-    "both methods have. Parameters and MACs are those of the final network. Training FLOPs: "
-    "6 x MACs x images trained on, all clients together."
+    "both methods have, and the 95% interval of a bootstrap over these seeds, in pairs (not with "
+    f"fewer than {LEAST_SEEDS}). With so few seeds such an interval is too narrow; in how many of "
+    "them the method has the lower distance stands beside it. Share of the gap: "
+    f"({REFERENCE} - method) / ({REFERENCE} - {CEILING}). Ranks: 1 has the least distance. "
+    "Parameters and MACs are those of the final network."
 )
-
-
-def metrics_of(every: Iterable[MethodResults]) -> list[str]:
-    """Names of all qualities that some run has, the Frechet distance first."""
-    found = {name for results in every for run in results.runs for name in run.quality}
-    return sorted(found, key=lambda name: (name != DISTANCE, name))
-
-
-def to_csv(every: Sequence[MethodResults]) -> str:
-    """A line per method: mean and sample standard deviation of everything, plain numbers."""
-    names = [*metrics_of(every), *_COSTS]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    header = ["method", "n", "cloud_rounds", f"{DISTANCE}_relative_to_{REFERENCE}_percent"]
-    writer.writerow([*header, *(f"{name}_{part}" for name in names for part in ("mean", "std"))])
-    for results in every:
-        share = relative(results, every)
-        row = [results.method.name, len(results.runs), results.config.schedule.intervals]
-        numbers = [number for name in names for number in results.mean_and_spread(name)]
-        cells = ["" if number is None else f"{number:.8g}" for number in numbers]
-        writer.writerow([*row, "" if share is None else f"{100 * share:.6g}", *cells])
-    return text.getvalue()
 
 
 def to_markdown(
@@ -61,6 +55,7 @@ def to_markdown(
     command: str,
     plots: Iterable[Path],
     left_out: Iterable[str],
+    tuning: str = "",
 ) -> str:
     """The report for people: budget, tables, what is missing, protocol, settings, origin.
 
@@ -68,6 +63,7 @@ def to_markdown(
         command: that wrote it.
         plots: pictures to show, beside the report.
         left_out: methods without any run, and why.
+        tuning: how the methods' own settings were chosen; "" if none were.
     """
     missing = [
         f"{results.method.name} seed {seed}: {reason}"
@@ -78,9 +74,13 @@ def to_markdown(
         "# Methods compared",
         _budget(plan),
         _quality(every),
-        _costs(every),
+        "\n".join(f"- {line}" for line in _scale(every)),
+        _others(every),
+        _costs(every, plan.common["schedule.edge_rounds"]),
         _NOTES,
         _list("Missing runs", [*left_out, *missing]) or "All planned runs are in the table.",
+        _list("One thing changed", _changes(every)),
+        tuning and f"## Tuning\n\n{tuning}",
         _list("Protocol", _protocol(every)),
         *(f"![{path.stem}]({path.name})" for path in plots),
         _list("Settings in which the methods differ", _own_settings(every)),
@@ -109,21 +109,108 @@ def _budget(plan: Plan) -> str:
 
 
 def _quality(every: Sequence[MethodResults]) -> str:
-    # How far a kernel distance's own subsets spread is in the CSV; here the seeds' spread counts.
-    names = [name for name in metrics_of(every) if not name.endswith("_std")]
+    columns: list[_Column] = [
+        ("n", lambda results: str(len(results.runs))),
+        ("Frechet distance", partial(_mean, DISTANCE)),
+        (f"against {REFERENCE}", partial(_against_reference, method(every, REFERENCE))),
+    ]
+    if method(every, CEILING):
+        columns.append(("share of the gap", partial(_share_of_gap, every)))
+    if any(results.by_seed(RAW_DISTANCE) for results in every):
+        columns += [
+            ("by raw weights", partial(_mean, RAW_DISTANCE)),
+            ("rank (raw)", partial(_ranks, every)),
+        ]
+    return _table(columns, every)
+
+
+def _against_reference(reference: MethodResults | None, results: MethodResults) -> str:
+    if reference is None or results is reference:
+        return ""
+    pair = Paired.of(results.by_seed(), reference.by_seed())
+    return pair.text if pair else ""
+
+
+def _share_of_gap(every: Sequence[MethodResults], results: MethodResults) -> str:
+    found = [method(every, REFERENCE), results, method(every, CEILING)]
+    by_seed = [one.by_seed() for one in found if one]
+    seeds = set.intersection(*map(set, by_seed))
+    if len(by_seed) < len(found) or not seeds:
+        return ""
+    reference, ours, ceiling = (fmean(values[seed] for seed in seeds) for values in by_seed)
+    return "" if reference == ceiling else f"{(reference - ours) / (reference - ceiling):.0%}"
+
+
+def _ranks(every: Sequence[MethodResults], results: MethodResults) -> str:
+    """Such as ``1 (4)``: the rank by averaged weights, and the one by raw weights."""
+    texts = []
+    for name in (DISTANCE, RAW_DISTANCE):
+        means = [other.mean_and_spread(name)[0] for other in every]
+        own = results.mean_and_spread(name)[0]
+        better = [mean for mean in means if mean is not None and own is not None and mean < own]
+        texts.append("-" if own is None else str(1 + len(better)))
+    return "{} ({})".format(*texts)
+
+
+def _scale(every: Sequence[MethodResults]) -> Iterator[str]:
+    """What gives the distances a scale: those of real images, and whether training has ended."""
+    runs = [run for results in every for run in results.runs]
+    for name, title in _ANCHORS.items():
+        if found := [run.anchors[name] for run in runs if name in run.anchors]:
+            yield f"{title} have a Frechet distance of {fmean(found):.1f}"
+    reference = method(every, REFERENCE)
+    if reference is None or (fall := _last_quarter(reference)) is None:
+        return
+    yield f"{reference.method.title}'s distance changed by {fall:+.1%} over the last quarter"
+
+
+def _last_quarter(results: MethodResults) -> float | None:
+    """The mean distance's relative change since three quarters of the cloud rounds."""
+    rounds = results.config.schedule.intervals
+    points = [
+        {point.cloud_rounds: point.distance for point in run.curve if point.distance is not None}
+        for run in results.runs
+    ]
+    if rounds % 4 or not points or not all({rounds, 3 * rounds // 4} <= p.keys() for p in points):
+        return None
+    before, end = (fmean(p[at] for p in points) for at in (3 * rounds // 4, rounds))
+    return end / before - 1
+
+
+def _others(every: Sequence[MethodResults]) -> str:
+    """All further qualities; how far a kernel distance's own subsets spread is in the CSV."""
+    shown = (DISTANCE, RAW_DISTANCE)
+    names = [n for n in metrics_of(every) if n not in shown and not n.endswith("_std")]
     columns: list[_Column] = [
         (name.replace("_", " ").replace(".", " ").capitalize(), partial(_mean, name))
         for name in names
     ]
-    columns.insert(1, _against(DISTANCE, every))
-    return _table([("n", lambda results: str(len(results.runs))), *columns], every)
+    return _table(columns, every) if columns else ""
 
 
-def _costs(every: Sequence[MethodResults]) -> str:
+def _costs(every: Sequence[MethodResults], edge_rounds: int) -> str:
     columns: list[_Column] = [(head, partial(_mean, name)) for name, (head, _) in _COSTS.items()]
-    columns.insert(list(_COSTS).index("cloud_bytes") + 1, _against("cloud_bytes", every))
+    reference = method(every, REFERENCE)
+    if reference is not None:
+        at = list(_COSTS).index("cloud_bytes") + 1
+        columns[at:at] = [
+            (heading, partial(_bytes_against, reference, times))
+            for heading, times in (
+                (f"against {REFERENCE} at equal cloud rounds", 1),
+                (f"against {REFERENCE} at the cloud in every edge round", edge_rounds),
+            )
+        ]
     rounds = ("cloud rounds", lambda results: str(results.config.schedule.intervals))
     return _table([rounds, *columns], every)
+
+
+def _bytes_against(reference: MethodResults, times: int, results: MethodResults) -> str:
+    """Of ``times`` the bytes of the reference's run with the same seeds."""
+    if results is reference and times == 1:
+        return ""
+    theirs = {seed: times * value for seed, value in reference.by_seed("cloud_bytes").items()}
+    pair = Paired.of(results.by_seed("cloud_bytes"), theirs)
+    return f"{pair.relative:+.1%}" if pair else ""
 
 
 def _table(columns: Sequence[_Column], every: Sequence[MethodResults]) -> str:
@@ -134,14 +221,6 @@ def _table(columns: Sequence[_Column], every: Sequence[MethodResults]) -> str:
     return "\n".join([head, "|---" * len(columns) + "|", *lines])
 
 
-def _against(name: str, every: Sequence[MethodResults]) -> _Column:
-    def cell(results: MethodResults) -> str:
-        share = relative(results, every, name)
-        return "" if share is None else f"{share:+.1%}"
-
-    return f"against {REFERENCE}", cell
-
-
 def _mean(name: str, results: MethodResults) -> str:
     mean, spread = results.mean_and_spread(name)
     if mean is None:
@@ -149,6 +228,15 @@ def _mean(name: str, results: MethodResults) -> str:
     if name in _COSTS:
         return _COSTS[name][1](mean)
     return f"{mean:.4g}" if spread is None else f"{mean:.4g} ± {spread:.2g}"
+
+
+def _changes(every: Sequence[MethodResults]) -> Iterator[str]:
+    """Pairs of methods that differ in what gives the second its name, all else being equal."""
+    for results in every:
+        like = method(every, results.method.tuned_like or "")
+        pair = Paired.of(like.by_seed(), results.by_seed()) if like else None
+        if like and pair:
+            yield f"{like.method.title} against {results.method.title}: {pair.text}"
 
 
 def _protocol(every: Sequence[MethodResults]) -> list[str]:
@@ -164,16 +252,13 @@ def _protocol(every: Sequence[MethodResults]) -> list[str]:
     return lines + [f"{text}: {', '.join(runs)}" for text, runs in found.items()]
 
 
-def _own_settings(every: Sequence[MethodResults]) -> list[str]:
+def _own_settings(every: Sequence[MethodResults]) -> Iterator[str]:
     """What each method sets that another one sets otherwise."""
-    settings = [decisive_settings(results.config, {}) for results in every]
-    keys = sorted({key for own in settings for key in own} - {"seed"})
-    differing = [key for key in keys if len({repr(own.get(key)) for own in settings}) > 1]
-    shown = [", ".join(f"{key} = {own.get(key)!r}" for key in differing) for own in settings]
-    return [
-        f"{results.method.title} ({results.method.reference}): {own or 'nothing of its own'}"
-        for results, own in zip(every, shown, strict=True)
-    ]
+    keys = differing(every)
+    for results in every:
+        own = ", ".join(f"{key} = {results.settings.get(key)!r}" for key in keys)
+        title = f"{results.method.title} ({results.method.reference})"
+        yield f"{title}: {own or 'nothing of its own'}"
 
 
 def _origins(every: Sequence[MethodResults]) -> list[str]:
@@ -188,5 +273,6 @@ def _joined(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
-def _list(title: str, lines: Sequence[str]) -> str:
-    return "\n".join([f"## {title}", "", *(f"- {line}" for line in lines)]) if lines else ""
+def _list(title: str, lines: Iterable[str]) -> str:
+    found = [f"- {line}" for line in lines]
+    return "\n".join([f"## {title}", "", *found]) if found else ""

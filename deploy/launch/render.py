@@ -1,11 +1,11 @@
 """Events as lines for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fedphd.common.config.run import INCEPTION
 from fedphd.common.events import Event
 from fedphd.common.history import events
-from fedphd.common.history.evaluation import EvaluationRecord
+from fedphd.common.history.evaluation import Anchors, EvaluationRecord
 from fedphd.common.history.summary import LinkBytes, Summary
 from fedphd.common.wire.metrics import MetricValues
 
@@ -83,8 +83,11 @@ def _links(summary: Summary) -> list[tuple[str, str]]:
     moved = summary.bytes
     if summary.topology == "flat":
         return [("bytes client-cloud", human_bytes(moved.edge_cloud))]
-    below = human_bytes(moved.client_edge)
-    return [("bytes client-edge", below), ("bytes edge-cloud", _saving(moved))]
+    return [
+        ("bytes client-edge", human_bytes(moved.client_edge)),
+        ("bytes edge-cloud", human_bytes(moved.edge_cloud)),
+        *_savings(moved),
+    ]
 
 
 def _quality(summary: Summary) -> list[tuple[str, str]]:
@@ -96,6 +99,11 @@ def _quality(summary: Summary) -> list[tuple[str, str]]:
     last, path = measured[-1], " -> ".join(f"{e.frechet_distance:.1f}" for e in measured)
     how = f"{last.num_samples} samples, {last.sampling_steps} DDIM steps, EMA weights"
     rows = [(distance_name(last), f"{path} (features of {last.features}, {how})")]
+    if last.anchors:
+        rows.append(("", scale(last.anchors)))
+    if summary.ema_steps:
+        span = f"covers the last {summary.ema_span:.0f} of {summary.ema_steps:.0f} client steps"
+        rows.append(("moving average", span))
     others = ", ".join(other_numbers(last))
     return [*rows, ("samples", others)] if others else rows
 
@@ -103,6 +111,17 @@ def _quality(summary: Summary) -> list[tuple[str, str]]:
 def distance_name(evaluation: EvaluationRecord) -> str:
     """What the distance is called: FID in Inception's features, and only there."""
     return "FID" if evaluation.features == INCEPTION else "Frechet distance"
+
+
+def scale(anchors: Anchors) -> str:
+    """What real images get, beside which a distance can be read."""
+    texts = (
+        (anchors.real, "{:.1f}"),
+        (anchors.one_class_missing, "without one class {:.1f}"),
+        (anchors.half_of_the_classes, "of half of the classes {:.1f}"),
+    )
+    found = [text.format(value) for value, text in texts if value is not None]
+    return f"real images get {', '.join(found)}"
 
 
 def other_numbers(evaluation: EvaluationRecord) -> list[str]:
@@ -120,12 +139,16 @@ def other_numbers(evaluation: EvaluationRecord) -> list[str]:
     return [text.format(value) for value, text in texts if value is not None]
 
 
-def _saving(moved: LinkBytes) -> str:
-    text, flat = human_bytes(moved.edge_cloud), human_bytes(moved.flat_fedavg_client_cloud)
-    if moved.cloud_saving is None:
-        return text
-    saved = f"{-moved.cloud_saving:+.0%}"
-    return f"{text}; flat FedAvg would have moved {flat} over the cloud's links ({saved})"
+def _savings(moved: LinkBytes) -> Iterator[tuple[str, str]]:
+    """A row for each way in which flat FedAvg would use the cloud's links."""
+    ways = (
+        (moved.cloud_saving_equal_cloud_rounds, moved.flat_fedavg_equal_cloud_rounds,
+         "in as many cloud rounds"),
+        (moved.cloud_saving, moved.flat_fedavg_client_cloud, "at the cloud in every edge round"),
+    )  # fmt: skip
+    for saving, flat, how in ways:
+        if saving is not None:
+            yield "", f"{-saving:+.0%} against flat FedAvg {how} ({human_bytes(flat)})"
 
 
 def _round(event: events.RoundEnded) -> str:

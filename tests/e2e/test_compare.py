@@ -50,6 +50,28 @@ def test_methods_are_compared_and_finished_runs_are_kept(processes: Processes) -
     check_report(out)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_a_method_chose_makes_its_results(processes: Processes) -> None:
+    out = processes.folder / "out"
+    arguments = [
+        "compare", "--out", "out", "--methods", "fedavg", "--seeds", "0", *COMMON,
+        "--tune", "training.learning_rate=0.003,0.00001", "--tuning-seeds", "100",
+        "--tuning-intervals", "1", "--jobs", "2",
+    ]  # fmt: skip
+    tuned = processes.start(*arguments)
+    assert tuned.wait_exit(within_s=RUNS_S) == 0, tuned.text
+    # Hardly any step at all cannot be the better one.
+    assert "tuned     fedavg: training.learning_rate = 0.003" in tuned.text
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text("utf-8").splitlines()]
+    assert sorted((row["seed"], row["tuning"]) for row in rows) == [
+        (0, False), (100, True), (100, True),
+    ]  # fmt: skip
+    again = processes.start("compare", "--out", "out", "--report-only")
+    assert again.wait_exit() == 0, again.text
+    assert "| **0.003** |" in (out / "table.md").read_text("utf-8")
+
+
 def wait_for(path: Path) -> None:
     """Wait until a run has begun to write its events."""
     deadline_s = time.monotonic() + RUNS_S
@@ -61,15 +83,15 @@ def wait_for(path: Path) -> None:
 def check_report(out: Path) -> None:
     with (out / "table.csv").open(encoding="utf-8") as file:
         fedavg, fedphd = csv.DictReader(file)
-    assert (fedavg["n"], fedphd["n"]) == ("1", "1")
+    assert (fedavg["method"], fedphd["method"]) == ("fedavg", "fedphd")
     summary = json.loads((out / "fedphd/seed-0/summary.json").read_text("utf-8"))
-    assert float(fedphd["cloud_bytes_mean"]) == summary["bytes"]["edge_cloud"]
+    assert float(fedphd["cloud_bytes"]) == summary["bytes"]["edge_cloud"]
     # 3 clients against 2 edges, and half of the rounds with half of the widths.
-    assert float(fedphd["cloud_bytes_mean"]) < 0.6 * float(fedavg["cloud_bytes_mean"])
-    assert float(fedphd["parameters_mean"]) < 0.3 * float(fedavg["parameters_mean"])
+    assert float(fedphd["cloud_bytes"]) < 0.6 * float(fedavg["cloud_bytes"])
+    assert float(fedphd["parameters"]) < 0.3 * float(fedavg["parameters"])
     # 2 cloud rounds x 2 x 2 epochs of all 1797 digits, 6 FLOPs per MAC.
-    per_image = 6 * float(fedavg["macs_mean"])
-    assert float(fedavg["training_flops_mean"]) == pytest.approx(2 * 4 * 1797 * per_image)
+    per_image = 6 * float(fedavg["macs"])
+    assert float(fedavg["training_flops"]) == pytest.approx(2 * 4 * 1797 * per_image)
     text = (out / "table.md").read_text("utf-8")
     assert "All planned runs are in the table." in text
     assert "NOT all evaluated alike" not in text

@@ -17,7 +17,6 @@ from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.methods import read_methods
 from fedphd.deploy.compare.plan import CommonSettings, Plan, PlannedRun, plan_run
 from fedphd.deploy.launch.runs import EVENTS, SIMULATION
-from fedphd.deploy.simulation.run_config import SimulatedClients
 from fedphd.server.report import Report
 from fedphd.server.strategy import IntervalStats
 
@@ -27,7 +26,6 @@ METHODS = read_methods()
 
 def write_finished(
     run: PlannedRun,
-    clients: SimulatedClients,
     *,
     distances: Sequence[float | None],
     bytes_per_round: int = 1000,
@@ -41,7 +39,6 @@ def write_finished(
 
     Args:
         run: the planned run; its folder is made.
-        clients: whose data it was.
         distances: one per evaluation, the first before training.
         bytes_per_round: over the cloud's links in each cloud round.
         images_per_round: images that all clients trained on in a cloud round, with repeats.
@@ -51,7 +48,7 @@ def write_finished(
     """
     run.folder.mkdir(parents=True)
     write_json(run.folder / "config.json", run.config.model_dump(mode="json"))
-    record = {"clients": clients.record(run.config), "origin": ORIGIN}
+    record = {"clients": run.clients.record(run.config), "origin": ORIGIN}
     write_json(run.folder / SIMULATION, record)
     events = EventLog(run.folder / EVENTS, role="cloud", node="cloud")
     costs = Costs(parameters=parameters, macs=macs)

@@ -213,8 +213,11 @@ def test_the_report_says_what_was_asked_for_and_what_was_achieved() -> None:
     assert report.widths_after == (24, 48)
     assert report.achieved_ratios == (0.25, 0.25)
     assert report.achieved_ratio == 0.25
-    assert report.before == Costs(parameters=701_345, macs=16_162_016)
-    assert report.after == Costs(parameters=396_409, macs=9_119_416)
+    assert report.before == Costs(
+        parameters=701_345, macs=16_162_016, encoder_macs=20_480 + 20_736 + 2_540_384 + 2_652_544
+    )
+    assert (report.after.parameters, report.after.macs) == (396_409, 9_119_416)
+    assert report.after.encoder_macs < report.before.encoder_macs
 
 
 def test_a_ratio_that_breaks_attention_heads_is_refused() -> None:

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.events import EventLog
-from fedphd.common.history.evaluation import Protocol, Quality
+from fedphd.common.history.evaluation import Anchors, Protocol, Quality
 from fedphd.common.quality.evaluation import Evaluation
 from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.unet.costs import Costs, PruneReport
@@ -22,7 +22,8 @@ from fedphd.server.report import Report
 from fedphd.server.statistics import ClientStatistics
 from fedphd.server.strategy import IntervalStats
 
-DENSE, PRUNED = Costs(parameters=10, macs=1000), Costs(parameters=5, macs=600)
+DENSE = Costs(parameters=10, macs=1000, encoder_macs=300)
+PRUNED = Costs(parameters=5, macs=600, encoder_macs=200)
 QUALITY = Quality(
     frechet_distance=12.5, kernel_distance=0.5, kernel_distance_std=0.1, precision=0.75,
     recall=0.25, class_shares=(0.9, 0.1), least_class=1, least_class_ratio=0.2,
@@ -34,6 +35,7 @@ PROTOCOL = Protocol(
 EVALUATION = Evaluation(
     samples=torch.zeros(4, 1, 8, 8, dtype=torch.uint8), quality=QUALITY,
     raw=QUALITY.model_copy(update={"frechet_distance": 20.0}), protocol=PROTOCOL, seconds=1.5,
+    anchors=Anchors(real=2.0, one_class_missing=9.0),
 )  # fmt: skip
 
 PRUNE_REPORT = PruneReport(
@@ -45,7 +47,12 @@ PRUNE_REPORT = PruneReport(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The folder of a run with three intervals, pruned after the second."""
-    config = FederationConfig.model_validate_json('{"topology": "hierarchical"}')
+    return write_run(tmp_path, '{"topology": "hierarchical"}')
+
+
+def write_run(tmp_path: Path, settings: str) -> Path:
+    """Three intervals, pruned after the second."""
+    config = FederationConfig.model_validate_json(settings)
     log = EventLog(tmp_path / "metrics.jsonl", role="cloud", node="cloud")
     report = Report(tmp_path, config, log, DENSE)
     asked = ClientStatistics(
@@ -59,6 +66,8 @@ def folder(tmp_path: Path) -> Path:
             images=20,
             client_rounds=4,
             client_edge=Traffic(sent_bytes=1000 * interval),
+            ema_steps=10.0 * interval,
+            ema_span=1.5 * interval,
         )
         report.interval(stats, sparse=False, edge_cloud=Traffic(sent_bytes=edge_cloud))
         if interval == 2:
@@ -83,6 +92,7 @@ def test_an_evaluation_is_told_whole_with_its_protocol(folder: Path) -> None:
         "features": "classifier(digits)", "num_samples": 4, "sampler": "DDIM",
         "sampling_steps": 5, "seed": 6, "num_reference_images": 7, "reference_sha256": "ab",
         "neighbours": 3, "manifold_images": 4, "seconds": 1.5,
+        "anchors": {"real": 2.0, "one_class_missing": 9.0, "half_of_the_classes": None},
     }  # fmt: skip
     told = summary(folder)["evaluation"]
     raw = told.pop("raw")
@@ -126,3 +136,23 @@ def test_costs_per_round_and_link(folder: Path) -> None:
     cost = summary(folder)["training_cost"]
     assert (cost["flops"], cost["images"]) == (312_000, 60)
     assert cost["convention"].startswith("3 x 2 x MACs x images")
+
+
+def test_both_comparisons_of_bytes_have_their_names(folder: Path) -> None:
+    """Three intervals of four clients' rounds, five edge rounds each: 10 floats there and back."""
+    moved = summary(folder)["bytes"]
+    assert moved["flat_fedavg_client_cloud"] == 2 * 12 * 40
+    assert moved["cloud_saving"] == pytest.approx(1 - 360 / 960)
+    assert moved["flat_fedavg_equal_cloud_rounds"] == 192
+    assert moved["cloud_saving_equal_cloud_rounds"] == pytest.approx(1 - 360 / 192)
+
+
+def test_the_summary_says_what_the_moving_average_covers(folder: Path) -> None:
+    assert (summary(folder)["ema_steps"], summary(folder)["ema_span"]) == (30.0, 4.5)
+
+
+def test_moons_further_passes_are_counted(tmp_path: Path) -> None:
+    """Two more passes of 300 and later 200 multiply-accumulates: 4 x 300 x 20, 4 x 200 x 20."""
+    write_run(tmp_path, '{"topology": "flat", "objective": {"method": "moon"}}')
+    rows = summary(tmp_path)["rounds"]
+    assert [row["training_flops"] for row in rows] == [144_000, 144_000, 88_000]

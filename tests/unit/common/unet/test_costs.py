@@ -6,11 +6,14 @@ import torch
 from fedphd.client.steps import batches
 from fedphd.common.config.run import TrainingConfig
 from fedphd.common.rng import generator
-from fedphd.common.unet.costs import images_of_steps, training_flops
+from fedphd.common.unet.costs import Costs, images_of_steps, training_flops
 
 
 def test_three_passes_of_two_operations_per_multiply_accumulate() -> None:
-    assert training_flops(1000.0, 7) == 42_000
+    costs = Costs(parameters=1, macs=1000, encoder_macs=300)
+    assert training_flops(costs, 7) == 42_000
+    # Two more passes of 300, at two operations each, for each of 7 images.
+    assert training_flops(costs, 7, encoder_passes=2) == 42_000 + 8_400
 
 
 @pytest.mark.parametrize(

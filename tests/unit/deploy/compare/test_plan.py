@@ -53,38 +53,38 @@ def test_an_impossible_setting_names_the_method(common: CommonSettings) -> None:
 def test_a_finished_run_with_the_same_settings_is_taken_as_it_is(common: CommonSettings) -> None:
     run = planned(common)[0]
     assert not run.finished
-    write_finished(run, common.clients, distances=[9.0, 5.0, 4.0])
+    write_finished(run, distances=[9.0, 5.0, 4.0])
     again = planned(common)[0]
     assert again.finished
-    again.check(common.clients)
+    again.check(common.fixed())
     # How long processes wait for one another decides no number.
     patient = planned(changed(common, **{"waits.round_s": 99.0}))[0]
-    patient.check(common.clients)
+    patient.check(common.fixed())
 
 
 def test_a_finished_run_with_other_settings_is_refused_by_name(common: CommonSettings) -> None:
-    write_finished(planned(common)[0], common.clients, distances=[9.0, 5.0, 4.0])
+    write_finished(planned(common)[0], distances=[9.0, 5.0, 4.0])
     fast = planned(changed(common, **{"training.learning_rate": 0.01}))[0]
     with pytest.raises(
         ConfigError, match=r"seed-0 holds a finished run .*: training.learning_rate = 0.002, now "
     ):
-        fast.check(common.clients)
+        fast.check(common.fixed())
     others = SimulatedClients({SOURCE: "digits", CLASSES: 3})
     with pytest.raises(
         ConfigError, match=r"data.partition.classes_per_partition = 2, now 3; set them as"
     ):
-        planned(common)[0].check(others)
+        planned(dataclasses.replace(common, clients=others))[0].check(common.fixed())
 
 
 def test_settings_that_an_older_version_did_not_have_count_as_their_defaults(
     common: CommonSettings,
 ) -> None:
     run = planned(common)[0]
-    write_finished(run, common.clients, distances=[9.0, 5.0, 4.0])
+    write_finished(run, distances=[9.0, 5.0, 4.0])
     stored = json.loads((run.folder / "config.json").read_text("utf-8"))
     del stored["schedule"]["query_batch"]
     write_json(run.folder / "config.json", stored)
-    run.check(common.clients)
+    run.check(common.fixed())
 
 
 def test_what_was_asked_for_once_stays_in_the_comparison(common: CommonSettings) -> None:

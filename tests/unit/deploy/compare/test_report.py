@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def made(common: CommonSettings) -> Comparison:
     for run in made.runs():
         if run.name in final:
             write_finished(
-                run, common.clients, distances=[100.0, 50.0, final[run.name]],
+                run, distances=[100.0, 50.0, final[run.name]],
                 bytes_per_round=4000 if run.method.name == "fedavg" else 1000,
                 brightness=50 if run.method.name == "fedavg" else 250,
             )  # fmt: skip
@@ -77,31 +78,46 @@ def test_curves_say_what_had_been_spent(made: Comparison) -> None:
     assert curve[-1][2] == pytest.approx(math.sqrt(18))
 
 
-def test_csv_has_means_spreads_and_the_distance_from_fedavg(made: Comparison) -> None:
+def test_csv_has_a_line_per_run(made: Comparison) -> None:
     made.report({}, command="c")
-    text = (made.common.out / "table.csv").read_text("utf-8")
-    fedavg, fedphd = csv.DictReader(io.StringIO(text))
-    assert (fedavg["method"], fedavg["n"], fedavg["cloud_rounds"]) == ("fedavg", "3", "2")
-    assert float(fedavg["frechet_distance_mean"]) == 30
-    assert float(fedavg["frechet_distance_std"]) == pytest.approx(math.sqrt(700))
-    assert fedavg["frechet_distance_relative_to_fedavg_percent"] == ""
-    assert (fedphd["n"], float(fedphd["frechet_distance_mean"])) == ("2", 9.0)
-    # Over the seeds that both have: 18 against 30, so 40% less.
-    assert float(fedphd["frechet_distance_relative_to_fedavg_percent"]) == pytest.approx(-40)
-    assert float(fedphd["cloud_bytes_mean"]) == 2000
+    lines = read_csv(made.common.out / "table.csv")
+    assert [(line["method"], line["seed"], float(line["frechet_distance"])) for line in lines] == [
+        ("fedavg", "0", 10), ("fedavg", "1", 20), ("fedavg", "2", 60),
+        ("fedphd", "0", 6), ("fedphd", "1", 12),
+    ]  # fmt: skip
+    first, last = lines[0], lines[-1]
+    assert (first["cloud_rounds"], first["commit"]) == ("2", "abc123")
+    # Three edge rounds of two epochs are six in one go.
+    assert (first["training.local_amount"], last["training.local_amount"]) == ("6", "2")
+    assert "training.batch_size" not in first
+    assert float(last["cloud_bytes"]) == 2000
     # 10 times as much between clients and edges.
-    assert float(fedphd["client_edge_bytes_mean"]) == 20_000
-    assert float(fedavg["client_edge_bytes_mean"]) == 0
-    assert (float(fedphd["seconds_mean"]), float(fedphd["seconds_std"])) == (60, 0)
+    assert (float(last["client_edge_bytes"]), float(first["client_edge_bytes"])) == (20_000, 0)
+    assert float(last["seconds"]) == 60
+
+
+def test_pairs_are_over_common_seeds(made: Comparison) -> None:
+    made.report({}, command="c")
+    ours, theirs = sorted(read_csv(made.common.out / "pairs.csv"), key=lambda line: line["method"])
+    assert (ours["method"], ours["against"], ours["n"]) == ("fedavg", "fedphd", "2")
+    # Over the seeds that both have: 30 against 18, and 18 against 30.
+    assert float(ours["relative"]) == pytest.approx(2 / 3)
+    assert float(theirs["relative"]) == pytest.approx(-0.4)
+    assert (theirs["seeds_better"], ours["seeds_better"], ours["low"]) == ("2", "0", "")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
 
 
 def test_report_has_all_seeds_and_names_those_that_are_missing(made: Comparison) -> None:
     made.report({"fedphd-seed-2": "too few clients"}, command="fedphd compare --x")
     text = (made.common.out / "table.md").read_text("utf-8")
     assert "| FedAvg | 3 | 30 ± 26 |  |\n" in text
-    assert "| FedPhD | 2 | 9 ± 4.2 | -40.0% |\n" in text
-    assert "| FedAvg | 2 | 0.00 M | 0.00 M | 0 B | 8.0 kB |  |" in text
-    assert " | 2.0 kB | -75.0% |" in text
+    assert "| FedPhD | 2 | 9 ± 4.2 | -40%, 2 of 2 seeds |\n" in text
+    # FedAvg that visits the cloud in each of three edge rounds moves three times as much.
+    assert "| FedAvg | 2 | 0.00 M | 0.00 M | 0 B | 8.0 kB |  | -66.7% |" in text
+    assert " | 2.0 kB | -75.0% | -91.7% |" in text
     assert "## Missing runs\n\n- fedphd seed 2: too few clients\n" in text
     assert f"- {PROTOCOL}\n" in text
     assert "- 5 run(s): fedphd_version 9.9, commit abc123, machine a test's\n" in text
@@ -134,7 +150,7 @@ def test_pictures_show_every_method(made: Comparison) -> None:
         assert {(31, 119, 180), (255, 127, 14)} <= colours, path
     grids = colours_of(pictures[3])
     assert {(50, 50, 50), (250, 250, 250)} <= grids
-    assert all(f"]({path.name})" in files[1].read_text("utf-8") for path in pictures)
+    assert all(f"]({path.name})" in files[2].read_text("utf-8") for path in pictures)
 
 
 def colours_of(path: Path) -> set[tuple[int, ...]]:
@@ -145,9 +161,11 @@ def colours_of(path: Path) -> set[tuple[int, ...]]:
 
 def test_without_distances_there_are_samples_but_no_curves(common: CommonSettings) -> None:
     made = comparison(common, ["fedavg"], [0])
-    write_finished(made.runs()[0], common.clients, distances=[None, None, None])
+    write_finished(made.runs()[0], distances=[None, None, None])
     files = made.report({}, command="c")
-    assert [path.name for path in files] == ["table.csv", "table.md", "sample-grids.png"]
+    assert [path.name for path in files] == [
+        "table.csv", "pairs.csv", "table.md", "sample-grids.png",
+    ]  # fmt: skip
 
 
 def test_every_real_number_of_an_evaluation_becomes_a_column(made: Comparison) -> None:
@@ -160,16 +178,39 @@ def test_every_real_number_of_an_evaluation_becomes_a_column(made: Comparison) -
             text = text.replace('"kernel_distance": null', '"kernel_distance": 0.25')
             file.write_text(text, encoding="utf-8")
     made.report({}, command="c")
-    text = (made.common.out / "table.csv").read_text("utf-8")
-    row = next(csv.DictReader(io.StringIO(text)))
-    assert (float(row["raw.frechet_distance_mean"]), float(row["kernel_distance_mean"])) == (
-        33.5, 0.25,
-    )  # fmt: skip
+    row = read_csv(made.common.out / "table.csv")[0]
+    assert (float(row["raw.frechet_distance"]), float(row["kernel_distance"])) == (33.5, 0.25)
     report = (made.common.out / "table.md").read_text("utf-8")
-    assert (
-        "| Frechet distance | against fedavg | Kernel distance | Raw frechet distance |" in report
-    )
+    assert "| against fedavg | by raw weights | rank (raw) |" in report
+    # The least of the averaged weights; by raw weights both are equal.
+    assert "| FedPhD | 2 | 9 ± 4.2 | -40%, 2 of 2 seeds | 33.5 ± 0 | 1 (1) |" in report
+    assert "| FedAvg | 3 | 30 ± 26 |  | 33.5 ± 0 | 2 (1) |" in report
+    assert "| method | Kernel distance |" in report
     assert f"- {PROTOCOL}\n" in report
+
+
+def test_shares_of_the_gap_and_changes_of_one_thing(common: CommonSettings) -> None:
+    names = ["fedavg", "fedphd", "fedphd_random", "centralised"]
+    made = comparison(common, names, [0, 1, 2])
+    final = {"fedavg": 50.0, "fedphd": 20.0, "fedphd_random": 25.0, "centralised": 10.0}
+    for run in made.runs():
+        write_finished(run, distances=[100.0, 40.0, final[run.method.name] + run.seed])
+    made.report({}, command="c")
+    text = (common.out / "table.md").read_text("utf-8")
+    # Means of 51, 21, 26 and 11: 30 and 25 of 40.
+    assert "| FedPhD | 3 | 21 ± 1 | -59% [-60%, -58%], 3 of 3 seeds | 75% |" in text
+    assert ", random edges | 3 | 26 ± 1 | -49% [-50%, -48%], 3 of 3 seeds | 62% |" in text
+    assert "- FedPhD against FedPhD, random edges: -19% [-20%, -19%], 3 of 3 seeds\n" in text
+
+
+def test_the_change_over_the_last_quarter_is_that_of_the_means(common: CommonSettings) -> None:
+    made = comparison(replace(common, settings={**common.settings, "schedule.intervals": 4}),
+                      ["fedavg"], [0, 1])  # fmt: skip
+    for run, end in zip(made.runs(), (19.0, 17.0), strict=True):
+        write_finished(run, distances=[90.0, 50.0, 30.0, 20.0, end])
+    made.report({}, command="c")
+    text = (common.out / "table.md").read_text("utf-8")
+    assert "- FedAvg's distance changed by -10.0% over the last quarter\n" in text
 
 
 def test_a_run_of_a_version_without_some_figures_is_read(made: Comparison) -> None:

@@ -13,7 +13,7 @@ from support.finished import METHODS, comparison, planned, write_finished
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.config.text import parse_settings
 from fedphd.common.events import Verdict, write_verdict
-from fedphd.deploy.compare.plan import CommonSettings, PlannedRun, decisive_settings
+from fedphd.deploy.compare.plan import CommonSettings, decisive_settings
 from fedphd.deploy.compare.runner import (
     Runner,
     finished_line,
@@ -28,7 +28,7 @@ def test_a_child_resolves_exactly_the_planned_settings(common: CommonSettings) -
     settings = {**common.settings, "evaluation.reference": None}
     run = planned(replace(common, settings=settings))[1]
     run.folder.mkdir(parents=True)
-    arguments = Runner(common.clients, common.out, jobs=1, say=print).arguments(run)
+    arguments = Runner(common.out, jobs=1, say=print).arguments(run)
     values = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     assert arguments[0] == "simulate"
     assert values["--run-dir"] == str(run.folder)
@@ -45,12 +45,12 @@ def test_only_finished_runs_are_skipped_and_a_failed_start_is_reported(
     common: CommonSettings,
 ) -> None:
     first, second = planned(common, (0,))
-    write_finished(first, common.clients, distances=[9.0, 4.0])
+    write_finished(first, distances=[9.0, 4.0])
     # Data that is not there ends `fedphd simulate` at once, with its own message.
     config = common.load({"pruning.mode": "none", "evaluation.reference.source": "/no/such/data"})
-    broken = PlannedRun(second.method, second.seed, config, second.folder)
+    broken = replace(second, config=config)
     said: list[str] = []
-    runner = Runner(common.clients, common.out / "logs", jobs=1, say=said.append)
+    runner = Runner(common.out / "logs", jobs=1, say=said.append)
     failed = runner.run([first, broken], threading.Event())
     assert list(failed) == ["fedphd-seed-0"]
     assert "source = '/no/such/data': no such file or folder" in failed["fedphd-seed-0"]
@@ -76,10 +76,10 @@ def test_what_an_interrupted_run_left_is_set_aside(tmp_path: Path) -> None:
 
 def test_time_left_goes_by_the_same_method_where_it_is_known(common: CommonSettings) -> None:
     a0, p0, a1, p1 = planned(common)
-    write_finished(a0, common.clients, distances=[9.0, 4.0], seconds=100.0)
+    write_finished(a0, distances=[9.0, 4.0], seconds=100.0)
     # Nothing is known of the other method: the mean of all.
     assert time_left_s([a0], [p0, a1, p1], jobs=1) == 300
-    write_finished(p0, common.clients, distances=[9.0, 4.0], seconds=40.0)
+    write_finished(p0, distances=[9.0, 4.0], seconds=40.0)
     assert time_left_s([a0, p0], [a1, p1], jobs=1) == 140
     assert time_left_s([a0, p0], [a1, p1], jobs=2) == 70
     assert time_left_s([a0, p0], [p1], jobs=2) == 40
@@ -87,9 +87,7 @@ def test_time_left_goes_by_the_same_method_where_it_is_known(common: CommonSetti
 
 def test_a_finished_run_is_one_line(common: CommonSettings) -> None:
     runs = planned(common, (0,))
-    write_finished(
-        runs[0], common.clients, distances=[9.0, 5.0, 4.25], bytes_per_round=1500, seconds=100.0
-    )
+    write_finished(runs[0], distances=[9.0, 5.0, 4.25], bytes_per_round=1500, seconds=100.0)
     assert finished_line(runs[0], runs, jobs=1) == (
         "finished  fedavg-seed-0: Frechet distance 4.2 | 2 cloud rounds, 3.0 kB over the cloud's "
         "links | 1 min 40 s | 1 of 2 runs | about 1 min 40 s left"
@@ -113,8 +111,8 @@ def test_rounds_that_fit_come_from_the_bytes_of_a_probe(common: CommonSettings) 
     by_bytes = comparison(common, ["fedavg"], [0], budget="cloud-bytes", cloud_bytes=7000)
     probe = by_bytes.byte_probe(METHODS["fedavg"])
     assert (probe.config.schedule.intervals, probe.config.training.local_amount) == (2, 1)
-    write_finished(probe, common.clients, distances=[None, None, None], bytes_per_round=2000)
-    runner = Runner(common.clients, common.out / "logs", jobs=1, say=print)
+    write_finished(probe, distances=[None, None, None], bytes_per_round=2000)
+    runner = Runner(common.out / "logs", jobs=1, say=print)
     said: list[str] = []
     by_bytes.fit_rounds(runner, threading.Event(), said.append)
     assert by_bytes.plan.intervals == {"fedavg": 3}

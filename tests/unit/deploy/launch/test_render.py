@@ -114,27 +114,35 @@ def test_summary_is_a_table() -> None:
         "bytes": {
             "client_edge": 90_000_000, "edge_cloud": 12_000_000,
             "flat_fedavg_client_cloud": 100_000_000, "cloud_saving": 0.88,
+            "flat_fedavg_equal_cloud_rounds": 20_000_000, "cloud_saving_equal_cloud_rounds": 0.4,
         },
+        "ema_steps": 300.0, "ema_span": 33.3,
         "seconds": {"sparse_training": 185.0, "evaluation": 20.0},
         "evaluations": [
-            {**EVALUATED, "frechet_distance": distance} for distance in (482.04, None, 56.04)
+            {**EVALUATED, "frechet_distance": distance, "anchors": anchors}
+            for distance, anchors in ((482.04, None), (None, None), (56.04, {
+                "real": 2.04, "one_class_missing": 9.0, "half_of_the_classes": None,
+            }))
         ],
     }  # fmt: skip
     quality = "482.0 -> 56.0 (features of digits, 512 samples, 50 DDIM steps, EMA weights)"
-    saving = "12.0 MB; flat FedAvg would have moved 100.0 MB over the cloud's links (-88%)"
     assert render_summary(summary).split("\n") == [
         f"  Frechet distance   {quality}",
+        "                     real images get 2.0, without one class 9.0",
+        "  moving average     covers the last 33 of 300 client steps",
         "  parameters         0.70 M -> 0.40 M",
         "  MACs per image     12.00 M -> 6.70 M",
         "  bytes client-edge  90.0 MB",
-        f"  bytes edge-cloud   {saving}",
+        "  bytes edge-cloud   12.0 MB",
+        "                     -40% against flat FedAvg in as many cloud rounds (20.0 MB)",
+        "                     -88% against flat FedAvg at the cloud in every edge round (100.0 MB)",
         "  time               sparse training 3 min 05 s, evaluation 20 s",
     ]
     summary["evaluations"] = []
-    summary["bytes"].update(flat_fedavg_client_cloud=0, cloud_saving=None)
+    summary["bytes"].update(cloud_saving=None, cloud_saving_equal_cloud_rounds=None)
     lines = render_summary(summary).split("\n")
     assert "none: the configuration names no reference data" in lines[0]
-    assert lines[4] == "  bytes edge-cloud   12.0 MB"
+    assert lines[4:] == ["  bytes edge-cloud   12.0 MB", lines[-1]]
     summary["topology"] = "flat"
     lines = render_summary(summary).split("\n")
     assert lines[3:] == ["  bytes client-cloud 12.0 MB", lines[-1]]

@@ -1,0 +1,176 @@
+"""Settings that every method chooses for itself, by the same rule, before the results are made."""
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from fedphd.common.config.text import parse_settings, setting_keys
+from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.deploy.compare.methods import Method, tuned_keys
+from fedphd.deploy.compare.plan import CommonSettings, Plan, PlannedRun, Tuning, plan_run
+from fedphd.deploy.compare.results import DISTANCE, result_of
+from fedphd.deploy.compare.rows import Rows
+from fedphd.deploy.compare.runner import Runner
+from fedphd.deploy.launch.runs import Say
+
+TUNE = "--tune"
+EXAMPLE = "training.learning_rate=0.002,0.001,0.004"
+
+
+def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """``["KEY=V1,V2"]`` as values by key; raises ConfigError that names what is wrong."""
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        key = key.strip()
+        if not equals or not values.strip():
+            raise ConfigError(f"{TUNE} {text}: write KEY=V1,V2, such as {EXAMPLE}")
+        if key not in setting_keys() or key in grid:
+            why = "is given twice" if key in grid else "is not a setting of a run"
+            raise ConfigError(f"{TUNE} {text}: {key} {why}; `fedphd config cloud` lists them")
+        parsed = [
+            parse_settings([f"{key}={value}"], source=TUNE)[key] for value in values.split(",")
+        ]
+        if len({repr(value) for value in parsed}) < len(parsed):
+            raise ConfigError(f"{TUNE} {text}: has a value twice")
+        grid[key] = parsed
+    return grid
+
+
+class Tuner:
+    """Tunes one key after the other, for all methods at the same time.
+
+    The values of a key are tried with the keys before it at their chosen values, those after it at
+    the first value of their grids. The least mean of the seeds' Frechet distances wins, at
+    equality the value that stands first; a value with a failed run loses against any other.
+    """
+
+    def __init__(
+        self, common: CommonSettings, table: Mapping[str, Method], plan: Plan, rows: Rows
+    ) -> None:
+        assert plan.tuning is not None
+        self._common, self._table, self._plan, self._rows = common, table, plan, rows
+        self._tuning: Tuning = plan.tuning
+        # Several methods may follow one that is not compared itself.
+        names = {table[name].tuned_like or name for name in plan.methods}
+        self._keys = {
+            name: tuned_keys(table[name], table, self._tuning.grid)
+            for name in table
+            if name in names
+        }
+
+    def candidates(self, name: str, depth: int) -> list[tuple[Any, list[PlannedRun]]]:
+        """Each value of a method's key number ``depth``, and its runs; what is chosen is known."""
+        keys, grid = self._keys[name], self._tuning.grid
+        chosen = self._tuning.chosen.get(name, {})
+        values = {key: chosen[key] if at < depth else grid[key][0] for at, key in enumerate(keys)}
+        tried = [{**values, keys[depth]: value} for value in grid[keys[depth]]]
+        return [
+            (one[keys[depth]], [self._run(name, one, seed) for seed in self._tuning.seeds])
+            for one in tried
+        ]
+
+    def _run(self, name: str, values: Mapping[str, Any], seed: int) -> PlannedRun:
+        intervals = self._tuning.intervals
+        # Evaluated as seldom as possible: only the end counts.
+        settings = {"evaluation.every_intervals": intervals, "evaluation.raw_too": False}
+        run = plan_run(
+            self._common, self._table[name], seed,
+            intervals=intervals, tuned=values, settings=settings,
+        )  # fmt: skip
+        label = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
+        folder = self._common.out / "tuning" / name / label / f"seed-{seed}"
+        run = replace(run, folder=folder, purpose=f"tuning-{label}-", tuning=True)
+        return replace(run, row=self._rows.find(run.name))
+
+    @property
+    def most_runs(self) -> int:
+        """Runs that the whole tuning needs at most."""
+        grid = self._tuning.grid
+        # A key's first values have been run when the key before it was tuned.
+        values = (
+            sum(len(grid[key]) - (depth > 0) for depth, key in enumerate(keys))
+            for keys in self._keys.values()
+        )
+        return len(self._tuning.seeds) * sum(values)
+
+    def choose(self, runner: Runner, stop: threading.Event, say: Say) -> None:
+        """Run what is missing and store what is chosen in the plan.
+
+        Returns early once ``stop`` is set. Raises FedPhDError if all values of a key failed.
+        """
+        for depth in range(max(map(len, self._keys.values()), default=0)):
+            asked = {
+                name: self.candidates(name, depth)
+                for name, keys in self._keys.items()
+                if depth < len(keys)
+            }
+            runs = by_seed([run for pairs in asked.values() for _, found in pairs for run in found])
+            for run in runs:
+                run.check(self._plan.common)
+            failed = runner.run(runs, stop)
+            if stop.is_set():
+                break
+            for name, pairs in asked.items():
+                key = self._keys[name][depth]
+                chosen = self._best(name, key, pairs, failed)
+                self._tuning.chosen.setdefault(name, {})[key] = chosen
+                say(f"tuned     {name}: {key} = {chosen}")
+            self._plan.write(self._common.out)
+
+    def _best(
+        self,
+        name: str,
+        key: str,
+        pairs: Sequence[tuple[Any, list[PlannedRun]]],
+        failed: Mapping[str, str],
+    ) -> Any:
+        scores = [mean_distance(runs) for _, runs in pairs]
+        if min(scores) == math.inf:
+            reasons = [failed.get(run.name, "no distance") for _, runs in pairs for run in runs]
+            raise FedPhDError(f"no value of {key} works for {name}: {reasons[0]}")
+        return pairs[scores.index(min(scores))][0]
+
+    def section(self) -> str:
+        """The report's table: every value's distances, and which was chosen."""
+        seeds = self._tuning.seeds
+        lines = [
+            "| method | setting | value | " + " | ".join(f"seed {s}" for s in seeds) + " | mean |",
+            "|---" * (4 + len(seeds)) + "|",
+        ]
+        for name, keys in self._keys.items():
+            chosen = self._tuning.chosen.get(name, {})
+            # What comes after a key that is not chosen yet cannot be known.
+            known = [key for depth, key in enumerate(keys) if set(keys[:depth]) <= chosen.keys()]
+            for depth, key in enumerate(known):
+                for value, runs in self.candidates(name, depth):
+                    won = chosen.get(key) == value
+                    cells = [_number(mean_distance([run])) for run in runs]
+                    row = [self._table[name].title, key, _bold(str(value), won), *cells]
+                    mean = _bold(_number(mean_distance(runs)), won)
+                    lines.append(f"| {' | '.join([*row, mean])} |")
+        return "\n".join(lines)
+
+
+def mean_distance(runs: Sequence[PlannedRun]) -> float:
+    """Mean Frechet distance of finished runs; infinite if one has none."""
+    found = [result_of(run).quality.get(DISTANCE) for run in runs if run.finished]
+    if len(found) < len(runs) or None in found:
+        return math.inf
+    return fmean(distance for distance in found if distance is not None)
+
+
+def by_seed(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Every run once, all of a seed before the next seed."""
+    return sorted({run.name: run for run in runs}.values(), key=lambda run: run.seed)
+
+
+def _number(distance: float) -> str:
+    return "-" if distance == math.inf else f"{distance:.1f}"
+
+
+def _bold(text: str, on: bool) -> str:
+    return f"**{text}**" if on else text
