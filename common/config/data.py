@@ -68,6 +68,9 @@ class DataConfig(Section):
     label_file: str | None = setting(
         None, "file written by `fedphd pseudo-labels` to take the labels from"
     )
+    max_images: int | None = setting(
+        None, "use at most so many images, drawn from all and the same for everybody", ge=1
+    )
     partition: PartitionConfig | None = setting(None, "which part of it is used; absent: all of it")
     validation_fraction: float = setting(
         0.0,

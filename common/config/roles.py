@@ -18,7 +18,7 @@ from fedphd.common.config.run import FederationConfig
 from fedphd.common.config.text import merged, section_class, with_overrides
 from fedphd.common.errors import ConfigError
 
-PRESETS = ("digits", "cifar10", "celeba")
+PRESETS = ("digits", "cifar10-16", "cifar10", "celeba")
 DeviceName = Literal["auto", "cpu", "cuda"]
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
@@ -102,7 +102,9 @@ class NodeConfig(Section):
 class CloudConfig(FederationConfig):
     """``fedphd cloud``: the training run and the cloud's own machine."""
 
-    preset: Literal["digits", "cifar10", "celeba"] = setting("digits", "settings to start from")
+    preset: Literal["digits", "cifar10-16", "cifar10", "celeba"] = setting(
+        "digits", "settings to start from"
+    )
     out_dir: Path = setting(Path("runs"), "folder in which each run gets a folder")
     state_dir: Path = setting(Path(".fedphd/cloud"), "Flower's own state and logs")
     device: DeviceName = setting("auto", "where evaluation runs")

@@ -142,9 +142,21 @@ def _opened_and_cut(config: DataConfig) -> tuple[Pictures, Indices, list[Indices
             f"{labels.min(initial=0)}; labels must be 0 to num_classes - 1. Choose a labelled "
             "split or another label_column"
         )
+    used = _used(len(labels), config)
     if config.partition is None:
-        return pictures, labels, [np.arange(len(labels))]
-    return pictures, labels, all_parts(labels, config.partition)
+        return pictures, labels, [used]
+    return pictures, labels, [used[part] for part in all_parts(labels[used], config.partition)]
+
+
+def _used(num: int, config: DataConfig) -> Indices:
+    """Positions of the images that are used at all, ascending.
+
+    No run's seed has a say: reference and all participants must mean the same images.
+    """
+    if config.max_images is None or config.max_images >= num:
+        return np.arange(num)
+    order = torch.randperm(num, generator=generator("used-images")).numpy()
+    return np.sort(order[: config.max_images])
 
 
 def _held_out(num: int, config: DataConfig) -> tuple[Indices, Indices]:

@@ -30,7 +30,8 @@ ConfigFile = Annotated[
 Preset = Annotated[
     str | None,
     Option(
-        help="settings to start from: digits (minutes on 2 CPU cores), cifar10 or celeba",
+        help="settings to start from: digits (minutes on 2 CPU cores), cifar10-16 (half an hour), "
+        "cifar10 or celeba",
         show_default="digits",
     ),
 ]

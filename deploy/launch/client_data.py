@@ -28,7 +28,10 @@ CLIENT_DEFAULTS: dict[str, Any] = {
 _PRESET_DATA: dict[str, dict[str, Any]] = {
     "digits": {SOURCE: "digits"},
     "cifar10": {SOURCE: "uoft-cs/cifar10", "data.image_column": "img"},
+    "cifar10-16": {SOURCE: "uoft-cs/cifar10", "data.image_column": "img"},
 }
+# How many of them, wherever they are.
+_PRESET_IMAGES = {"cifar10-16": 4000}
 
 
 def take_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -70,6 +73,8 @@ def data_of(
                 "give a local path or a Hugging Face name (and data.attribute_file for attributes)"
             )
         values = {**_PRESET_DATA[preset], **values}
+    if preset in _PRESET_IMAGES:
+        values = {"data.max_images": _PRESET_IMAGES[preset], **values}
     values |= {f"data.partition.{key}": value for key, value in own.items()}
     return load_config(ClientConfig, None, values, source=source).data
 

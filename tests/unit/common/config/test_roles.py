@@ -41,13 +41,17 @@ def test_presets_load_and_prune(name: str) -> None:
     config = load_config(CloudConfig, overrides={"preset": name})
     assert config.preset == name
     assert config.schedule.total_edge_rounds > config.pruning.sparse_rounds
-    assert config.model.image_size == {"digits": 8, "cifar10": 32, "celeba": 64}[name]
+    assert config.model.image_size == {
+        "digits": 8, "cifar10-16": 16, "cifar10": 32, "celeba": 64,
+    }[name]  # fmt: skip
 
 
 def test_cifar10_is_the_papers() -> None:
     config = load_config(CloudConfig, overrides={"preset": "cifar10"})
     assert config.model.block_out_channels == (128, 256, 256, 256)
     assert config.model.norm_num_groups == 32
+    assert (config.training.batch_size, config.training.warmup_steps) == (128, 100)
+    assert (config.evaluation.num_samples, config.evaluation.sampling_steps) == (30_000, 100)
     assert (config.schedule.num_edges, config.schedule.min_clients) == (2, 20)
     assert config.schedule.edge_rounds == 5
     assert (config.selection.factor, config.aggregation.factor) == (4.0, 20.0)
@@ -131,7 +135,7 @@ def test_edge_keeps_its_own_port_when_its_superlink_has_settings() -> None:
         ({"schedule": {"intervals": 3}}, "\n  pruning.sparse_rounds = 25 prunes after the last of"),
         ({"model": {"image_size": 9}}, "\n  model: image_size = 9 cannot be halved"),
         ({"superlink": {"address": "here"}}, "superlink.address: 'here' is not an address; write "),
-        ({"preset": "mnist"}, "preset = 'mnist': unknown; choose one of digits, cifar10, celeba"),
+        ({"preset": "mnist"}, "preset = 'mnist': unknown; choose one of digits, cifar10-16, cifar"),
         ({"preset": ["digits"]}, "preset = ['digits']: unknown"),
     ],
 )  # fmt: skip

@@ -171,6 +171,21 @@ def test_only_the_own_part_is_decoded(tmp_path: Path) -> None:
         load(DataConfig(source=str(path)))
 
 
+def test_everybody_uses_the_same_images_of_a_bounded_number() -> None:
+    bounded = LabelledImages(DataConfig(max_images=100)).decode(image_size=8, channels=1)
+    parts = [
+        load(DataConfig(max_images=100, partition=PartitionConfig(partition_id=i, seed=3)))
+        for i in range(6)
+    ]
+    assert len(bounded) == sum(map(len, parts)) == 100
+    together = {image.numpy().tobytes() for part in parts for image in part.images}
+    assert together == {image.numpy().tobytes() for image in bounded.images}
+    # Drawn from all of them: the data set is not sorted, yet its first 100 are others.
+    first = load(DataConfig()).images[:100]
+    assert not torch.equal(bounded.images, first)
+    assert len(LabelledImages(DataConfig(max_images=9999)).labels) == 1797
+
+
 def test_validation_images_are_disjoint_seeded_and_never_none_or_all() -> None:
     def split(fraction: float, seed: int = 0) -> tuple[ImageSet, ImageSet | None]:
         part = PartitionConfig(kind="iid", num_partitions=20, seed=seed)

@@ -114,7 +114,10 @@ def test_more_clients_than_nodes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"preset": "nope"}, "preset = 'nope': unknown; choose one of digits, cifar10, celeba"),
+        (
+            {"preset": "nope"},
+            "preset = 'nope': unknown; choose one of digits, cifar10-16, cifar10, celeba",
+        ),
         ({"schedule.intervals": "many"}, "--run-config: 1 .*\n  schedule.intervals = 'many'"),
         ({"settings": "model.block_out_channels=[30,64]"}, "width 30, which norm_num_groups = 8"),
         ({"topology": "ring"}, "topology = 'ring': input should be 'hierarchical' or 'flat'"),
