@@ -1,0 +1,29 @@
+#!/bin/sh
+# Photographs on two CPU cores: CIFAR-10 at 16x16, as docs/results/PROTOCOL.md says; about 3 hours.
+#
+#   docs/results/cifar10-16.sh OUT [FILE.parquet] [flags of `fedphd compare`]
+#   docs/results/cifar10-16.sh runs/cifar10-16 cifar10/train.parquet
+#
+# Images come from the Hugging Face hub unless a copy is named (columns image and label). Stopped,
+# the same command goes on with the runs that are missing.
+set -eu
+
+if [ $# -lt 1 ]; then
+    echo "usage: $0 OUT [FILE.parquet] [flags of fedphd compare]" >&2
+    exit 2
+fi
+out=$1
+shift
+copy=""
+case ${1:-} in
+*.parquet)
+    copy="--data $1 --set evaluation.reference.source=$1 --set evaluation.reference.image_column=image"
+    shift
+    ;;
+esac
+
+# shellcheck disable=SC2086 # the flags are words
+exec fedphd compare --out "$out" --preset cifar10-16 $copy \
+    --methods fedavg,scaffold,fedphd,fedphd_os --seeds 0,1,2 --jobs 2 \
+    --tune training.learning_rate=0.002,0.001,0.004 --tuning-seeds 100 --tuning-intervals 10 \
+    --set evaluation.raw_too=true --set reproducible=true "$@"

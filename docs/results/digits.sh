@@ -1,0 +1,67 @@
+#!/bin/sh
+# The comparisons of docs/results/PROTOCOL.md on the digits; two CPU cores need hours for each.
+#
+#   docs/results/digits.sh NAME OUT [flags of `fedphd compare`]
+#   docs/results/digits.sh headline runs/headline
+#   docs/results/digits.sh sources runs/sources --tuning-from runs/headline
+#
+# NAME is headline, sources (where the gain comes from), ratios (quality against pruning ratio),
+# longer (160 cloud rounds) or local-work (10 local epochs against 5 x 2). All but the first take
+# what the headline has tuned: --tuning-from docs/results/headline, or your own.
+#
+# Stopped, the same command goes on with the runs that are missing. A copy of docs/results/NAME as
+# OUT goes on where that comparison ended.
+set -eu
+
+if [ $# -lt 2 ]; then
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+name=$1
+out=$2
+shift 2
+here=$(dirname "$0")
+rounds=80
+amount=1
+seeds=0,1,2
+tuning="--tuning-from $here/headline"
+
+case $name in
+headline)
+    methods=fedavg,fedprox,moon,scaffold,feddiffuse,fedphd,fedphd_os,hierarchical_fedavg,centralised
+    seeds=0,1,2,3,4
+    tuning="--tuning-seeds 100,101 --tuning-intervals 20
+        --tune training.learning_rate=0.002,0.001,0.004
+        --tune objective.proximal_mu=0.01,0.001,0.1 --tune objective.moon_mu=1,0.1,5
+        --tune aggregation.step_size=1,0.5,1.5
+        --tune selection.policy=balanced,homogeneity,best_homogeneity
+        --tune aggregation.factor=2,0,20"
+    ;;
+sources)
+    methods=fedavg,fedphd,fedphd_dense,fedphd_random,fedphd_published,fedphd_dense_random
+    methods=$methods,hierarchical_fedavg,centralised
+    ;;
+ratios)
+    methods=fedavg,fedphd,fedphd_os,fedphd_dense,fedphd_15,fedphd_os_15,fedphd_40,fedphd_os_40
+    tuning="$tuning --methods-file $here/ratios.toml"
+    ;;
+longer)
+    methods=fedavg,fedphd,fedphd_dense
+    rounds=160
+    ;;
+local-work)
+    methods=fedavg,fedprox,moon,scaffold,feddiffuse,fedphd,fedphd_os
+    rounds=20
+    amount=2
+    ;;
+*)
+    echo "$0: $name: there is no such comparison" >&2
+    exit 2
+    ;;
+esac
+
+# shellcheck disable=SC2086 # the flags are words
+exec fedphd compare --out "$out" --preset digits --methods $methods --seeds $seeds $tuning \
+    --clients 20 --jobs 2 --set schedule.participation=0.4 --set training.local_amount=$amount \
+    --set schedule.intervals=$rounds --set evaluation.every_intervals=$((rounds / 4)) \
+    --set evaluation.raw_too=true --set reproducible=true "$@"
