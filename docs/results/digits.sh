@@ -5,9 +5,9 @@
 #   docs/results/digits.sh headline runs/headline
 #   docs/results/digits.sh sources runs/sources --tuning-from runs/headline
 #
-# NAME is headline, sources (where the gain comes from), ratios (quality against pruning ratio),
-# longer (160 cloud rounds) or local-work (10 local epochs against 5 x 2). All but the first take
-# what the headline has tuned: --tuning-from docs/results/headline, or your own.
+# NAME is headline, sources (where the gain comes from), ratios (quality against pruning ratio), or
+# local-work (10 local epochs against 5 x 2). All but the first take what the headline has tuned:
+# --tuning-from docs/results/headline, or your own.
 #
 # Stopped, the same command goes on with the runs that are missing. A copy of docs/results/NAME as
 # OUT goes on where that comparison ended.
@@ -29,6 +29,7 @@ tuning="--tuning-from $here/headline"
 case $name in
 headline)
     methods=fedavg,fedprox,moon,scaffold,feddiffuse,fedphd,fedphd_os,hierarchical_fedavg,centralised
+    rounds=160
     seeds=0,1,2,3,4
     tuning="--tuning-seeds 100,101 --tuning-intervals 20
         --tune training.learning_rate=0.002,0.001,0.004
@@ -44,10 +45,6 @@ sources)
 ratios)
     methods=fedavg,fedphd,fedphd_os,fedphd_dense,fedphd_15,fedphd_os_15,fedphd_40,fedphd_os_40
     tuning="$tuning --methods-file $here/ratios.toml"
-    ;;
-longer)
-    methods=fedavg,fedphd,fedphd_dense
-    rounds=160
     ;;
 local-work)
     methods=fedavg,fedprox,moon,scaffold,feddiffuse,fedphd,fedphd_os
