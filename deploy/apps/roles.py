@@ -80,7 +80,8 @@ def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
     print(f"run folder {run_dir}\ndata {split}", flush=True)
     split.write(run_dir)
     file = runs.prepare("simulation", config, run_dir)
-    run_role(grid, file.path, say=partial(print, flush=True))
+    with file.settled():
+        run_role(grid, file.path, say=partial(print, flush=True))
     runs.show_summary(run_dir, say=partial(print, flush=True))
 
 

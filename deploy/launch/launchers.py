@@ -13,7 +13,15 @@ from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json, write_verdict
 from fedphd.common.history.events import Started, Tail
 from fedphd.deploy.launch.processes import alive
-from fedphd.deploy.launch.runs import ROLE_FILE, RoleFile, Say, prepare, show_event, show_summary
+from fedphd.deploy.launch.runs import (
+    ROLE_FILE,
+    VERDICT,
+    RoleFile,
+    Say,
+    prepare,
+    show_event,
+    show_summary,
+)
 from fedphd.deploy.launch.superlink import SuperLink, last_line, make_folder
 
 POLL_S = 0.1
@@ -50,7 +58,7 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     state = config.state_folder
     make_folder(state, "state_dir")
     file = RoleFile.of("edge", config, state)
-    for old in (Path(file.events), Path(file.verdict), state / FLOWER_TRAFFIC):
+    for old in (Path(file.events), state / VERDICT, state / FLOWER_TRAFFIC):
         old.unlink(missing_ok=True)
     with started(SuperLink(config.superlink, state)) as link:
         file.write()
@@ -60,7 +68,8 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
 
 def _run(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> Verdict:
     link.submit({ROLE_FILE: str(file.path)})
-    verdict = serve(link, file, stop, say)
+    with file.settled():
+        verdict = serve(link, file, stop, say)
     # Flower's own count of the run's bytes is lost when the SuperLink ends.
     if verdict.exit_code == EXIT_OK and (count := link.traffic()) is not None:
         write_json(Path(file.run_dir) / FLOWER_TRAFFIC, count)
@@ -88,6 +97,7 @@ def serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> V
         for event in tail.new_events():
             if isinstance(event, Started):
                 pid = event.pid
+                link.started(pid)
             show_event(event, say)
         if verdict is not None:
             return verdict

@@ -25,6 +25,17 @@ def alive(pid: int) -> bool:
     return True
 
 
+def started_ticks(pid: int) -> int | None:
+    """When a running process began, in clock ticks since the machine did; None if it has ended.
+
+    0 where there is no /proc.
+    """
+    if not alive(pid):
+        return None
+    # proc(5): starttime is field 22, of which the first two are cut off.
+    return int(stat[19]) if (stat := _stat(pid)) else 0
+
+
 def descendants(pid: int) -> set[int]:
     """Children of a process, their children and so on; none where there is no /proc."""
     children: dict[int, list[int]] = defaultdict(list)

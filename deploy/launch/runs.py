@@ -1,11 +1,14 @@
 """A run's folder, and the role file in which a launcher tells a ServerApp what to run."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
+from uuid import uuid4
 
 from fedphd.common.config.data import DataConfig, Section
 from fedphd.common.config.roles import CloudConfig
@@ -44,7 +47,9 @@ class RoleFile:
         """The hand-over of a role whose files all lie in ``folder``."""
         folder = folder.resolve()
         events, log = (EDGE_EVENTS, "edge.log") if role == "edge" else (EVENTS, "cloud.log")
-        files = {"run_dir": "", "events": events, "verdict": VERDICT, "log": log}
+        # A ServerApp that outlives a killed launcher must not leave its verdict to the next one.
+        verdict = f"{uuid4().hex[:8]}-{VERDICT}"
+        files = {"run_dir": "", "events": events, "verdict": verdict, "log": log}
         paths = {key: str(folder / name) for key, name in files.items()}
         return cls(role=role, config=config.model_dump(mode="json"), **paths)
 
@@ -52,6 +57,17 @@ class RoleFile:
     def path(self) -> Path:
         """Where it is stored itself."""
         return Path(self.run_dir) / ROLE
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Give the verdict of this start the name that others know, once the block has ended."""
+        for former in Path(self.run_dir).glob(f"*-{VERDICT}"):
+            former.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):
+                os.replace(self.verdict, Path(self.run_dir) / VERDICT)
 
     def write(self) -> None:
         """Store as JSON."""

@@ -19,6 +19,7 @@ from typing import Any
 from fedphd.common.config.roles import SuperLinkConfig
 from fedphd.common.config.text import flower_pairs, to_toml
 from fedphd.common.errors import StartError
+from fedphd.deploy.launch.leftovers import Processes
 from fedphd.deploy.launch.processes import descendants, end
 
 READY_S = 60.0
@@ -112,7 +113,8 @@ class SuperLink:
         stop_s: seconds that it has to end when it is asked to.
         children_s: seconds that processes which it started have to end after it.
 
-    Raises StartError if the port is taken, Flower is not installed, or it ends at once.
+    Raises StartError if the port or the folder is taken, Flower is not installed, or it ends at
+    once.
     """
 
     def __init__(
@@ -125,6 +127,8 @@ class SuperLink:
         stop_s: float = STOP_S,
         children_s: float = CHILDREN_S,
     ) -> None:
+        # First, since what a killed launcher left may hold the port.
+        self._processes = Processes(state_dir)
         if not simulation:
             check_free(config.address, "superlink.address")
         make_folder(state_dir, "state_dir")
@@ -137,6 +141,11 @@ class SuperLink:
         self._run_id = ""
         with self.log.open("wb") as log:
             self.process = start(self._command(), self._environment, stdout=log, stderr=log)
+        self._processes.add(self.process.pid)
+
+    def started(self, pid: int) -> None:
+        """Take note of the ServerApp's process, which the SuperLink started."""
+        self._processes.add(pid)
 
     def _command(self) -> list[str]:
         command = [
@@ -242,6 +251,10 @@ class SuperLink:
 
     def stop(self) -> None:
         """End the process, by force if need be, and those that it started but does not wait for."""
+        self._end()
+        self._processes.close()
+
+    def _end(self) -> None:
         if self.process.poll() is not None:
             return
         started = descendants(self.process.pid)

@@ -34,7 +34,8 @@ def run_simulation(
     with started(SuperLink(config.superlink, config.state_dir, simulation=True)) as link:
         run_config = {**clients.run_config(config), ROLE_FILE: str(file.path)}
         say(f"running   {link.submit(run_config, federation)}")
-        verdict = serve(link, file, stop, say)
+        with file.settled():
+            verdict = serve(link, file, stop, say)
     if verdict.exit_code == EXIT_OK:
         show_summary(run_dir, say)
     return verdict

@@ -153,7 +153,11 @@ def test_serverapp_that_dies_is_reported_with_what_it_printed(tmp_path: Path) ->
     with pytest.raises(FedPhDError, match=text + ".*flower.log"):
         check_serverapp(ended.pid, 0.0, link, file)
     assert (tmp_path / "flower.log").read_text("utf-8") == link.run_log()
+    # Another start's verdict is not this one's.
     write_verdict(tmp_path / "verdict.json", Verdict())
+    with pytest.raises(FedPhDError, match=text):
+        check_serverapp(ended.pid, 0.0, link, file)
+    write_verdict(Path(file.verdict), Verdict())
     check_serverapp(ended.pid, 0.0, link, file)
 
 

@@ -1,0 +1,90 @@
+"""What a killed launcher left running is ended by the next one, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedphd.common.errors import StartError
+from fedphd.deploy.launch.leftovers import PROCESSES, Process, Processes
+
+# Says that it is ready, then sleeps, deaf to SIGTERM.
+DEAF = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def deaf() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that must be killed, and its child."""
+    process = subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        yield process, child
+        process.kill()
+
+
+def record(folder: Path, launcher: Process | None, *started: Process | None) -> None:
+    processes = [process.model_dump() for process in started if process]
+    content = {"launcher": launcher and launcher.model_dump(), "started": processes}
+    (folder / PROCESSES).write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_what_a_dead_launcher_left_is_ended_with_its_children(
+    tmp_path: Path, deaf: tuple[subprocess.Popen[str], int]
+) -> None:
+    process, child = deaf
+    dead = Process(pid=process.pid, started=1)
+    assert not dead.runs
+    of_child = Process.of(child)
+    assert of_child is not None
+    record(tmp_path, dead, Process.of(process.pid))
+    Processes(tmp_path)
+    assert process.wait(5) == -9
+    assert not of_child.runs
+
+
+def test_a_number_that_another_process_has_by_now_is_left_alone(
+    tmp_path: Path, deaf: tuple[subprocess.Popen[str], int]
+) -> None:
+    process, _ = deaf
+    record(tmp_path, None, Process(pid=process.pid, started=1))
+    Processes(tmp_path)
+    assert process.poll() is None
+
+
+def test_a_folder_that_a_living_launcher_uses_is_refused(
+    tmp_path: Path, deaf: tuple[subprocess.Popen[str], int]
+) -> None:
+    process, child = deaf
+    record(tmp_path, Process.of(process.pid), Process.of(child))
+    with pytest.raises(StartError, match=f"state_dir = .*: process {process.pid} uses it; stop"):
+        Processes(tmp_path)
+    assert Process.of(child) is not None
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"launcher": 3}'])
+def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / PROCESSES).write_text(text, encoding="utf-8")
+    Processes(tmp_path).add(os.getpid())
+    content = json.loads((tmp_path / PROCESSES).read_text("utf-8"))
+    assert content["launcher"]["pid"] == os.getpid()
+
+
+def test_after_an_orderly_end_nothing_is_recorded(tmp_path: Path) -> None:
+    processes = Processes(tmp_path)
+    processes.add(os.getpid())
+    assert len(json.loads((tmp_path / PROCESSES).read_text("utf-8"))["started"]) == 1
+    processes.close()
+    assert not (tmp_path / PROCESSES).exists()
