@@ -48,7 +48,7 @@ class ClientRuntime:
         self._labels = torch.from_numpy(self._data.labels[self._data.train_indices])
         self._trainer = Trainer(client_id=config.client_id, device=config.device, networks=networks)
         self._on_finish = on_finish
-        self._choices: dict[tuple[int, int, int], str] = {}
+        self._choices: dict[tuple[int, int, int, int], str] = {}
         self._training = threading.Lock()
         self._choosing = threading.Lock()
 
@@ -60,12 +60,12 @@ class ClientRuntime:
     def choose(self, asked: Choose) -> ChooseReply:
         """Draw this round's edge once; every edge that asks later gets the same answer."""
         counts = self._label_counts(len(asked.target))
-        key = (asked.seed, asked.interval, asked.edge_round)
+        key = (asked.seed, asked.attempt, asked.interval, asked.edge_round)
         with self._choosing:
             if key not in self._choices:
                 # An edge may be late by the end of an interval, not by more.
                 oldest = asked.interval - 1
-                self._choices = {k: v for k, v in self._choices.items() if k[1] >= oldest}
+                self._choices = {k: v for k, v in self._choices.items() if k[2] >= oldest}
                 name = self.config.client_id
                 self._choices[key] = choose_edge(asked, client_id=name, label_counts=counts)
             chosen = self._choices[key]
@@ -88,12 +88,10 @@ class ClientRuntime:
         # Several edges may hand out work at once; the data and the optimiser exist once.
         with self._training:
             if state is not None:
-                state.restore(self._trainer)
+                state.restore(self._trainer, task)
             result = self._trainer.train(task, weights, images, variate)
             if state is not None:
-                state.store(self._trainer)
-                # A process may play many clients; what is stored need not stay here too.
-                self._trainer.load_state_dict({"steps": 0})
+                state.store(self._trainer, task)
         sent = PartSubset(result.layout, task.send)
         reply = messages.TrainReply(
             client_id=self.config.client_id,

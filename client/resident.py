@@ -9,6 +9,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedphd.client.app import ClientRuntime, build_app
+from fedphd.client.stores import FileStore
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.errors import ConnectionLostError
 from fedphd.common.events import Verdict
@@ -21,6 +22,7 @@ from fedphd.common.wire.records import read_payload, to_records
 logger = logging.getLogger(__name__)
 
 LEAVE_S = 1.5
+STATE = "training.safetensors"
 # Long enough for the other edges to say the same.
 FAREWELL_S = 2.5
 
@@ -86,7 +88,8 @@ class Resident:
         self._stop = stop
         self.board = OfferBoard(len(config.edges))
         self._runtime = ClientRuntime(config, on_finish=self._finish)
-        self._app = build_app(lambda context: self._runtime)
+        store = FileStore(config.state_folder / STATE, resident=True)
+        self._app = build_app(lambda context: self._runtime, state_of=lambda context: store)
         self._nodes: list[Node] = []
         self._lost: dict[str, ConnectionLostError] = {}
 

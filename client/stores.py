@@ -1,13 +1,20 @@
-"""Where a trainer's lasting state is between messages, for processes that end after each one.
+"""Where a trainer's lasting state is: beside the process, so that it outlives it.
 
-A resident client keeps its trainer in memory. A stock ``flower-supernode`` and the simulation
-start afresh for every message; what Flower keeps of a node for them is its ``context.state``.
+A resident client keeps its trainer in memory and writes the state to its folder after each round.
+A stock ``flower-supernode`` and the simulation start afresh for every message; what Flower keeps
+of a node for them is its ``context.state``.
+
+A run that is resumed has its last intervals again. So the state says of which run, attempt and
+interval it is, and the one from before that interval is kept beside it.
 """
 
 import json
+import logging
+import os
+import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -17,46 +24,124 @@ from safetensors.torch import save_file
 from fedphd.client.trainer import Trainer
 from fedphd.common.errors import FedPhDError
 from fedphd.common.files import replaced
+from fedphd.common.wire.messages import TrainTask
 from fedphd.common.wire.records import read_array
+
+logger = logging.getLogger(__name__)
 
 _SCALARS: Final = "fedphd-trainer"
 _TENSORS: Final = "fedphd-kept"
-_FILE: Final = "fedphd-kept-in"
 _JSON: Final = "json"
-_PATH: Final = "path"
+_OF: Final = "of"
+_FRESH: Final[dict[str, Any]] = {"steps": 0}
+
+
+class Origin(NamedTuple):
+    """The training that a state is after: the last one in ``interval``."""
+
+    run_name: str
+    attempt: int
+    interval: int
 
 
 class StateStore(ABC):
-    """A place that outlives the process."""
+    """A place that outlives the process.
 
-    def restore(self, trainer: Trainer) -> None:
-        """Bring the trainer to the stored state; a new client has none and starts afresh.
+    Args:
+        resident: the trainer stays in memory between messages, and nobody else uses it.
+    """
+
+    def __init__(self, *, resident: bool = False) -> None:
+        self._resident = resident
+        # Of the state in the trainer's memory.
+        self._held: Origin | None = None
+        # Whether what is stored becomes the state before the interval.
+        self._becomes_former = False
+
+    def restore(self, trainer: Trainer, task: TrainTask) -> None:
+        """Bring the trainer to the state that ``task`` starts from.
+
+        That is the stored one, if it is of the task's run; where the run was resumed, and this
+        client had trained in the task's interval already, the one from before that interval. A
+        new client starts afresh.
 
         Raises FedPhDError if the state is malformed or gone.
         """
-        trainer.load_state_dict(self._read(trainer.client_id) or {"steps": 0})
+        kept = None
+        if self._held is None:
+            kept = self._read(trainer.client_id)
+        origin = self._held or _origin(kept)
+        self._becomes_former = False
+        if origin is None or origin.run_name != task.run_name:
+            trainer.load_state_dict(_FRESH)
+        elif origin.attempt != task.attempt and origin.interval >= task.interval:
+            trainer.load_state_dict(self._former_of(trainer.client_id, task) or _FRESH)
+        else:
+            self._becomes_former = origin.interval < task.interval
+            if kept is not None:
+                trainer.load_state_dict(kept)
 
-    def store(self, trainer: Trainer) -> None:
+    def store(self, trainer: Trainer, task: TrainTask) -> None:
         """Store the trainer's counters and vectors; raises FedPhDError if that is impossible."""
+        origin = Origin(task.run_name, task.attempt, task.interval)
         state = trainer.state_dict()
         tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
         scalars = {key: value for key, value in state.items() if key not in tensors}
-        self._write(trainer.client_id, json.dumps(scalars), tensors)
+        text = json.dumps({**scalars, _OF: list(origin)})
+        self._write(trainer.client_id, text, tensors, former=self._becomes_former)
+        if self._resident:
+            self._held = origin
+        else:
+            # A process may play many clients; what is stored need not stay here too.
+            trainer.load_state_dict(_FRESH)
+
+    def _former_of(self, client_id: str, task: TrainTask) -> dict[str, Any] | None:
+        """The state from before the last interval, if it is of this run."""
+        former = self._read_former(client_id)
+        origin = _origin(former)
+        if origin is None or origin.run_name != task.run_name:
+            return None
+        if origin.interval >= task.interval:
+            logger.warning(
+                "client %s: the run goes on with interval %d, but the state that is kept has seen "
+                "interval %d", client_id, task.interval, origin.interval,
+            )  # fmt: skip
+        return former
 
     @abstractmethod
     def _read(self, client_id: str) -> dict[str, Any] | None:
         """What was written last, scalars and tensors by name; None if there is nothing."""
 
     @abstractmethod
-    def _write(self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Replace what was written before; ``scalars`` are JSON text."""
+    def _read_former(self, client_id: str) -> dict[str, Any] | None:
+        """What was stored before the interval of the last state; None if it is not kept."""
+
+    @abstractmethod
+    def _write(
+        self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor], *, former: bool
+    ) -> None:
+        """Replace what was written before; ``scalars`` are JSON text.
+
+        With ``former`` what is replaced is from before this interval, and stays as such.
+        """
+
+
+def _origin(kept: dict[str, Any] | None) -> Origin | None:
+    try:
+        return Origin(*kept[_OF]) if kept and _OF in kept else None
+    except TypeError:
+        return None
 
 
 @final
 class ContextStore(StateStore):
-    """The state is in the records that Flower keeps for a node: in a node's own process."""
+    """The state is in the records that Flower keeps for a node: in a node's own process.
+
+    There is no room for a second one, so a resumed run goes on from the last state.
+    """
 
     def __init__(self, records: RecordDict) -> None:
+        super().__init__()
         self._records = records
 
     def _read(self, client_id: str) -> dict[str, Any] | None:
@@ -66,7 +151,12 @@ class ContextStore(StateStore):
         arrays = self._records.array_records[_TENSORS]
         return {**scalars, **{name: read_array(array) for name, array in arrays.items()}}
 
-    def _write(self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor]) -> None:
+    def _read_former(self, client_id: str) -> dict[str, Any] | None:
+        return self._read(client_id)
+
+    def _write(
+        self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor], *, former: bool
+    ) -> None:
         arrays = {name: Array(tensor.numpy()) for name, tensor in tensors.items()}
         self._records[_SCALARS] = ConfigRecord({_JSON: scalars})
         self._records[_TENSORS] = ArrayRecord(arrays)
@@ -74,40 +164,61 @@ class ContextStore(StateStore):
 
 @final
 class FileStore(StateStore):
-    """The state is in a file; the records that Flower keeps only say that there is one.
+    """The state is in the file ``path``, the former one beside it.
 
     Flower holds the records (``context.state``) of all simulated nodes in one process, which many
-    clients' moments would fill. The file at ``path`` is of this run and node alone.
+    clients' moments would fill. The files are of one client alone.
     """
 
-    def __init__(self, records: RecordDict, path: Path) -> None:
-        self._records = records
+    def __init__(self, path: Path, *, resident: bool = False) -> None:
+        super().__init__(resident=resident)
         self._path = path
+        self._former = path.with_name(f"{path.stem}.former{path.suffix}")
 
     def _read(self, client_id: str) -> dict[str, Any] | None:
-        if _FILE not in self._records:
+        return self._load(self._path, client_id)
+
+    def _read_former(self, client_id: str) -> dict[str, Any] | None:
+        return self._load(self._former, client_id)
+
+    def _load(self, path: Path, client_id: str) -> dict[str, Any] | None:
+        if not path.exists():
             return None
         try:
-            with safe_open(self._path, framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 scalars = json.loads(file.metadata()[_JSON])
                 # A copy: a tensor that maps the file would change with it.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 return {**scalars, **tensors}
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise FedPhDError(
-                f"the stored training state of client {client_id} cannot be read from "
-                f"{self._path}: {error}; it must stay there until the run ends"
+                f"the stored training state of client {client_id} cannot be read from {path}: "
+                f"{error}; remove it to start afresh"
             ) from error
 
-    def _write(self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor]) -> None:
+    def _write(
+        self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor], *, former: bool
+    ) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if former and self._path.exists():
+                with replaced(self._former) as beside:
+                    _share(self._path, beside)
             # A process that is killed here leaves the old state or the new one, whole.
             with replaced(self._path) as beside:
                 save_file(tensors, beside, metadata={_JSON: scalars})
         except (OSError, SafetensorError) as error:
             raise FedPhDError(
                 f"the training state of client {client_id} cannot be written to {self._path}: "
-                f"{error}; make room there, or set FLWR_HOME to a larger disk"
+                f"{error}; make room there, or choose a larger disk (state_dir; FLWR_HOME where "
+                "Flower simulates)"
             ) from error
-        self._records[_FILE] = ConfigRecord({_PATH: str(self._path)})
+
+
+def _share(source: Path, target: Path) -> None:
+    """Give a file that is never changed in place a second name, where the file system can."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -35,6 +35,10 @@ class EventLog:
         path: the file; its folder is made.
         role, node: "cloud", "edge" or "client", and the participant's stable name.
         on_event: is called with every event, for example to print it.
+        before: the participant's events that the file holds already.
+
+    Attributes:
+        count: events of this participant in the file.
     """
 
     def __init__(
@@ -44,17 +48,20 @@ class EventLog:
         role: str,
         node: str,
         on_event: Callable[[Event], None] = lambda event: None,
+        before: int = 0,
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
         self._lock = threading.Lock()
         self._common = {"role": role, "node": node}
         self._on_event = on_event
+        self.count = before
 
     def sibling(self, *, role: str, node: str) -> Self:
         """A log of another participant in the same file, which the first one closes."""
         other = copy.copy(self)
         other._common = {"role": role, "node": node}
+        other.count = 0
         return other
 
     def write(self, event: Event) -> None:
@@ -63,6 +70,7 @@ class EventLog:
         with self._lock:
             self._file.write(json.dumps(stamped.model_dump(mode="json")) + "\n")
             self._file.flush()
+            self.count += 1
         self._on_event(stamped)
 
     def close(self) -> None:

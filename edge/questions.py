@@ -23,7 +23,7 @@ class Questions:
 
     def __init__(self, edge_id: str, task: IntervalTask, roster: Roster, *, shared: bool) -> None:
         self._edge_id = edge_id
-        self._interval = task.interval
+        self._interval, self._attempt = task.interval, task.attempt
         self._plan = task.plan
         self._roster = roster
         self._shared = shared
@@ -66,6 +66,7 @@ class Questions:
         selection = self._plan.selection
         return Choose(
             asking=self._edge_id,
+            attempt=self._attempt,
             interval=self._interval,
             edge_round=round_.stats.edge_round,
             offers=(round_.offer,),

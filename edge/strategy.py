@@ -105,6 +105,8 @@ class EdgeAverage(Strategy):
             optimizer_moments=plan.pruning.optimizer_moments,
             cut=task.cut,
             seed=plan.seed,
+            run_name=task.run_name,
+            attempt=task.attempt,
         )
 
     def aggregate_train(

@@ -6,29 +6,40 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.errors import FedPhDError, ParticipantsError, exit_code_of
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.events import PeerChanged
+from fedphd.common.history.progress import Progress
 from fedphd.common.quality.evaluation import Evaluator
 from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.moments import STATISTICS_FILE, StatisticsFile
 from fedphd.common.quality.reference import fixed_extractor, load_reference, reference_of_statistics
-from fedphd.common.unet.checkpoint import CHECKPOINT, save_checkpoint
+from fedphd.common.unet.checkpoint import (
+    CHECKPOINT,
+    Extras,
+    load_checkpoint,
+    load_extras,
+    save_checkpoint,
+    update_state,
+)
 from fedphd.common.unet.model import PrunedUNet, build_scheduler, build_unet, resolve_device
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.messages import FINISH, Finish
 from fedphd.common.wire.records import to_records, weights_record
 from fedphd.common.wire.roster import Roster
+from fedphd.common.wire.traffic import Traffic
 from fedphd.server.pruning import count_costs
 from fedphd.server.report import Report
 from fedphd.server.statistics import collect_statistics
-from fedphd.server.strategy import FedPhD, IntervalStats
+from fedphd.server.strategy import FedPhD, IntervalStats, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +64,23 @@ class Cloud:
     roster: Roster
     events: EventLog
     run_dir: Path
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         self.device = resolve_device(self.config.device)
         unet = build_unet(self.config.model, seed=self.config.seed)
         self.scheduler = build_scheduler(self.config.diffusion)
-        self.report = Report(self.run_dir, self.config.federation(), self.events, count_costs(unet))
+        progress, federation = self.progress, self.config.federation()
+        self._elapsed_s = progress.elapsed_s if progress else 0.0
+        self._traffic = progress.traffic if progress else Traffic()
+        self._started_s = time.monotonic()
+        self.report = Report(
+            self.run_dir,
+            federation,
+            self.events,
+            count_costs(unet),
+            resumed=(progress.reported, progress.interval) if progress else None,
+        )
         evaluation, model = self.config.evaluation, self.config.model
         reference = load_reference(
             evaluation,
@@ -82,12 +104,17 @@ class Cloud:
             on_pruned=self.report.pruned,
             # Before an interval: greet latecomers; continue as long as one edge has a client.
             gather=lambda: self.gather(1, 1),
+            run_name=progress.run if progress else uuid4().hex,
+            stored=stored_state(self.run_dir / CHECKPOINT, progress) if progress else None,
         )
 
     def run(self) -> Verdict:
         """Run all intervals; raises ParticipantsError for too few edges or clients, at any time."""
         started_s = time.monotonic()
-        self.report.message(REPRODUCIBLE if self.config.reproducible else LIVE)
+        if self.strategy.done:
+            self.report.message(f"resumed after interval {self.strategy.done}")
+        else:
+            self.report.message(REPRODUCIBLE if self.config.reproducible else LIVE)
         num_edges = self.config.schedule.num_edges if self.config.topology == "hierarchical" else 1
         self.gather(num_edges, self.config.schedule.min_clients)
         self.report.spent("waiting_for_participants", time.monotonic() - started_s)
@@ -96,11 +123,11 @@ class Cloud:
         self.strategy.start(
             self.grid,
             weights_record(self.strategy.weights()),
-            num_rounds=self.config.schedule.intervals,
+            num_rounds=self.config.schedule.intervals - self.strategy.done,
             timeout=self.config.waits.interval_s,
-            evaluate_fn=self._evaluate,
+            evaluate_fn=lambda done, _: self._evaluate(self.strategy.done + done),
         )
-        summary = self.report.summary(time.monotonic() - started_s)
+        summary = self.report.summary(self._elapsed())
         distance = summary.frechet_distance
         quality = "" if distance is None else f", Frechet distance {distance:.1f}"
         intervals = self.config.schedule.intervals
@@ -138,13 +165,25 @@ class Cloud:
                 name = self.roster.name_of(reply.metadata.src_node_id)
                 logger.warning("%s was not told that the run is over: %s", name, reply.error.reason)
 
+    def _elapsed(self) -> float:
+        """Seconds of wall time since the run began, over all its processes."""
+        return self._elapsed_s + time.monotonic() - self._started_s
+
     def _ask_clients(self, extractor: Extractor) -> None:
-        """Let the clients make the reference, and keep it in the run's folder."""
+        """Let the clients make the reference, and keep it in the run's folder.
+
+        A run that goes on has it there.
+        """
+        place, config = self.run_dir / STATISTICS_FILE, self.config.evaluation
+        if self.report.so_far.client_statistics:
+            statistics = StatisticsFile.load(place).statistics
+            reference = reference_of_statistics(config, extractor, statistics)
+            self.evaluator = Evaluator(config, reference, device=self.device)
+            return
         result = collect_statistics(self.config, extractor, self.grid, self.roster)
         self.report.client_statistics(result, edge_cloud=self.grid.traffic)
         kept = StatisticsFile(result.statistics, extractor.spec.name, extractor.fingerprint())
-        kept.save(self.run_dir / STATISTICS_FILE)
-        config = self.config.evaluation
+        kept.save(place)
         reference = reference_of_statistics(config, extractor, result.statistics)
         self.evaluator = Evaluator(config, reference, device=self.device)
 
@@ -153,17 +192,23 @@ class Cloud:
             stats, sparse=self.strategy.sparse(stats.interval), edge_cloud=self.grid.traffic
         )
 
-    def _evaluate(self, interval: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """After an interval: checkpoint, and samples and distance where they are due."""
+    def _evaluate(self, interval: int) -> MetricRecord | None:
+        """After an interval: checkpoint, and samples and distance where they are due.
+
+        A run that goes on has its last interval's checkpoint, and perhaps its evaluation.
+        """
         self.roster.refresh()
-        if interval:
+        if interval > self.strategy.done:
             self._checkpoint(interval)
         every, last = self.config.evaluation.every_intervals, self.config.schedule.intervals
-        if interval % every and interval != last:
+        done = {record.interval for record in self.report.so_far.evaluations}
+        if (interval % every and interval != last) or interval in done:
             return None
         raw = self.strategy.unet if self.config.evaluation.raw_too else None
         result = self.evaluator.evaluate(self._ema_unet(), self.scheduler, raw)
         self.report.evaluated(interval, result)
+        if interval:
+            update_state(self.run_dir / CHECKPOINT, self._progress(interval))
         distance = result.quality.frechet_distance
         return None if distance is None else MetricRecord({"frechet_distance": distance})
 
@@ -178,15 +223,44 @@ class Cloud:
             unet=self.strategy.unet,
             ema_state=self.strategy.ema.state,
             scheduler=self.scheduler,
-            state={
-                "interval": interval,
-                "intervals": self.config.schedule.intervals,
-                "seed": self.config.seed,
-                "ema_steps": self.strategy.ema.steps,
-                "config": self.config.federation().model_dump(mode="json"),
-                "traffic": self.grid.traffic.model_dump(),
-            },
+            state=self._progress(interval),
+            extras=Extras(
+                self.strategy.cut.to_json() if self.strategy.cut else None, self.strategy.variate
+            ),
+            keep=self.config.checkpoint.keep,
         )
+
+    def _progress(self, interval: int) -> dict[str, Any]:
+        """How far the run is after ``interval``, for the checkpoint."""
+        progress = Progress(
+            interval=interval,
+            intervals=self.config.schedule.intervals,
+            seed=self.config.seed,
+            ema_steps=self.strategy.ema.steps,
+            config=self.config.federation().model_dump(mode="json"),
+            traffic=self._traffic + self.grid.traffic,
+            run=self.strategy.run_name,
+            attempt=self.strategy.attempt,
+            events=self.events.count,
+            elapsed_s=self._elapsed(),
+            reported=self.report.so_far,
+        )
+        return progress.model_dump(mode="json")
+
+
+def stored_state(checkpoint: Path, progress: Progress) -> Stored:
+    """What the strategy goes on from; raises ConfigError if the checkpoint is damaged."""
+    unet, averaged, _, _ = load_checkpoint(checkpoint)
+    extras = load_extras(checkpoint)
+    return Stored(
+        interval=progress.interval,
+        attempt=progress.attempt,
+        unet=unet.train(),
+        ema_state=averaged.state_dict(),
+        ema_steps=progress.ema_steps,
+        cut=extras.cut,
+        variate=extras.variate,
+    )
 
 
 def main(
@@ -196,12 +270,14 @@ def main(
     run_dir: Path,
     *,
     simulated: bool = False,
+    resume: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Verdict:
     """Run the training run to its end, whatever it is, and tell the others.
 
     Args:
         grid: whose nodes are edges, wherever these run.
+        resume: go on from the checkpoint in ``run_dir``.
         simulated: the clients are simulated, so that the first answer takes them longer.
         clock: monotonic seconds by which edges' replies are late.
 
@@ -230,7 +306,8 @@ def main(
             PeerChanged(peer=name, change=change, detail=detail)
         ),
     )
-    cloud = Cloud(config, edges, roster, events, run_dir)
+    progress = Progress.read(run_dir / CHECKPOINT) if resume else None
+    cloud = Cloud(config, edges, roster, events, run_dir, progress)
     try:
         verdict = cloud.run()
     except FedPhDError as error:

@@ -9,7 +9,6 @@ from torch.utils.tensorboard import SummaryWriter
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.events import EventLog
-from fedphd.common.history.evaluation import EvaluationRecord
 from fedphd.common.history.events import (
     Evaluated,
     IntervalEnded,
@@ -18,6 +17,7 @@ from fedphd.common.history.events import (
     StatisticsCollected,
     StatisticsFigures,
 )
+from fedphd.common.history.progress import Reported
 from fedphd.common.history.summary import Change, IntervalCosts, LinkBytes, Summary, TrainingCost
 from fedphd.common.quality.evaluation import Evaluation
 from fedphd.common.quality.sampling import save_grid
@@ -38,26 +38,35 @@ FLOAT_BYTES = 4
 
 
 class Report:
-    """Writes a run's folder while it runs; ``costs`` are those of the dense U-Net."""
+    """Writes a run's folder while it runs.
+
+    Args:
+        costs: those of the dense U-Net.
+        resumed: what was gathered before the run was resumed, after so many intervals.
+    """
 
     def __init__(
-        self, run_dir: Path, config: FederationConfig, events: EventLog, costs: Costs
+        self,
+        run_dir: Path,
+        config: FederationConfig,
+        events: EventLog,
+        costs: Costs,
+        resumed: tuple[Reported, int] | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._config = config
         self._events = events
-        self._board = SummaryWriter(str(run_dir / "tensorboard"))
-        self._dense = costs
-        self._costs = costs
-        self._client_edge = Traffic()
-        self._cloud = Traffic()
-        self._evaluations: list[EvaluationRecord] = []
-        self._pruning: PruneReport | None = None
-        self._phases: dict[str, float] = {}
-        self._intervals_s = 0.0
-        self._ema_steps = self._ema_span = 0.0
-        self._rounds: list[IntervalCosts] = []
-        self._client_statistics: StatisticsFigures | None = None
+        self._so_far, interval = resumed or (Reported(dense=costs, costs=costs), 0)
+        # Bytes of the edges' links in this process count on from there.
+        self._cloud_before = self._so_far.cloud
+        # TensorBoard hides what was drawn of intervals that come again.
+        purged = interval + 1 if resumed else None
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purged)
+
+    @property
+    def so_far(self) -> Reported:
+        """All that was gathered, for a run that goes on later."""
+        return self._so_far
 
     def message(self, text: str) -> None:
         """Say something to people."""
@@ -65,13 +74,14 @@ class Report:
 
     def spent(self, phase: str, seconds: float) -> None:
         """Add wall time to a phase of the run."""
-        self._phases[phase] = self._phases.get(phase, 0.0) + seconds
+        self._so_far.phases[phase] = self._so_far.phases.get(phase, 0.0) + seconds
 
     def interval(self, stats: IntervalStats, *, sparse: bool, edge_cloud: Traffic) -> None:
         """Record a finished interval; ``edge_cloud`` counts from the run's start."""
+        so_far = self._so_far
         passes = ENCODER_PASSES.get(self._config.objective.method, 0)
-        flops = training_flops(self._costs, stats.images, encoder_passes=passes)
-        self._rounds.append(
+        flops = training_flops(so_far.costs, stats.images, encoder_passes=passes)
+        so_far.rounds.append(
             IntervalCosts(
                 interval=stats.interval,
                 client_rounds=stats.client_rounds,
@@ -81,20 +91,20 @@ class Report:
             )
         )
         self.spent("sparse_training" if sparse else "training", stats.seconds)
-        self._intervals_s += stats.seconds
-        self._ema_steps, self._ema_span = stats.ema_steps, stats.ema_span
+        so_far.intervals_s += stats.seconds
+        so_far.ema_steps, so_far.ema_span = stats.ema_steps, stats.ema_span
         intervals = self._config.schedule.intervals
         ended = IntervalEnded(
             **stats.model_dump(exclude={"metrics"}),
             **stats.metrics.values(),
             sparse=sparse,
             intervals=intervals,
-            parameters=self._costs.parameters,
-            macs=self._costs.macs,
-            client_edge_bytes=self._client_edge.total_bytes,
-            edge_cloud_bytes=self._cloud.total_bytes,
+            parameters=so_far.costs.parameters,
+            macs=so_far.costs.macs,
+            client_edge_bytes=so_far.client_edge.total_bytes,
+            edge_cloud_bytes=so_far.cloud.total_bytes,
             training_flops=flops,
-            left_s=(intervals - stats.interval) * self._intervals_s / len(self._rounds),
+            left_s=(intervals - stats.interval) * so_far.intervals_s / len(so_far.rounds),
         )
         self._events.write(ended)
         self._draw(ended)
@@ -133,37 +143,37 @@ class Report:
             failures=result.failures,
             **self._moved(result.client_edge, edge_cloud),
         )
-        self._client_statistics = figures
+        self._so_far.client_statistics = figures
         self._events.write(StatisticsCollected(**figures.model_dump(), seconds=result.seconds))
 
     @property
     def _training_flops(self) -> float:
-        return float(sum(row.training_flops for row in self._rounds))
+        return float(sum(row.training_flops for row in self._so_far.rounds))
 
     def _moved(self, from_clients: Traffic, edge_cloud: Traffic) -> dict[str, int]:
         """Add to the links' totals; return what each moved since the last time, in bytes."""
-        before = self._client_edge.total_bytes, self._cloud.total_bytes
+        before = self._so_far.client_edge.total_bytes, self._so_far.cloud.total_bytes
         # In a flat federation the clients are at the cloud.
         if self._config.topology == "flat":
-            self._cloud += from_clients
+            self._so_far.cloud += from_clients
         else:
-            self._client_edge += from_clients
-            self._cloud = edge_cloud
+            self._so_far.client_edge += from_clients
+            self._so_far.cloud = self._cloud_before + edge_cloud
         return {
-            "client_edge_bytes": self._client_edge.total_bytes - before[0],
-            "edge_cloud_bytes": self._cloud.total_bytes - before[1],
+            "client_edge_bytes": self._so_far.client_edge.total_bytes - before[0],
+            "edge_cloud_bytes": self._so_far.cloud.total_bytes - before[1],
         }
 
     def pruned(self, interval: int, report: PruneReport) -> None:
         """Record that the U-Net got smaller after ``interval``."""
-        self._pruning, self._costs = report, report.after
+        self._so_far.pruning, self._so_far.costs = report, report.after
         self._events.write(Pruned(interval=interval, **report.model_dump()))
 
     def evaluated(self, interval: int, result: Evaluation) -> None:
         """Record an evaluation, and draw its grid of samples."""
         self.spent("evaluation", result.seconds)
         record = result.record(interval)
-        self._evaluations.append(record)
+        self._so_far.evaluations.append(record)
         what = f"after interval {interval}" if interval else "before training"
         self._events.write(Evaluated(what=what, weights="ema", **record.model_dump()))
         rows = self._config.evaluation.grid_rows
@@ -178,25 +188,26 @@ class Report:
 
     def summary(self, seconds: float) -> Summary:
         """Write ``summary.json`` and return it."""
-        last = self._evaluations[-1] if self._evaluations else None
-        client_rounds = sum(row.client_rounds for row in self._rounds)
-        moved = self._cloud.total_bytes
+        so_far = self._so_far
+        last = so_far.evaluations[-1] if so_far.evaluations else None
+        client_rounds = sum(row.client_rounds for row in so_far.rounds)
+        moved = so_far.cloud.total_bytes
         # Flat FedAvg: each client sends and receives the dense model over the cloud's links in
         # every round in which it trains (the comparison of arXiv:2507.06449, section V). With the
         # local work of an interval in one go it does so once where edges have several rounds.
-        flat_bytes = 2 * client_rounds * self._dense.parameters * FLOAT_BYTES
+        flat_bytes = 2 * client_rounds * so_far.dense.parameters * FLOAT_BYTES
         equal_bytes = flat_bytes // self._config.schedule.edge_rounds
         summary = Summary(
             fedphd_version=PACKAGE_VERSION,
             topology=self._config.topology,
             frechet_distance=last.frechet_distance if last else None,
             evaluation=last,
-            evaluations=self._evaluations,
-            parameters=Change(before=self._dense.parameters, after=self._costs.parameters),
-            macs=Change(before=self._dense.macs, after=self._costs.macs),
-            pruning=self._pruning,
+            evaluations=so_far.evaluations,
+            parameters=Change(before=so_far.dense.parameters, after=so_far.costs.parameters),
+            macs=Change(before=so_far.dense.macs, after=so_far.costs.macs),
+            pruning=so_far.pruning,
             bytes=LinkBytes(
-                client_edge=self._client_edge.total_bytes,
+                client_edge=so_far.client_edge.total_bytes,
                 edge_cloud=moved,
                 flat_fedavg_client_cloud=flat_bytes,
                 cloud_saving=1 - moved / flat_bytes if flat_bytes else None,
@@ -206,15 +217,15 @@ class Report:
             client_rounds=client_rounds,
             training_cost=TrainingCost(
                 flops=self._training_flops,
-                images=sum(row.images for row in self._rounds),
+                images=sum(row.images for row in so_far.rounds),
                 convention=FLOPS_CONVENTION,
             ),
-            rounds=self._rounds,
-            ema_steps=self._ema_steps,
-            ema_span=self._ema_span,
-            client_statistics=self._client_statistics,
+            rounds=so_far.rounds,
+            ema_steps=so_far.ema_steps,
+            ema_span=so_far.ema_span,
+            client_statistics=so_far.client_statistics,
             partition=self._partition(),
-            seconds={**{k: round(v, 2) for k, v in self._phases.items()}, "total": seconds},
+            seconds={**{k: round(v, 2) for k, v in so_far.phases.items()}, "total": seconds},
         )
         summary.write(self._run_dir)
         return summary

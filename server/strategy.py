@@ -1,7 +1,7 @@
 """The cloud's strategy: average edges by size and homogeneity, prune once, keep the EMA."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,22 @@ class IntervalStats(IntervalFigures):
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What a strategy goes on from: the state after ``interval`` intervals.
+
+    ``cut`` is JSON text, ``variate`` (numel,), float32; both are None where there is none.
+    """
+
+    interval: int
+    attempt: int
+    unet: PrunedUNet
+    ema_state: Mapping[str, torch.Tensor]
+    ema_steps: float
+    cut: str | None
+    variate: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class _Trained:
     """An edge's reply: the weights of its parts, and SCAFFOLD's change of the variate."""
 
@@ -61,6 +77,8 @@ class FedPhD(Strategy):
         on_interval: told the statistics of each finished interval.
         on_pruned: told when the U-Net got smaller.
         gather: called before each interval; returns when there is somebody to train with.
+        run_name: of the run, as in ``IntervalTask``.
+        stored: where a run goes on; Flower's round 1 is then the interval after it.
     """
 
     def __init__(
@@ -72,8 +90,14 @@ class FedPhD(Strategy):
         on_interval: Callable[[IntervalStats], None],
         on_pruned: Callable[[int, PruneReport], None],
         gather: Callable[[], None],
+        run_name: str = "",
+        stored: Stored | None = None,
     ) -> None:
         self.config = config
+        self.run_name = run_name
+        self.attempt = stored.attempt + 1 if stored else 0
+        # Intervals that were finished before this process.
+        self.done = stored.interval if stored else 0
         self.unet = unet
         self._part_sets = part_sets(config.exchange.parts)
         self.cut: Cut | None = None
@@ -88,8 +112,20 @@ class FedPhD(Strategy):
         self._gather = gather
         self._asked: dict[int, str] = {}
         self._started_s = 0.0
-        if config.pruning.mode == "one_shot":
+        if stored:
+            self._restore(stored)
+        elif config.pruning.mode == "one_shot":
             self._prune(0)
+
+    def _restore(self, stored: Stored) -> None:
+        self.unet, self.variate = stored.unet, stored.variate
+        self.cut = Cut.from_json(stored.cut) if stored.cut else None
+        self.ema = Ema(
+            stored.ema_state,
+            decay=self.config.ema.decay,
+            warmup=self.config.ema.warmup,
+            steps=stored.ema_steps,
+        )
 
     @property
     def layout(self) -> TensorLayout:
@@ -120,12 +156,15 @@ class FedPhD(Strategy):
         """Give every edge the model and its order for the interval."""
         self._gather()
         self._started_s = time.monotonic()
+        interval = self.done + server_round
         task = IntervalTask(
-            interval=server_round,
-            sparse=self.sparse(server_round),
+            interval=interval,
+            sparse=self.sparse(interval),
             num_clients=max(1, len(self._known_clients())),
             network=self.network(),
             cut=self.cut.to_json() if self.cut else None,
+            run_name=self.run_name,
+            attempt=self.attempt,
             plan=self.config,
         )
         content = records.to_records(task, self.travelling.take(self.weights()), self.variate)
@@ -136,12 +175,13 @@ class FedPhD(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the edges, move the EMA, and prune when the sparse phase ends."""
-        stats = IntervalStats(interval=server_round)
+        interval = self.done + server_round
+        stats = IntervalStats(interval=interval)
         trained: list[_Trained] = []
         for reply in replies:
             name = self._asked[reply.metadata.src_node_id]
             try:
-                result = self._check(name, server_round, reply)
+                result = self._check(name, interval, reply)
             except ReplyError as error:
                 stats.failures.append(f"{name}: {error}")
                 self._roster.rest(name, str(error))
@@ -159,8 +199,8 @@ class FedPhD(Strategy):
         stats.ema_steps, stats.ema_span = self.ema.steps, self.ema.span
         stats.seconds = time.monotonic() - self._started_s
         self._on_interval(stats)
-        if self._prunes_after(server_round):
-            self._prune(server_round)
+        if self._prunes_after(interval):
+            self._prune(interval)
         if not trained:
             return None, None
         loss = stats.metrics.loss.value or 0.0

@@ -99,6 +99,12 @@ class NodeConfig(Section):
         return self
 
 
+class CheckpointConfig(Section):
+    """What is kept of a run's networks."""
+
+    keep: int = setting(1, "checkpoints of the last intervals that are kept", ge=1)
+
+
 class CloudConfig(FederationConfig):
     """``fedphd cloud``: the training run and the cloud's own machine."""
 
@@ -110,6 +116,7 @@ class CloudConfig(FederationConfig):
     device: DeviceName = setting("auto", "where evaluation runs")
     num_threads: int = setting(2, "CPU threads of this process", ge=1)
     superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
 
     def federation(self) -> FederationConfig:
         """Only the part that defines the training run."""
@@ -139,6 +146,9 @@ class ClientConfig(Section):
     """``fedphd client``: one client with its private data."""
 
     client_id: str = setting("client-0", "stable name of this client")
+    state_dir: Path | None = setting(
+        None, "where moments and own parts outlast a restart; absent: .fedphd/CLIENT_ID"
+    )
     edges: tuple[str, ...] = setting(
         ("127.0.0.1:9192",), "host:port of every edge that it may choose", min_length=1
     )
@@ -148,6 +158,11 @@ class ClientConfig(Section):
     node: NodeConfig = Field(default_factory=NodeConfig)
 
     _id = field_validator("client_id")(check_id)
+
+    @property
+    def state_folder(self) -> Path:
+        """Where this client keeps its training state."""
+        return self.state_dir or Path(".fedphd") / self.client_id
 
     @field_validator("edges")
     @classmethod

@@ -18,6 +18,8 @@ from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ConfigError
 
 _WORD = re.compile(r"\S*")
+_ABSENT = "(absent)"
+_MOST_SHOWN = 8
 
 
 def section_class(annotation: Any) -> type[BaseModel] | None:
@@ -45,6 +47,17 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Dotted settings that differ, as ``key = before, now other``; "" if none does."""
+    found = [
+        f"{key} = {old!r}, now {new!r}"
+        for key in sorted(before.keys() | now.keys())
+        if (old := before.get(key, _ABSENT)) != (new := now.get(key, _ABSENT))
+    ]
+    more = [f"and {len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
+    return "; ".join(found[:_MOST_SHOWN] + more)
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

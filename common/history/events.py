@@ -168,6 +168,10 @@ class Tail:
     path: Path
     _position: int = 0
 
+    def skip(self, size: int) -> None:
+        """Pass over the first ``size`` bytes, whole lines."""
+        self._position = size
+
     def new_lines(self) -> Iterator[dict[str, Any]]:
         """What came since the last call, as plain values; an unfinished last line waits."""
         if not self.path.exists():

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import diffusers
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.files import replaced
 from fedphd.common.unet.model import PrunedUNet, unet_config, unet_from_config
 
 # In a run's folder.
@@ -28,6 +30,8 @@ _UNET = "unet"
 _UNET_EMA = "unet_ema"
 _SCHEDULER = "scheduler"
 _STATE = "state.json"
+_CUT = "cut.json"
+_VARIATE = "variate"
 _INDEX = "model_index.json"
 _CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,6 +43,17 @@ _PIPELINE = {
 }
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What only a run that goes on needs: how the U-Net was cut, and SCAFFOLD's variate, (numel,).
+
+    ``cut`` is JSON text, of ``Cut.to_json``.
+    """
+
+    cut: str | None = None
+    variate: Tensor | None = None
+
+
 def save_checkpoint(
     folder: Path,
     *,
@@ -46,6 +61,8 @@ def save_checkpoint(
     ema_state: Mapping[str, Tensor],
     scheduler: DDPMScheduler,
     state: Mapping[str, Any],
+    extras: Extras = Extras(),
+    keep: int = 1,
 ) -> None:
     """Write ``folder``, or replace what is there.
 
@@ -53,7 +70,8 @@ def save_checkpoint(
     one takes its place; whenever the process dies, ``load_checkpoint`` finds a whole one.
 
     The parent of ``folder`` is made if it is missing. ``ema_state`` is the averaged weights, with
-    the names and shapes of ``unet``'s; ``state``, JSON values, goes into ``state.json``.
+    the names and shapes of ``unet``'s; ``state``, JSON values, goes into ``state.json``. With
+    ``keep`` above 1 the former ones stay as ``<folder>s/interval-0004``, the last ``keep - 1``.
 
     Raises:
         FedPhDError: it could not be written, such as to a full disk; the old one is still there.
@@ -71,6 +89,10 @@ def save_checkpoint(
         scheduler.save_pretrained(new / _SCHEDULER)
         for name, text in texts.items():
             (new / name).write_text(text + "\n", "utf-8")
+        if extras.cut is not None:
+            (new / _CUT).write_text(extras.cut, "utf-8")
+        if extras.variate is not None:
+            save_file({_VARIATE: extras.variate}, new / f"{_VARIATE}.safetensors")
         _flush(*new.rglob("*"), new)
         if folder.exists():
             folder.rename(old)
@@ -84,7 +106,56 @@ def save_checkpoint(
             f"checkpoint {folder} could not be written ({error}); the one before it, if any, is "
             "still there: make room, or make the folder writable"
         ) from error
+    _put_away(old, folder, keep)
+
+
+def _put_away(old: Path, folder: Path, keep: int) -> None:
+    """Keep the former checkpoint among the last ones, or remove it."""
+    former = folder.with_name(f"{folder.name}s")
+    if keep > 1 and old.is_dir():
+        place = former / f"interval-{int(_read_json(old / _STATE).get('interval', 0)):04d}"
+        former.mkdir(exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        old.rename(place)
     shutil.rmtree(old, ignore_errors=True)
+    for past in sorted(former.glob("interval-*"))[: -(keep - 1) or None]:
+        shutil.rmtree(past, ignore_errors=True)
+
+
+def update_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Replace ``state.json`` of a checkpoint; raises FedPhDError if it cannot be written."""
+    try:
+        with replaced(folder / _STATE) as beside:
+            beside.write_text(json.dumps(state, indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise FedPhDError(
+            f"checkpoint {folder}: {_STATE} could not be written ({error}); make room"
+        ) from error
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The content of ``state.json``; raises ConfigError as ``load_checkpoint``."""
+    return _read_json(_whole(folder) / _STATE)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one, also after an interrupted swap."""
+    return folder.is_dir() or _beside(folder)[1].is_dir()
+
+
+def load_extras(folder: Path) -> Extras:
+    """What ``save_checkpoint`` wrote beside the networks; raises ConfigError if it is damaged."""
+    whole = _whole(folder)
+    cut, variate = whole / _CUT, whole / f"{_VARIATE}.safetensors"
+    try:
+        return Extras(
+            cut.read_text("utf-8") if cut.exists() else None,
+            load_file(variate)[_VARIATE] if variate.exists() else None,
+        )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"checkpoint {folder}: {_CUT} or {variate.name} is damaged ({error}); use another"
+        ) from error
 
 
 def load_checkpoint(
@@ -113,7 +184,7 @@ def checkpoint_of(folder: Path) -> Path:
     """The checkpoint of a run's folder; any other folder is taken for a checkpoint itself."""
     inner = folder / CHECKPOINT
     # The old one lies alone where a process was killed between two renames.
-    return inner if inner.is_dir() or _beside(inner)[1].is_dir() else folder
+    return inner if has_checkpoint(inner) else folder
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:

@@ -68,6 +68,7 @@ class TrainTask(Payload):
 
     ``parts`` of the U-Net come with it, ``send`` are to go back. What does not come starts from
     what the client has, or from the seeded weights of ``initial``, the U-Net before pruning.
+    ``run_name`` and ``attempt`` are as in ``IntervalTask``.
     """
 
     edge_id: str
@@ -84,6 +85,8 @@ class TrainTask(Payload):
     optimizer_moments: Literal["prune", "reset"]
     cut: str | None = None
     seed: int = Field(ge=0)
+    run_name: str = Field("", max_length=64)
+    attempt: int = Field(0, ge=0)
 
 
 class TrainReply(Payload):
@@ -102,7 +105,8 @@ class TrainReply(Payload):
 class IntervalTask(Payload):
     """Cloud to edge: run one interval from these weights; the whole plan is in ``plan``.
 
-    ``num_clients`` are known at the cloud: those of all edges.
+    ``num_clients`` are known at the cloud: those of all edges. ``run_name`` names the run, and
+    ``attempt`` says how often it was resumed: with a new one, intervals come again.
     """
 
     interval: int = Field(ge=1)
@@ -110,6 +114,8 @@ class IntervalTask(Payload):
     num_clients: int = Field(ge=1)
     network: UNetSpec
     cut: str | None = None
+    run_name: str = Field("", max_length=64)
+    attempt: int = Field(0, ge=0)
     plan: run.FederationConfig
 
 

@@ -57,6 +57,7 @@ class Choose(Payload):
     """Edge to client: will you train with one of these edges in this round?"""
 
     asking: str
+    attempt: int = Field(0, ge=0)
     interval: int = Field(ge=1)
     edge_round: int = Field(ge=1)
     offers: tuple[Offer, ...] = Field(min_length=1)
@@ -101,21 +102,26 @@ class OfferBook:
 
     def __init__(self, *, past_intervals: int) -> None:
         self._past_intervals = past_intervals
-        # By interval and round, and then by edge.
-        self._rounds: dict[tuple[int, int], dict[str, Offer]] = {}
+        # By attempt (a resumed run has intervals again), interval and round, and then by edge.
+        self._rounds: dict[tuple[int, int, int], dict[str, Offer]] = {}
 
     def note(self, asked: Choose) -> None:
         """Remember the asking edge's own offer, and forget what nobody will ask for again."""
         for offer in asked.offers:
             if offer.edge_id == asked.asking:
                 oldest = asked.interval - self._past_intervals
-                self._rounds = {key: v for key, v in self._rounds.items() if key[0] >= oldest}
-                key = (asked.interval, asked.edge_round)
+                self._rounds = {
+                    key: made
+                    for key, made in self._rounds.items()
+                    # An edge may still be busy with the attempt before.
+                    if key[1] >= oldest and key[0] >= asked.attempt - 1
+                }
+                key = (asked.attempt, asked.interval, asked.edge_round)
                 self._rounds.setdefault(key, {})[offer.edge_id] = offer
 
     def of_round(self, asked: Choose) -> Mapping[str, Offer]:
         """The offers that were made in the question's edge round, by edge."""
-        return self._rounds.get((asked.interval, asked.edge_round), {})
+        return self._rounds.get((asked.attempt, asked.interval, asked.edge_round), {})
 
     def merged(self, asked: Choose, of_round: Iterable[Offer]) -> Choose:
         """The question of one edge with the offers of all, in the order of their names.
@@ -125,8 +131,8 @@ class OfferBook:
         """
         latest: dict[str, Offer] = {}
         if not asked.synchronised:
-            for (interval, _), made in sorted(self._rounds.items()):
-                latest.update(made if interval == asked.interval else {})
+            for key, made in sorted(self._rounds.items()):
+                latest.update(made if key[:2] == (asked.attempt, asked.interval) else {})
         latest.update({offer.edge_id: offer for offer in of_round})
         offers = tuple(latest[edge_id] for edge_id in sorted(latest))
         return asked.model_copy(update={"offers": offers})

@@ -44,7 +44,9 @@ def run_role(grid: Grid, path: Path, *, say: runs.Say | None = None) -> None:
         if say:
             runs.show_event(event, say)
 
-    events = EventLog(Path(file.events), role=role, node=node, on_event=on_event)
+    events = EventLog(
+        Path(file.events), role=role, node=node, on_event=on_event, before=file.events_before
+    )
     events.write(Started(pid=os.getpid()))
     verdict = Verdict(Interrupted.exit_code, "stopped")
     try:
@@ -116,7 +118,10 @@ def _run(grid: Grid, file: runs.RoleFile, events: EventLog) -> Verdict:
     simulated = file.role == "simulation"
     edges = grid_of_edges(grid, cloud, events, simulated=simulated)
     try:
-        return cloud_app.main(edges, cloud, events, Path(file.run_dir), simulated=simulated)
+        run_dir = Path(file.run_dir)
+        return cloud_app.main(
+            edges, cloud, events, run_dir, simulated=simulated, resume=file.resumed
+        )
     finally:
         if simulated:
             shutil.rmtree(state_folder(grid.run.run_id), ignore_errors=True)

@@ -15,6 +15,8 @@ from fedphd.client.flat_unet import UNetCache
 from fedphd.client.stores import ContextStore, FileStore, StateStore
 from fedphd.common.config.roles import ClientConfig, load_config
 from fedphd.common.errors import ConfigError
+from fedphd.deploy.launch.client_data import UNSET
+from fedphd.deploy.launch.runs import ROLE_FILE, clients_folder
 from fedphd.deploy.simulation.run_config import client_config, state_folder
 
 CACHED_CLIENTS = 64
@@ -50,9 +52,16 @@ def _runtime(config: ClientConfig) -> ClientRuntime:
 def state_of(context: Context) -> StateStore:
     """Where the client that a node is keeps its training state."""
     if _is_simulated(context):
-        name = f"node-{context.node_id}.safetensors"
-        return FileStore(context.state, state_folder(context.run_id) / name)
+        part = context.node_config["partition-id"]
+        name = f"client-{part}.safetensors"
+        return FileStore(_folder(context) / name)
     return ContextStore(context.state)
+
+
+def _folder(context: Context) -> Path:
+    """Where a simulation's training states are: in the run's folder, so that it can be resumed."""
+    role = str(context.run_config.get(ROLE_FILE, UNSET))
+    return clients_folder(Path(role).parent) if role else state_folder(context.run_id)
 
 
 def _is_simulated(context: Context) -> bool:

@@ -4,18 +4,28 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from typer import Exit, Option
 
 from fedphd.common.config.data import Section
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.config.text import parse_settings
-from fedphd.common.events import Verdict
+from fedphd.common.errors import ConfigError
+from fedphd.common.events import Verdict, write_json
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE, part_of_data, take_data
 from fedphd.deploy.launch.launchers import stop_on_signal
-from fedphd.deploy.launch.runs import Split, check_data, open_client_data, run_folder
+from fedphd.deploy.launch.resuming import (
+    check_same_data,
+    check_unchanged,
+    has_ended,
+    holds_run,
+    stored_config,
+    stored_data,
+)
+from fedphd.deploy.launch.runs import CLIENTS, Split, check_data, open_client_data, run_folder
 from fedphd.deploy.simulation.run_config import MIN_CLIENTS
 
 # rich treats [default: ...] in a help text as mark-up and drops it; show_default is safe.
@@ -41,6 +51,20 @@ RunDir = Annotated[
         help="folder of this run, for its checkpoints, samples and figures",
         show_default="a new one in out_dir, runs/DATE-TIME",
     ),
+]
+Resume = Annotated[
+    Path | None,
+    Option(
+        "--resume",
+        metavar="RUN",
+        help="folder of a run that was interrupted: go on from its last whole interval; what "
+        "defines the training must be as it was",
+        show_default="a new run",
+    ),
+]
+GoOn = Annotated[
+    bool,
+    Option("--go-on", help="--resume the run in --run-dir if it holds one, else begin it there"),
 ]
 DryRun = Annotated[
     bool, Option("--dry-run", help="check and print the configuration, start nothing")
@@ -89,6 +113,22 @@ def overrides(flags: dict[str, Any], settings: list[str] | None) -> dict[str, An
     return {**given, **parse_settings(settings or ())}
 
 
+def resumed_folder(resume: Path | None, run_dir: Path | None, *, go_on: bool) -> Path | None:
+    """The folder of the run to go on with; None: a new one; raises ConfigError.
+
+    Ends the process with success if that run has ended.
+    """
+    if resume and run_dir:
+        raise ConfigError("--resume and --run-dir both name the run's folder; keep one of them")
+    if go_on and run_dir is None:
+        raise ConfigError("--go-on needs --run-dir, the folder that may hold a run")
+    folder = run_dir if go_on and run_dir and holds_run(run_dir) else resume
+    if folder and has_ended(folder):
+        say(f"{folder}: the run has finished already")
+        raise Exit(0)
+    return folder
+
+
 def take_flags(
     preset: str | None,
     num_edges: int | None,
@@ -117,7 +157,7 @@ def open_split(config: CloudConfig, data: Mapping[str, Any]) -> Split:
 
 def load_federation(
     path: Path | None, values: dict[str, Any], data: Mapping[str, Any], *, dry_run: bool
-) -> tuple[CloudConfig, Split]:
+) -> tuple[CloudConfig, Mapping[str, Any], Split]:
     """Load a whole federation's configuration, as ``load_config``, and open its data.
 
     A dry run prints the configuration and ends here with success.
@@ -128,19 +168,51 @@ def load_federation(
         # Standard output is the configuration alone.
         print(f"data      {split}", file=sys.stderr, flush=True)
     end_dry_run(config, dry_run=dry_run)
-    return config, split
+    return config, data, split
 
 
-@contextmanager
-def begin(
-    config: CloudConfig, split: Split, run_dir: Path | None
-) -> Iterator[tuple[Path, threading.Event]]:
-    """Make the folder of a whole federation's run; yield it, and the event that signals set."""
-    with stop_on_signal() as stop:
-        folder = run_folder(run_dir, config.out_dir)
-        say(f"data      {split}")
-        split.write(folder)
-        yield folder, stop
+@dataclass(frozen=True)
+class Federation:
+    """A whole federation's run: its configuration, its clients' data, and where it goes on."""
+
+    config: CloudConfig
+    data: Mapping[str, Any]
+    split: Split
+    resumed: Path | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | None,
+        values: dict[str, Any],
+        data: Mapping[str, Any],
+        *,
+        dry_run: bool,
+        resumed: Path | None,
+    ) -> Self:
+        """As ``load_federation``; a run that goes on has its own settings unless they are given.
+
+        Raises ConfigError that names what is given otherwise than it was.
+        """
+        if resumed is None:
+            return cls(*load_federation(path, values, data, dry_run=dry_run))
+        before, data_before = stored_config(resumed), stored_data(resumed)
+        config = load_config(CloudConfig, path, values) if path or values else before
+        check_unchanged(resumed, before, config)
+        if path or values:
+            check_same_data(resumed, data_before, data)
+        end_dry_run(config, dry_run=dry_run)
+        return cls(config, data_before, open_split(config, data_before), resumed)
+
+    @contextmanager
+    def begin(self, run_dir: Path | None) -> Iterator[tuple[Path, threading.Event]]:
+        """Make the run's folder unless it goes on; yield it, and the event that signals set."""
+        with stop_on_signal() as stop:
+            folder = self.resumed or run_folder(run_dir, self.config.out_dir)
+            say(f"data      {self.split}")
+            self.split.write(folder)
+            write_json(folder / CLIENTS, dict(self.data))
+            yield folder, stop
 
 
 def end(verdict: Verdict, *, name: str = "") -> None:

@@ -16,6 +16,7 @@ from fedphd.deploy.cli.features import features_app, statistics
 from fedphd.deploy.cli.pseudo_labels import pseudo_labels
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.local import run_local
+from fedphd.deploy.launch.resuming import check_unchanged, rewind, stored_config
 from fedphd.deploy.launch.runs import VERDICT, check_data, open_client_data, run_folder
 from fedphd.deploy.simulation.launcher import run_simulation
 from fedphd.deploy.simulation.run_config import SimulatedClients
@@ -42,18 +43,27 @@ def cloud(
         str | None, Option(help="host:port that edges connect to", show_default="0.0.0.0:9092")
     ] = None,
     run_dir: flags.RunDir = None,
+    resume: flags.Resume = None,
+    go_on: flags.GoOn = False,
     settings: flags.Set = None,
     dry_run: flags.DryRun = False,
 ) -> None:
     """Run the cloud: it owns the training run, averages the edges, prunes and evaluates."""
     values = flags.overrides({"preset": preset, "superlink.address": address}, settings)
-    resolved = load_config(CloudConfig, config, values)
+    former = flags.resumed_folder(resume, run_dir, go_on=go_on)
+    if former and not config and not values:
+        resolved = stored_config(former)
+    else:
+        resolved = load_config(CloudConfig, config, values)
+    if former:
+        check_unchanged(former, stored_config(former), resolved)
     check_data(resolved)
     flags.end_dry_run(resolved, dry_run=dry_run)
     with stop_on_signal() as stop:
-        folder = run_folder(run_dir, resolved.out_dir)
+        folder = former or run_folder(run_dir, resolved.out_dir)
         try:
-            verdict = run_cloud(resolved, run_dir=folder, stop=stop, say=flags.say)
+            resumed = rewind(folder, flags.say) if former else None
+            verdict = run_cloud(resolved, run_dir=folder, stop=stop, say=flags.say, resumed=resumed)
         except FedPhDError as error:
             verdict = Verdict(exit_code_of(error), str(error))
             write_verdict(folder / VERDICT, verdict)
@@ -140,6 +150,8 @@ def local(
     data: flags.Data = None,
     classes_per_client: flags.ClassesPerClient = 2,
     run_dir: flags.RunDir = None,
+    resume: flags.Resume = None,
+    go_on: flags.GoOn = False,
     settings: flags.Set = None,
     dry_run: flags.DryRun = False,
 ) -> None:
@@ -147,9 +159,17 @@ def local(
     values, of_data = flags.take_flags(
         preset, num_edges, num_clients, data, classes_per_client, settings
     )
-    resolved, split = flags.load_federation(config, values, of_data, dry_run=dry_run)
-    with flags.begin(resolved, split, run_dir) as (folder, stop):
-        verdict = run_local(resolved, data=of_data, run_dir=folder, stop=stop, say=flags.say)
+    former = flags.resumed_folder(resume, run_dir, go_on=go_on)
+    run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
+    with run.begin(run_dir) as (folder, stop):
+        verdict = run_local(
+            run.config,
+            data=run.data,
+            run_dir=folder,
+            stop=stop,
+            say=flags.say,
+            resumed=former is not None,
+        )
     flags.end(verdict)
 
 
@@ -164,6 +184,8 @@ def simulate(
     cpus: flags.Cpus = 1,
     gpus: flags.Gpus = 0.0,
     run_dir: flags.RunDir = None,
+    resume: flags.Resume = None,
+    go_on: flags.GoOn = False,
     settings: flags.Set = None,
     dry_run: flags.DryRun = False,
 ) -> None:
@@ -171,11 +193,18 @@ def simulate(
     values, of_data = flags.take_flags(
         preset, num_edges, num_clients, data, classes_per_client, settings
     )
-    resolved, split = flags.load_federation(config, values, of_data, dry_run=dry_run)
-    clients = SimulatedClients(of_data, cpus=cpus, gpus=gpus)
-    with flags.begin(resolved, split, run_dir) as (folder, stop):
+    former = flags.resumed_folder(resume, run_dir, go_on=go_on)
+    run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
+    clients = SimulatedClients(run.data, cpus=cpus, gpus=gpus)
+    with run.begin(run_dir) as (folder, stop):
+        resumed = rewind(folder, flags.say) if former else None
         verdict = run_simulation(
-            resolved, clients=clients, run_dir=folder, stop=stop, say=flags.say
+            run.config,
+            clients=clients,
+            run_dir=folder,
+            stop=stop,
+            say=flags.say,
+            resumed=resumed,
         )
     flags.end(verdict)
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator
 
 from fedphd.common.config.roles import CloudConfig, load_config
+from fedphd.common.config.text import differences
 from fedphd.deploy.compare.budget import Budget, Workload, method_settings
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.methods import Method
-from fedphd.deploy.compare.plan import decisive_settings, differences, plan_run
+from fedphd.deploy.compare.plan import decisive_settings, plan_run
 from fedphd.deploy.launch.render import human_bytes
 from fedphd.deploy.launch.runs import Split
 

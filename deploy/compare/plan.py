@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, ValidationError
 
 from fedphd.common.config.roles import CloudConfig, explain, load_config, validate
-from fedphd.common.config.text import flattened
+from fedphd.common.config.text import differences, flattened
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.events import Event, write_json
 from fedphd.common.history.events import IntervalEnded, Tail
@@ -26,7 +26,6 @@ from fedphd.deploy.simulation.run_config import SimulatedClients
 
 PLAN = "compare.json"
 _ABSENT = "(absent)"
-_MOST_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -216,17 +215,6 @@ def decisive_settings(config: CloudConfig, data: Mapping[str, Any]) -> dict[str,
     values = config.federation().model_dump(mode="json", exclude={"waits"})
     of_data = {"data.seed" if key == "seed" else key: value for key, value in data.items()}
     return {**dict(flattened(values)), **CLIENT_DEFAULTS, **of_data}
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Dotted settings that differ, as ``key = before, now other``; "" if none does."""
-    found = [
-        f"{key} = {old!r}, now {new!r}"
-        for key in sorted(before.keys() | now.keys())
-        if (old := before.get(key, _ABSENT)) != (new := now.get(key, _ABSENT))
-    ]
-    more = [f"and {len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
-    return "; ".join(found[:_MOST_SHOWN] + more)
 
 
 class Tuning(BaseModel, extra="forbid"):

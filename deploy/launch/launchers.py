@@ -16,6 +16,7 @@ from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.runs import (
     ROLE_FILE,
     VERDICT,
+    Resumed,
     RoleFile,
     Say,
     prepare,
@@ -42,9 +43,19 @@ def stop_on_signal() -> Iterator[threading.Event]:
         yield stop
 
 
-def run_cloud(config: CloudConfig, *, run_dir: Path, stop: threading.Event, say: Say) -> Verdict:
-    """Run the cloud to its end; the run's files go to ``run_dir``, which ``run_folder`` made."""
-    file = prepare("cloud", config, run_dir)
+def run_cloud(
+    config: CloudConfig,
+    *,
+    run_dir: Path,
+    stop: threading.Event,
+    say: Say,
+    resumed: Resumed | None = None,
+) -> Verdict:
+    """Run the cloud to its end; the run's files go to ``run_dir``, which ``run_folder`` made.
+
+    ``resumed`` says how far the run in it is, if it goes on.
+    """
+    file = prepare("cloud", config, run_dir, resumed)
     with started(SuperLink(config.superlink, config.state_dir)) as link:
         say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")
         verdict = _run(link, file, stop, say)
@@ -89,6 +100,8 @@ def started(link: SuperLink) -> Iterator[SuperLink]:
 def serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> Verdict:
     """Show the submitted ServerApp's events, return its verdict."""
     tail, path = Tail(Path(file.events)), Path(file.verdict)
+    # What a run that goes on had said before has been shown.
+    tail.skip(file.events_size)
     pid: int | None = None
     submitted_s = time.monotonic()
     while True:

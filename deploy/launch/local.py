@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
+from typing import IO, Any
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.config.text import write_config
@@ -51,6 +51,7 @@ class LocalCluster:
         data: settings of the clients' data, with dotted keys from ``data.``; the others have
             their defaults, the source that of the preset.
         run_dir: the run's folder; logs go to its folder ``logs``.
+        resumed: the run that the folder holds goes on.
         command: the ``fedphd`` command.
         stop_s: seconds that the cloud, and then the edges, have to end when they are asked to.
         kill_s: seconds that the clients have.
@@ -65,6 +66,7 @@ class LocalCluster:
         data: Mapping[str, object] = MappingProxyType({}),
         run_dir: Path,
         say: Say,
+        resumed: bool = False,
         command: Sequence[str] = FEDPHD,
         stop_s: float = STOP_S,
         kill_s: float = KILL_S,
@@ -75,7 +77,7 @@ class LocalCluster:
                 "registered keys; set it to false, or start cloud, edges and clients one by one"
             )
         self._config, self._data, self._command, self._say = config, data, command, say
-        self._run_dir, self._state = run_dir, run_dir / "state"
+        self._run_dir, self._state, self._resumed = run_dir, run_dir / "state", resumed
         self._patience_s = {"cloud": stop_s, "edge": stop_s, "client": kill_s}
         self.roles: list[Role] = []
 
@@ -88,7 +90,8 @@ class LocalCluster:
         values = self._config.model_dump(mode="json")
         values["superlink"]["address"] = cloud
         values["state_dir"] = str(self._state / "cloud")
-        self._start("cloud", values, "--run-dir", str(self._run_dir))
+        resumed = ["--resume"] if self._resumed else ["--run-dir"]
+        self._start("cloud", values, *resumed, str(self._run_dir))
         # The cloud's certificate, which is good for this machine, serves its edges too.
         given = self._config.superlink.model_dump(mode="json", exclude_none=True)
         certificates = {name: path for name, path in given.items() if name.startswith("ssl_")}
@@ -105,6 +108,7 @@ class LocalCluster:
             # Flat: the cloud is the only edge that a client knows.
             values = {"client_id": name, "edges": edges or [cloud], "device": self._config.device}
             values["data"] = data.model_dump(mode="json", exclude_none=True)
+            values["state_dir"] = str(self._state / name)
             self._start(name, {**values, "node": node})
 
     def _start(self, name: str, values: Mapping[str, object], *flags: str) -> None:
@@ -194,10 +198,13 @@ def run_local(
     run_dir: Path,
     stop: threading.Event,
     say: Say,
+    resumed: bool = False,
     command: Sequence[str] = FEDPHD,
 ) -> Verdict:
-    """Run a whole federation on loopback and return the cloud's verdict."""
-    cluster = LocalCluster(config, data=data, run_dir=run_dir, say=say, command=command)
+    """Run a whole federation on loopback and return the cloud's verdict; as ``LocalCluster``."""
+    cluster = LocalCluster(
+        config, data=data, run_dir=run_dir, say=say, resumed=resumed, command=command
+    )
     try:
         cluster.start()
         verdict = cluster.wait(stop)
@@ -212,10 +219,16 @@ def run_local(
 
 
 def merge_events(path: Path, others: Iterable[Path]) -> None:
-    """Put the events of other logs among those at ``path``, by time, as in a simulation's log."""
+    """Put the events of other logs among those at ``path``, by time, as in a simulation's log.
+
+    Those that are there already are left out.
+    """
     if not path.exists():
         return
-    found = [event for log in (path, *others) if log.exists() for event in Tail(log).new_lines()]
-    text = "".join(f"{json.dumps(event)}\n" for event in sorted(found, key=lambda e: e["time"]))
+    found: dict[str, dict[str, Any]] = {}
+    for log in (path, *others):
+        for event in Tail(log).new_lines() if log.exists() else ():
+            found.setdefault(json.dumps(event), event)
+    text = "".join(f"{line}\n" for line, _ in sorted(found.items(), key=lambda e: e[1]["time"]))
     with replaced(path) as beside:
         beside.write_text(text, encoding="utf-8")

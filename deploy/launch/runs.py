@@ -23,12 +23,26 @@ EVENTS = "metrics.jsonl"
 EDGE_EVENTS = "events.jsonl"
 VERDICT = "verdict.json"
 ROLE = "role.json"
+CONFIG = "config.json"
 SIMULATION = "simulation.json"
+CLIENTS = "clients.json"
 # The key of a run configuration that says where the role file is.
 ROLE_FILE = "role-file"
 
 Say = Callable[[str], None]
 RoleName = Literal["cloud", "edge", "simulation"]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """How far a run is that goes on: intervals, 0 for none, and what its event log holds.
+
+    That are the cloud's events, and the bytes of everybody's.
+    """
+
+    interval: int = 0
+    events: int = 0
+    events_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,17 +55,30 @@ class RoleFile:
     events: str
     verdict: str
     log: str
+    resumed: bool = False
+    events_before: int = 0
+    events_size: int = 0
 
     @classmethod
-    def of(cls, role: RoleName, config: Section, folder: Path) -> Self:
-        """The hand-over of a role whose files all lie in ``folder``."""
+    def of(
+        cls, role: RoleName, config: Section, folder: Path, resumed: Resumed | None = None
+    ) -> Self:
+        """The hand-over of a role whose files all lie in ``folder``; ``resumed``: it goes on."""
         folder = folder.resolve()
         events, log = (EDGE_EVENTS, "edge.log") if role == "edge" else (EVENTS, "cloud.log")
         # A ServerApp that outlives a killed launcher must not leave its verdict to the next one.
         verdict = f"{uuid4().hex[:8]}-{VERDICT}"
         files = {"run_dir": "", "events": events, "verdict": verdict, "log": log}
         paths = {key: str(folder / name) for key, name in files.items()}
-        return cls(role=role, config=config.model_dump(mode="json"), **paths)
+        so_far = resumed or Resumed()
+        return cls(
+            role=role,
+            config=config.model_dump(mode="json"),
+            **paths,
+            resumed=so_far.interval > 0,
+            events_before=so_far.events,
+            events_size=so_far.events_size,
+        )
 
     @property
     def path(self) -> Path:
@@ -77,6 +104,11 @@ class RoleFile:
     def read(cls, path: Path) -> Self:
         """Load what ``write`` stored."""
         return cls(**json.loads(path.read_text("utf-8")))
+
+
+def clients_folder(run_dir: Path) -> Path:
+    """Where the training states of a simulation's clients are until it has ended well."""
+    return run_dir / "state" / "clients"
 
 
 def new_run_dir(out_dir: Path) -> Path:
@@ -113,10 +145,15 @@ def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
     return run_dir
 
 
-def prepare(role: Literal["cloud", "simulation"], config: CloudConfig, run_dir: Path) -> RoleFile:
+def prepare(
+    role: Literal["cloud", "simulation"],
+    config: CloudConfig,
+    run_dir: Path,
+    resumed: Resumed | None = None,
+) -> RoleFile:
     """Store the resolved configuration and the role file in ``run_dir``; return the latter."""
-    file = RoleFile.of(role, config, run_dir)
-    write_json(run_dir / "config.json", file.config)
+    file = RoleFile.of(role, config, run_dir, resumed)
+    write_json(run_dir / CONFIG, file.config)
     file.write()
     return file
 

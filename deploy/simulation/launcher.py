@@ -1,5 +1,6 @@
 """``fedphd simulate``: the whole federation by Flower's simulation, on a SuperLink of our own."""
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -8,7 +9,15 @@ from fedphd.common.errors import EXIT_OK
 from fedphd.common.events import Verdict, write_json
 from fedphd.deploy.launch.launchers import serve, started
 from fedphd.deploy.launch.origin import origin
-from fedphd.deploy.launch.runs import ROLE_FILE, SIMULATION, Say, prepare, show_summary
+from fedphd.deploy.launch.runs import (
+    ROLE_FILE,
+    SIMULATION,
+    Resumed,
+    Say,
+    clients_folder,
+    prepare,
+    show_summary,
+)
 from fedphd.deploy.launch.superlink import SuperLink
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
@@ -20,14 +29,16 @@ def run_simulation(
     run_dir: Path,
     stop: threading.Event,
     say: Say,
+    resumed: Resumed | None = None,
 ) -> Verdict:
     """Simulate cloud, edges and clients by ``flwr run`` on a SuperLink of our own.
 
     Flower's home goes into ``run_dir`` too, so that simulations can run side by side. ``stop`` is
-    set from outside to end early; ``say`` gets the lines for people.
+    set from outside to end early; ``say`` gets the lines for people. ``resumed`` says how far the
+    run in ``run_dir`` is, if it goes on.
     """
     config = config.model_copy(update={"state_dir": run_dir / "state"})
-    file = prepare("simulation", config, run_dir)
+    file = prepare("simulation", config, run_dir, resumed)
     federation = clients.federation(config)
     record = {"clients": clients.record(config), "federation": federation, "origin": origin()}
     write_json(run_dir / SIMULATION, record)
@@ -37,5 +48,6 @@ def run_simulation(
         with file.settled():
             verdict = serve(link, file, stop, say)
     if verdict.exit_code == EXIT_OK:
+        shutil.rmtree(clients_folder(run_dir), ignore_errors=True)
         show_summary(run_dir, say)
     return verdict

@@ -19,6 +19,7 @@ from fedphd.common.events import EventLog, Verdict
 from fedphd.common.wire.grid import streaming_grid
 from fedphd.common.wire.messages import TRAIN, IntervalTask, TrainTask
 from fedphd.common.wire.records import read_payload
+from fedphd.deploy.launch.runs import Resumed
 from fedphd.deploy.simulation.virtual_edges import grid_of_edges
 from fedphd.edge.app import EdgeService
 from fedphd.server.app import main
@@ -80,6 +81,7 @@ class Federation:
     ) -> None:
         values = {**TINY, "out_dir": str(folder), **overrides}
         self.config = load_config(CloudConfig, None, values)
+        self._folder = folder
         self.run_dir = folder / "run"
         self._logs: list[EventLog] = []
         self.stop = threading.Event()
@@ -102,6 +104,7 @@ class Federation:
             ClientConfig.model_validate(
                 {
                     "client_id": f"client-{number}",
+                    "state_dir": self._folder / f"client-{number}",
                     "edges": tuple(self.addresses),
                     "data": {"partition": partition},
                     "device": "cpu",
@@ -124,19 +127,26 @@ class Federation:
         grid = streaming_grid(self.edge_grids[number], upload_stall_s=20.0, in_order=False)
         return EdgeService(f"edge-{number}", grid, log, self.stop)
 
-    def _log(self, path: Path, role: str, node: str) -> EventLog:
-        self._logs.append(EventLog(path, role=role, node=node))
+    def _log(self, path: Path, role: str, node: str, before: int = 0) -> EventLog:
+        self._logs.append(EventLog(path, role=role, node=node, before=before))
         return self._logs[-1]
 
     def run(
-        self, *, simulated: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        simulated: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        resumed: Resumed | None = None,
     ) -> Verdict:
         """The whole training run; ``simulated``: ``cloud_grid`` has clients for nodes."""
-        before = torch.get_num_threads()
+        before, so_far = torch.get_num_threads(), resumed or Resumed()
         try:
-            log = self._log(self.run_dir / "metrics.jsonl", "cloud", "cloud")
+            log = self._log(self.run_dir / "metrics.jsonl", "cloud", "cloud", so_far.events)
             grid = grid_of_edges(self.cloud_grid, self.config, log, simulated=simulated)
-            return main(grid, self.config, log, self.run_dir, simulated=simulated, clock=clock)
+            return main(
+                grid, self.config, log, self.run_dir, simulated=simulated, clock=clock,
+                resume=so_far.interval > 0,
+            )  # fmt: skip
         finally:
             torch.set_num_threads(before)
             for log in self._logs:

@@ -106,7 +106,7 @@ def test_choices_of_long_ago_are_forgotten() -> None:
     for interval in range(1, 6):
         for edge_round in (1, 2):
             client.choose(question(offer("edge-0"), interval=interval, edge_round=edge_round))
-    assert {key[1] for key in client._choices} == {4, 5}
+    assert {key[2] for key in client._choices} == {4, 5}
 
 
 def test_choice_of_a_round_is_made_once() -> None:

@@ -1,34 +1,56 @@
-"""Where a trainer's state outlives its process."""
+"""Where a trainer's state outlives its process, and which one a task starts from."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 from flwr.app import RecordDict
 from support.disk import files_limited_to
+from support.training import train_task
 
 from fedphd.client.local_state import OWN_WEIGHTS
 from fedphd.client.stores import ContextStore, FileStore, StateStore
 from fedphd.client.trainer import Trainer
+from fedphd.common.config.run import ModelConfig, TrainingConfig
 from fedphd.common.errors import FedPhDError
 from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.wire.messages import TrainTask
 
 LAYOUT = TensorLayout(("weight",), ((3,),))
+SMALL = ModelConfig(block_out_channels=(8, 8), attention_head_dim=8, norm_num_groups=4)
+
+
+def task(interval: int = 1, *, run: str = "a", attempt: int = 0) -> TrainTask:
+    names = {"run_name": run, "attempt": attempt}
+    return train_task(SMALL, interval=interval, training=TrainingConfig(), **names)
+
+
+def new_trainer() -> Trainer:
+    return Trainer(client_id="client-7", device="cpu")
 
 
 def trained(steps: int) -> Trainer:
-    trainer = Trainer(client_id="client-7", device="cpu")
+    trainer = new_trainer()
     own = torch.tensor([1.0, 2.0, float(steps)])
     trainer.load_state_dict({"steps": steps, "layout": LAYOUT.to_json(), OWN_WEIGHTS: own})
     return trainer
 
 
 def place(kind: str, records: RecordDict, folder: Path) -> StateStore:
-    return (
-        ContextStore(records) if kind == "context" else FileStore(records, folder / "a" / "state")
-    )
+    return ContextStore(records) if kind == "context" else FileStore(folder / "a" / "state.st")
+
+
+def take_round(store: StateStore, order: TrainTask, trainer: Trainer | None = None) -> int:
+    """One training round that adds a step; returns the steps that it started from."""
+    trainer = trainer or new_trainer()
+    store.restore(trainer, order)
+    before = int(str(trainer.state_dict()["steps"]))
+    trainer.load_state_dict(trained(before + 1).state_dict())
+    store.store(trainer, order)
+    return before
 
 
 @pytest.mark.parametrize("kind", ["context", "file"])
@@ -37,9 +59,9 @@ def test_another_process_goes_on_from_the_state_that_was_stored_last(
 ) -> None:
     records = RecordDict()
     for steps in (4, 9):
-        place(kind, records, tmp_path).store(trained(steps))
-    after = Trainer(client_id="client-7", device="cpu")
-    place(kind, records, tmp_path).restore(after)
+        place(kind, records, tmp_path).store(trained(steps), task())
+    after = new_trainer()
+    place(kind, records, tmp_path).restore(after, task())
     state = after.state_dict()
     assert state["steps"] == 9
     assert state["layout"] == LAYOUT.to_json()
@@ -47,48 +69,82 @@ def test_another_process_goes_on_from_the_state_that_was_stored_last(
 
 
 @pytest.mark.parametrize("kind", ["context", "file"])
-def test_a_new_client_starts_afresh(kind: str, tmp_path: Path) -> None:
-    # The file of an earlier run with the same node is not this client's.
-    place("file", RecordDict(), tmp_path).store(trained(4))
+def test_a_client_of_another_run_starts_afresh(kind: str, tmp_path: Path) -> None:
+    records = RecordDict()
+    place(kind, records, tmp_path).store(trained(4), task(run="another"))
     trainer = trained(3)
-    place(kind, RecordDict(), tmp_path).restore(trainer)
+    place(kind, records, tmp_path).restore(trainer, task())
     assert trainer.state_dict() == {"steps": 0}
+
+
+def test_intervals_that_come_again_start_from_the_state_before_them(tmp_path: Path) -> None:
+    def round_of(interval: int, attempt: int = 0) -> int:
+        return take_round(place("file", RecordDict(), tmp_path), task(interval, attempt=attempt))
+
+    assert [round_of(1), round_of(1), round_of(2), round_of(2)] == [0, 1, 2, 3]
+    # The run was killed within interval 2: two steps were taken before it.
+    assert [round_of(2, 1), round_of(2, 1)] == [2, 3]
+    # And again, and then after interval 2, which does not come a third time.
+    assert [round_of(2, 2), round_of(2, 2), round_of(3, 3)] == [2, 3, 4]
+    assert round_of(3, 4) == 4
+
+
+def test_a_first_interval_that_comes_again_starts_afresh(tmp_path: Path) -> None:
+    # What an earlier run left in the same folder is not the state before this one.
+    for interval in (1, 2):
+        take_round(place("file", RecordDict(), tmp_path), task(interval, run="earlier"))
+    assert take_round(place("file", RecordDict(), tmp_path), task(1)) == 0
+    assert take_round(place("file", RecordDict(), tmp_path), task(1, attempt=1)) == 0
+
+
+def test_what_was_trained_too_far_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = place("file", RecordDict(), tmp_path)
+    for interval in (1, 2, 3):
+        take_round(store, task(interval))
+    with caplog.at_level(logging.WARNING):
+        # An older checkpoint was put back: the state of before interval 2 is gone.
+        assert take_round(store, task(2, attempt=1)) == 2
+    assert "goes on with interval 2, but the state that is kept has seen interval 2" in caplog.text
+
+
+def test_a_resident_trainer_is_read_only_when_it_must(tmp_path: Path) -> None:
+    path, trainer = tmp_path / "state.st", new_trainer()
+    store = FileStore(path, resident=True)
+    assert [take_round(store, task(i), trainer) for i in (1, 1, 2)] == [0, 1, 2]
+    path.unlink()
+    # In memory still.
+    assert take_round(store, task(2), trainer) == 3
+    assert take_round(store, task(2, attempt=1), trainer) == 2
+    again, fresh = FileStore(path, resident=True), new_trainer()
+    assert take_round(again, task(3, attempt=1), fresh) == 3
 
 
 def test_a_file_leaves_no_vector_in_flowers_records(tmp_path: Path) -> None:
     records = RecordDict()
-    place("file", records, tmp_path).store(trained(4))
+    place("file", records, tmp_path).store(trained(4), task())
     assert not records.array_records
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["state"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["state.st"]
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut short"])
-def test_a_file_that_cannot_be_read_is_named(damage: str, tmp_path: Path) -> None:
-    records, path = RecordDict(), tmp_path / "a" / "state"
-    place("file", records, tmp_path).store(trained(4))
-    if damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(FedPhDError, match=rf"client-7 cannot be read from {path}"):
-        place("file", records, tmp_path).restore(trained(4))
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "state.st"
+    place("file", RecordDict(), tmp_path).store(trained(4), task())
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(FedPhDError, match=rf"client-7 cannot be read from {path}: .*; remove it"):
+        place("file", RecordDict(), tmp_path).restore(trained(4), task())
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    records = RecordDict()
-    with pytest.raises(FedPhDError, match=r"client-7 cannot be written to .*a/state: .*FLWR_HOME"):
-        place("file", records, tmp_path).store(trained(4))
-    # The next message starts from what was stored last, not from a file that never came.
-    assert len(records) == 0
+    with pytest.raises(FedPhDError, match=r"client-7 cannot be written to .*a/state.st: .*FLWR_H"):
+        place("file", RecordDict(), tmp_path).store(trained(4), task())
 
 
 def test_a_full_disk_leaves_the_state_that_was_stored_last(tmp_path: Path) -> None:
-    records = RecordDict()
-    place("file", records, tmp_path).store(trained(4))
+    place("file", RecordDict(), tmp_path).store(trained(4), task())
     with files_limited_to(64), pytest.raises(FedPhDError, match="File too large"):
-        place("file", records, tmp_path).store(trained(9))
-    after = Trainer(client_id="client-7", device="cpu")
-    place("file", records, tmp_path).restore(after)
+        place("file", RecordDict(), tmp_path).store(trained(9), task())
+    after = new_trainer()
+    place("file", RecordDict(), tmp_path).restore(after, task())
     assert after.state_dict()["steps"] == 4
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["state"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["state.st"]

@@ -1,0 +1,69 @@
+"""How far a run is: what its checkpoint holds beside the weights, so that it can go on."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, Field, ValidationError
+
+from fedphd.common.config.roles import explain
+from fedphd.common.errors import ConfigError
+from fedphd.common.history.evaluation import EvaluationRecord
+from fedphd.common.history.events import StatisticsFigures
+from fedphd.common.history.summary import IntervalCosts
+from fedphd.common.unet.checkpoint import read_state
+from fedphd.common.unet.costs import Costs, PruneReport
+from fedphd.common.wire.traffic import Traffic
+
+
+class Reported(BaseModel):
+    """What ``server/report.py: Report`` has gathered; times in seconds.
+
+    Bytes count from the run's start, over all its processes; ``elapsed_s`` likewise.
+    """
+
+    dense: Costs
+    costs: Costs
+    client_edge: Traffic = Traffic()
+    cloud: Traffic = Traffic()
+    evaluations: list[EvaluationRecord] = Field(default_factory=list)
+    pruning: PruneReport | None = None
+    phases: dict[str, float] = Field(default_factory=dict)
+    intervals_s: float = 0.0
+    rounds: list[IntervalCosts] = Field(default_factory=list)
+    client_statistics: StatisticsFigures | None = None
+    ema_steps: float = 0.0
+    ema_span: float = 0.0
+
+
+class Progress(BaseModel):
+    """The content of a checkpoint's ``state.json``.
+
+    Attributes:
+        interval: number of finished intervals, of ``intervals``.
+        run: name of the run, drawn once; clients keep their state under it.
+        attempt: how often the run had been resumed.
+        events: events of the cloud by then; later ones in the log are of work that was lost.
+        elapsed_s: wall time of all processes so far.
+    """
+
+    interval: int
+    intervals: int
+    seed: int
+    ema_steps: float
+    config: dict[str, Any]
+    traffic: Traffic
+    run: str
+    attempt: int
+    events: int
+    elapsed_s: float
+    reported: Reported
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Self:
+        """The progress in a checkpoint; raises ConfigError if it is damaged, or is not there."""
+        state = read_state(checkpoint)
+        try:
+            return cls.model_validate(state)
+        except ValidationError as error:
+            text = explain(cls, error, f"checkpoint {checkpoint}")
+            raise ConfigError(f"{text}\n  it cannot be resumed; start a new run") from error

@@ -1,0 +1,126 @@
+"""Let a run go on in its folder: from its last whole interval, or from the start without one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedphd.common.config.roles import CloudConfig, validate
+from fedphd.common.config.text import differences, flattened
+from fedphd.common.errors import ConfigError
+from fedphd.common.files import replaced
+from fedphd.common.history.summary import SUMMARY
+from fedphd.deploy.launch.local import merge_events
+from fedphd.deploy.launch.runs import (
+    CLIENTS,
+    CONFIG,
+    EDGE_EVENTS,
+    EVENTS,
+    VERDICT,
+    Resumed,
+    Say,
+)
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run has begun in the folder."""
+    return (run_dir / CONFIG).exists()
+
+
+def has_ended(run_dir: Path) -> bool:
+    """Whether the run in the folder has done all its intervals."""
+    return (run_dir / SUMMARY).exists()
+
+
+def stored_config(run_dir: Path) -> CloudConfig:
+    """The configuration of the run in ``run_dir``; raises ConfigError if there is none."""
+    path = run_dir / CONFIG
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--resume {run_dir}: no run to go on with: {error}") from error
+    return validate(CloudConfig, values, source=str(path))
+
+
+def stored_data(run_dir: Path) -> dict[str, Any]:
+    """The settings of the clients' data of a whole federation's run; raises ConfigError."""
+    path = run_dir / CLIENTS
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--resume {run_dir}: it was not started by this command: {error}"
+        ) from error
+
+
+def check_unchanged(run_dir: Path, before: CloudConfig, now: CloudConfig) -> None:
+    """Raise ConfigError that names the settings of the training run that differ.
+
+    How long participants are waited for may change.
+    """
+    old, new = (
+        dict(flattened(config.federation().model_dump(mode="json", exclude={"waits"})))
+        for config in (before, now)
+    )
+    if found := differences(old, new):
+        raise ConfigError(
+            f"--resume {run_dir}: the run was started with other settings: {found}; set them as "
+            "they were, or start a new run"
+        )
+
+
+def check_same_data(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ConfigError that names what the clients' data differ in."""
+    if found := differences(before, now):
+        raise ConfigError(
+            f"--resume {run_dir}: the clients had other data: {found}; set them as they were, or "
+            "leave them out"
+        )
+
+
+def rewind(run_dir: Path, say: Say) -> Resumed:
+    """Bring the files of a run back to its last whole interval; says how far that is.
+
+    Raises ConfigError if its checkpoint cannot be used.
+    """
+    # They take seconds to import, and most starts need none of them.
+    from fedphd.common.history.progress import Progress
+    from fedphd.common.unet.checkpoint import CHECKPOINT, has_checkpoint
+
+    events = run_dir / EVENTS
+    for name in (VERDICT, SUMMARY):
+        (run_dir / name).unlink(missing_ok=True)
+    # A local run that was killed has its edges' events still in their folders.
+    merge_events(events, sorted(run_dir.glob(f"state/edge-*/{EDGE_EVENTS}")))
+    checkpoint = run_dir / CHECKPOINT
+    if not has_checkpoint(checkpoint):
+        events.unlink(missing_ok=True)
+        say(f"resuming  {run_dir}: no interval was finished, it begins anew")
+        return Resumed()
+    progress = Progress.read(checkpoint)
+    say(f"resuming  {run_dir} after interval {progress.interval} of {progress.intervals}")
+    size = keep_events(events, progress.events)
+    return Resumed(progress.interval, progress.events, size)
+
+
+def keep_events(path: Path, count: int) -> int:
+    """Cut an event log after the cloud's event number ``count``; returns its size in bytes.
+
+    Raises ConfigError if it has fewer.
+    """
+    kept, seen = [], 0
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    for line in lines:
+        if seen == count or not line.endswith("\n"):
+            break
+        kept.append(line)
+        seen += json.loads(line).get("role") == "cloud"
+    if seen < count:
+        raise ConfigError(
+            f"{path} has {seen} events of the cloud, but the checkpoint beside it was made after "
+            f"{count}; put the whole log back"
+        )
+    text = "".join(kept)
+    with replaced(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+    return len(text.encode())
