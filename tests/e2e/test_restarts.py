@@ -38,3 +38,33 @@ def test_an_edge_that_is_killed_and_started_again_goes_on(
     assert "stopped" not in again.text
     last = site.events("interval")[-1]
     assert set(last["edge_weights"]) == set(EDGES), last
+
+
+def test_a_cloud_that_is_killed_and_started_again_goes_on(processes: Processes) -> None:
+    site = Site(processes, {**RUN, "checkpoint.keep": 2})
+    for name in (*EDGES, "client-0", "client-2"):
+        site.start(name)
+    cloud = site.start("cloud")
+    site.programs["edge-0"].wait_line(r"interval +2 round 1")
+    os.killpg(cloud.pid, signal.SIGKILL)
+    cloud.wait_exit()
+    again = site.start("cloud")
+    again.wait_line(r"resuming .* after interval 1 of 4")
+    codes = {name: program.wait_exit() for name, program in site.programs.items()}
+    assert codes == dict.fromkeys(codes, 0), again.text
+    # No gap, and nothing twice.
+    assert [event["interval"] for event in site.events("interval")] == [1, 2, 3, 4]
+    assert [event["interval"] for event in site.events("evaluated")] == [0, 4]
+    assert [path.name for path in (site.run_dir / "checkpoints").iterdir()] == ["interval-0003"]
+    # A supervisor that starts it once more learns that there is nothing to do.
+    assert site.start("cloud").wait_exit() == 0
+    assert "has finished already" in site.programs["cloud"].text
+
+
+def test_a_changed_configuration_is_refused_by_name(processes: Processes) -> None:
+    site = Site(processes, RUN)
+    first = site.start("cloud", **{"waits.start_s": 1.0})
+    assert first.wait_exit() == 4, first.text
+    changed = site.start("cloud", **{"training.learning_rate": 0.5})
+    assert changed.wait_exit() == 2
+    assert "other settings: training.learning_rate = 0.003, now 0.5; set them" in changed.text

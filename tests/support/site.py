@@ -39,7 +39,8 @@ class Site:
     def start(self, name: str, **settings: Any) -> Program:
         """Start a role by its name, such as ``client-0``; ``settings`` win over the usual."""
         kind = name.partition("-")[0]
-        extra = ["--run-dir", str(self.run_dir)] if kind == "cloud" else []
+        # As a supervisor starts a cloud.
+        extra = ["--run-dir", str(self.run_dir), "--go-on"] if kind == "cloud" else []
         config = self.write(name, **settings)
         self.programs[name] = self.processes.start(kind, "--config", str(config), *extra)
         return self.programs[name]
