@@ -91,7 +91,8 @@ def rewind(run_dir: Path, say: Say) -> Resumed:
     for name in (VERDICT, SUMMARY):
         (run_dir / name).unlink(missing_ok=True)
     # A local run that was killed has its edges' events still in their folders.
-    merge_events(events, sorted(run_dir.glob(f"state/edge-*/{EDGE_EVENTS}")))
+    if edges := sorted(run_dir.glob(f"state/edge-*/{EDGE_EVENTS}")):
+        merge_events(events, edges)
     checkpoint = run_dir / CHECKPOINT
     if not has_checkpoint(checkpoint):
         events.unlink(missing_ok=True)

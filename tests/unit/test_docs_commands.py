@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
+from fedphd.common.events import write_json
 from fedphd.deploy.cli.flags import overrides
 from fedphd.deploy.cli.main import app
 from fedphd.deploy.simulation.run_config import client_config, cloud_config
@@ -58,6 +59,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = {"image": list(map(Image.fromarray, pixels)), "label": [i % 10 for i in range(40)]}
     datasets.Dataset.from_dict(columns).to_parquet(folder / "cifar10/train.parquet")
     (folder / "features.safetensors").touch()
+    # A run that goes on.
+    interrupted = folder / "runs/20261124-154906"
+    interrupted.mkdir(parents=True)
+    write_json(interrupted / "config.json", load_config(CloudConfig).model_dump(mode="json"))
+    write_json(interrupted / "clients.json", {})
     for name, text in settings_files().items():
         (folder / name).write_text(here(text, folder), "utf-8")
     return folder

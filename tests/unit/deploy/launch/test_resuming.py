@@ -1,0 +1,105 @@
+"""What is kept of a run that goes on, and what keeps it from going on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.command import fedphd
+
+from fedphd.common.config.roles import CloudConfig, load_config
+from fedphd.common.errors import ConfigError
+from fedphd.common.events import write_json
+from fedphd.deploy.launch.resuming import (
+    check_same_data,
+    check_unchanged,
+    keep_events,
+    rewind,
+    stored_config,
+)
+
+
+def log(path: Path, *roles: str) -> list[str]:
+    """An event log with one line per role."""
+    lines = [json.dumps({"role": role, "n": n}) for n, role in enumerate(roles)]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return lines
+
+
+def test_events_are_kept_up_to_one_of_the_clouds(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = log(path, "cloud", "edge", "edge", "cloud", "edge", "cloud")
+    size = keep_events(path, 2)
+    assert path.read_text("utf-8").splitlines() == lines[:4]
+    assert size == path.stat().st_size
+
+
+def test_a_line_that_was_cut_off_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = log(path, "cloud", "edge")
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"role": "clo')
+    keep_events(path, 1)
+    assert path.read_text("utf-8").splitlines() == lines[:1]
+
+
+def test_a_log_with_a_gap_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log(path, "cloud", "edge")
+    with pytest.raises(
+        ConfigError, match=r"metrics.jsonl has 1 events of the cloud, but .* 2; put"
+    ):
+        keep_events(path, 2)
+
+
+def test_without_a_checkpoint_a_run_begins_anew(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "verdict.json"):
+        log(tmp_path / name, "cloud")
+    said: list[str] = []
+    resumed = rewind(tmp_path, said.append)
+    assert (resumed.interval, resumed.events, resumed.events_size) == (0, 0, 0)
+    assert list(tmp_path.iterdir()) == []
+    assert said == [f"resuming  {tmp_path}: no interval was finished, it begins anew"]
+
+
+def test_what_defines_the_training_must_stay(tmp_path: Path) -> None:
+    before = load_config(CloudConfig, None, {"seed": 3})
+    # Where it listens, and how long it waits, is its own matter.
+    here = {"seed": 3, "superlink.address": "127.0.0.1:7", "waits.round_s": 5.0}
+    check_unchanged(tmp_path, before, load_config(CloudConfig, None, here))
+    with pytest.raises(ConfigError, match=r"--resume .*: seed = 3, now 4; set them as they were"):
+        check_unchanged(tmp_path, before, load_config(CloudConfig, None, {"seed": 4}))
+    with pytest.raises(ConfigError, match=r"other data: data.source = 'digits', now 'faces'"):
+        check_same_data(tmp_path, {"data.source": "digits"}, {"data.source": "faces"})
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"--resume {tmp_path}: no run to go on with"):
+        stored_config(tmp_path)
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"--resume {tmp_path}: no run to go on with"):
+        stored_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["cloud", "--resume", "a", "--run-dir", "b"], "--resume and --run-dir both name"),
+        (["simulate", "--go-on"], "--go-on needs --run-dir"),
+        (["simulate", "--resume", "nothing"], "--resume nothing: no run to go on with"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(
+    arguments: list[str], problem: str, tmp_path: Path
+) -> None:
+    done = fedphd(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert problem in done.stderr
+
+
+def test_a_run_of_another_command_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", load_config(CloudConfig).model_dump(mode="json"))
+    done = fedphd("simulate", "--resume", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "it was not started by this command" in done.stderr
