@@ -13,6 +13,7 @@ from fedphd.client.stores import FileStore
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.errors import ConnectionLostError
 from fedphd.common.events import Verdict
+from fedphd.common.history.status import CONNECTED, StatusBoard
 from fedphd.common.timing import stop_soon
 from fedphd.common.wire.messages import Finish
 from fedphd.common.wire.node import Node
@@ -71,7 +72,8 @@ class OfferBoard:
 class Resident:
     """Serves every configured edge from one process until the run ends, or ``stop`` is set.
 
-    ``say`` shows a line to the user when a connection changes.
+    ``say`` shows a line to the user when a connection changes, ``status`` keeps what others may
+    ask.
     """
 
     def __init__(
@@ -80,12 +82,14 @@ class Resident:
         *,
         stop: threading.Event,
         say: Callable[[str], None] = logger.info,
+        status: StatusBoard | None = None,
     ) -> None:
         torch.set_num_threads(config.num_threads)
         self.verdict: Verdict | None = None
         self._config = config
         self._say = say
         self._stop = stop
+        self._status = status or StatusBoard("client", config.client_id)
         self.board = OfferBoard(len(config.edges))
         self._runtime = ClientRuntime(config, on_finish=self._finish)
         store = FileStore(config.state_folder / STATE, resident=True)
@@ -107,6 +111,7 @@ class Resident:
             thread.start()
         # Short joins, so that signals are handled in between.
         while any(thread.is_alive() for thread in threads) and not self._stop.is_set():
+            self._status.beat()
             for thread in threads:
                 thread.join(0.1)
         deadline_s = time.monotonic() + LEAVE_S
@@ -120,7 +125,8 @@ class Resident:
 
     def _serve(self, address: str) -> None:
         def on_change(change: str) -> None:
-            self.board.set_connected(address, change == "connected")
+            self.board.set_connected(address, change == CONNECTED)
+            self._status.linked(address, change)
             self._say(f"{address} {change}")
 
         node = Node(address, self._config.node, self.answer, stop=self._stop, on_change=on_change)

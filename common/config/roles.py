@@ -99,6 +99,21 @@ class NodeConfig(Section):
         return self
 
 
+class HealthConfig(Section):
+    """Where a process says over HTTP how it is."""
+
+    address: str | None = setting(
+        "127.0.0.1:0",
+        "host:port that answers /live, /ready and /status; port 0: a free one, which health.json "
+        "in state_dir names; null: none",
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return value if value is None or value.endswith(":0") else check_address(value)
+
+
 class CheckpointConfig(Section):
     """What is kept of a run's networks."""
 
@@ -117,6 +132,7 @@ class CloudConfig(FederationConfig):
     num_threads: int = setting(2, "CPU threads of this process", ge=1)
     superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    health: HealthConfig = Field(default_factory=HealthConfig)
 
     def federation(self) -> FederationConfig:
         """Only the part that defines the training run."""
@@ -132,6 +148,7 @@ class EdgeConfig(Section):
     num_threads: int = setting(1, "CPU threads of this process", ge=1)
     superlink: EdgeSuperLinkConfig = Field(default_factory=EdgeSuperLinkConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
+    health: HealthConfig = Field(default_factory=HealthConfig)
 
     _address = field_validator("cloud")(check_address)
     _id = field_validator("edge_id")(check_id)
@@ -156,6 +173,7 @@ class ClientConfig(Section):
     num_threads: int = setting(1, "CPU threads of this process", ge=1)
     data: DataConfig = Field(default_factory=DataConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
+    health: HealthConfig = Field(default_factory=HealthConfig)
 
     _id = field_validator("client_id")(check_id)
 

@@ -40,8 +40,12 @@ class Said(Event):
     text: str
 
 
+# A change of an edge that the cloud sees: which clients it has, in the event's detail.
+SERVES = "serves"
+
+
 class PeerChanged(Event):
-    """A peer "joined", "left", was "refused" or "failed"."""
+    """A peer "joined", "left", was "refused" or "failed"; an edge "serves" the named clients."""
 
     event: Literal["peer"] = "peer"
     peer: str

@@ -81,6 +81,13 @@ def build_unet(config: ModelConfig, *, seed: int) -> PrunedUNet:
     return _build(config, time_feature_width=config.block_out_channels[0], seed=seed)
 
 
+def count_parameters(config: ModelConfig) -> int:
+    """Parameters of the dense U-Net; nothing is allocated for them."""
+    with torch.device("meta"):
+        unet = build_unet(config, seed=0)
+    return sum(parameter.numel() for parameter in unet.parameters())
+
+
 def unet_config(unet: PrunedUNet) -> dict[str, Any]:
     """What a peer needs to build ``unet`` without its weights: JSON scalars and lists."""
     config = unet.config

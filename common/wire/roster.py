@@ -41,7 +41,7 @@ class Roster:
         hello_s: seconds that a node has to introduce itself; may be set at any time.
         retry_s: seconds for which a peer that failed is left alone.
         max_samples: a client that claims more images is refused.
-        on_change: told (name, "joined" | "left" | "refused" | "failed", detail).
+        on_change: told (name, "joined" | "left" | "refused" | "failed" | "serves", detail).
         clock: monotonic seconds; for tests.
     """
 
@@ -161,3 +161,5 @@ class Roster:
         if old is None or old.node_id != node_id:
             self._resting.pop(reply.name, None)
             self.on_change(reply.name, "joined", "again" if old else "")
+        if self.kind == "edge" and (old is None or set(old.clients) != set(peer.clients)):
+            self.on_change(reply.name, "serves", ",".join(sorted(peer.clients)))

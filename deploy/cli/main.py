@@ -9,11 +9,15 @@ from typer import Option, Typer
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
+from fedphd.common.history.status import StatusBoard
 from fedphd.deploy.cli import compare, flags
 from fedphd.deploy.cli.checkpoint import evaluate, sample
 from fedphd.deploy.cli.explain import explain_config
 from fedphd.deploy.cli.features import features_app, statistics
+from fedphd.deploy.cli.preflight import preflight
 from fedphd.deploy.cli.pseudo_labels import pseudo_labels
+from fedphd.deploy.cli.status import status
+from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.local import run_local
 from fedphd.deploy.launch.resuming import check_unchanged, rewind, stored_config
@@ -133,9 +137,14 @@ def client(
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("flwr").setLevel(logging.WARNING)
     name = resolved.client_id
+    board = StatusBoard("client", name)
     with stop_on_signal() as stop:
-        resident = Resident(resolved, stop=stop, say=lambda line: flags.say(f"{name:<9} {line}"))
-        verdict = resident.run()
+        resident = Resident(
+            resolved, stop=stop, say=lambda line: flags.say(f"{name:<9} {line}"), status=board
+        )
+        # Only now, with its data loaded, can it be ready.
+        with serving(resolved.health, board, resolved.state_folder):
+            verdict = resident.run()
         if stop.is_set() and resident.verdict is None:
             verdict = Verdict(Interrupted.exit_code, "interrupted")
     flags.end(verdict, name=name)
@@ -212,7 +221,7 @@ def simulate(
 compare.register(app)
 app.command("pseudo-labels")(pseudo_labels)
 app.command("config")(explain_config)
-for command in (evaluate, sample, statistics):
+for command in (evaluate, sample, statistics, status, preflight):
     app.command()(command)
 app.add_typer(features_app, name="features")
 

@@ -12,6 +12,8 @@ from fedphd.common.config.roles import CloudConfig, EdgeConfig
 from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted, StartError
 from fedphd.common.events import Verdict, read_verdict, write_json, write_verdict
 from fedphd.common.history.events import Started, Tail
+from fedphd.common.history.status import StatusBoard
+from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.runs import (
     ROLE_FILE,
@@ -56,9 +58,13 @@ def run_cloud(
     ``resumed`` says how far the run in it is, if it goes on.
     """
     file = prepare("cloud", config, run_dir, resumed)
-    with started(SuperLink(config.superlink, config.state_dir)) as link:
+    board = StatusBoard("cloud", "cloud")
+    with (
+        started(SuperLink(config.superlink, config.state_dir)) as link,
+        serving(config.health, board, config.state_dir),
+    ):
         say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")
-        verdict = _run(link, file, stop, say)
+        verdict = _run(link, file, stop, say, board)
     if verdict.exit_code == EXIT_OK:
         show_summary(run_dir, say)
     return verdict
@@ -71,16 +77,22 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     file = RoleFile.of("edge", config, state)
     for old in (Path(file.events), state / VERDICT, state / FLOWER_TRAFFIC):
         old.unlink(missing_ok=True)
-    with started(SuperLink(config.superlink, state)) as link:
+    board = StatusBoard("edge", config.edge_id)
+    with (
+        started(SuperLink(config.superlink, state)) as link,
+        serving(config.health, board, state),
+    ):
         file.write()
         say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
-        return _run(link, file, stop, say)
+        return _run(link, file, stop, say, board)
 
 
-def _run(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> Verdict:
+def _run(
+    link: SuperLink, file: RoleFile, stop: threading.Event, say: Say, board: StatusBoard
+) -> Verdict:
     link.submit({ROLE_FILE: str(file.path)})
     with file.settled():
-        verdict = serve(link, file, stop, say)
+        verdict = serve(link, file, stop, say, board)
     # Flower's own count of the run's bytes is lost when the SuperLink ends.
     if verdict.exit_code == EXIT_OK and (count := link.traffic()) is not None:
         write_json(Path(file.run_dir) / FLOWER_TRAFFIC, count)
@@ -97,8 +109,15 @@ def started(link: SuperLink) -> Iterator[SuperLink]:
         link.stop()
 
 
-def serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> Verdict:
-    """Show the submitted ServerApp's events, return its verdict."""
+def serve(
+    link: SuperLink,
+    file: RoleFile,
+    stop: threading.Event,
+    say: Say,
+    board: StatusBoard | None = None,
+) -> Verdict:
+    """Show the submitted ServerApp's events, also on ``board``; return its verdict."""
+    board = board or StatusBoard(file.role, file.role)
     tail, path = Tail(Path(file.events)), Path(file.verdict)
     # What a run that goes on had said before has been shown.
     tail.skip(file.events_size)
@@ -107,7 +126,9 @@ def serve(link: SuperLink, file: RoleFile, stop: threading.Event, say: Say) -> V
     while True:
         # Read before the events: the verdict is written last, so all events are shown first.
         verdict = read_verdict(path)
+        board.beat()
         for event in tail.new_events():
+            board.event(event)
             if isinstance(event, Started):
                 pid = event.pid
                 link.started(pid)

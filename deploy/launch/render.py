@@ -13,6 +13,8 @@ from fedphd.common.wire.metrics import MetricValues
 def render(event: Event) -> str | None:
     """One aligned line for an event, or None for what people need not see."""
     match event:
+        case events.PeerChanged(change=events.SERVES):
+            return None
         case events.PeerChanged():
             text = f"{event.peer} {event.change}{f': {event.detail}' if event.detail else ''}"
         case events.LinkChanged():

@@ -8,8 +8,10 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from support.command import fedphd
 from support.processes import Processes
 from support.site import EDGES, Site
 from support.tiny import CLASSES_PER_CLIENT, TINY, flags, write_toml
@@ -26,6 +28,7 @@ class Outcome:
     site: Site
     codes: dict[str, int]
     left: dict[int, list[str]]
+    status: list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +50,10 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         site.start("client-2")
         cloud.wait_line(r"interval +1 of")
         edges["edge-0"].wait_line(r"interval +2 round 1")
+        status = json.loads(fedphd("status", "--json", cwd=processes.folder).stdout)
         os.killpg(edges["edge-1"].pid, signal.SIGKILL)
         codes = {name: program.wait_exit() for name, program in site.programs.items()}
-        yield Outcome(site, codes, processes.commands())
+        yield Outcome(site, codes, processes.commands(), status)
 
 
 def test_the_run_survives_a_client_and_an_edge(outcome: Outcome) -> None:
@@ -58,6 +62,21 @@ def test_the_run_survives_a_client_and_an_edge(outcome: Outcome) -> None:
     assert outcome.codes == expected, outcome.site.programs["cloud"].text
     assert outcome.left == {}
     assert len(outcome.site.events("interval")) == INTERVALS
+
+
+def test_the_status_says_who_is_connected_to_whom(outcome: Outcome) -> None:
+    found = {one["node"]: one for one in outcome.status}
+    assert list(found)[:3] == ["cloud", "edge-0", "edge-1"]
+    # The killed one left its address behind, where nobody answers.
+    assert set(found) == {"cloud", "edge-0", "edge-1", "client-0", "client-2"}
+    assert all(one["ready"] for one in found.values())
+    assert found["cloud"]["interval"] >= 1
+    assert found["cloud"]["intervals"] == INTERVALS
+    assert {name: peer["state"] for name, peer in found["cloud"]["peers"].items()} == dict.fromkeys(
+        EDGES, "connected"
+    )
+    assert found["edge-0"]["peers"]["client-0"]["state"] == "connected"
+    assert set(found["client-0"]["upstream"].values()) == {"connected"}
 
 
 def test_the_killed_client_is_named(outcome: Outcome) -> None:

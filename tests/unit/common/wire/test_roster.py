@@ -82,7 +82,9 @@ def test_asking_again_updates_what_an_edge_sees() -> None:
     world.memory.nodes[5] = introduces("edge-1", 0, kind="edge", clients={"a": 1, "b": 2})
     assert world.roster.refresh()["edge-1"].clients == {"a": 1}
     assert world.roster.refresh(ask_again=True)["edge-1"].clients == {"a": 1, "b": 2}
-    assert [change for _, change, _ in world.changes] == ["joined"]
+    assert [(change, detail) for _, change, detail in world.changes] == [
+        ("joined", ""), ("serves", "a"), ("serves", "a,b"),
+    ]  # fmt: skip
 
 
 def test_same_name_under_a_new_node_id_replaces_the_old_one_for_good() -> None:

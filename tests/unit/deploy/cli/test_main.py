@@ -204,7 +204,7 @@ def test_help_explains_every_flag_with_its_default(name: str) -> None:
     for option in options:
         assert max(option.opts, key=len) in text
         assert getattr(option, "help", None), option.name
-    plain = ("dry_run", "as_json", "help")
+    plain = ("dry_run", "as_json", "go_on", "help")
     with_default = [option for option in options if option.name not in plain]
     assert text.count("[default: ") == len(with_default)
 

@@ -1,0 +1,148 @@
+"""How a process is right now, folded from its events: whether it works, and who is connected."""
+
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+from pydantic import BaseModel, Field
+
+from fedphd.common.events import Event
+from fedphd.common.history import events as kinds
+
+CONNECTED = "connected"
+# A loop that has not come round for so long hangs.
+STALE_S = 30.0
+
+
+class PeerStatus(BaseModel):
+    """A client of an edge, or an edge of the cloud; ``clients`` are those that an edge serves.
+
+    ``state`` is "connected", "left", "refused" or "failed", ``since`` and ``last_seen`` are Unix
+    times.
+    """
+
+    state: str
+    since: float
+    last_seen: float
+    detail: str = ""
+    clients: list[str] = Field(default_factory=list)
+
+
+class Status(BaseModel):
+    """One process.
+
+    Attributes:
+        live: its own loop comes round.
+        ready: it can do its part: the cloud's run accepts edges, an edge is connected to the
+            cloud, a client to an edge.
+        reason: why it is not ready; "" if it is.
+        upstream: what became of the connection to each server, by its address.
+        interval, edge_round: the last finished ones.
+    """
+
+    role: str
+    node: str
+    version: str = Field(default_factory=lambda: version("fedphd"))
+    live: bool = True
+    ready: bool = False
+    reason: str = "starting"
+    started: float = Field(default_factory=time.time)
+    interval: int = 0
+    intervals: int = 0
+    edge_round: int = 0
+    last_event: float = 0.0
+    upstream: dict[str, str] = Field(default_factory=dict)
+    peers: dict[str, PeerStatus] = Field(default_factory=dict)
+
+
+class StatusBoard:
+    """Keeps the status of one process; any thread may ask or tell.
+
+    ``clock`` is monotonic, in seconds.
+    """
+
+    def __init__(
+        self, role: str, node: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._status = Status(role=role, node=node)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._running = role == "client"
+        self._beat_s = clock()
+
+    def beat(self) -> None:
+        """The process's own loop came round."""
+        self._beat_s = self._clock()
+
+    def snapshot(self) -> Status:
+        """The status now."""
+        with self._lock:
+            status = self._status.model_copy(deep=True)
+        status.live = self._clock() - self._beat_s < STALE_S
+        status.reason = self._missing(status)
+        status.ready = not status.reason
+        return status
+
+    def _missing(self, status: Status) -> str:
+        if not status.live:
+            return f"its loop has not come round for {STALE_S:g} s"
+        if not self._running:
+            return "its ServerApp does not run"
+        if status.role == "cloud" or CONNECTED in status.upstream.values():
+            return ""
+        return "it is connected to no server"
+
+    def linked(self, server: str, change: str) -> None:
+        """A connection to a server changed; ``change`` is as in ``LinkChanged``."""
+        with self._lock:
+            self._status.upstream[server] = change
+            self._status.last_event = time.time()
+
+    def event(self, event: Event) -> None:
+        """Something happened in the process."""
+        with self._lock:
+            status = self._status
+            status.last_event = event.time
+            match event:
+                case kinds.Started():
+                    self._running = True
+                case kinds.Ended():
+                    self._running = False
+                case kinds.LinkChanged():
+                    status.upstream[event.server] = event.change
+                case kinds.PeerChanged():
+                    self._peer(status, event)
+                case kinds.RoundEnded():
+                    status.interval, status.edge_round = event.interval, event.edge_round
+                    self._seen(status, event.clients, event.time)
+                case kinds.IntervalEnded():
+                    status.interval, status.intervals = event.interval, event.intervals
+                    self._seen(status, event.edge_weights, event.time)
+                case _:
+                    pass
+
+    @staticmethod
+    def _peer(status: Status, event: kinds.PeerChanged) -> None:
+        before = status.peers.get(event.peer)
+        if event.change == kinds.SERVES:
+            if before:
+                before.clients = event.detail.split(",") if event.detail else []
+                before.last_seen = event.time
+            return
+        state = CONNECTED if event.change == "joined" else event.change
+        status.peers[event.peer] = PeerStatus(
+            state=state,
+            since=event.time,
+            last_seen=event.time,
+            detail=event.detail,
+            clients=before.clients if before else [],
+        )
+
+    @staticmethod
+    def _seen(status: Status, names: object, at: float) -> None:
+        for name in names if isinstance(names, list | dict) else ():
+            if peer := status.peers.get(name):
+                peer.last_seen = at
+                # It failed once, and has answered since.
+                peer.state = CONNECTED

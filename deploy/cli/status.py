@@ -1,0 +1,119 @@
+"""``fedphd status``: who is connected to whom, drawn as a tree."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
+from typer import Exit, Option
+
+from fedphd.common.errors import ConnectionLostError, FedPhDError
+from fedphd.common.history.status import CONNECTED, PeerStatus, Status
+from fedphd.deploy.launch.health import HEALTH, HealthAddress, parse_status
+from fedphd.deploy.launch.render import human_seconds
+
+ANSWER_S = 5.0
+
+
+def status(
+    addresses: Annotated[
+        list[str] | None,
+        Option(
+            "--address",
+            help="host:port of a process's health address; may be repeated",
+            show_default="those of the processes whose state is below the current folder",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path, Option(help="where to look for processes' state folders (health.json)")
+    ] = Path(),
+    as_json: Annotated[bool, Option("--json", help="print the answers as a JSON list")] = False,
+) -> None:
+    """Show who is connected to whom, the round, when each was last seen, and the version."""
+    asked = addresses or [found.address for found in find(folder)]
+    if not asked:
+        raise FedPhDError(
+            f"no running process has its state below {folder.absolute()} ({HEALTH}); name an "
+            "address by --address, or another --folder"
+        )
+    found, problems = [], []
+    for address in asked:
+        try:
+            found.append(ask(address))
+        except FedPhDError as error:
+            problems.append(str(error))
+    if as_json:
+        print(json.dumps([one.model_dump(mode="json") for one in found], indent=2))
+    else:
+        console = Console(highlight=False)
+        for tree in draw(found):
+            console.print(tree)
+        for problem in problems:
+            console.print(f"[red]{escape(problem)}[/red]")
+    ready = all(one.ready for one in found)
+    raise Exit(ConnectionLostError.exit_code if problems else 0 if ready else 1)
+
+
+def find(folder: Path) -> Iterator[HealthAddress]:
+    """The health addresses that state folders below ``folder`` name: cloud, edges, clients."""
+    places = [*folder.glob(f"*/{HEALTH}"), *folder.glob(f".fedphd/*/{HEALTH}")]
+    places += folder.glob(f"state/*/{HEALTH}")
+    read = [HealthAddress.model_validate_json(place.read_text("utf-8")) for place in set(places)]
+    order = {"cloud": 0, "edge": 1, "client": 2}
+    yield from sorted(read, key=lambda one: (order.get(one.role, 3), one.node))
+
+
+def ask(address: str) -> Status:
+    """The status of the process at ``address``; raises ConnectionLostError if none answers."""
+    try:
+        with urlopen(f"http://{address}/status", timeout=ANSWER_S) as answer:
+            return parse_status(answer.read())
+    except (URLError, OSError, ValueError) as error:
+        raise ConnectionLostError(f"{address}: no process answers: {error}") from error
+
+
+def draw(found: Iterable[Status], now: float | None = None) -> Iterator[Tree]:
+    """A tree for each process that is below no other one; ``now`` is a Unix time."""
+    now = time.time() if now is None else now
+    by_node = {one.node: one for one in found}
+    below = {name for one in by_node.values() for name in one.peers if name in by_node}
+    for name, one in by_node.items():
+        if name not in below:
+            tree = Tree(_headline(one))
+            _add_peers(tree, one, by_node, now)
+            yield tree
+
+
+def _add_peers(tree: Tree, one: Status, by_node: dict[str, Status], now: float) -> None:
+    for name, peer in sorted(one.peers.items()):
+        known = by_node.get(name)
+        branch = tree.add(_peer(name, peer, now) if known is None else _headline(known))
+        if known and known.peers:
+            _add_peers(branch, known, by_node, now)
+        else:
+            for client in peer.clients:
+                branch.add(escape(client))
+
+
+def _headline(one: Status) -> str:
+    mark = "[green]ready[/green]" if one.ready else f"[red]not ready[/red]: {escape(one.reason)}"
+    rounds = ""
+    if one.interval:
+        of = f" of {one.intervals}" if one.intervals else ""
+        edge_round = f" round {one.edge_round}" if one.edge_round else ""
+        rounds = f" | interval {one.interval}{of}{edge_round}"
+    links = "".join(f" | {server} {change}" for server, change in one.upstream.items())
+    return f"[bold]{escape(one.node)}[/bold] {mark}{rounds}{escape(links)} | fedphd {one.version}"
+
+
+def _peer(name: str, peer: PeerStatus, now: float) -> str:
+    colour = "green" if peer.state == CONNECTED else "red"
+    detail = f": {peer.detail}" if peer.detail and peer.state != CONNECTED else ""
+    ago = human_seconds(max(0.0, now - peer.last_seen))
+    return f"{escape(name)} [{colour}]{peer.state}[/{colour}]{escape(detail)} | seen {ago} ago"

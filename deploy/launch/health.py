@@ -1,0 +1,107 @@
+"""``/live``, ``/ready`` and ``/status`` over HTTP, for supervisors and ``fedphd status``.
+
+Flower's own gRPC health service says SERVING whatever its ServerApp does.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from fedphd.common.config.roles import HealthConfig
+from fedphd.common.events import write_json
+from fedphd.common.history.status import Status, StatusBoard
+
+logger = logging.getLogger(__name__)
+
+HEALTH = "health.json"
+_OK, _UNAVAILABLE, _NOT_FOUND = 200, 503, 404
+
+
+class HealthAddress(BaseModel):
+    """Where a process answers, as its state folder says."""
+
+    address: str
+    role: str
+    node: str
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    board: StatusBoard
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        """Answer one question; the code says yes (200) or no (503)."""
+        status = self.server.board.snapshot()
+        match self.path.partition("?")[0]:
+            case "/live":
+                self._answer(status.live, {"live": status.live})
+            case "/ready":
+                self._answer(status.ready, {"ready": status.ready, "reason": status.reason})
+            case "/status":
+                self._answer(True, status.model_dump(mode="json"))
+            case _:
+                self._send(_NOT_FOUND, {"error": "ask for /live, /ready or /status"})
+
+    def _answer(self, good: bool, content: object) -> None:
+        self._send(_OK if good else _UNAVAILABLE, content)
+
+    def _send(self, code: int, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a supervisor asks every few seconds."""
+
+
+@contextmanager
+def serving(config: HealthConfig, board: StatusBoard, state_dir: Path) -> Iterator[str | None]:
+    """Answer while the block runs; yields the address, None where none is configured or free.
+
+    The state folder's ``health.json`` names it for ``fedphd status``.
+    """
+    if config.address is None:
+        yield None
+        return
+    host, _, port = config.address.rpartition(":")
+    try:
+        server = _Server((host.strip("[]"), int(port)), _Handler)
+    except OSError as error:
+        # Training does not depend on it.
+        logger.warning("health.address = %s: %s; nothing answers there", config.address, error)
+        yield None
+        return
+    server.board = board
+    address = f"{host}:{server.server_address[1]}"
+    status = board.snapshot()
+    place = state_dir / HEALTH
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        place, HealthAddress(address=address, role=status.role, node=status.node).model_dump()
+    )
+    thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
+    thread.start()
+    try:
+        yield address
+    finally:
+        server.shutdown()
+        server.server_close()
+        place.unlink(missing_ok=True)
+
+
+def parse_status(body: bytes) -> Status:
+    """What ``/status`` answered; raises ValueError if it is something else."""
+    return Status.model_validate_json(body)

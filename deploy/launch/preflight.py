@@ -1,0 +1,305 @@
+"""Checks of a machine before a run: each says what it found, and what to do about it."""
+
+import ctypes
+import datetime
+import importlib.metadata
+import os
+import resource
+import shutil
+import socket
+import ssl
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cryptography import x509
+
+from fedphd.common.config.roles import (
+    ClientConfig,
+    CloudConfig,
+    EdgeConfig,
+    NodeConfig,
+    SuperLinkConfig,
+)
+from fedphd.common.config.run import ModelConfig
+from fedphd.common.errors import FedPhDError
+from fedphd.deploy.launch.superlink import check_free
+
+Outcome = Literal["ok", "warning", "failed", "skipped"]
+RoleConfig = CloudConfig | EdgeConfig | ClientConfig
+
+REACH_S = 5.0
+SOON = datetime.timedelta(days=14)
+LEAST_DISK = 2**30
+LEAST_DESCRIPTORS = 1024
+# Copies of the weights, float32, at the most: a client has weights, gradient, two moments, what
+# came and what goes; an edge what came, its sum and a reply; a cloud both networks, and a copy of
+# each while it evaluates and writes.
+_COPIES = {"client": 8, "edge": 5, "cloud": 8}
+_FLOAT_BYTES = 4
+# adjtimex(2): the clock is not synchronised.
+_TIME_ERROR = 5
+_VERSIONS = ("flwr", "torch", "diffusers", "torch-pruning")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check found; ``fix`` says what to do unless it is ok."""
+
+    name: str
+    outcome: Outcome
+    found: str
+    fix: str = ""
+
+
+def role_of(config: RoleConfig) -> str:
+    """ "cloud", "edge" or "client"."""
+    return {CloudConfig: "cloud", EdgeConfig: "edge"}.get(type(config), "client")
+
+
+def checks(config: RoleConfig, model: ModelConfig | None) -> Iterator[Check]:
+    """All checks for a role, one after the other; ``model`` is the run's U-Net, if it is known."""
+    yield _versions()
+    yield _clock()
+    yield _descriptors()
+    yield _disk(_folder_of(config))
+    yield _memory(role_of(config), model)
+    if not isinstance(config, ClientConfig):
+        yield from _server(config.superlink)
+    if not isinstance(config, CloudConfig):
+        servers = config.edges if isinstance(config, ClientConfig) else (config.cloud,)
+        yield from _node(config.node, servers)
+    if not isinstance(config, EdgeConfig):
+        yield _device(config.device)
+    if isinstance(config, ClientConfig):
+        yield _data(config)
+    elif isinstance(config, CloudConfig):
+        yield _reference(config)
+
+
+def _folder_of(config: RoleConfig) -> Path:
+    return config.out_dir if isinstance(config, CloudConfig) else config.state_folder
+
+
+def _tried(name: str, fix: str, find: Callable[[], str]) -> Check:
+    """Ok with what ``find`` returns, failed with what it raises."""
+    try:
+        return Check(name, "ok", find())
+    except (FedPhDError, OSError, ValueError) as error:
+        return Check(name, "failed", str(error), fix)
+
+
+def _versions() -> Check:
+    found = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    text = ", ".join(f"{name} {version}" for name, version in found.items())
+    text = f"python {sys.version.split()[0]}, {text}"
+    wanted = next(
+        (r for r in importlib.metadata.requires("fedphd") or () if r.startswith("flwr[")), ""
+    )
+    allowed = wanted.partition("]")[2].partition(";")[0]
+    least, _, below = allowed.replace("<", "").replace(">=", "").partition(",")
+    parts = tuple(map(int, found["flwr"].split(".")[:2]))
+    bounds = sorted(tuple(map(int, bound.split(".")[:2])) for bound in (least, below) if bound)
+    if bounds and not bounds[0] <= parts < bounds[-1]:
+        fix = f"install flwr{allowed}: others answer differently below its public interface"
+        return Check("versions", "failed", text, fix)
+    return Check("versions", "ok", text)
+
+
+def _clock() -> Check:
+    """Whether the system's clock is kept in step; certificates and logs depend on it."""
+    name, fix = "clock", "start a time service, such as systemd-timesyncd or chrony"
+    if not sys.platform.startswith("linux"):
+        return Check(name, "skipped", "only Linux says whether its clock is kept in step")
+    # struct timex with no mode set only asks; its size is at most 256 bytes.
+    state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(256))
+    now = _now().isoformat(timespec="seconds")
+    if state == _TIME_ERROR:
+        return Check(name, "warning", f"{now}, not synchronised", fix)
+    return Check(name, "ok", f"{now}, synchronised")
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _descriptors() -> Check:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fix = f"raise the limit: `ulimit -n {8 * LEAST_DESCRIPTORS}`, or LimitNOFILE= in a unit"
+    few = soft < LEAST_DESCRIPTORS
+    return Check("open files", "failed" if few else "ok", f"{soft} allowed", fix if few else "")
+
+
+def _disk(folder: Path) -> Check:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    text = f"{free / 2**30:.1f} GiB free for {folder}"
+    if not os.access(there, os.W_OK):
+        return Check("disk", "failed", f"{there} cannot be written to", "choose another folder")
+    if free < LEAST_DISK:
+        return Check("disk", "failed", text, "make room, or choose a folder on a larger disk")
+    return Check("disk", "ok", text)
+
+
+def _memory(role: str, model: ModelConfig | None) -> Check:
+    name = "memory"
+    if model is None:
+        text = "the network is the cloud's to choose"
+        return Check(name, "skipped", text, "name the cloud's file by --cloud-config")
+    # It takes seconds to import.
+    from fedphd.common.unet.model import count_parameters
+
+    needed = _COPIES[role] * _FLOAT_BYTES * count_parameters(model)
+    free = _available_memory()
+    text = f"{needed / 2**30:.2f} GiB for the network's copies, {free / 2**30:.1f} GiB free"
+    if needed > free:
+        return Check(name, "failed", text, "use a machine with more memory, or a smaller network")
+    return Check(name, "ok", text)
+
+
+def _available_memory() -> int:
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _server(config: SuperLinkConfig) -> Iterator[Check]:
+    """The own port and certificate."""
+
+    def free() -> str:
+        check_free(config.address, "superlink.address")
+        return f"{config.address} is free"
+
+    yield _tried("port", "stop what uses it, or choose another superlink.address", free)
+    if config.ssl_certfile is None:
+        host = config.address.rpartition(":")[0]
+        local = host.startswith("127.") or host in ("localhost", "[::1]")
+        fix = "give superlink.ssl_certfile, ssl_keyfile and ssl_ca_certfile"
+        text = "none: everything travels in plain text"
+        yield Check("certificate", "ok" if local else "warning", text, "" if local else fix)
+        return
+    yield _certificate(config.ssl_certfile)
+    yield _tried("certificate's key", "make both from one request", lambda: _key_fits(config))
+    if config.ssl_keyfile is not None:
+        yield _private(config.ssl_keyfile, "superlink.ssl_keyfile")
+
+
+def _key_fits(config: SuperLinkConfig) -> str:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    assert config.ssl_certfile is not None
+    context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    context.load_verify_locations(config.ssl_ca_certfile)
+    return f"{config.ssl_keyfile} fits {config.ssl_certfile}"
+
+
+def _certificate(path: Path) -> Check:
+    name, fix = "certificate", "have a new one signed by the certificate authority"
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        return Check(name, "failed", f"{path}: {error}", "name a certificate in PEM")
+    now = _now()
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    text = f"{path} is good from {begin:%Y-%m-%d} to {end:%Y-%m-%d} for {_names(certificate)}"
+    if not begin <= now <= end:
+        return Check(name, "failed", text, fix)
+    return Check(
+        name, "warning" if end - now < SOON else "ok", text, fix if end - now < SOON else ""
+    )
+
+
+def _names(certificate: x509.Certificate) -> str:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return "no name"
+    return ", ".join(str(name.value) for name in names)
+
+
+def _private(path: Path, name: str) -> Check:
+    """A private key that others of this machine cannot read."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        return Check(name, "failed", f"{path}: {error.strerror}", "correct the path")
+    open_to_others = mode & 0o077
+    fix = f"chmod 600 {path}" if open_to_others else ""
+    return Check(name, "failed" if open_to_others else "ok", f"{path} has mode {mode:04o}", fix)
+
+
+def _node(config: NodeConfig, servers: tuple[str, ...]) -> Iterator[Check]:
+    """How the servers above are reached."""
+    for address in servers:
+        yield _reach(address)
+        if config.root_certificates is not None:
+            yield _tls(address, config.root_certificates)
+    if config.root_certificates is None:
+        away = [a for a in servers if not a.startswith(("127.", "localhost:", "[::1]:"))]
+        fix = "give node.root_certificates, the certificate authority of the servers"
+        text = "none: whoever is between here and there reads and changes what travels"
+        yield Check("authority", "warning" if away else "ok", text, fix if away else "")
+    if config.private_key is not None:
+        yield _private(config.private_key, "node.private_key")
+
+
+def _reach(address: str) -> Check:
+    host, _, port = address.rpartition(":")
+    fix = "check the name, the firewalls on the way, and that the server runs"
+
+    def connect() -> str:
+        with socket.create_connection((host.strip("[]"), int(port)), REACH_S) as link:
+            return f"{address} answers from {link.getpeername()[0]}"
+
+    return _tried(f"reach {address}", fix, connect)
+
+
+def _tls(address: str, authority: Path) -> Check:
+    host, _, port = address.rpartition(":")
+    fix = "use a certificate for this name, signed by node.root_certificates, that is in date"
+
+    def greet() -> str:
+        context = ssl.create_default_context(cafile=authority)
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), REACH_S) as link,
+            context.wrap_socket(link, server_hostname=host.strip("[]")) as secure,
+        ):
+            return f"{secure.version()}, the certificate is good for {host}"
+
+    return _tried(f"TLS {address}", fix, greet)
+
+
+def _device(device: str) -> Check:
+    def find() -> str:
+        from fedphd.common.unet.model import resolve_device
+
+        return f"device = {device!r} is {resolve_device(device)}"
+
+    return _tried("device", "set device to cpu, or install a build of torch for this GPU", find)
+
+
+def _data(config: ClientConfig) -> Check:
+    def opened() -> str:
+        from fedphd.common.data.images import LabelledImages
+
+        data = LabelledImages(config.data)
+        classes = len(set(data.labels.tolist()))
+        return f"{len(data.train_indices)} images of {classes} classes to train on"
+
+    return _tried("data", "correct [data]", opened)
+
+
+def _reference(config: CloudConfig) -> Check:
+    def opened() -> str:
+        from fedphd.deploy.launch.runs import check_data
+
+        check_data(config)
+        return "what evaluation needs is there" if config.evaluation.reference else "none"
+
+    return _tried("reference", "correct [evaluation]", opened)

@@ -1,0 +1,101 @@
+"""What a process says of itself, from its events."""
+
+from __future__ import annotations
+
+from fedphd.common.history.events import (
+    SERVES,
+    Ended,
+    IntervalEnded,
+    LinkChanged,
+    PeerChanged,
+    RoundEnded,
+    Started,
+)
+from fedphd.common.history.status import STALE_S, StatusBoard
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_cloud_is_ready_while_its_serverapp_runs() -> None:
+    board = StatusBoard("cloud", "cloud")
+    assert board.snapshot().reason == "its ServerApp does not run"
+    board.event(Started(pid=1))
+    assert board.snapshot().ready
+    board.event(Ended(exit_code=0, message=""))
+    assert not board.snapshot().ready
+
+
+def test_an_edge_is_ready_while_it_is_connected_to_the_cloud() -> None:
+    board = StatusBoard("edge", "edge-0")
+    board.event(Started(pid=1))
+    assert board.snapshot().reason == "it is connected to no server"
+    board.event(LinkChanged(server="c:1", change="connected"))
+    assert board.snapshot().ready
+    board.event(LinkChanged(server="c:1", change="lost, trying again"))
+    assert not board.snapshot().ready
+    assert board.snapshot().upstream == {"c:1": "lost, trying again"}
+
+
+def test_a_client_is_ready_with_one_of_its_edges() -> None:
+    board = StatusBoard("client", "client-0")
+    board.linked("a:1", "connected")
+    board.linked("b:1", "lost")
+    assert board.snapshot().ready
+    board.linked("a:1", "lost")
+    assert not board.snapshot().ready
+
+
+def test_a_loop_that_hangs_is_not_live() -> None:
+    clock = Clock()
+    board = StatusBoard("cloud", "cloud", clock=clock)
+    board.event(Started(pid=1))
+    clock.now = STALE_S
+    status = board.snapshot()
+    assert (status.live, status.ready) == (False, False)
+    assert "has not come round" in status.reason
+    board.beat()
+    assert board.snapshot().ready
+
+
+def test_peers_and_rounds_are_those_of_the_events() -> None:
+    board = StatusBoard("cloud", "cloud")
+    for name in ("edge-0", "edge-1"):
+        board.event(PeerChanged(peer=name, change="joined", detail="", time=1.0))
+    board.event(PeerChanged(peer="edge-0", change=SERVES, detail="client-0,client-2", time=2.0))
+    board.event(PeerChanged(peer="edge-1", change="left", detail="", time=3.0))
+    board.event(
+        IntervalEnded(
+            interval=2, intervals=8, edge_weights={"edge-0": 1.0}, sparse=False, parameters=1,
+            macs=1, client_edge_bytes=0, edge_cloud_bytes=0, training_flops=0.0, left_s=0.0,
+            time=9.0,
+        )
+    )  # fmt: skip
+    status = board.snapshot()
+    assert (status.interval, status.intervals, status.last_event) == (2, 8, 9.0)
+    first, second = status.peers["edge-0"], status.peers["edge-1"]
+    assert (first.state, first.clients) == ("connected", ["client-0", "client-2"])
+    assert (first.since, first.last_seen) == (1.0, 9.0)
+    assert (second.state, second.since, second.last_seen) == ("left", 3.0, 3.0)
+
+
+def test_a_peer_that_failed_and_answers_again_is_connected() -> None:
+    board = StatusBoard("edge", "edge-0")
+    board.event(PeerChanged(peer="client-0", change="joined", detail="", time=1.0))
+    board.event(PeerChanged(peer="client-0", change="failed", detail="late", time=2.0))
+    assert board.snapshot().peers["client-0"].detail == "late"
+    board.event(
+        RoundEnded(
+            interval=3, edge_round=2, round=12, rounds=20, clients=["client-0"], num_samples=1,
+            label_distribution=[1.0], failures=[], sent_bytes=0, received_bytes=0, seconds=1.0,
+            left_s=0.0, time=5.0,
+        )
+    )  # fmt: skip
+    status = board.snapshot()
+    assert (status.interval, status.edge_round) == (3, 2)
+    assert (status.peers["client-0"].state, status.peers["client-0"].last_seen) == ("connected", 5)

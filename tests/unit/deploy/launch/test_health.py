@@ -1,0 +1,112 @@
+"""Health over real HTTP, and the tree that is drawn from it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from rich.console import Console
+from support.command import fedphd
+
+from fedphd.common.config.roles import EdgeConfig, HealthConfig, load_config
+from fedphd.common.errors import ConfigError, ConnectionLostError
+from fedphd.common.history.events import SERVES, LinkChanged, PeerChanged, Started
+from fedphd.common.history.status import StatusBoard
+from fedphd.deploy.cli.status import ask, draw, find
+from fedphd.deploy.launch.health import HEALTH, serving
+
+
+def get(address: str, path: str) -> tuple[int, dict[str, object]]:
+    try:
+        with urlopen(f"http://{address}{path}", timeout=10) as answer:
+            return answer.status, json.loads(answer.read())
+    except HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def edge_board() -> StatusBoard:
+    board = StatusBoard("edge", "edge-0")
+    board.event(Started(pid=1))
+    board.event(PeerChanged(peer="client-1", change="joined", detail="", time=100.0))
+    return board
+
+
+def test_live_and_ready_are_codes(tmp_path: Path) -> None:
+    board = edge_board()
+    with serving(HealthConfig(), board, tmp_path / "edge-0") as address:
+        assert address is not None
+        assert get(address, "/live") == (200, {"live": True})
+        expected = {"ready": False, "reason": "it is connected to no server"}
+        assert get(address, "/ready") == (503, expected)
+        board.event(LinkChanged(server="c:1", change="connected"))
+        assert get(address, "/ready") == (200, {"ready": True, "reason": ""})
+        assert get(address, "/status")[1]["node"] == "edge-0"
+        assert get(address, "/")[0] == 404
+        assert [found.address for found in find(tmp_path)] == [address]
+    assert not (tmp_path / "edge-0" / HEALTH).exists()
+    with pytest.raises(ConnectionLostError, match="no process answers"):
+        ask(address)
+
+
+def test_an_address_in_use_does_not_keep_anybody_from_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = HealthConfig(address=f"127.0.0.1:{taken.getsockname()[1]}")
+        with serving(config, edge_board(), tmp_path) as address:
+            assert address is None
+    assert "nothing answers there" in caplog.text
+
+
+def test_it_can_be_switched_off_and_a_wrong_address_is_refused(tmp_path: Path) -> None:
+    with serving(HealthConfig(address=None), edge_board(), tmp_path) as address:
+        assert address is None
+    with pytest.raises(ConfigError, match=r"health.address: 'here' is not an address"):
+        load_config(EdgeConfig, overrides={"health.address": "here"})
+
+
+def test_the_tree_has_clients_below_their_edges(tmp_path: Path) -> None:
+    cloud, edge = StatusBoard("cloud", "cloud"), edge_board()
+    cloud.event(Started(pid=1))
+    for name in ("edge-0", "edge-1"):
+        cloud.event(PeerChanged(peer=name, change="joined", detail="", time=100.0))
+    cloud.event(PeerChanged(peer="edge-1", change=SERVES, detail="client-8", time=100.0))
+    cloud.event(PeerChanged(peer="edge-1", change="failed", detail="late", time=101.0))
+    edge.event(LinkChanged(server="c:1", change="connected"))
+    console = Console(width=200)
+    with console.capture() as captured:
+        for tree in draw([cloud.snapshot(), edge.snapshot()], now=160.0):
+            console.print(tree)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    version = cloud.snapshot().version
+    assert lines == [
+        f"cloud ready | fedphd {version}",
+        f"├── edge-0 ready | c:1 connected | fedphd {version}",
+        "│   └── client-1 connected | seen 60 s ago",
+        "└── edge-1 failed: late | seen 59 s ago",
+        "    └── client-8",
+    ]
+
+
+def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
+    done = fedphd("status", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no running process has its state below" in done.stderr
+    done = fedphd("status", "--address", "127.0.0.1:1", cwd=tmp_path)
+    assert done.returncode == 5
+    assert "127.0.0.1:1: no process answers" in done.stdout
+
+
+def test_the_command_prints_json(tmp_path: Path) -> None:
+    with serving(HealthConfig(), edge_board(), tmp_path / "edge-0"):
+        done = fedphd("status", "--json", cwd=tmp_path)
+    # Not ready: a script can use the code.
+    assert done.returncode == 1, done.stderr
+    (answer,) = json.loads(done.stdout)
+    assert (answer["node"], answer["ready"]) == ("edge-0", False)

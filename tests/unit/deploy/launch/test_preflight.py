@@ -1,0 +1,144 @@
+"""Each check fails where it should, and says what to do."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from support.certificates import write_certificates
+from support.command import fedphd
+from support.tiny import write_toml
+
+from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
+from fedphd.common.config.run import ModelConfig
+from fedphd.deploy.cli.preflight import Role, guess
+from fedphd.deploy.launch import preflight
+from fedphd.deploy.launch.preflight import Check, RoleConfig, checks
+
+SMALL = ModelConfig(block_out_channels=(8, 8), attention_head_dim=8, norm_num_groups=4)
+
+
+def found(config: RoleConfig, model: ModelConfig | None = SMALL) -> dict[str, Check]:
+    return {check.name: check for check in checks(config, model)}
+
+
+def test_a_machine_that_is_ready_has_no_failure(tmp_path: Path) -> None:
+    certificates = write_certificates(tmp_path)
+    os.chmod(tmp_path / "server.key", 0o600)
+    values = {**certificates, "superlink.address": "127.0.0.1:0", "out_dir": str(tmp_path)}
+    values["superlink.address"] = f"127.0.0.1:{free_port()}"
+    result = found(load_config(CloudConfig, overrides=values))
+    assert [check for check in result.values() if check.outcome == "failed"] == []
+    assert "for localhost, 127.0.0.1" in result["certificate"].found
+    # It is good for two days.
+    assert (result["certificate"].outcome, bool(result["certificate"].fix)) == ("warning", True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_certificate_that_has_expired_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = write_certificates(tmp_path)
+    config = load_config(CloudConfig, overrides=values)
+    assert found(config)["certificate"].outcome == "warning"
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3)
+    monkeypatch.setattr(preflight, "_now", lambda: later)
+    assert found(config)["certificate"].outcome == "failed"
+
+
+def test_a_key_of_another_certificate_or_open_to_others_fails(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = write_certificates(tmp_path / "other")
+    values = {
+        **write_certificates(tmp_path),
+        "superlink.ssl_keyfile": other["superlink.ssl_keyfile"],
+    }
+    os.chmod(other["superlink.ssl_keyfile"], 0o644)
+    result = found(load_config(CloudConfig, overrides=values))
+    assert result["certificate's key"].outcome == "failed"
+    key = result["superlink.ssl_keyfile"]
+    assert (key.outcome, key.fix) == ("failed", f"chmod 600 {other['superlink.ssl_keyfile']}")
+
+
+def test_a_port_in_use_and_a_server_that_is_away_fail() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        here = f"127.0.0.1:{taken.getsockname()[1]}"
+        away = f"127.0.0.1:{free_port()}"
+        config = load_config(EdgeConfig, overrides={"superlink.address": here, "cloud": away})
+        result = found(config)
+        assert result["port"].outcome == "failed"
+        assert result[f"reach {away}"].outcome == "failed"
+        reached = load_config(EdgeConfig, overrides={"cloud": here})
+        assert found(reached)[f"reach {here}"].outcome == "ok"
+
+
+def test_plain_text_is_fine_on_this_machine_only() -> None:
+    local = load_config(ClientConfig, overrides={"edges": ["127.0.0.1:1"]})
+    assert found(local)["authority"].outcome == "ok"
+    config = load_config(CloudConfig, overrides={"superlink.address": "0.0.0.0:1"})
+    assert found(config)["certificate"].outcome == "warning"
+
+
+def test_data_and_device_are_looked_at(tmp_path: Path) -> None:
+    good = found(load_config(ClientConfig, overrides={"edges": ["127.0.0.1:1"]}))
+    assert good["data"].found == "1797 images of 10 classes to train on"
+    values = {"edges": ["127.0.0.1:1"], "data.source": str(tmp_path / "none"), "device": "cuda"}
+    bad = found(load_config(ClientConfig, overrides=values))
+    assert (bad["data"].outcome, bad["device"].outcome) == ("failed", "failed")
+    assert "no such file or folder" in bad["data"].found
+
+
+def test_memory_and_disk_are_compared_with_what_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(CloudConfig, overrides={"out_dir": str(tmp_path / "runs")})
+    assert found(config)["memory"].outcome == found(config)["disk"].outcome == "ok"
+    assert found(config, None)["memory"].outcome == "skipped"
+    monkeypatch.setattr(preflight, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(preflight, "LEAST_DISK", 2**60)
+    assert found(config)["memory"].outcome == found(config)["disk"].outcome == "failed"
+
+
+def test_few_descriptors_and_another_flower_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "LEAST_DESCRIPTORS", 10**9)
+    version = preflight.importlib.metadata.version
+    monkeypatch.setattr(
+        preflight.importlib.metadata, "version", lambda n: "1.32.0" if n == "flwr" else version(n)
+    )
+    result = found(load_config(CloudConfig))
+    assert result["open files"].outcome == "failed"
+    assert (result["versions"].outcome, "install flwr" in result["versions"].fix) == (
+        "failed",
+        True,
+    )
+
+
+def test_the_file_tells_the_role(tmp_path: Path) -> None:
+    for keys, role in (
+        ({"client_id": "a"}, Role.client),
+        ({"data.source": "digits"}, Role.client),
+        ({"edge_id": "a"}, Role.edge),
+        ({"preset": "digits"}, Role.cloud),
+    ):
+        assert guess(write_toml(tmp_path / "role.toml", keys)) == role
+
+
+def test_the_command_ends_with_2_if_something_must_be_mended(tmp_path: Path) -> None:
+    path = write_toml(tmp_path / "client.toml", {"edges": [f"127.0.0.1:{free_port()}"]})
+    done = fedphd("preflight", "--config", str(path), "--json", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    outcomes = {check["name"].split()[0]: check["outcome"] for check in json.loads(done.stdout)}
+    assert (outcomes["reach"], outcomes["data"], outcomes["memory"]) == ("failed", "ok", "skipped")
+    text = fedphd("preflight", "--config", str(path), cwd=tmp_path).stdout
+    assert "checks of a machine for the client, 1 failed" in text
