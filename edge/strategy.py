@@ -206,6 +206,7 @@ class EdgeAverage(Strategy):
         if not self._task.plan.aggregation.max_update_ratio:
             return ()
         weights = update_norm(update.weights, mean.selections[update.part_set].take(sent))
+        weights /= self._task.plan.training.usual_steps(update.trainee.peer.num_samples)
         return (weights,) if update.change is None else (weights, norm_of(update.change))
 
     def _count(self, update: Update, mean: PartAverage, stats: RoundStats) -> Trainee:

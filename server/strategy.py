@@ -214,7 +214,10 @@ class FedPhD(Strategy):
 
     def _norms(self, result: _Trained, parts: tuple[Part, ...], sent: torch.Tensor) -> Norms:
         came = PartSubset(self._expected(result.answer.parts).chosen, parts).take(result.weights)
-        weights = update_norm(came, sent)
+        # A client round's images there, on average.
+        answer, edge_rounds = result.answer, self.config.schedule.edge_rounds
+        images = answer.samples_per_round * edge_rounds / answer.client_rounds
+        weights = update_norm(came, sent) / self.config.training.usual_steps(images)
         return (weights,) if result.change is None else (weights, norm_of(result.change))
 
     def _check(self, name: str, interval: int, reply: Message) -> _Trained:

@@ -30,8 +30,8 @@ class AggregationConfig(Section):
     )
     max_update_ratio: float = setting(
         10.0,
-        "a reply is dropped whose change of the weights has a 2-norm above this many times the "
-        "median of its round, where at least 3 replied; 0: none is",
+        "a reply is dropped whose change of the weights per optimiser step has a 2-norm above this "
+        "many times the median of its round, where at least 3 replied; 0: none is",
         ge=0,
     )
 

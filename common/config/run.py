@@ -3,6 +3,7 @@
 Units are in the names (``_s`` seconds) or in the meaning, which ``fedphd config ROLE`` prints.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -108,6 +109,11 @@ class TrainingConfig(Section):
     optimizer_state: Literal["keep", "fresh"] = setting(
         "keep", "keep each client's moments across rounds, or start afresh"
     )
+
+    def usual_steps(self, num_images: float) -> int:
+        """Steps of a client with that many images in an edge round, at least 1."""
+        per_pass = 1 if self.local_unit == "steps" else math.ceil(num_images / self.batch_size)
+        return self.local_amount * max(1, per_pass)
 
     def most_steps(self, num_images: int) -> int:
         """Steps that no client with that many images can exceed in an edge round."""
