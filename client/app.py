@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedphd.client.choice import choose_edge
-from fedphd.client.flat_unet import UNetCache
+from fedphd.client.flat_unet import UNetCache, received_layout
 from fedphd.client.statistics import summed_features
 from fedphd.client.stores import StateStore
 from fedphd.client.trainer import ClientImages, Trainer
@@ -79,7 +79,7 @@ class ClientRuntime:
 
         ``state`` is where the trainer's state lies between messages; None: in this process.
         """
-        layout = task.network.tensor_layout()
+        layout = received_layout(task)
         received = records.read_weights(message)
         weights = records.check_reply_weights(received, task.network, layout)
         corrects = task.objective.method == "scaffold"

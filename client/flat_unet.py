@@ -5,8 +5,9 @@ travel in. So loading, clipping, the optimiser and its moments are single operat
 tensors: on the digits U-Net a step is 10% faster than with a list of some hundred tensors.
 """
 
+import json
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ import torch
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.groups import GroupPenalty
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.unet.model import unet_from_config
+from fedphd.common.unet.model import layout_of_config, unet_from_config
+from fedphd.common.unet.parts import PartSubset
+from fedphd.common.wire.messages import TrainTask
 
 
 class FlatUNet:
@@ -71,3 +74,29 @@ class UNetCache:
         if latest is None or (latest.unet_config, latest.flat.device.type) != wanted:
             latest = self._latest = FlatUNet(unet_config, device)
         return latest
+
+
+def received_layout(task: TrainTask) -> TensorLayout:
+    """The tensors that travel with ``task``.
+
+    They must be those of the U-Net that it describes. So an edge cannot make a client build a
+    network that it does not send the weights of, or load weights under other names.
+
+    Raises:
+        ReplyError: the description is malformed, or another one; names the first tensor that
+            differs. Or ``task`` wants a part back that does not travel.
+    """
+    # What does not travel is the client's own.
+    if kept := sorted(set(task.send) - set(task.parts)):
+        raise ReplyError(f"asks for the part {kept[0]}, which does not travel")
+    described = PartSubset(_layout_of(json.dumps(task.network.unet)), task.parts).chosen
+    layout = task.network.tensor_layout()
+    if problem := described.mismatch(layout):
+        raise ReplyError(f"its U-Net and its weights differ: {problem}")
+    return layout
+
+
+@lru_cache(maxsize=4)
+def _layout_of(unet_config: str) -> TensorLayout:
+    """The tensors of a U-Net that is described as JSON text; it is the same for many rounds."""
+    return layout_of_config(json.loads(unet_config))

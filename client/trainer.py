@@ -19,7 +19,12 @@ from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.rng import derive_seed, generator
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.unet.model import build_scheduler, build_unet, resolve_device
+from fedphd.common.unet.model import (
+    build_scheduler,
+    build_unet,
+    layout_of_dense,
+    resolve_device,
+)
 from fedphd.common.unet.parts import PARTS, PartSubset
 from fedphd.common.wire.messages import TrainTask
 from fedphd.common.wire.metrics import TrainMetrics
@@ -226,9 +231,14 @@ def initial_weights(task: TrainTask, layout: TensorLayout) -> Tensor:
         raise ReplyError(
             f"brings only the parts {', '.join(task.parts)}, and no initial U-Net for the others"
         )
+    cut = Cut.from_json(task.cut) if task.cut else None
+    # Before it is built: what it leads to has the size of what came.
+    dense = layout_of_dense(task.initial)
+    if problem := (cut.layout if cut else layout).mismatch(dense):
+        raise ReplyError(f"its initial U-Net is another one: {problem}")
     initial = build_unet(task.initial, seed=task.seed).state_dict()
-    weights = TensorLayout.of(initial).pack(initial)
-    return Cut.from_json(task.cut).apply_flat(weights, layout) if task.cut else weights
+    weights = dense.pack(initial)
+    return cut.apply_flat(weights, layout) if cut else weights
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from fedphd.common.config.roles import EdgeConfig
 from fedphd.common.config.run import ScheduleConfig, WaitConfig
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.events import LinkChanged, PeerChanged, RoundEnded
+from fedphd.common.robust import UpdateBound
 from fedphd.common.timing import stop_soon
 from fedphd.common.wire import messages, records
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
@@ -20,7 +21,7 @@ from fedphd.common.wire.roster import Roster
 from fedphd.edge.interval import run_interval
 from fedphd.edge.round import RoundStats
 from fedphd.edge.statistics import collect_statistics
-from fedphd.edge.strategy import EdgeAverage
+from fedphd.edge.strategy import EdgeAverage, Update, update_bounds
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class EdgeService:
         self.verdict = Verdict()
         self._rounds_done = 0
         self._rounds_s = 0.0
+        # Kept from interval to interval: an interval may be a single round.
+        self._bounds: list[UpdateBound[Update]] | None = None
         self.roster = Roster(
             self.grid,
             asking=self.edge_id,
@@ -87,6 +90,8 @@ class EdgeService:
             retry_s=waits.retry_s,
             max_samples=task.plan.schedule.max_client_samples,
         )
+        if self._bounds is None:
+            self._bounds = update_bounds(task.plan)
         corrects = task.plan.objective.method == "scaffold"
         reply, weights, change = run_interval(
             task,
@@ -97,6 +102,7 @@ class EdgeService:
             roster=self.roster,
             on_round=lambda strategy, stats: self._on_round(task, strategy, stats),
             shared_questions=self.shared_questions,
+            bounds=self._bounds,
         )
         return Message(records.to_records(reply, weights, change), reply_to=message)
 

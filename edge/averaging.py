@@ -1,11 +1,23 @@
 """What an edge adds up over the replies of a round, one reply at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
+from fedphd.common.robust import can_trim, trimmed_mean
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import Part, PartSubset
+
+
+class Average(Protocol):
+    """What replies are put into, one at a time."""
+
+    def add(self, weights: torch.Tensor, weight: float) -> None:
+        """Take ``weights``, shape (numel,), float32, of ``weight`` images."""
+
+    def mean(self) -> torch.Tensor | None:
+        """The average, shape (numel,); None if nothing was added."""
 
 
 class WeightedSum:
@@ -27,15 +39,46 @@ class WeightedSum:
         return None if self._sum is None else self._sum.div_(self._weight)
 
 
-class PartAverage:
-    """The mean of each part set over those who sent it, in the memory of one model.
+class TrimmedMean:
+    """``trimmed_mean`` of flat weights; keeps all of them in memory until ``mean``.
 
-    ``layout`` is that of the weights that the ``part_sets`` make up together.
+    Where too few came for anything to be left, it is the mean by images, as a ``WeightedSum``.
     """
 
-    def __init__(self, layout: TensorLayout, part_sets: Sequence[tuple[Part, ...]]) -> None:
+    def __init__(self, trim: float) -> None:
+        self._trim = trim
+        self._came: list[tuple[torch.Tensor, float]] = []
+
+    def add(self, weights: torch.Tensor, weight: float) -> None:
+        """Keep ``weights``, shape (numel,), float32."""
+        self._came.append((weights, weight))
+
+    def mean(self) -> torch.Tensor | None:
+        """The trimmed mean, shape (numel,); None if nothing was added."""
+        if can_trim(len(self._came), self._trim):
+            return trimmed_mean([weights for weights, _ in self._came], self._trim)
+        total = WeightedSum()
+        for weights, weight in self._came:
+            total.add(weights, weight)
+        return total.mean()
+
+
+class PartAverage:
+    """The average of each part set over those who sent it.
+
+    ``layout`` is that of the weights that the ``part_sets`` make up together; ``average`` makes
+    what takes the replies of one of them. By default that is a mean by images, in the memory of
+    one model.
+    """
+
+    def __init__(
+        self,
+        layout: TensorLayout,
+        part_sets: Sequence[tuple[Part, ...]],
+        average: Callable[[], Average] = WeightedSum,
+    ) -> None:
         self.selections = [PartSubset(layout, parts) for parts in part_sets]
-        self._sums = [WeightedSum() for _ in part_sets]
+        self._sums = [average() for _ in part_sets]
 
     def add(self, part_set: int, weights: torch.Tensor, weight: float) -> None:
         """Add a reply's ``weights`` of one part set, float32, ``weight`` times."""

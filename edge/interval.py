@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from flwr.app import Array
 
+from fedphd.common.robust import UpdateBound
 from fedphd.common.unet.parts import PartSubset, joined
 from fedphd.common.wire import records
 from fedphd.common.wire.grid import StreamingGrid
@@ -14,7 +15,7 @@ from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import ServerVariate
 from fedphd.edge.round import RoundStats
-from fedphd.edge.strategy import EdgeAverage
+from fedphd.edge.strategy import EdgeAverage, Update
 
 
 def run_interval(
@@ -27,6 +28,7 @@ def run_interval(
     roster: Roster,
     on_round: Callable[[EdgeAverage, RoundStats], None],
     shared_questions: bool = False,
+    bounds: list[UpdateBound[Update]] | None = None,
 ) -> tuple[IntervalReply, Array, torch.Tensor | None]:
     """Run ``edge_rounds`` edge rounds from ``weights``.
 
@@ -37,6 +39,7 @@ def run_interval(
         variate: SCAFFOLD's server variate, (numel,), float32; None for other methods.
         on_round: told about each finished round.
         shared_questions: as in ``edge/questions.py: Questions``.
+        bounds: as in ``EdgeAverage``.
 
     Returns:
         The reply to the cloud; the weights of its ``parts``, (numel,): the cloud's own where no
@@ -60,6 +63,7 @@ def run_interval(
         on_round=lambda stats: on_round(strategy, stats),
         shared_questions=shared_questions,
         variate=server,
+        bounds=bounds,
     )
     result = strategy.start(
         grid,

@@ -11,6 +11,7 @@ from fedphd.common.unet.costs import images_of_steps
 from fedphd.common.wire.messages import TrainReply
 from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.offers import Offer
+from fedphd.common.wire.payload import shown
 from fedphd.common.wire.roster import Peer, Roster
 
 logger = logging.getLogger(__name__)
@@ -92,9 +93,15 @@ class EdgeRound:
 
     def leave_out(self, peer: Peer, reason: str) -> None:
         """Continue without a client that failed, and leave it alone for a while."""
+        reason = shown(reason)
         self.stats.failures.append(f"{peer.name}: {reason}")
         logger.warning("round %d: %s is left out: %s", self.stats.edge_round, peer.name, reason)
         self._roster.rest(peer.name, reason)
+
+    def ignore(self, peer: Peer, reason: str) -> None:
+        """Report an answer that does not count, of a client that stays in the round."""
+        self.stats.failures.append(f"{peer.name}: {reason}")
+        logger.warning("round %d: %s: %s", self.stats.edge_round, peer.name, reason)
 
     def finish(self, trained: Iterable[Trainee]) -> None:
         """Close the round with those that delivered; the others must not weigh in later offers."""

@@ -1,23 +1,51 @@
 """One interval at an edge: who trains here, and the average of each edge round."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
 from fedphd.common.rng import sample_participants
+from fedphd.common.robust import Norms, UpdateBound, norm_of, update_norm
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PARTS, Part, joined, part_sets
 from fedphd.common.wire import records
 from fedphd.common.wire.messages import TRAIN, IntervalTask, TrainReply, TrainTask
 from fedphd.common.wire.offers import Offer
 from fedphd.common.wire.roster import Peer, Roster
-from fedphd.edge.averaging import PartAverage, ServerVariate
+from fedphd.edge.averaging import Average, PartAverage, ServerVariate, TrimmedMean, WeightedSum
 from fedphd.edge.questions import Questions
 from fedphd.edge.round import EdgeRound, RoundStats, Trainee
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A client's reply that passed every check of its own.
+
+    Attributes:
+        part_set: number of the part set that ``weights``, (numel,), float32, are.
+        change: SCAFFOLD's change of the client's variate, as ``weights``.
+    """
+
+    trainee: Trainee
+    part_set: int
+    answer: TrainReply
+    weights: torch.Tensor
+    change: torch.Tensor | None
+
+
+def update_bounds(plan: FederationConfig) -> list[UpdateBound[Update]]:
+    """A bound for each part set of a run: their sizes differ, and so do the norms of updates."""
+    ratio = plan.aggregation.max_update_ratio
+    return [UpdateBound(ratio) for _ in part_sets(plan.exchange.parts)]
 
 
 class EdgeAverage(Strategy):
@@ -26,10 +54,11 @@ class EdgeAverage(Strategy):
     In each round the sampled clients are asked, in batches, which edge they choose; those that
     choose this one train, and their weights are averaged by their numbers of samples while
     others still train. A reply that is late, malformed or not finite leaves its client out of
-    the round.
+    the round, and so does an update far longer than those of the others (``UpdateBound``).
 
     ``on_round`` is told the statistics of each finished round; ``shared_questions`` is as in
-    ``Questions``; ``variate`` is SCAFFOLD's, where that is the method.
+    ``Questions``; ``variate`` is SCAFFOLD's, where that is the method; ``bounds`` are those of
+    ``update_bounds``, which learn from round to round; None: they begin with this interval.
 
     Attributes:
         offer: what the edge holds in this interval, after its last round.
@@ -46,6 +75,7 @@ class EdgeAverage(Strategy):
         on_round: Callable[[RoundStats], None],
         shared_questions: bool = False,
         variate: ServerVariate | None = None,
+        bounds: list[UpdateBound[Update]] | None = None,
     ) -> None:
         self.offer = Offer.empty(edge_id, task.plan.target_distribution)
         self.rounds: list[RoundStats] = []
@@ -58,6 +88,7 @@ class EdgeAverage(Strategy):
         self._questions = Questions(edge_id, task, roster, shared=shared_questions)
         self._on_round = on_round
         self._variate = variate
+        self._bounds = update_bounds(task.plan) if bounds is None else bounds
         self._round: EdgeRound | None = None
 
     def configure_train(
@@ -118,25 +149,19 @@ class EdgeAverage(Strategy):
         """
         round_ = self._round
         assert round_ is not None, "Flower configures a round before it aggregates it"
-        mean = PartAverage(self._layout, self.part_sets)
+        mean = PartAverage(self._layout, self.part_sets, self._new_average)
         trained: list[Trainee] = []
-        for reply in replies:
-            node_id = reply.metadata.src_node_id
-            trainee, part_set = round_.trainees[node_id], round_.part_set_of[node_id]
-            peer, expected = trainee.peer, mean.selections[part_set].chosen
-            try:
-                answer, weights = self._check(peer, server_round, reply, expected)
-                change = None
-                if self._variate:
-                    change = records.check_variate(records.read_variate(reply), expected)
-            except ReplyError as error:
-                round_.leave_out(peer, str(error))
-                continue
-            mean.add(part_set, weights, float(peer.num_samples))
-            if self._variate and change is not None:
-                self._variate.add(change)
-            trained.append(trainee)
-            round_.stats.add(answer, peer.num_samples, self._task.plan.training.batch_size)
+        for bound in self._bounds:
+            bound.start()
+        for update in self._updates(round_, server_round, replies, mean):
+            norms = self._norms(update, mean, round_.weights)
+            usable = self._bounds[update.part_set].offer(norms, update)
+            trained += [self._count(one, mean, round_.stats) for one in usable]
+        for bound in self._bounds:
+            usable, dropped = bound.finish()
+            trained += [self._count(one, mean, round_.stats) for one in usable]
+            for update, why in dropped:
+                round_.leave_out(update.trainee.peer, why)
         round_.finish(trained)
         self.offer = round_.offer
         self._on_round(round_.stats)
@@ -147,6 +172,54 @@ class EdgeAverage(Strategy):
         loss = round_.stats.metrics.loss.value or 0.0
         return records.weights_record(average), MetricRecord({"loss": loss})
 
+    def _new_average(self) -> Average:
+        aggregation = self._task.plan.aggregation
+        trims = aggregation.method == "trimmed_mean"
+        return TrimmedMean(aggregation.trim) if trims else WeightedSum()
+
+    def _updates(
+        self, round_: EdgeRound, number: int, replies: Iterable[Message], mean: PartAverage
+    ) -> Iterator[Update]:
+        """The replies that pass every check of their own; the others' senders are left out."""
+        answered: set[int] = set()
+        for reply in replies:
+            node_id = reply.metadata.src_node_id
+            if node_id not in round_.trainees:
+                logger.warning("round %d: node %d was not asked to train", number, node_id)
+                continue
+            trainee, part_set = round_.trainees[node_id], round_.part_set_of[node_id]
+            peer, expected = trainee.peer, mean.selections[part_set].chosen
+            if node_id in answered:
+                round_.ignore(peer, "answers a second time; only its first answer counts")
+                continue
+            answered.add(node_id)
+            try:
+                answer, weights = self._check(peer, number, reply, expected)
+                change = None
+                if self._variate:
+                    change = records.check_variate(records.read_variate(reply), expected)
+            except ReplyError as error:
+                round_.leave_out(peer, str(error))
+                continue
+            yield Update(trainee, part_set, answer, weights, change)
+
+    def _norms(self, update: Update, mean: PartAverage, sent: torch.Tensor) -> Norms:
+        """Of the update of the weights, and of the control variate's."""
+        if not self._task.plan.aggregation.max_update_ratio:
+            return ()
+        weights = update_norm(update.weights, mean.selections[update.part_set].take(sent))
+        weights /= self._task.plan.training.usual_steps(update.trainee.peer.num_samples)
+        return (weights,) if update.change is None else (weights, norm_of(update.change))
+
+    def _count(self, update: Update, mean: PartAverage, stats: RoundStats) -> Trainee:
+        """Put a reply into the averages."""
+        num_samples = update.trainee.peer.num_samples
+        mean.add(update.part_set, update.weights, float(num_samples))
+        if self._variate and update.change is not None:
+            self._variate.add(update.change)
+        stats.add(update.answer, num_samples, self._task.plan.training.batch_size)
+        return update.trainee
+
     def _check(
         self, peer: Peer, edge_round: int, reply: Message, expected: TensorLayout
     ) -> tuple[TrainReply, torch.Tensor]:
@@ -156,10 +229,15 @@ class EdgeAverage(Strategy):
                 f"answers interval {answer.interval} round {answer.edge_round}; expected "
                 f"interval {self._task.interval} round {edge_round}"
             )
+        if answer.client_id != peer.name:
+            raise ReplyError(f"answers as {answer.client_id}; expected {peer.name}")
         if answer.num_examples != peer.num_samples:
             raise ReplyError(
                 f"claims {answer.num_examples} examples, but registered with {peer.num_samples}"
             )
+        most = self._task.plan.training.most_steps(peer.num_samples)
+        if answer.steps > most:
+            raise ReplyError(f"claims {answer.steps} steps; at most {most} fit")
         if not answer.metrics.is_of_one_client():
             raise ReplyError(f"claims metrics that no single client has: {answer.metrics.values()}")
         weights = records.read_weights(reply)

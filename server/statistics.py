@@ -100,6 +100,8 @@ def _add(result: ClientStatistics, edge: Peer, asked: list[str], reply: Message)
     """Add an edge's sums; an edge whose answer is unusable is left out with all its clients."""
     try:
         answer = read_payload(reply, StatisticsReply)
+        if answer.traffic.is_absurd:
+            raise ReplyError(f"claims {answer.traffic.total_bytes:.3g} bytes over its links")
         result.client_edge += answer.traffic
         if answer.clients:
             result.statistics += _check(edge, asked, answer, reply, result.statistics)

@@ -4,15 +4,27 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedphd.common.config.roles import check_id
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
 from fedphd.common.history.events import IntervalFigures
 from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
+from fedphd.common.robust import (
+    FEWEST_NORMS,
+    Norms,
+    can_trim,
+    excess,
+    medians,
+    norm_of,
+    trimmed_mean,
+    update_norm,
+)
 from fedphd.common.unet.costs import PruneReport
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
@@ -21,7 +33,7 @@ from fedphd.common.unet.parts import Part, PartSubset, joined, part_sets
 from fedphd.common.wire import records
 from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNetSpec
 from fedphd.common.wire.metrics import TrainMetrics
-from fedphd.common.wire.payload import MOST_OF_CLIENT
+from fedphd.common.wire.payload import MOST_OF_CLIENT, shown
 from fedphd.common.wire.roster import Roster
 from fedphd.server.ema import Ema
 from fedphd.server.pruning import prune_unet
@@ -178,13 +190,17 @@ class FedPhD(Strategy):
         interval = self.done + server_round
         stats = IntervalStats(interval=interval)
         trained: list[_Trained] = []
+        answered: set[str] = set()
         for reply in replies:
-            name = self._asked[reply.metadata.src_node_id]
+            name = self._asked.get(reply.metadata.src_node_id)
+            if name is None or name in answered:
+                stats.failures.append(f"{name or 'a stranger'}: an answer that nobody asked for")
+                continue
+            answered.add(name)
             try:
                 result = self._check(name, interval, reply)
             except ReplyError as error:
-                stats.failures.append(f"{name}: {error}")
-                self._roster.rest(name, str(error))
+                self._leave_out(name, str(error), stats)
                 continue
             stats.failures += result.answer.failures
             stats.client_edge += result.answer.traffic
@@ -193,6 +209,7 @@ class FedPhD(Strategy):
                 trained.append(result)
             else:
                 stats.edge_weights[name] = 0.0
+        trained = self._bounded(trained, stats)
         trained.sort(key=lambda result: result.answer.edge_id)
         if trained:
             self._average(trained, stats)
@@ -205,6 +222,43 @@ class FedPhD(Strategy):
             return None, None
         loss = stats.metrics.loss.value or 0.0
         return records.weights_record(self.weights()), MetricRecord({"loss": loss})
+
+    def _leave_out(self, name: str, reason: str, stats: IntervalStats) -> None:
+        reason = shown(reason)
+        stats.failures.append(f"{name}: {reason}")
+        self._roster.rest(name, reason)
+
+    def _bounded(self, trained: list[_Trained], stats: IntervalStats) -> list[_Trained]:
+        """Those whose updates are not far longer than the others' (``common/robust.py: excess``).
+
+        All replies are here at the end of an interval, so each is measured by its own interval's
+        median. With two edges, or fewer of a part set, there is no telling which is wrong.
+        """
+        ratio = self.config.aggregation.max_update_ratio
+        if not ratio or len(trained) < FEWEST_NORMS:
+            return trained
+        weights, dropped = self.weights(), dict[str, str]()
+        for parts in self._part_sets:
+            sent = PartSubset(self.layout, parts).take(weights)
+            senders = [result for result in trained if set(parts) <= set(result.answer.parts)]
+            norms = [self._norms(result, parts, sent) for result in senders]
+            if len(senders) < FEWEST_NORMS:
+                continue
+            median = medians(norms)
+            for result, of_result in zip(senders, norms, strict=True):
+                if why := excess(of_result, median, ratio):
+                    dropped[result.answer.edge_id] = why
+        for name, why in sorted(dropped.items()):
+            self._leave_out(name, why, stats)
+        return [result for result in trained if result.answer.edge_id not in dropped]
+
+    def _norms(self, result: _Trained, parts: tuple[Part, ...], sent: torch.Tensor) -> Norms:
+        came = PartSubset(self._expected(result.answer.parts).chosen, parts).take(result.weights)
+        # A client round's images there, on average.
+        answer, edge_rounds = result.answer, self.config.schedule.edge_rounds
+        images = answer.samples_per_round * edge_rounds / answer.client_rounds
+        weights = update_norm(came, sent) / self.config.training.usual_steps(images)
+        return (weights,) if result.change is None else (weights, norm_of(result.change))
 
     def _check(self, name: str, interval: int, reply: Message) -> _Trained:
         answer = records.read_payload(reply, IntervalReply)
@@ -221,6 +275,7 @@ class FedPhD(Strategy):
                 "each class, that sum to 1"
             )
         self._check_counts(answer)
+        self._check_costs(answer)
         expected, weights = self._expected(answer.parts).chosen, records.read_weights(reply)
         records.check_reply_weights(weights, answer.network, expected)
         if self.variate is None:
@@ -258,6 +313,22 @@ class FedPhD(Strategy):
         if answer.client_rounds and not answer.samples_per_round:
             raise ReplyError(f"claims {answer.client_rounds} client rounds without a sample")
 
+    def _check_costs(self, answer: IntervalReply) -> None:
+        """Figures that move the EMA and enter the report; and names, which people read."""
+        try:
+            for name in answer.clients:
+                check_id(name)
+        except ValueError as error:
+            raise ReplyError(f"names a client {error}") from error
+        if answer.traffic.is_absurd:
+            raise ReplyError(f"claims {answer.traffic.total_bytes:.3g} bytes over its links")
+        schedule, training = self.config.schedule, self.config.training
+        a_round = training.most_steps(schedule.max_client_samples)
+        if answer.mean_steps > (most_steps := a_round * schedule.edge_rounds):
+            raise ReplyError(f"claims {answer.mean_steps:g} client steps; at most {most_steps} fit")
+        if answer.images > (most := answer.client_rounds * a_round * training.batch_size):
+            raise ReplyError(f"claims {answer.images} images of steps; at most {most} fit")
+
     def _average(self, trained: list[_Trained], stats: IntervalStats) -> None:
         answers = [result.answer for result in trained]
         target = self.config.target_distribution
@@ -269,6 +340,8 @@ class FedPhD(Strategy):
         shares = aggregation_weights(
             sizes, scores, a=aggregation.factor * mean_samples, b=aggregation.offset * mean_samples
         )
+        if self._trims(len(trained)):
+            shares = np.full(len(trained), 1 / len(trained))
         for share, score, answer in zip(shares, scores, answers, strict=True):
             stats.edge_weights[answer.edge_id] = float(share)
             stats.edge_homogeneity[answer.edge_id] = float(score)
@@ -289,7 +362,10 @@ class FedPhD(Strategy):
         self.ema.update(self.unet.state_dict(), mean_steps=stats.mean_steps)
 
     def _averaged(self, trained: list[_Trained], shares: list[float]) -> torch.Tensor:
-        """The current weights with each part set averaged over the edges that sent it."""
+        """The current weights with each part set averaged over the edges that sent it.
+
+        By their shares; or as a trimmed mean, where that is asked for and enough edges sent it.
+        """
         weights = self.weights()
         for parts in self._part_sets:
             senders = [
@@ -302,11 +378,20 @@ class FedPhD(Strategy):
             if not total:
                 continue
             place = PartSubset(self.layout, parts)
+            if self._trims(len(senders)):
+                came = [selection.take(result.weights) for _, selection, result in senders]
+                weights = place.put(weights, trimmed_mean(came, self.config.aggregation.trim))
+                continue
             average = torch.zeros(place.chosen.numel)
             for share, selection, result in senders:
                 average.add_(selection.take(result.weights), alpha=share / total)
             weights = place.put(weights, average)
         return weights
+
+    def _trims(self, num_edges: int) -> bool:
+        """Whether so many edges are averaged by the trimmed mean: fewer than 3 never are."""
+        aggregation = self.config.aggregation
+        return aggregation.method == "trimmed_mean" and can_trim(num_edges, aggregation.trim)
 
     def _known_clients(self) -> dict[str, int]:
         """Images of each client that an edge sees."""

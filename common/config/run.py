@@ -3,11 +3,13 @@
 Units are in the names (``_s`` seconds) or in the meaning, which ``fedphd config ROLE`` prints.
 """
 
+import math
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedphd.common.config.averages import AggregationConfig, EmaConfig
 from fedphd.common.config.data import DataConfig, Section, setting
 from fedphd.common.config.widths import levels_with_heads, prune_widths, pruned_head_dim
 
@@ -18,16 +20,26 @@ SelectionPolicy = Literal[
 # The name in reports of the only features in which a Frechet distance is a FID.
 INCEPTION: Final = "inception-v3"
 
+# Bounds of what a message may make a process allocate, far above what anybody trains.
+MOST_CLASSES: Final = 1_000_000
+MOST_WIDTH: Final = 8192
+_MOST_LEVELS: Final = 8
+_MOST_LAYERS: Final = 16
+_MOST_TIMESTEPS: Final = 1_000_000
+
 
 class ModelConfig(Section):
     """The U-Net (diffusers ``UNet2DModel``) before pruning."""
 
     image_size: int = setting(8, "height and width in pixels", ge=4, le=1024)
     channels: int = setting(1, "image channels", ge=1, le=4)
-    block_out_channels: tuple[int, ...] = setting(
-        (32, 64), "widths per resolution level, in channels", min_length=1
+    block_out_channels: tuple[Annotated[int, Field(le=MOST_WIDTH)], ...] = setting(
+        (32, 64),
+        "widths per resolution level, in channels",
+        min_length=1,
+        max_length=_MOST_LEVELS,
     )
-    layers_per_block: int = setting(1, "residual blocks per level", ge=1)
+    layers_per_block: int = setting(1, "residual blocks per level", ge=1, le=_MOST_LAYERS)
     attention_levels: tuple[int, ...] = setting(
         (1,), "levels with self-attention, 0 = full resolution"
     )
@@ -66,7 +78,7 @@ class ModelConfig(Section):
 class DiffusionConfig(Section):
     """The forward process (DDPM, arXiv:2006.11239)."""
 
-    num_train_timesteps: int = setting(1000, "diffusion steps T", ge=2)
+    num_train_timesteps: int = setting(1000, "diffusion steps T", ge=2, le=_MOST_TIMESTEPS)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = setting(
         "linear", "noise schedule, as diffusers names it"
     )
@@ -97,6 +109,16 @@ class TrainingConfig(Section):
     optimizer_state: Literal["keep", "fresh"] = setting(
         "keep", "keep each client's moments across rounds, or start afresh"
     )
+
+    def usual_steps(self, num_images: float) -> int:
+        """Steps of a client with that many images in an edge round, at least 1."""
+        per_pass = 1 if self.local_unit == "steps" else math.ceil(num_images / self.batch_size)
+        return self.local_amount * max(1, per_pass)
+
+    def most_steps(self, num_images: int) -> int:
+        """Steps that no client with that many images can exceed in an edge round."""
+        # A step takes at least one image.
+        return self.local_amount * (num_images if self.local_unit == "epochs" else 1)
 
 
 class ObjectiveConfig(Section):
@@ -171,20 +193,6 @@ class SelectionConfig(Section):
     epsilon: float = setting(1e-8, "keeps every probability above 0, samples (homogeneity)", gt=0)
 
 
-class AggregationConfig(Section):
-    """The cloud's weights of the edges (Eq. 10 of arXiv:2507.06449)."""
-
-    factor: float = setting(20.0, "a, in mean samples per client", ge=0)
-    offset: float = setting(0.0, "b, in mean samples per client")
-    step_size: float = setting(
-        1.0,
-        "eta_g, how far the global weights move to the average of the edges (flat: of the "
-        "clients); 1: onto it; SCAFFOLD's global step size (arXiv:1910.06378)",
-        gt=0,
-        le=10,
-    )
-
-
 class PruningConfig(Section):
     """Sparse training and structured pruning."""
 
@@ -198,25 +206,6 @@ class PruningConfig(Section):
     )
     optimizer_moments: Literal["prune", "reset"] = setting(
         "prune", "what happens to clients' moments when the network is pruned"
-    )
-
-
-class EmaConfig(Section):
-    """Exponential moving average of the global weights, kept at the cloud."""
-
-    decay: float = setting(
-        0.995,
-        "decay per client optimiser step, once warmed up: after (warmup * decay - 1) / (1 - decay) "
-        "steps of a client, 1,790 at 0.995 and 89,990 at 0.9999, which a shorter run never reaches",
-        ge=0,
-        lt=1,
-    )
-    warmup: int = setting(
-        10,
-        "until decay is reached, step n decays by (1 + n) / (warmup + n), so that the average "
-        "spans about the last 1 / (warmup - 1) of the training; 10: as diffusers; 1: no warm-up",
-        ge=1,
-        le=1000,
     )
 
 
@@ -336,7 +325,9 @@ class FederationConfig(Section):
     topology: Literal["hierarchical", "flat"] = setting(
         "hierarchical", "hierarchical: clients, edges, cloud; flat: the cloud averages its clients"
     )
-    num_classes: int = setting(10, "number of classes in the clients' labels", ge=1)
+    num_classes: int = setting(
+        10, "number of classes in the clients' labels", ge=1, le=MOST_CLASSES
+    )
     target: tuple[float, ...] | None = setting(
         None, "target label distribution; absent: uniform over num_classes"
     )
@@ -385,6 +376,16 @@ class FederationConfig(Section):
                 f"objective.method = {method!r} cannot be used with exchange.parts = {parts!r}: it "
                 "compares with weights that would not travel; use exchange.parts = "
                 f"{' or '.join(map(repr, allowed[method]))}, or objective.method = 'fedavg'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _aggregation_fits(self) -> Self:
+        if self.aggregation.method == "trimmed_mean" and self.objective.method == "scaffold":
+            raise ValueError(
+                "aggregation.method = 'trimmed_mean' cannot be used with objective.method = "
+                "'scaffold': its server variate is a sum over all clients, which trimming would "
+                "make inconsistent with theirs; use aggregation.method = 'mean'"
             )
         return self
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.wire.messages import StatisticsReply
+from fedphd.common.wire.payload import MOST
 from fedphd.common.wire.records import read_weights
 
 # In a run's folder, for later evaluations of its checkpoint.
@@ -105,6 +106,8 @@ class FeatureStatistics:
         # One NaN or infinity from one client would make every later distance useless.
         if not bool(flat.isfinite().all()):
             raise ReplyError("statistics hold values that are not finite")
+        if float(flat.abs().max()) > MOST:
+            raise ReplyError(f"statistics hold values above {MOST:g}, which sums may not hold")
         if min(label_counts, default=0) < 0 or sum(label_counts) != count:
             raise ReplyError(f"label counts {list(label_counts)} are not those of {count} images")
         rows, columns = torch.triu_indices(num_features, num_features)

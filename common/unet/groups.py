@@ -201,7 +201,8 @@ class _CutText(BaseModel, strict=True):
     lists: list[tuple[int, ...]]  # of kept indices
     # Name, shape, and for each dimension the number of its list; None keeps all.
     tensors: list[tuple[str, tuple[NonNegativeInt, ...], tuple[NonNegativeInt | None, ...]]]
-    scales: dict[str, Annotated[float, Field(gt=0, le=1)]]
+    # Their powers down to -2 multiply what a client keeps, which must stay finite.
+    scales: dict[str, Annotated[float, Field(ge=1e-4, le=1)]]
 
 
 def _read_kept(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -13,10 +13,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from pydantic import Field, ValidationError, model_validator
 
-from fedphd.common.config.run import DiffusionConfig, ModelConfig
+from fedphd.common.config.run import MOST_WIDTH, DiffusionConfig, ModelConfig
 from fedphd.common.errors import ConfigError, ReplyError
+from fedphd.common.unet.layout import TensorLayout
 
-_MAX_WIDTH = 8192
 MAX_PARAMETERS = 1_000_000_000
 
 
@@ -46,13 +46,9 @@ class PrunedUNet(UNet2DModel):
 
 
 class _UNetDescription(ModelConfig):
-    """A U-Net in a message: every key is required, and its size is bounded."""
+    """A U-Net in a message: every key is required."""
 
-    block_out_channels: tuple[Annotated[int, Field(le=_MAX_WIDTH)], ...] = Field(
-        min_length=1, max_length=8
-    )
-    layers_per_block: int = Field(ge=1, le=16)
-    time_feature_width: int = Field(ge=2, le=_MAX_WIDTH, multiple_of=2)
+    time_feature_width: int = Field(ge=2, le=MOST_WIDTH, multiple_of=2)
 
     @model_validator(mode="after")
     def _nothing_is_missing(self) -> Self:
@@ -115,8 +111,31 @@ def unet_from_config(
         ReplyError: a key is unknown, missing, of the wrong type or out of range, or the U-Net would
             be larger than ``max_parameters``; raised before anything of it is built.
     """
+    description = _described(config)
+    _check_size(description, description.time_feature_width, max_parameters)
+    return _build(description, time_feature_width=description.time_feature_width, seed=0)
+
+
+def layout_of_config(config: Mapping[str, Any]) -> TensorLayout:
+    """The tensors of the U-Net that ``unet_config`` described; none of them gets memory.
+
+    Raises:
+        ReplyError: as ``unet_from_config``.
+    """
+    with torch.device("meta"):
+        return TensorLayout.of(unet_from_config(config).state_dict())
+
+
+def layout_of_dense(model: ModelConfig) -> TensorLayout:
+    """The tensors of ``build_unet(model)``; none of them gets memory; ReplyError if too many."""
+    _check_size(model, model.block_out_channels[0], MAX_PARAMETERS)
+    with torch.device("meta"):
+        return TensorLayout.of(build_unet(model, seed=0).state_dict())
+
+
+def _described(config: Mapping[str, Any]) -> _UNetDescription:
     try:
-        description = _UNetDescription.model_validate_json(json.dumps(dict(config)))
+        return _UNetDescription.model_validate_json(json.dumps(dict(config)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -124,14 +143,16 @@ def unet_from_config(
         raise ReplyError(f"U-Net config: {where + ': ' if where else ''}{what}") from error
     except (TypeError, ValueError) as error:
         raise ReplyError(f"U-Net config holds more than plain values: {error}") from error
-    num_parameters = _num_parameters(description)
+
+
+def _check_size(unet: ModelConfig, time_feature_width: int, max_parameters: int) -> None:
+    num_parameters = _num_parameters(unet, time_feature_width)
     if num_parameters > max_parameters:
         raise ReplyError(
-            f"U-Net config: block_out_channels = {list(description.block_out_channels)} and "
-            f"layers_per_block = {description.layers_per_block} make {num_parameters:,} "
+            f"U-Net config: block_out_channels = {list(unet.block_out_channels)} and "
+            f"layers_per_block = {unet.layers_per_block} make {num_parameters:,} "
             f"parameters; at most {max_parameters:,} are accepted"
         )
-    return _build(description, time_feature_width=description.time_feature_width, seed=0)
 
 
 def build_scheduler(config: DiffusionConfig) -> DDPMScheduler:
@@ -167,8 +188,8 @@ def _build(config: ModelConfig, *, time_feature_width: int, seed: int) -> Pruned
         )
 
 
-def _num_parameters(unet: _UNetDescription) -> int:
-    """Parameters of the U-Net that ``_build`` makes of a description, without building it.
+def _num_parameters(unet: ModelConfig, time_feature_width: int) -> int:
+    """Parameters of the U-Net that ``_build`` makes of these arguments, without building it.
 
     A peer writes the description, and a short one can ask for more memory than there is.
     """
@@ -187,7 +208,7 @@ def _num_parameters(unet: _UNetDescription) -> int:
         return block + shortcut + attention * (2 * outputs + 4 * affine(outputs, outputs))
 
     width = widths[0]
-    total = affine(unet.time_feature_width, time_width) + affine(time_width, time_width)
+    total = affine(time_feature_width, time_width) + affine(time_width, time_width)
     total += affine(9 * unet.channels, width) + 2 * width + affine(9 * width, unet.channels)
     # Every output of the way down is concatenated once on the way up.
     skips = [width]

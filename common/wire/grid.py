@@ -208,7 +208,12 @@ class StreamingGrid(WrappedGrid):
                 found += [(key, f"no reply within {timeout:g} s") for key in late]
             else:
                 self._sleep(backoff.next_s())
-            came = [(pending.pop(message_id).message, reply) for message_id, reply in found]
+            # A second reply to the same message, or one to another's, finds nobody who waits.
+            came = [
+                (pending.pop(message_id).message, reply)
+                for message_id, reply in found
+                if message_id in pending
+            ]
             # Before the replies are worked on, so that no node is idle in the meantime.
             self._send(source, pending, timeout)
             for message, reply in came:

@@ -4,16 +4,16 @@ Nothing that arrives is unpickled or executed; everything is checked here or aga
 """
 
 from importlib.metadata import version
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fedphd.common.config import run
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
-from fedphd.common.unet.parts import PARTS, Part
+from fedphd.common.unet.parts import PARTS, Part, joined
 from fedphd.common.wire.metrics import TrainMetrics
-from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload
+from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload, Shown
 from fedphd.common.wire.traffic import Traffic
 
 PROTOCOL: Final = 1
@@ -63,6 +63,16 @@ class UNetSpec(_WithLayout):
     unet: dict[str, Any]
 
 
+def _in_order(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    if not parts or parts != joined([parts]):
+        raise ValueError(f"{list(parts)} are not parts of a U-Net, each once and in its order")
+    return parts
+
+
+# At least one part, each once, in the order of the network.
+SomeParts = Annotated[tuple[Part, ...], AfterValidator(_in_order)]
+
+
 class TrainTask(Payload):
     """Edge to client: train these weights on your data for one edge round.
 
@@ -78,8 +88,8 @@ class TrainTask(Payload):
     diffusion: run.DiffusionConfig
     training: run.TrainingConfig
     objective: run.ObjectiveConfig = Field(default_factory=run.ObjectiveConfig)
-    parts: tuple[Part, ...] = PARTS
-    send: tuple[Part, ...] = PARTS
+    parts: SomeParts = PARTS
+    send: SomeParts = PARTS
     initial: run.ModelConfig | None = None
     sparsity_lambda: float = Field(ge=0)
     optimizer_moments: Literal["prune", "reset"]
@@ -140,7 +150,7 @@ class IntervalReply(Payload):
     traffic: Traffic
     seconds: float = Field(ge=0)
     clients: tuple[str, ...] = ()
-    failures: tuple[str, ...] = ()
+    failures: tuple[Shown, ...] = ()
 
 
 class ExtractorSpec(_WithLayout):
@@ -148,10 +158,11 @@ class ExtractorSpec(_WithLayout):
 
     kind: Literal["classifier", "inception"]
     name: str = Field(min_length=1, max_length=200)
-    num_features: int = Field(ge=1, le=65536)
+    # Their outer products are summed: 134 MB for the most, and 34 MB for Inception's 2048.
+    num_features: int = Field(ge=1, le=4096)
     channels: int = Field(ge=1, le=4)
     image_size: int = Field(ge=4, le=1024)
-    num_classes: int = Field(ge=1, le=1_000_000)
+    num_classes: int = Field(ge=1, le=run.MOST_CLASSES)
 
     @classmethod
     def inception(cls, layout: str) -> Self:
@@ -174,7 +185,7 @@ class StatisticsTask(Payload):
     extractor: ExtractorSpec
     image_size: int = Field(ge=4, le=1024)
     channels: int = Field(ge=1, le=4)
-    num_classes: int = Field(ge=1)
+    num_classes: int = Field(ge=1, le=run.MOST_CLASSES)
     batch_size: int = Field(ge=1)
     wait_s: float = Field(gt=0)
     clients: tuple[str, ...] = ()
@@ -187,7 +198,7 @@ class StatisticsReply(Payload):
     count: int = Field(ge=0, le=MOST)
     label_counts: tuple[int, ...]
     clients: tuple[str, ...] = ()
-    failures: tuple[str, ...] = ()
+    failures: tuple[Shown, ...] = ()
     traffic: Traffic = Traffic()
 
 

@@ -34,7 +34,7 @@ from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
 from fedphd.common.config.roles import NodeConfig
-from fedphd.common.errors import ConfigError, ConnectionLostError
+from fedphd.common.errors import ConfigError, ConnectionLostError, ReplyError
 from fedphd.common.timing import Backoff
 from fedphd.common.wire.internals import assign_id, inflated
 
@@ -192,13 +192,25 @@ class Node:
             return False
         head = message_from_proto(response.messages_list[0])
         try:
-            message = self._pull_content(connection, head, response.message_object_trees[0])
-            self._push(connection, self._answer(message))
+            self._push(
+                connection,
+                self._answer_to(connection, head, response.message_object_trees[0]),
+            )
         except grpc.RpcError as error:
             # PERMISSION_DENIED: the run has ended, so nobody waits for an answer.
             if error.code() != grpc.StatusCode.PERMISSION_DENIED:
                 raise
         return True
+
+    def _answer_to(self, connection: _Connection, head: Message, tree: Any) -> Message:
+        """The answer to one message; to one that cannot be read, an error that says so."""
+        try:
+            message = self._pull_content(connection, head, tree)
+        except ReplyError as error:
+            logger.warning("%s is left unanswered: it %s", head.metadata.message_type, error)
+            failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"your message {error}")
+            return Message(failure, reply_to=head)
+        return self._answer(message)
 
     def _pull_content(self, connection: _Connection, head: Message, tree: Any) -> Message:
         run_id, message_id = head.metadata.run_id, head.metadata.message_id

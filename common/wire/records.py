@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.wire.messages import UNetSpec
-from fedphd.common.wire.payload import Payload
+from fedphd.common.wire.payload import MOST_OF_CLIENT, Payload, shown
 
 _RECORD: Final = "fedphd"
 _PAYLOAD: Final = "payload"
@@ -69,7 +69,7 @@ def _array(values: torch.Tensor) -> Array:
 def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
     """A message's scalars; raises ReplyError for an error reply or a malformed ``kind``."""
     if message.has_error():
-        raise ReplyError(f"error {message.error.code}: {message.error.reason}")
+        raise ReplyError(f"error {message.error.code}: {shown(message.error.reason or 'unknown')}")
     if not message.has_content():
         raise ReplyError("not a FedPhD message: it has no content")
     try:
@@ -80,7 +80,8 @@ def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        raise ReplyError(f"malformed {kind.__name__}: {where}: {first['msg']}") from error
+        what = shown(f"{where}: {first['msg']}")
+        raise ReplyError(f"malformed {kind.__name__}: {what}") from error
 
 
 def weights_array(message: Message) -> Array:
@@ -144,10 +145,11 @@ def check_reply_weights(
     """Check weights, (numel,), float32, that came back as ``network`` against what was sent out.
 
     Raises:
-        ReplyError: names the first tensor that differs from ``expected`` or is not finite.
+        ReplyError: names the first tensor that differs from ``expected`` or is not finite; or a
+            value is so large that sums of it may overflow.
     """
     if problem := expected.mismatch(network.tensor_layout()) or _bad_values(weights, expected):
-        raise ReplyError(problem)
+        raise ReplyError(shown(problem))
     return weights
 
 
@@ -161,4 +163,11 @@ def check_variate(variate: torch.Tensor, expected: TensorLayout) -> torch.Tensor
 def _bad_values(flat: torch.Tensor, expected: TensorLayout) -> str | None:
     if flat.numel() != expected.numel:
         return f"got {flat.numel()} values; the network has {expected.numel}"
-    return expected.first_non_finite(flat)
+    if problem := expected.first_non_finite(flat):
+        return problem
+    # Finite values near the largest float become infinite when they are summed by images.
+    least, most = torch.aminmax(flat) if flat.numel() else (flat.sum(), flat.sum())
+    largest = max(-least.item(), most.item())
+    if largest > MOST_OF_CLIENT:
+        return f"a value has the size {largest:g}; at most {MOST_OF_CLIENT:g} is allowed"
+    return None

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedphd.common.config.roles import check_id
 from fedphd.common.errors import ReplyError
 from fedphd.common.wire.messages import HELLO, PACKAGE_VERSION, PROTOCOL, Hello, HelloReply
+from fedphd.common.wire.payload import shown
 from fedphd.common.wire.records import read_payload, to_records
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Roster:
                 self._welcome(node_id, self._check(read_payload(reply, HelloReply)))
             except ReplyError as error:
                 self._refused[node_id] = self.clock() + self.retry_s
-                self.on_change(self.name_of(node_id), "refused", str(error))
+                self.on_change(self.name_of(node_id), "refused", shown(str(error)))
 
     def _check(self, reply: HelloReply) -> HelloReply:
         if reply.protocol != PROTOCOL:
@@ -135,7 +136,8 @@ class Roster:
                 "install the same version on every machine"
             )
         try:
-            check_id(reply.name)
+            for name in (reply.name, *reply.clients):
+                check_id(name)
         except ValueError as error:
             raise ReplyError(str(error)) from error
         if reply.kind != self.kind:

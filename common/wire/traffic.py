@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field
 
-from fedphd.common.wire.payload import MOST, Payload
+from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload
 
 
 class Traffic(Payload):
@@ -25,6 +25,11 @@ class Traffic(Payload):
             sent_bytes=self.sent_bytes - earlier.sent_bytes,
             received_bytes=self.received_bytes - earlier.received_bytes,
         )
+
+    @property
+    def is_absurd(self) -> bool:
+        """Whether no link moves that many bytes in an interval; sums of less do not overflow."""
+        return max(self.sent_bytes, self.received_bytes) > 1000 * MOST_OF_CLIENT
 
     @property
     def total_bytes(self) -> int:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -17,7 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
-from flwr.app import Message
+from flwr.app import Message, RecordDict
+from flwr.proto import message_pb2
+from flwr.supercore.inflatable import inflatable_object
 
 from fedphd.common.config.roles import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError
@@ -136,3 +139,24 @@ def test_a_first_server_that_is_missing_is_named_once(closed_port: int) -> None:
         node.run()
     assert len(said) == 1
     assert said[0].startswith("not there yet: UNAVAILABLE: ")
+
+
+class Junk:
+    """A SuperLink's stub that hands out bytes which are no object of Flower's."""
+
+    def PullObject(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        return message_pb2.PullObjectResponse(
+            object_found=True, object_available=True, object_content=b"junk"
+        )
+
+    def ConfirmMessageReceived(self, request: Any, timeout: float) -> None:  # noqa: N802
+        """Nothing to do."""
+
+
+def test_message_that_cannot_be_read_is_answered_with_an_error() -> None:
+    message = Message(RecordDict(), 3, "train")
+    node, connection = node_of(NodeConfig()), SimpleNamespace(stub=Junk(), node=None)
+    tree = inflatable_object.get_object_tree(message)
+    reply = node._answer_to(connection, message, tree)  # type: ignore[arg-type]
+    assert reply.has_error()
+    assert str(reply.error.reason).startswith("your message cannot be read: ")
