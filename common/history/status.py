@@ -130,6 +130,9 @@ class StatusBoard:
                 before.clients = event.detail.split(",") if event.detail else []
                 before.last_seen = event.time
             return
+        if event.change == "refused" and before and before.state == CONNECTED:
+            # Somebody else who used its name.
+            return
         state = CONNECTED if event.change == "joined" else event.change
         status.peers[event.peer] = PeerStatus(
             state=state,

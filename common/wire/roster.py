@@ -19,6 +19,8 @@ from fedphd.common.wire.records import read_payload, to_records
 logger = logging.getLogger(__name__)
 
 GREET_BATCH = 64
+# A node that died keeps its name until its heartbeat is missed; its successor asks again so often.
+NAME_RETRY_S = 3.0
 
 Change = Callable[[str, str, str], None]
 
@@ -60,6 +62,7 @@ class Roster:
         self._peers: dict[str, Peer] = {}
         self._resting: dict[str, float] = {}
         self._refused: dict[int, float] = {}
+        self._told: set[tuple[int, str]] = set()
 
     def configure(self, *, hello_s: float, retry_s: float, max_samples: int) -> None:
         """Set the limits that a run's plan brings; drop clients that exceed them."""
@@ -155,6 +158,14 @@ class Roster:
 
     def _welcome(self, node_id: int, reply: HelloReply) -> None:
         old = self._peers.get(reply.name)
+        if old is not None and old.node_id != node_id and old.node_id in self.grid.get_node_ids():
+            # Else anybody could take the place of a participant that is alive and well.
+            self._refused[node_id] = self.clock() + NAME_RETRY_S
+            if (node_id, reply.name) not in self._told:
+                self._told.add((node_id, reply.name))
+                reason = f"node {node_id} uses this name too; it stays with the node that has it"
+                self.on_change(reply.name, "refused", reason)
+            return
         peer = Peer(reply.name, node_id, reply.num_samples, dict(reply.clients))
         self._peers[reply.name] = peer
         if old is not None and old.node_id != node_id:

@@ -10,7 +10,7 @@ from support.memory import FakeTime, Handler, MemoryGrid, streaming
 
 from fedphd.common.wire.messages import HELLO, Hello, HelloReply
 from fedphd.common.wire.records import read_payload, to_records
-from fedphd.common.wire.roster import GREET_BATCH, Peer, Roster
+from fedphd.common.wire.roster import GREET_BATCH, NAME_RETRY_S, Peer, Roster
 
 
 def introduces(name: str, num_samples: int = 10, **changes: Any) -> Handler:
@@ -87,23 +87,27 @@ def test_asking_again_updates_what_an_edge_sees() -> None:
     ]  # fmt: skip
 
 
-def test_same_name_under_a_new_node_id_replaces_the_old_one_for_good() -> None:
+def test_a_name_stays_with_the_node_that_has_it_while_that_is_alive() -> None:
     world = Fixture({5: introduces("a")})
     world.roster.refresh()
     world.memory.nodes[8] = introduces("a")
+    reason = "node 8 uses this name too; it stays with the node that has it"
+    for _ in range(3):
+        assert world.roster.refresh() == {"a": Peer("a", 5, 10)}
+        world.time.now_s += NAME_RETRY_S
+    # Said once, however often it asks.
+    assert world.changes == [("a", "joined", ""), ("a", "refused", reason)]
+    # Its heartbeat is gone: now it may be the same participant, started again.
+    del world.memory.nodes[5]
     assert world.roster.refresh() == {"a": Peer("a", 8, 10)}
-    assert world.changes == [("a", "joined", ""), ("a", "joined", "again")]
-    world.asked()
-    world.time.now_s += 1e9
-    world.roster.refresh(ask_again=True)
-    assert world.asked() == [8]
+    assert world.changes[2:] == [("a", "left", ""), ("a", "joined", "")]
 
 
 def test_peer_that_comes_back_is_not_left_alone_any_more() -> None:
     world = Fixture({5: introduces("a")})
     world.roster.refresh()
     world.roster.rest("a", "no reply within 3 s")
-    world.memory.nodes[8] = introduces("a")
+    world.memory.nodes = {8: introduces("a")}
     assert list(world.roster.refresh()) == ["a"]
 
 
