@@ -198,3 +198,11 @@ def test_only_a_sound_greeting_joins(data: st.DataObject) -> None:
     [(_, change, detail)] = told
     assert change == ("joined" if roster.peers else "refused")
     assert len(detail) < 2 * MOST_CHARACTERS
+
+
+@pytest.mark.parametrize("name", ["", "\x1b[2J", "x" * 65])
+def test_edge_that_lists_a_client_without_a_proper_name_is_refused(name: str) -> None:
+    reply = HelloReply(kind="edge", name="edge-0", clients={name: 10})
+    grid = streaming(MemoryGrid({2: lambda m: Message(to_records(reply), reply_to=m)}))
+    roster = Roster(grid, asking="cloud", kind="edge", hello_s=1.0, retry_s=60.0, max_samples=99)
+    assert roster.refresh() == {}
