@@ -5,11 +5,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-slow lint types check clean
+.PHONY: demo demo-ceiling test test-slow lint types check audit clean
 
 demo: $(INSTALLED)
 	@echo "== Running one cloud, two edges and six clients on this machine (about 6 minutes on 2 cores)"
 	$(BIN)/fedphd local
+
+demo-ceiling: $(INSTALLED)
+	@echo "== What the demo's network makes of all images in one place, with as many steps (about 8 minutes)"
+	$(BIN)/fedphd compare --methods centralised --seeds 0 --out runs/demo-ceiling
 
 test: $(DEV)
 	@echo "== Running the tests"
@@ -29,6 +33,11 @@ types: $(DEV)
 	$(BIN)/mypy -p fedphd
 
 check: lint types
+
+audit: $(DEV)
+	@echo "== pip-audit: known vulnerabilities of the versions in constraints.txt, from a public data base"
+	$(BIN)/python -m pip install -q --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
 $(VENV)/bin/python:
 	@echo "== Making $(VENV) with $$($(PYTHON) --version)"

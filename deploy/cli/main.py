@@ -22,6 +22,7 @@ from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.local import run_local
 from fedphd.deploy.launch.resuming import check_unchanged, rewind, stored_config
 from fedphd.deploy.launch.runs import VERDICT, check_data, open_client_data, run_folder
+from fedphd.deploy.launch.versions import check_flower
 from fedphd.deploy.simulation.launcher import run_simulation
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
@@ -131,6 +132,7 @@ def client(
     if dry_run:
         open_client_data(resolved.data)
     flags.end_dry_run(resolved, dry_run=dry_run)
+    check_flower()
     # torch and diffusers take seconds to import, which other commands should not pay for.
     from fedphd.client.resident import Resident
 

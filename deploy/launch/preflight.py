@@ -28,6 +28,7 @@ from fedphd.common.config.roles import (
 from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import FedPhDError
 from fedphd.deploy.launch.superlink import check_free
+from fedphd.deploy.launch.versions import flower_problem
 
 Outcome = Literal["ok", "warning", "failed", "skipped"]
 RoleConfig = CloudConfig | EdgeConfig | ClientConfig
@@ -97,16 +98,8 @@ def _versions() -> Check:
     found = {name: importlib.metadata.version(name) for name in _VERSIONS}
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     text = f"python {sys.version.split()[0]}, {text}"
-    wanted = next(
-        (r for r in importlib.metadata.requires("fedphd") or () if r.startswith("flwr[")), ""
-    )
-    allowed = wanted.partition("]")[2].partition(";")[0]
-    least, _, below = allowed.replace("<", "").replace(">=", "").partition(",")
-    parts = tuple(map(int, found["flwr"].split(".")[:2]))
-    bounds = sorted(tuple(map(int, bound.split(".")[:2])) for bound in (least, below) if bound)
-    if bounds and not bounds[0] <= parts < bounds[-1]:
-        fix = f"install flwr{allowed}: others answer differently below its public interface"
-        return Check("versions", "failed", text, fix)
+    if problem := flower_problem():
+        return Check("versions", "failed", text, problem)
     return Check("versions", "ok", text)
 
 

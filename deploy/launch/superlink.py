@@ -21,6 +21,7 @@ from fedphd.common.config.text import flower_pairs, to_toml
 from fedphd.common.errors import StartError
 from fedphd.deploy.launch.leftovers import Processes
 from fedphd.deploy.launch.processes import descendants, end
+from fedphd.deploy.launch.versions import check_flower
 
 READY_S = 60.0
 SUBMIT_S = 120.0
@@ -127,6 +128,7 @@ class SuperLink:
         stop_s: float = STOP_S,
         children_s: float = CHILDREN_S,
     ) -> None:
+        check_flower()
         # First, since what a killed launcher left may hold the port.
         self._processes = Processes(state_dir)
         if not simulation:

@@ -15,8 +15,9 @@ from support.tiny import write_toml
 
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.config.run import ModelConfig
+from fedphd.common.errors import StartError
 from fedphd.deploy.cli.preflight import Role, guess
-from fedphd.deploy.launch import preflight
+from fedphd.deploy.launch import preflight, versions
 from fedphd.deploy.launch.preflight import Check, RoleConfig, checks
 
 SMALL = ModelConfig(block_out_channels=(8, 8), attention_head_dim=8, norm_num_groups=4)
@@ -112,16 +113,14 @@ def test_memory_and_disk_are_compared_with_what_is_needed(
 
 def test_few_descriptors_and_another_flower_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "LEAST_DESCRIPTORS", 10**9)
-    version = preflight.importlib.metadata.version
-    monkeypatch.setattr(
-        preflight.importlib.metadata, "version", lambda n: "1.32.0" if n == "flwr" else version(n)
-    )
+    monkeypatch.setattr(versions, "version", lambda name: "1.32.0")
     result = found(load_config(CloudConfig))
     assert result["open files"].outcome == "failed"
-    assert (result["versions"].outcome, "install flwr" in result["versions"].fix) == (
-        "failed",
-        True,
-    )
+    assert result["versions"].outcome == "failed"
+    problem = "Flower 1.32.0 is installed; this version of fedphd works with flwr<1.32,>=1.31"
+    assert problem in result["versions"].fix
+    with pytest.raises(StartError, match=r"Flower 1.32.0 is installed"):
+        versions.check_flower()
 
 
 def test_the_file_tells_the_role(tmp_path: Path) -> None:
