@@ -98,13 +98,12 @@ def assert_same(killed: dict[str, Any], whole: dict[str, Any]) -> None:
         assert different == [], name
 
 
-def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    finish(tmp_path / "whole", {})
-    # Two edges with two rounds each: in the middle of interval 2, then of interval 3, after the
-    # cut.
-    assert kill_after(tmp_path / "killed", {}, rounds=6, pause_s=0.1)
-    assert kill_after(tmp_path / "killed", {}, rounds=6, pause_s=0.1)
-    finish(tmp_path / "killed", {})
+def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    settings = {"schedule.intervals": 3}
+    finish(tmp_path / "whole", settings)
+    # Two edges with two rounds each: in the middle of interval 3, after the cut.
+    assert kill_after(tmp_path / "killed", settings, rounds=10, pause_s=0.05)
+    finish(tmp_path / "killed", settings)
     assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
 
 
