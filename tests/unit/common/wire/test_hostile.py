@@ -195,8 +195,10 @@ def test_only_a_sound_greeting_joins(data: st.DataObject) -> None:
     for peer in roster.refresh().values():
         assert all(name.isascii() and 0 < len(name) <= 64 for name in (peer.name, *peer.clients))
         assert all(0 < count <= 1000 for count in peer.clients.values())
-    [(_, change, detail)] = told
+    # An edge that joins also says whom it serves.
+    (_, change, detail), *more = told
     assert change == ("joined" if roster.peers else "refused")
+    assert [kind for _, kind, _ in more] == (["serves"] if roster.peers else [])
     assert len(detail) < 2 * MOST_CHARACTERS
 
 
