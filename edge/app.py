@@ -17,7 +17,7 @@ from fedphd.common.timing import stop_soon
 from fedphd.common.wire import messages, records
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.node import Node
-from fedphd.common.wire.roster import Roster
+from fedphd.common.wire.roster import Bound, Roster
 from fedphd.edge.interval import run_interval
 from fedphd.edge.round import RoundStats
 from fedphd.edge.statistics import collect_statistics
@@ -36,6 +36,7 @@ class EdgeService:
     Args:
         stop: set when the cloud says that the run is over.
         shared_questions: as in ``edge/questions.py: Questions``.
+        bound: as in ``Roster``.
         farewell_s: seconds after the answer to the cloud until ``stop`` is set.
     """
 
@@ -44,6 +45,7 @@ class EdgeService:
     events: EventLog
     stop: threading.Event
     shared_questions: bool = False
+    bound: Bound | None = None
     farewell_s: float = FAREWELL_S
 
     def __post_init__(self) -> None:
@@ -60,6 +62,7 @@ class EdgeService:
             hello_s=waits.query_s,
             retry_s=waits.retry_s,
             max_samples=schedule.max_client_samples,
+            bound=self.bound,
             on_change=self._on_change,
         )
 
@@ -154,8 +157,8 @@ class EdgeService:
         self.events.write(ended)
 
 
-def main(grid: Grid, config: EdgeConfig, events: EventLog) -> Verdict:
-    """Serve until the cloud says that the run is over.
+def main(grid: Grid, config: EdgeConfig, events: EventLog, bound: Bound | None = None) -> Verdict:
+    """Serve until the cloud says that the run is over; ``bound`` as in ``Roster``.
 
     Raises:
         ConnectionLostError: the cloud stayed away for longer than ``node.lost_after_s``.
@@ -163,7 +166,7 @@ def main(grid: Grid, config: EdgeConfig, events: EventLog) -> Verdict:
     torch.set_num_threads(config.num_threads)
     stop = threading.Event()
     clients = streaming_grid(grid, upload_stall_s=WaitConfig().upload_stall_s, in_order=False)
-    service = EdgeService(config.edge_id, clients, events, stop)
+    service = EdgeService(config.edge_id, clients, events, stop, bound=bound)
     node = Node(
         config.cloud,
         config.node,

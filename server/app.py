@@ -34,7 +34,7 @@ from fedphd.common.unet.model import PrunedUNet, build_scheduler, build_unet, re
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.messages import FINISH, Finish
 from fedphd.common.wire.records import to_records, weights_record
-from fedphd.common.wire.roster import Roster
+from fedphd.common.wire.roster import Bound, Roster
 from fedphd.common.wire.traffic import Traffic
 from fedphd.server.pruning import count_costs
 from fedphd.server.report import Report
@@ -269,6 +269,7 @@ def main(
     events: EventLog,
     run_dir: Path,
     *,
+    bound: Bound | None = None,
     simulated: bool = False,
     resume: bool = False,
     clock: Callable[[], float] = time.monotonic,
@@ -277,6 +278,7 @@ def main(
 
     Args:
         grid: whose nodes are edges, wherever these run.
+        bound: as in ``Roster``.
         resume: go on from the checkpoint in ``run_dir``.
         simulated: the clients are simulated, so that the first answer takes them longer.
         clock: monotonic seconds by which edges' replies are late.
@@ -302,6 +304,7 @@ def main(
         hello_s=2 * greeting_s,
         retry_s=config.waits.retry_s,
         max_samples=config.schedule.max_client_samples,
+        bound=bound,
         on_change=lambda name, change, detail: events.write(
             PeerChanged(peer=name, change=change, detail=detail)
         ),

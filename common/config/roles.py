@@ -9,29 +9,25 @@ import re
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from fedphd.common.config.data import DataConfig, Section, setting
+from fedphd.common.config.links import (
+    EdgeSuperLinkConfig,
+    HealthConfig,
+    NodeConfig,
+    SuperLinkConfig,
+    check_address,
+)
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.config.text import merged, section_class, with_overrides
 from fedphd.common.errors import ConfigError
 
 PRESETS = ("digits", "cifar10-16", "cifar10", "celeba")
 DeviceName = Literal["auto", "cpu", "cuda"]
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
-
-
-def check_address(value: str) -> str:
-    """Return ``value`` if it is ``host:port``, port 1 to 65535; raise ValueError otherwise."""
-    if not (match := _ADDRESS.fullmatch(value)) or not 1 <= int(match[2]) <= 65535:
-        raise ValueError(
-            f"{value!r} is not an address; write host:port with a port from 1 to 65535, "
-            "such as 127.0.0.1:9092"
-        )
-    return value
 
 
 def check_id(value: str) -> str:
@@ -42,76 +38,6 @@ def check_id(value: str) -> str:
             "beginning with a letter or digit"
         )
     return value
-
-
-class SuperLinkConfig(Section):
-    """The stock ``flower-superlink`` that a cloud or an edge runs."""
-
-    address: str = setting("0.0.0.0:9092", "host:port that nodes connect to (Fleet API)")
-    ssl_certfile: Path | None = setting(None, "server certificate (PEM); absent: no TLS")
-    ssl_keyfile: Path | None = setting(None, "server private key (PEM)")
-    ssl_ca_certfile: Path | None = setting(None, "CA certificate (PEM)")
-    require_node_auth: bool = setting(
-        False, "only nodes whose public keys are registered may join (needs TLS)"
-    )
-
-    _address = field_validator("address")(check_address)
-
-    @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
-        given = [self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certfile]
-        if any(given) and not all(given):
-            raise ValueError("give all of ssl_certfile, ssl_keyfile and ssl_ca_certfile, or none")
-        if self.require_node_auth and not self.ssl_certfile:
-            raise ValueError(
-                "require_node_auth = true needs ssl_certfile, ssl_keyfile and ssl_ca_certfile: "
-                "without TLS a node's signature can be replayed"
-            )
-        return self
-
-
-class EdgeSuperLinkConfig(SuperLinkConfig):
-    """An edge's ``flower-superlink``, whose port leaves room for a cloud on the same machine."""
-
-    address: str = setting("0.0.0.0:9192", "host:port that clients connect to (Fleet API)")
-
-
-class NodeConfig(Section):
-    """How a node (a client, or an edge towards the cloud) reaches a SuperLink."""
-
-    root_certificates: Path | None = setting(
-        None, "CA certificate (PEM) that signs the servers; absent: no TLS"
-    )
-    private_key: Path | None = setting(
-        None, "OpenSSH EC private key of this node (needs TLS); absent: a fresh one"
-    )
-    lost_after_s: float = setting(
-        300.0, "seconds without a server before this process gives up", gt=0
-    )
-
-    @model_validator(mode="after")
-    def _keys_need_tls(self) -> Self:
-        if self.private_key and not self.root_certificates:
-            raise ValueError(
-                "private_key needs root_certificates: without TLS a node's signature can be "
-                "replayed"
-            )
-        return self
-
-
-class HealthConfig(Section):
-    """Where a process says over HTTP how it is."""
-
-    address: str | None = setting(
-        "127.0.0.1:0",
-        "host:port that answers /live, /ready and /status; port 0: a free one, which health.json "
-        "in state_dir names; null: none",
-    )
-
-    @field_validator("address")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        return value if value is None or value.endswith(":0") else check_address(value)
 
 
 class CheckpointConfig(Section):

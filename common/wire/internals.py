@@ -1,7 +1,7 @@
-"""What the grids need of Flower's internals; ``node.py`` is the only other file that knows any.
+"""What the grids need of Flower's internals; ``node.py`` and ``control.py`` know the others.
 
 Flower's public API offers none of this: replies pulled with bounds, sizes of messages as they
-travel, ids for messages that never reach a SuperLink. A newer Flower changes these two files only.
+travel, ids for messages that never reach a SuperLink. A newer Flower changes these files only.
 """
 
 import time

@@ -33,9 +33,10 @@ from flwr.supercore.inflatable import inflatable_object
 from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
-from fedphd.common.config.roles import NodeConfig
+from fedphd.common.config.links import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError, ReplyError
 from fedphd.common.timing import Backoff
+from fedphd.common.wire.diagnosis import IN_USE, explain
 from fedphd.common.wire.internals import assign_id, inflated
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Node:
         handler: answers a message; runs in ``run``'s thread, one message at a time.
         stop: set from outside to end ``run``.
         on_change: told "connected" and "lost ...: <why>" as the connection comes and goes, and
-            once "not there yet: <why>" if the first takes longer than ``say_waiting_s``.
+            "not there yet: <why>" where that takes longer than ``say_waiting_s``.
         clock: monotonic seconds; for tests.
     """
 
@@ -111,23 +112,26 @@ class Node:
         """
         backoff = Backoff(0.2, 5.0)
         lost_after_s = self.config.lost_after_s
-        alive_s, told = self.clock(), False
+        alive_s, told = self.clock(), ""
         while not self.stop.is_set():
             try:
                 connection = self._connect()
             except grpc.RpcError as error:
                 away_s = self.clock() - alive_s
-                if self._connection is None and not told and away_s > self.say_waiting_s:
-                    told = True
-                    self.on_change(f"not there yet: {_say(error)}")
-                if away_s > lost_after_s:
-                    raise ConnectionLostError(
-                        f"no SuperLink at {self.address} for {lost_after_s:g} s ({_say(error)}); "
-                        "check the address and the certificates, and that the server is running"
-                    ) from error
+                given_up = away_s > lost_after_s
+                if given_up or away_s > self.say_waiting_s:
+                    why = explain(error, self.address, self._certificates)
+                    if given_up:
+                        raise ConnectionLostError(
+                            f"no SuperLink at {self.address} for {lost_after_s:g} s ({why}); check "
+                            "the address and the certificates, and that the server is running"
+                        ) from error
+                    if why != told:
+                        told = why
+                        self.on_change(f"not there yet: {why}")
             else:
                 backoff.reset()
-                self._connection = connection
+                self._connection, told = connection, ""
                 self.on_change("connected")
                 reason = self._serve(connection)
                 alive_s = self.clock()
@@ -303,6 +307,24 @@ class Node:
         except grpc.RpcError as error:
             logger.debug("leaving %s: %s", self.address, _say(error))
         connection.channel.close()
+
+
+def admitted(address: str, config: NodeConfig) -> str:
+    """How a SuperLink takes a node with this configuration, which then leaves again.
+
+    Raises:
+        ConnectionLostError: it does not let the node in, and why.
+    """
+    node = Node(address, config, lambda message: message, stop=threading.Event())
+    try:
+        connection = node._connect()
+    except grpc.RpcError as error:
+        if IN_USE in (error.details() or ""):
+            return f"{address} knows this key, with which a process is connected now"
+        why = explain(error, address, node._certificates)
+        raise ConnectionLostError(f"{address}: {why}") from error
+    node._leave(connection)
+    return f"{address} lets this node in"
 
 
 class _Unavailable(grpc.RpcError):

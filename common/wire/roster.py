@@ -23,6 +23,8 @@ GREET_BATCH = 64
 NAME_RETRY_S = 3.0
 
 Change = Callable[[str, str, str], None]
+# The name that a node's key is registered for; None: for none.
+Bound = Callable[[int], str | None]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Roster:
         hello_s: seconds that a node has to introduce itself; may be set at any time.
         retry_s: seconds for which a peer that failed is left alone.
         max_samples: a client that claims more images is refused.
+        bound: the names that nodes' keys may speak for; None where anybody may join.
         on_change: told (name, "joined" | "left" | "refused" | "failed" | "serves", detail).
         clock: monotonic seconds; for tests.
     """
@@ -55,6 +58,7 @@ class Roster:
     hello_s: float
     retry_s: float
     max_samples: int
+    bound: Bound | None = None
     on_change: Change = lambda name, change, detail: None
     clock: Callable[[], float] = time.monotonic
 
@@ -126,10 +130,13 @@ class Roster:
         for reply in self.grid.send_and_receive(messages, timeout=self.hello_s):
             node_id = reply.metadata.src_node_id
             try:
-                self._welcome(node_id, self._check(read_payload(reply, HelloReply)))
+                answer = self._check(read_payload(reply, HelloReply))
+                self._check_bound(node_id, answer.name)
+                self._welcome(node_id, answer)
             except ReplyError as error:
                 self._refused[node_id] = self.clock() + self.retry_s
-                self.on_change(self.name_of(node_id), "refused", shown(str(error)))
+                name = (self.bound and self.bound(node_id)) or self.name_of(node_id)
+                self.on_change(name, "refused", shown(str(error)))
 
     def _check(self, reply: HelloReply) -> HelloReply:
         if reply.protocol != PROTOCOL:
@@ -155,6 +162,15 @@ class Roster:
                     "(schedule.max_client_samples) are allowed"
                 )
         return reply
+
+    def _check_bound(self, node_id: int, name: str) -> None:
+        """Raise ReplyError where the node's key is registered for another name, or for none."""
+        if self.bound is None:
+            return
+        if (owner := self.bound(node_id)) is None:
+            raise ReplyError(f"calls itself {name}, and its key is registered for no name")
+        if owner != name:
+            raise ReplyError(f"calls itself {name}, and its key is that of {owner}")
 
     def _welcome(self, node_id: int, reply: HelloReply) -> None:
         old = self._peers.get(reply.name)

@@ -16,6 +16,7 @@ from fedphd.common.config.roles import CloudConfig, EdgeConfig, validate
 from fedphd.common.errors import ConfigError, Interrupted, StartError, exit_code_of
 from fedphd.common.events import Event, EventLog, Verdict, write_verdict
 from fedphd.common.history.events import Ended, Started
+from fedphd.common.wire.names import BoundNames
 from fedphd.deploy.launch import runs
 from fedphd.deploy.simulation.run_config import client_config, cloud_config, state_folder
 
@@ -105,22 +106,30 @@ def count_nodes(
 
 
 def _run(grid: Grid, file: runs.RoleFile, events: EventLog) -> Verdict:
+    bound = BoundNames(Path(file.names)) if file.names else None
     # Each role imports only its own side: an edge needs no diffusion code.
     if file.role == "edge":
         from fedphd.edge import app as edge_app
 
         edge = validate(EdgeConfig, file.config, source="role file")
-        return edge_app.main(grid, edge, events)
+        return edge_app.main(grid, edge, events, bound)
     from fedphd.deploy.simulation.virtual_edges import grid_of_edges
     from fedphd.server import app as cloud_app
 
     cloud = validate(CloudConfig, file.config, source="role file")
     simulated = file.role == "simulation"
-    edges = grid_of_edges(grid, cloud, events, simulated=simulated)
+    edges = grid_of_edges(grid, cloud, events, simulated=simulated, bound=bound)
     try:
         run_dir = Path(file.run_dir)
         return cloud_app.main(
-            edges, cloud, events, run_dir, simulated=simulated, resume=file.resumed
+            edges,
+            cloud,
+            events,
+            run_dir,
+            # The edges of a flat federation are this process's own.
+            bound=bound if cloud.topology == "hierarchical" else None,
+            simulated=simulated,
+            resume=file.resumed,
         )
     finally:
         if simulated:

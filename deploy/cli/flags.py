@@ -69,6 +69,13 @@ GoOn = Annotated[
 DryRun = Annotated[
     bool, Option("--dry-run", help="check and print the configuration, start nothing")
 ]
+Insecure = Annotated[
+    bool,
+    Option(
+        "--insecure",
+        help="plain text where there are no certificates: on a network that you trust",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     Option(

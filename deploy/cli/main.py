@@ -14,6 +14,7 @@ from fedphd.deploy.cli import compare, flags
 from fedphd.deploy.cli.checkpoint import evaluate, sample
 from fedphd.deploy.cli.explain import explain_config
 from fedphd.deploy.cli.features import features_app, statistics
+from fedphd.deploy.cli.keys import keys_app
 from fedphd.deploy.cli.preflight import preflight
 from fedphd.deploy.cli.pseudo_labels import pseudo_labels
 from fedphd.deploy.cli.status import status
@@ -50,11 +51,13 @@ def cloud(
     run_dir: flags.RunDir = None,
     resume: flags.Resume = None,
     go_on: flags.GoOn = False,
+    insecure: flags.Insecure = False,
     settings: flags.Set = None,
     dry_run: flags.DryRun = False,
 ) -> None:
     """Run the cloud: it owns the training run, averages the edges, prunes and evaluates."""
-    values = flags.overrides({"preset": preset, "superlink.address": address}, settings)
+    own = {"preset": preset, "superlink.address": address, "superlink.insecure": insecure or None}
+    values = flags.overrides(own, settings)
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     if former and not config and not values:
         resolved = stored_config(former)
@@ -62,6 +65,7 @@ def cloud(
         resolved = load_config(CloudConfig, config, values)
     if former:
         check_unchanged(former, stored_config(former), resolved)
+    resolved.superlink.check_protected()
     check_data(resolved)
     flags.end_dry_run(resolved, dry_run=dry_run)
     with stop_on_signal() as stop:
@@ -87,12 +91,21 @@ def edge(
     address: Annotated[
         str | None, Option(help="host:port that clients connect to", show_default="0.0.0.0:9192")
     ] = None,
+    insecure: flags.Insecure = False,
     settings: flags.Set = None,
     dry_run: flags.DryRun = False,
 ) -> None:
     """Run an edge: it averages its clients every edge round and reports to the cloud."""
-    own = {"edge_id": edge_id, "cloud": cloud_address, "superlink.address": address}
+    own = {
+        "edge_id": edge_id,
+        "cloud": cloud_address,
+        "superlink.address": address,
+        "superlink.insecure": insecure or None,
+        "node.insecure": insecure or None,
+    }
     resolved = load_config(EdgeConfig, config, flags.overrides(own, settings))
+    resolved.superlink.check_protected()
+    resolved.node.check_protected()
     flags.end_dry_run(resolved, dry_run=dry_run)
     with stop_on_signal() as stop:
         verdict = run_edge(resolved, stop=stop, say=flags.say)
@@ -122,12 +135,19 @@ def client(
             show_default="all of the data set",
         ),
     ] = None,
+    insecure: flags.Insecure = False,
     settings: flags.Set = None,
     dry_run: flags.DryRun = False,
 ) -> None:
     """Run a client: one process that keeps its data and serves all its edges."""
-    own = {"client_id": client_id, "edges": edges or None, "data.partition.partition_id": partition}
+    own = {
+        "client_id": client_id,
+        "edges": edges or None,
+        "data.partition.partition_id": partition,
+        "node.insecure": insecure or None,
+    }
     resolved = load_config(ClientConfig, config, flags.overrides(own, settings))
+    resolved.node.check_protected()
     # A client that starts opens its data anyway.
     if dry_run:
         open_client_data(resolved.data)
@@ -226,6 +246,7 @@ app.command("config")(explain_config)
 for command in (evaluate, sample, statistics, status, preflight):
     app.command()(command)
 app.add_typer(features_app, name="features")
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:

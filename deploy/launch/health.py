@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from fedphd.common.config.roles import HealthConfig
+from fedphd.common.config.links import HealthConfig
 from fedphd.common.events import write_json
 from fedphd.common.history.status import Status, StatusBoard
 

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from fedphd.common.history.events import Started, Tail
 from fedphd.common.history.status import StatusBoard
 from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.processes import alive
+from fedphd.deploy.launch.refusals import Refusals
 from fedphd.deploy.launch.runs import (
     ROLE_FILE,
     VERDICT,
@@ -28,10 +29,13 @@ from fedphd.deploy.launch.runs import (
 from fedphd.deploy.launch.superlink import SuperLink, last_line, make_folder
 
 POLL_S = 0.1
+WATCH_S = 1.0
 SERVERAPP_S = 60.0
 GRACE_S = 2.5
 FLOWER_TRAFFIC = "flower_traffic.json"
 FLOWER_LOG = "flower.log"
+
+Watch = Callable[[], None]
 
 
 @contextmanager
@@ -90,13 +94,28 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
 def _run(
     link: SuperLink, file: RoleFile, stop: threading.Event, say: Say, board: StatusBoard
 ) -> Verdict:
+    watches = _watches(link, file, say)
     link.submit({ROLE_FILE: str(file.path)})
     with file.settled():
-        verdict = serve(link, file, stop, say, board)
+        verdict = serve(link, file, stop, say, board, watches)
     # Flower's own count of the run's bytes is lost when the SuperLink ends.
     if verdict.exit_code == EXIT_OK and (count := link.traffic()) is not None:
         write_json(Path(file.run_dir) / FLOWER_TRAFFIC, count)
     return verdict
+
+
+def _watches(link: SuperLink, file: RoleFile, say: Say) -> list[Watch]:
+    """Who may join, from now on, and who was turned away."""
+    node = str(file.config.get("edge_id", file.role))
+
+    def line(text: str) -> None:
+        say(f"{node:<9} {text}")
+
+    watches = [Refusals(link.log, line).follow]
+    if ring := link.keyring(Path(file.names), line):
+        ring.start()
+        watches.append(ring.follow)
+    return watches
 
 
 @contextmanager
@@ -115,14 +134,18 @@ def serve(
     stop: threading.Event,
     say: Say,
     board: StatusBoard | None = None,
+    watches: Sequence[Watch] = (),
 ) -> Verdict:
-    """Show the submitted ServerApp's events, also on ``board``; return its verdict."""
+    """Show the submitted ServerApp's events, also on ``board``; return its verdict.
+
+    ``watches`` are called once a second.
+    """
     board = board or StatusBoard(file.role, file.role)
     tail, path = Tail(Path(file.events)), Path(file.verdict)
     # What a run that goes on had said before has been shown.
     tail.skip(file.events_size)
     pid: int | None = None
-    submitted_s = time.monotonic()
+    submitted_s = watched_s = time.monotonic()
     while True:
         # Read before the events: the verdict is written last, so all events are shown first.
         verdict = read_verdict(path)
@@ -138,6 +161,10 @@ def serve(
         if stop.is_set():
             end_serverapp(pid, path)
             return interrupted(path)
+        if time.monotonic() - watched_s > WATCH_S:
+            watched_s = time.monotonic()
+            for watch in watches:
+                watch()
         link.check_alive()
         check_serverapp(pid, submitted_s, link, file)
         time.sleep(POLL_S)

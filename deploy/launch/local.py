@@ -71,10 +71,11 @@ class LocalCluster:
         stop_s: float = STOP_S,
         kill_s: float = KILL_S,
     ) -> None:
-        if config.superlink.require_node_auth:
+        if config.superlink.node_keys:
             raise ConfigError(
-                "superlink.require_node_auth = true: the nodes of a local federation have no "
-                "registered keys; set it to false, or start cloud, edges and clients one by one"
+                f"superlink.node_keys = {config.superlink.node_keys}: the nodes of a local "
+                "federation have no registered keys; leave it out, or start cloud, edges and "
+                "clients one by one"
             )
         self._config, self._data, self._command, self._say = config, data, command, say
         self._run_dir, self._state, self._resumed = run_dir, run_dir / "state", resumed
@@ -87,20 +88,22 @@ class LocalCluster:
         schedule = self._config.schedule
         num_edges = 0 if self._config.topology == "flat" else schedule.num_edges
         cloud, *edges = [f"127.0.0.1:{port}" for port in free_ports(1 + num_edges)]
-        values = self._config.model_dump(mode="json")
-        values["superlink"]["address"] = cloud
-        values["state_dir"] = str(self._state / "cloud")
-        resumed = ["--resume"] if self._resumed else ["--run-dir"]
-        self._start("cloud", values, *resumed, str(self._run_dir))
         # The cloud's certificate, which is good for this machine, serves its edges too.
         given = self._config.superlink.model_dump(mode="json", exclude_none=True)
         certificates = {name: path for name, path in given.items() if name.startswith("ssl_")}
         authority = certificates.get("ssl_ca_certfile")
-        node = {"root_certificates": authority} if authority else {}
+        # Nothing leaves this machine.
+        server = {**certificates, "insecure": authority is None}
+        node = {"root_certificates": authority} if authority else {"insecure": True}
+        values = self._config.model_dump(mode="json")
+        values["superlink"] |= {**server, "address": cloud}
+        values["state_dir"] = str(self._state / "cloud")
+        resumed = ["--resume"] if self._resumed else ["--run-dir"]
+        self._start("cloud", values, *resumed, str(self._run_dir))
         for number, address in enumerate(edges):
             name = f"edge-{number}"
             values = {"edge_id": name, "cloud": cloud, "state_dir": str(self._state / name)}
-            superlink = {**certificates, "address": address}
+            superlink = {**server, "address": address}
             self._start(name, {**values, "superlink": superlink, "node": node})
         for number in range(schedule.min_clients):
             name = f"client-{number}"

@@ -18,15 +18,11 @@ from typing import Literal
 
 from cryptography import x509
 
-from fedphd.common.config.roles import (
-    ClientConfig,
-    CloudConfig,
-    EdgeConfig,
-    NodeConfig,
-    SuperLinkConfig,
-)
+from fedphd.common.config.links import NodeConfig, SuperLinkConfig
+from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig
 from fedphd.common.config.run import ModelConfig
-from fedphd.common.errors import FedPhDError
+from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.deploy.keys.registered import registered
 from fedphd.deploy.launch.superlink import check_free
 from fedphd.deploy.launch.versions import flower_problem
 
@@ -175,12 +171,25 @@ def _server(config: SuperLinkConfig) -> Iterator[Check]:
         local = host.startswith("127.") or host in ("localhost", "[::1]")
         fix = "give superlink.ssl_certfile, ssl_keyfile and ssl_ca_certfile"
         text = "none: everything travels in plain text"
+        if not config.insecure:
+            yield Check("certificate", "failed", text, f"{fix}, or superlink.insecure = true")
+            return
         yield Check("certificate", "ok" if local else "warning", text, "" if local else fix)
         return
     yield _certificate(config.ssl_certfile)
     yield _tried("certificate's key", "make both from one request", lambda: _key_fits(config))
     if config.ssl_keyfile is not None:
         yield _private(config.ssl_keyfile, "superlink.ssl_keyfile")
+    if config.node_keys is not None:
+        yield _tried("nodes' keys", "fill it by `fedphd keys sign`", lambda: _known(config))
+
+
+def _known(config: SuperLinkConfig) -> str:
+    assert config.node_keys is not None
+    names = list(registered(config.node_keys))
+    if not names:
+        raise ConfigError(f"{config.node_keys} holds no key: nobody could join")
+    return f"{len(names)} may join: {', '.join(names)}"
 
 
 def _key_fits(config: SuperLinkConfig) -> str:
@@ -236,9 +245,14 @@ def _node(config: NodeConfig, servers: tuple[str, ...]) -> Iterator[Check]:
         away = [a for a in servers if not a.startswith(("127.", "localhost:", "[::1]:"))]
         fix = "give node.root_certificates, the certificate authority of the servers"
         text = "none: whoever is between here and there reads and changes what travels"
-        yield Check("authority", "warning" if away else "ok", text, fix if away else "")
+        if not config.insecure:
+            yield Check("authority", "failed", text, f"{fix}, or node.insecure = true")
+        else:
+            yield Check("authority", "warning" if away else "ok", text, fix if away else "")
     if config.private_key is not None:
         yield _private(config.private_key, "node.private_key")
+        for address in servers:
+            yield _admitted(address, config)
 
 
 def _reach(address: str) -> Check:
@@ -266,6 +280,18 @@ def _tls(address: str, authority: Path) -> Check:
             return f"{secure.version()}, the certificate is good for {host}"
 
     return _tried(f"TLS {address}", fix, greet)
+
+
+def _admitted(address: str, config: NodeConfig) -> Check:
+    """Whether the server knows this node's key; asked as a node asks, which then leaves."""
+    fix = f"ask the operator of {address} to register {config.private_key}.pub"
+
+    def ask() -> str:
+        from fedphd.common.wire.node import admitted
+
+        return admitted(address, config)
+
+    return _tried(f"key registered {address}", fix, ask)
 
 
 def _device(device: str) -> Check:

@@ -11,11 +11,12 @@ from typing import Literal, Self
 from uuid import uuid4
 
 from fedphd.common.config.data import DataConfig, Section
-from fedphd.common.config.roles import CloudConfig
+from fedphd.common.config.roles import CloudConfig, EdgeConfig
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.errors import StartError, within
 from fedphd.common.events import Event, write_json
 from fedphd.common.history.summary import SUMMARY, Summary
+from fedphd.common.wire.names import NAMES
 from fedphd.deploy.launch.render import render, render_summary
 from fedphd.deploy.launch.superlink import make_folder
 
@@ -47,7 +48,10 @@ class Resumed:
 
 @dataclass(frozen=True)
 class RoleFile:
-    """What a launcher hands over to the ServerApp: what to run, and where to write."""
+    """What a launcher hands over to the ServerApp: what to run, and where to write.
+
+    ``names`` is the file with the names that nodes' keys are bound to; "" where anybody may join.
+    """
 
     role: RoleName
     config: dict[str, object]
@@ -55,6 +59,7 @@ class RoleFile:
     events: str
     verdict: str
     log: str
+    names: str = ""
     resumed: bool = False
     events_before: int = 0
     events_size: int = 0
@@ -71,10 +76,12 @@ class RoleFile:
         files = {"run_dir": "", "events": events, "verdict": verdict, "log": log}
         paths = {key: str(folder / name) for key, name in files.items()}
         so_far = resumed or Resumed()
+        bound = isinstance(config, CloudConfig | EdgeConfig) and config.superlink.node_keys
         return cls(
             role=role,
             config=config.model_dump(mode="json"),
             **paths,
+            names=str(folder / NAMES) if bound else "",
             resumed=so_far.interval > 0,
             events_before=so_far.events,
             events_size=so_far.events_size,

@@ -11,14 +11,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from fedphd.common.config.roles import SuperLinkConfig
+from fedphd.common.config.links import SuperLinkConfig
 from fedphd.common.config.text import flower_pairs, to_toml
 from fedphd.common.errors import StartError
+from fedphd.deploy.keys.files import check_in_date
+from fedphd.deploy.launch.keyring import KeyRing
 from fedphd.deploy.launch.leftovers import Processes
 from fedphd.deploy.launch.processes import descendants, end
 from fedphd.deploy.launch.versions import check_flower
@@ -38,8 +40,11 @@ _JSON = ("--format", "json")
 
 def flower_environment(home: Path) -> dict[str, str]:
     """Environment for Flower's processes: a home of their own, and no calls home."""
+    # Flower's modules set it, also in a process that only imports them; a SuperLink would then keep
+    # quiet about handshakes that failed.
+    quiet = {"GRPC_VERBOSITY"} if os.environ.get("GRPC_VERBOSITY") == "error" else set()
     return {
-        **os.environ,
+        **{key: value for key, value in os.environ.items() if key not in quiet},
         "FLWR_HOME": str(home.resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -114,8 +119,8 @@ class SuperLink:
         stop_s: seconds that it has to end when it is asked to.
         children_s: seconds that processes which it started have to end after it.
 
-    Raises StartError if the port or the folder is taken, Flower is not installed, or it ends at
-    once.
+    Raises ConfigError if its certificate has expired; StartError if the port or the folder is
+    taken, Flower is not installed, or it ends at once.
     """
 
     def __init__(
@@ -129,6 +134,8 @@ class SuperLink:
         children_s: float = CHILDREN_S,
     ) -> None:
         check_flower()
+        if config.ssl_certfile and not simulation:
+            check_in_date(config.ssl_certfile)
         # First, since what a killed launcher left may hold the port.
         self._processes = Processes(state_dir)
         if not simulation:
@@ -166,7 +173,7 @@ class SuperLink:
                 command += [f"--ssl-{name.replace('_', '-')}", str(path)]
         if not config.ssl_certfile:
             command += ["--insecure"]
-        return [*command, "--enable-supernode-auth"] if config.require_node_auth else command
+        return [*command, "--enable-supernode-auth"] if config.node_keys else command
 
     def wait_ready(self) -> None:
         """Wait until both APIs accept connections."""
@@ -186,6 +193,17 @@ class SuperLink:
         if (code := self.process.poll()) is not None:
             last = last_line(self.log.read_text("utf-8", "replace"))
             raise StartError(f"flower-superlink ended with code {code}; see {self.log}: {last}")
+
+    def keyring(self, names: Path, say: Callable[[str], None]) -> KeyRing | None:
+        """Who may join, if that is limited; as in ``KeyRing``."""
+        if (folder := self._config.node_keys) is None:
+            return None
+        # Flower takes a second to import, which other commands should not pay for.
+        from fedphd.common.wire.control import Control
+
+        authority = self._config.ssl_ca_certfile
+        certificate = authority.read_bytes() if authority else None
+        return KeyRing(folder, lambda: Control(self._control, certificate), names, say)
 
     def submit(
         self, run_config: Mapping[str, object], federation: Mapping[str, object] | None = None

@@ -25,6 +25,7 @@ from fedphd.common.wire.grid import PlainReplies, StreamingGrid, WrappedGrid, st
 from fedphd.common.wire.messages import FINISH, HELLO, TRAIN
 from fedphd.common.wire.offers import CHOOSE, EVERY_EDGE, Choose, OfferBook
 from fedphd.common.wire.records import read_payload, to_records
+from fedphd.common.wire.roster import Bound
 from fedphd.edge.app import EdgeService
 
 # Answered once for all edges.
@@ -205,13 +206,21 @@ def _num_trainings() -> int:
     return max(_TRAININGS, 4 * (os.cpu_count() or 1))
 
 
-def grid_of_edges(grid: Grid, config: CloudConfig, events: EventLog, *, simulated: bool) -> Grid:
+def grid_of_edges(
+    grid: Grid,
+    config: CloudConfig,
+    events: EventLog,
+    *,
+    simulated: bool,
+    bound: Bound | None = None,
+) -> Grid:
     """The grid of edges that a cloud works with, made of the ``grid`` that Flower gives it.
 
-    That one's nodes are edge processes, or clients: ``simulated`` ones, or of a flat federation.
+    That one's nodes are edge processes, or clients: ``simulated`` ones, or of a flat federation,
+    with names ``bound`` as in ``Roster``.
     """
     if config.topology == "flat":
-        return VirtualEdges(grid, ["cloud"], events)
+        return VirtualEdges(grid, ["cloud"], events, bound)
     if simulated:
         names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
         return VirtualEdges(grid, names, events)
@@ -224,7 +233,13 @@ class VirtualEdges(WrappedGrid):
     The node ids of ``edge_ids`` are 1, 2, ... in this order; the edges write to ``events`` too.
     """
 
-    def __init__(self, clients: Grid, edge_ids: Sequence[str], events: EventLog) -> None:
+    def __init__(
+        self,
+        clients: Grid,
+        edge_ids: Sequence[str],
+        events: EventLog,
+        bound: Bound | None = None,
+    ) -> None:
         super().__init__(clients)
         shared = SharedClients(clients, len(edge_ids), max_trainings=_num_trainings())
         self._edges: dict[int, EdgeService] = {}
@@ -235,6 +250,7 @@ class VirtualEdges(WrappedGrid):
                 events.sibling(role="edge", node=edge_id),
                 threading.Event(),
                 shared_questions=len(edge_ids) > 1,
+                bound=bound,
             )
         self._pool = ThreadPoolExecutor(max_workers=len(edge_ids))
         self._replies: dict[str, Message] = {}

@@ -160,7 +160,7 @@ def test_a_port_in_use_is_named(processes: Processes, role: str) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        program = processes.start(role, "--address", address)
+        program = processes.start(role, "--insecure", "--address", address)
         assert program.wait_exit() == 3
     assert f"superlink.address = {address}: cannot listen there" in program.text
 

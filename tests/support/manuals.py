@@ -65,8 +65,11 @@ def file_blocks() -> list[tuple[Path, str, str]]:
 
 @cache
 def settings_files() -> dict[str, str]:
-    """The first block of each file, as a reader who follows the manuals writes it."""
+    """The first block of each file, as a reader who follows the manuals writes it.
+
+    Others show parts of it; the whole files stand where it is said how to start them.
+    """
     first: dict[str, str] = {}
-    for _, name, text in file_blocks():
+    for _, name, text in sorted(file_blocks(), key=lambda block: block[0].name != "deployment.md"):
         first.setdefault(name, text)
     return first

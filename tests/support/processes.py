@@ -6,6 +6,7 @@ the test finds all of them and no others, whoever their parent is by then.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import signal
@@ -28,7 +29,7 @@ MARK = "FEDPHD_TEST"
 SLOW_S = 600.0
 END_S = 120.0
 _POLL_S = 0.05
-_ESTABLISHED = "01"
+_ESTABLISHED, _LISTEN = "01", "0A"
 
 
 class Program:
@@ -207,21 +208,41 @@ def command_of(pid: int) -> list[str]:
 
 def connections(pid: int) -> set[int]:
     """Ports on loopback to which a process holds established TCP connections."""
+    return {_port(remote) for _, remote in _sockets(pid, _ESTABLISHED)}
+
+
+def open_to_others(pid: int) -> set[int]:
+    """Ports at which a process listens on more than the loopback address."""
+    return {_port(local) for local, _ in _sockets(pid, _LISTEN) if not _is_loopback(local)}
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether an address of /proc/net, 4 bytes a word in the machine's order, is its own."""
+    words = bytes.fromhex(address.partition(":")[0])
+    packed = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+    found = ipaddress.ip_address(packed)
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
+
+
+def _port(address: str) -> int:
+    return int(address.partition(":")[2], 16)
+
+
+def _sockets(pid: int, state: str) -> Iterator[tuple[str, str]]:
+    """The local and remote addresses of a process's TCP sockets in a state, as the kernel does."""
     held = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             held.add(os.readlink(entry))
         except OSError:
             continue
-    ports = set()
     # gRPC reaches IPv4 addresses through IPv6 sockets where it can.
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text("ascii").splitlines()[1:]:
             fields = line.split()
-            remote, state, inode = fields[2], fields[3], fields[9]
-            if state == _ESTABLISHED and f"socket:[{inode}]" in held:
-                ports.add(int(remote.partition(":")[2], 16))
-    return ports
+            if fields[3] == state and f"socket:[{fields[9]}]" in held:
+                yield fields[1], fields[2]
 
 
 def free_port() -> int:

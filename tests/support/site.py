@@ -21,11 +21,13 @@ class Site:
         processes: starts them.
         run: dotted settings of the cloud, on top of ``TINY``.
         edges: names of the edges.
+        keys: folder of ``fedphd keys dev``; None: everything in plain text, and anybody may join.
     """
 
     processes: Processes
     run: dict[str, Any] = field(default_factory=dict)
     edges: tuple[str, ...] = EDGES
+    keys: Path | None = None
     programs: dict[str, Program] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,22 +79,42 @@ class Site:
         return [e for e in events(self.folder / edge / "events.jsonl") if e["event"] == "round"]
 
     def _cloud(self, name: str) -> dict[str, Any]:
-        own = {"superlink.address": self.address(name), "state_dir": str(self.folder / name)}
+        own = {**self._server(name, "edges"), "state_dir": str(self.folder / name)}
         return {**TINY, **self.run, **own}
 
     def _edge(self, name: str) -> dict[str, Any]:
         return {
             "edge_id": name,
             "cloud": self.address("cloud"),
-            "superlink.address": self.address(name),
+            **self._server(name, "clients"),
+            **self._node(name),
             "state_dir": str(self.folder / name),
         }
 
     def _client(self, name: str) -> dict[str, Any]:
         return {
             "client_id": name,
+            **self._node(name),
             "edges": [self.address(edge) for edge in self.edges or ("cloud",)],
             "data.partition.num_partitions": NUM_PARTS,
             "data.partition.classes_per_partition": CLASSES_PER_CLIENT,
             "data.partition.partition_id": int(name[-1]),
         }
+
+    def _server(self, name: str, nodes: str) -> dict[str, Any]:
+        if self.keys is None:
+            protection: dict[str, Any] = {"superlink.insecure": True}
+        else:
+            protection = {
+                "superlink.ssl_certfile": str(self.keys / f"{name}.pem"),
+                "superlink.ssl_keyfile": str(self.keys / f"{name}.key"),
+                "superlink.ssl_ca_certfile": str(self.keys / "ca.pem"),
+                "superlink.node_keys": str(self.keys / nodes),
+            }
+        return {"superlink.address": self.address(name), **protection}
+
+    def _node(self, name: str) -> dict[str, Any]:
+        if self.keys is None:
+            return {"node.insecure": True}
+        authority, key = str(self.keys / "ca.pem"), str(self.keys / f"{name}-node")
+        return {"node.root_certificates": authority, "node.private_key": key}

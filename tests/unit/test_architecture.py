@@ -33,18 +33,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "edge": set(COMMON),
     "server": set(COMMON),
     "deploy": set(),
-    "deploy.launch": {*COMMON},
+    "deploy.keys": {*COMMON},
+    "deploy.launch": {*COMMON, "deploy.keys"},
     "deploy.simulation": {*COMMON, "edge", "deploy.launch"},
     "deploy.apps": {*COMMON, *ROLES, "deploy.launch", "deploy.simulation"},
     "deploy.bundle": {"deploy.apps"},
     "deploy.compare": {*COMMON, "deploy.launch", "deploy.simulation"},
-    "deploy.cli": {*COMMON, *ROLES, "deploy.launch", "deploy.simulation", "deploy.compare"},
+    "deploy.cli": {
+        *COMMON,
+        *ROLES,
+        "deploy.keys",
+        "deploy.launch",
+        "deploy.simulation",
+        "deploy.compare",
+    },
 }
 LARGEST_SHARE = 1 / 6
 FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy")
 # The codes of error replies, and the type of ``Grid.run``: public things without a public home.
 HOMELESS = {"flwr.common.constant.ErrorCode", "flwr.common.typing.Run"}
-KNOW_FLOWER = {"common/wire/internals.py", "common/wire/node.py"}
+KNOW_FLOWER = {"common/wire/control.py", "common/wire/internals.py", "common/wire/node.py"}
 PRIVATE = re.compile("_[a-zA-Z0-9]+.*")
 BY_NAME = {"getattr", "hasattr", "setattr", "delattr"}
 

@@ -62,7 +62,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A run that goes on.
     interrupted = folder / "runs/20261124-154906"
     interrupted.mkdir(parents=True)
-    write_json(interrupted / "config.json", load_config(CloudConfig).model_dump(mode="json"))
+    plain = load_config(CloudConfig, overrides={"superlink.insecure": True})
+    write_json(interrupted / "config.json", plain.model_dump(mode="json"))
     write_json(interrupted / "clients.json", {})
     for name, text in settings_files().items():
         (folder / name).write_text(here(text, folder), "utf-8")
@@ -200,7 +201,10 @@ def test_commands_of_a_manual_work(path: Path, site: Path, monkeypatch: pytest.M
         ("fedphd local --set schedule.interval=3", "unknown key; did you mean 'intervals'"),
         ("fedphd simulate --set data.colour=red", "data.colour"),
         ("fedphd cloud --config nowhere.toml", "nowhere.toml: cannot be read"),
-        ("fedphd client --set data.source=nowhere/at/all.parquet", "nowhere/at/all.parquet"),
+        (
+            "fedphd client --insecure --set data.source=nowhere/a.parquet",
+            "nowhere/a.parquet",
+        ),
         ("fedphd sample", "Missing argument"),
         ("fedphd features train --data x --out y --set seeds=1", "seeds: unknown key"),
         ("flwr run . --runconfig 'seed=1'", "--runconfig"),

@@ -176,12 +176,29 @@ def test_override_below_a_single_value_is_refused() -> None:
     assert "seed.x: seed is a single value" in refusal(CloudConfig, **{"seed": 3, "seed.x": 1})
 
 
+def test_plain_text_must_be_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"superlink.address = 0.0.0.0:9092: would serve plain"):
+        load_config(CloudConfig).superlink.check_protected()
+    with pytest.raises(ConfigError, match=r"node.root_certificates is not given, so all would"):
+        load_config(ClientConfig).node.check_protected()
+    certificates = {f"superlink.ssl_{name}": "x" for name in ("certfile", "keyfile", "ca_certfile")}
+    for asked in ({"superlink.insecure": True}, certificates):
+        load_config(EdgeConfig, overrides=asked).superlink.check_protected()
+    for asked in ({"node.insecure": True}, {"node.root_certificates": "ca.pem"}):
+        load_config(EdgeConfig, overrides=asked).node.check_protected()
+
+
 def test_cross_field_rules_of_tls() -> None:
     text = refusal(CloudConfig, superlink={"ssl_certfile": "a.pem"})
     assert "give all of ssl_certfile, ssl_keyfile and ssl_ca_certfile, or none" in text
-    assert "needs ssl_certfile" in refusal(EdgeConfig, superlink={"require_node_auth": True})
+    assert "needs ssl_certfile" in refusal(EdgeConfig, superlink={"node_keys": "keys"})
     text = refusal(ClientConfig, node={"private_key": "a"})
     assert "private_key needs root_certificates" in text
+    certificates = {f"ssl_{name}": "x" for name in ("certfile", "keyfile", "ca_certfile")}
+    text = refusal(CloudConfig, superlink={**certificates, "insecure": True})
+    assert "insecure = true contradicts ssl_certfile" in text
+    text = refusal(ClientConfig, node={"root_certificates": "ca.pem", "insecure": True})
+    assert "insecure = true contradicts root_certificates" in text
     whole = NodeConfig(private_key=Path("a"), root_certificates=Path("b"))
     assert whole.private_key == Path("a")
 

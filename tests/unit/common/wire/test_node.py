@@ -22,7 +22,7 @@ from flwr.app import Message, RecordDict
 from flwr.proto import message_pb2
 from flwr.supercore.inflatable import inflatable_object
 
-from fedphd.common.config.roles import NodeConfig
+from fedphd.common.config.links import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError
 from fedphd.common.wire.node import Node
 

@@ -34,7 +34,11 @@ class Fixture:
     """A roster over ``nodes``, and what it told."""
 
     def __init__(
-        self, nodes: dict[int, Handler], *, kind: Literal["client", "edge"] = "client"
+        self,
+        nodes: dict[int, Handler],
+        *,
+        kind: Literal["client", "edge"] = "client",
+        bound: dict[int, str] | None = None,
     ) -> None:
         self.time = FakeTime()
         self.memory = MemoryGrid(nodes)
@@ -46,6 +50,7 @@ class Fixture:
             hello_s=2.0,
             retry_s=60.0,
             max_samples=100,
+            bound=bound.get if bound is not None else None,
             on_change=lambda *change: self.changes.append(change),
             clock=self.time.clock,
         )
@@ -101,6 +106,26 @@ def test_a_name_stays_with_the_node_that_has_it_while_that_is_alive() -> None:
     del world.memory.nodes[5]
     assert world.roster.refresh() == {"a": Peer("a", 8, 10)}
     assert world.changes[2:] == [("a", "left", ""), ("a", "joined", "")]
+
+
+def test_a_key_speaks_for_its_own_name_only() -> None:
+    world = Fixture(
+        {5: introduces("a"), 6: introduces("a"), 7: introduces("c")}, bound={5: "a", 6: "b"}
+    )
+    assert world.roster.refresh() == {"a": Peer("a", 5, 10)}
+    assert world.changes == [
+        ("a", "joined", ""),
+        ("b", "refused", "calls itself a, and its key is that of b"),
+        ("7", "refused", "calls itself c, and its key is registered for no name"),
+    ]
+
+
+def test_a_key_does_not_take_the_name_of_one_that_is_gone() -> None:
+    world = Fixture({5: introduces("a")}, bound={5: "a", 6: "b"})
+    world.roster.refresh()
+    world.memory.nodes = {6: introduces("a")}
+    assert world.roster.refresh() == {}
+    assert world.changes[-1] == ("b", "refused", "calls itself a, and its key is that of b")
 
 
 def test_peer_that_comes_back_is_not_left_alone_any_more() -> None:

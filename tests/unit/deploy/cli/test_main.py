@@ -18,6 +18,7 @@ from support.command import fedphd
 
 from fedphd.common.config.data import Section
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
+from fedphd.common.config.text import parse_settings
 from fedphd.deploy.cli.flags import overrides
 from fedphd.deploy.cli.main import app
 
@@ -27,6 +28,16 @@ ROLES: dict[str, type[Section]] = {
     "client": ClientConfig,
     "local": CloudConfig,
 }
+
+
+# What --insecure sets; everything else of theirs is to be encrypted.
+INSECURE = {
+    "cloud": ["superlink.insecure"],
+    "edge": ["superlink.insecure", "node.insecure"],
+    "client": ["node.insecure"],
+    "local": [],
+}
+PLAIN = {role: ["--insecure"] for role, keys in INSECURE.items() if keys}
 
 
 @pytest.fixture
@@ -39,12 +50,13 @@ def busy() -> Iterator[str]:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_dry_run_prints_the_configuration_and_starts_nothing(role: str, tmp_path: Path) -> None:
-    done = fedphd(role, "--dry-run", "--set", "num_threads=3", cwd=tmp_path)
+    done = fedphd(role, *PLAIN.get(role, ()), "--dry-run", "--set", "num_threads=3", cwd=tmp_path)
     assert done.returncode == 0
     # Only the launcher of clients knows how their data is split.
     split = r"data      digits-pathological-2x6-seed0-[0-9a-f]{8}: 180 to 363 images per client\n"
     assert re.fullmatch(split if role == "local" else "", done.stderr)
-    expected = load_config(ROLES[role], overrides={"num_threads": 3})
+    plain = [f"{key}=true" for key in INSECURE[role]]
+    expected = load_config(ROLES[role], overrides={"num_threads": 3, **parse_settings(plain)})
     assert validate(ROLES[role], json.loads(done.stdout), source="output") == expected
     assert not list(tmp_path.iterdir())
 
@@ -54,8 +66,8 @@ def test_set_wins_over_flags_and_flags_over_the_file(tmp_path: Path) -> None:
         'seed = 1\npreset = "celeba"\n[superlink]\naddress = "a:1"\n', encoding="utf-8"
     )
     done = fedphd(
-        "cloud", "--dry-run", "--config", "cloud.toml", "--preset", "cifar10", "--address", "b:2",
-        "--set", "superlink.address=c:3", "--set", "schedule.intervals=300",
+        "cloud", "--insecure", "--dry-run", "--config", "cloud.toml", "--preset", "cifar10",
+        "--address", "b:2", "--set", "superlink.address=c:3", "--set", "schedule.intervals=300",
         cwd=tmp_path,
     )  # fmt: skip
     shown = json.loads(done.stdout)
@@ -66,10 +78,10 @@ def test_set_wins_over_flags_and_flags_over_the_file(tmp_path: Path) -> None:
 
 def test_flags_reach_their_fields() -> None:
     arguments = ["--edge-id", "7", "--cloud", "c:1", "--address", "d:2"]
-    edge = json.loads(fedphd("edge", *arguments, "--dry-run").stdout)
+    edge = json.loads(fedphd("edge", "--insecure", *arguments, "--dry-run").stdout)
     assert (edge["edge_id"], edge["cloud"], edge["superlink"]["address"]) == ("7", "c:1", "d:2")
     arguments = ["--client-id", "me", "--edge", "a:1", "--edge", "b:2", "--partition", "0"]
-    client = json.loads(fedphd("client", *arguments, "--dry-run").stdout)
+    client = json.loads(fedphd("client", "--insecure", *arguments, "--dry-run").stdout)
     assert (client["client_id"], client["edges"]) == ("me", ["a:1", "b:2"])
     assert client["data"]["partition"]["partition_id"] == 0
     local = json.loads(fedphd("local", "--edges", "3", "--clients", "9", "--dry-run").stdout)
@@ -117,14 +129,14 @@ def test_unknown_words_exit_2(arguments: list[str]) -> None:
 
 
 def test_cloud_names_a_busy_port_and_exits_3(busy: str, tmp_path: Path) -> None:
-    done = fedphd("cloud", "--address", busy, "--run-dir", "run", cwd=tmp_path)
+    done = fedphd("cloud", "--insecure", "--address", busy, "--run-dir", "run", cwd=tmp_path)
     assert done.returncode == 3
     assert f"fedphd: superlink.address = {busy}: cannot listen there" in done.stderr
     assert "Traceback" not in done.stderr
     verdict = json.loads((tmp_path / "run" / "verdict.json").read_text("utf-8"))
     assert verdict["exit_code"] == 3
     assert busy in verdict["message"]
-    again = fedphd("cloud", "--address", busy, "--run-dir", "run", cwd=tmp_path)
+    again = fedphd("cloud", "--insecure", "--address", busy, "--run-dir", "run", cwd=tmp_path)
     assert "cannot listen there" in again.stderr
 
 
@@ -136,16 +148,20 @@ def test_a_checkpoint_that_is_not_there_exits_2(tmp_path: Path) -> None:
 
 
 def test_a_missing_features_file_is_found_before_anything_starts(tmp_path: Path) -> None:
-    done = fedphd("cloud", "--dry-run", "--set", "evaluation.features_file=no", cwd=tmp_path)
+    done = fedphd(
+        "cloud", "--insecure", "--dry-run", "--set", "evaluation.features_file=no", cwd=tmp_path
+    )
     assert done.returncode == 2
     assert "evaluation.features_file = no: no such file" in done.stderr
-    done = fedphd("cloud", "--dry-run", "--set", "evaluation.inception_weights=no", cwd=tmp_path)
+    done = fedphd(
+        "cloud", "--insecure", "--dry-run", "--set", "evaluation.inception_weights=no", cwd=tmp_path
+    )
     assert done.returncode == 2
     assert "evaluation.inception_weights = no: no such file" in done.stderr
 
 
 def test_edge_names_a_busy_port_and_exits_3(busy: str, tmp_path: Path) -> None:
-    done = fedphd("edge", "--address", busy, cwd=tmp_path)
+    done = fedphd("edge", "--insecure", "--address", busy, cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr.startswith(f"fedphd: superlink.address = {busy}: cannot listen there")
 
@@ -153,12 +169,12 @@ def test_edge_names_a_busy_port_and_exits_3(busy: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["cloud", "local"])
 def test_run_folder_that_cannot_be_used_exits_3(command: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = fedphd(command, "--run-dir", "file", cwd=tmp_path)
+    done = fedphd(command, *PLAIN.get(command, ()), "--run-dir", "file", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (3, "")
     assert "fedphd: --run-dir = file: cannot be created: File exists" in done.stderr
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "metrics.jsonl").touch()
-    done = fedphd(command, "--run-dir", "old", cwd=tmp_path)
+    done = fedphd(command, *PLAIN.get(command, ()), "--run-dir", "old", cwd=tmp_path)
     assert done.returncode == 3
     assert "already holds a run" in done.stderr
     assert "file" in fedphd(command, "--set", "out_dir=file", cwd=tmp_path).stderr
@@ -204,7 +220,7 @@ def test_help_explains_every_flag_with_its_default(name: str) -> None:
     for option in options:
         assert max(option.opts, key=len) in text
         assert getattr(option, "help", None), option.name
-    plain = ("dry_run", "as_json", "go_on", "help")
+    plain = ("dry_run", "as_json", "go_on", "insecure", "help")
     with_default = [option for option in options if option.name not in plain]
     assert text.count("[default: ") == len(with_default)
 

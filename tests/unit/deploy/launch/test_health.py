@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 from support.command import fedphd
 
-from fedphd.common.config.roles import EdgeConfig, HealthConfig, load_config
+from fedphd.common.config.links import HealthConfig
+from fedphd.common.config.roles import EdgeConfig, load_config
 from fedphd.common.errors import ConfigError, ConnectionLostError
 from fedphd.common.history.events import SERVES, LinkChanged, PeerChanged, Started
 from fedphd.common.history.status import StatusBoard

@@ -240,6 +240,6 @@ def test_without_a_run_there_is_nothing_to_merge(tmp_path: Path) -> None:
 
 def test_registered_keys_are_refused_locally(tmp_path: Path) -> None:
     pem = {f"superlink.ssl_{name}": "x.pem" for name in ("certfile", "keyfile", "ca_certfile")}
-    config = load_config(CloudConfig, overrides={**pem, "superlink.require_node_auth": True})
-    with pytest.raises(ConfigError, match=r"require_node_auth = true: .* no registered keys"):
+    config = load_config(CloudConfig, overrides={**pem, "superlink.node_keys": "keys"})
+    with pytest.raises(ConfigError, match=r"node_keys = keys: .* no registered keys"):
         LocalCluster(config, run_dir=tmp_path, say=print)

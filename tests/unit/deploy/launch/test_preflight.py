@@ -85,10 +85,14 @@ def test_a_port_in_use_and_a_server_that_is_away_fail() -> None:
 
 
 def test_plain_text_is_fine_on_this_machine_only() -> None:
-    local = load_config(ClientConfig, overrides={"edges": ["127.0.0.1:1"]})
+    near, far = {"edges": ["127.0.0.1:1"]}, {"superlink.address": "0.0.0.0:1"}
+    local = load_config(ClientConfig, overrides={**near, "node.insecure": True})
     assert found(local)["authority"].outcome == "ok"
-    config = load_config(CloudConfig, overrides={"superlink.address": "0.0.0.0:1"})
+    config = load_config(CloudConfig, overrides={**far, "superlink.insecure": True})
     assert found(config)["certificate"].outcome == "warning"
+    # Nobody asked for it.
+    assert found(load_config(ClientConfig, overrides=near))["authority"].outcome == "failed"
+    assert found(load_config(CloudConfig, overrides=far))["certificate"].outcome == "failed"
 
 
 def test_data_and_device_are_looked_at(tmp_path: Path) -> None:
@@ -134,7 +138,10 @@ def test_the_file_tells_the_role(tmp_path: Path) -> None:
 
 
 def test_the_command_ends_with_2_if_something_must_be_mended(tmp_path: Path) -> None:
-    path = write_toml(tmp_path / "client.toml", {"edges": [f"127.0.0.1:{free_port()}"]})
+    path = write_toml(
+        tmp_path / "client.toml",
+        {"edges": [f"127.0.0.1:{free_port()}"], "node.insecure": True},
+    )
     done = fedphd("preflight", "--config", str(path), "--json", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     outcomes = {check["name"].split()[0]: check["outcome"] for check in json.loads(done.stdout)}

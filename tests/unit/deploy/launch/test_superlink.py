@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.waiting import HANG_S, wait_until
 
-from fedphd.common.config.roles import SuperLinkConfig
+from fedphd.common.config.links import SuperLinkConfig
 from fedphd.common.errors import StartError
 from fedphd.deploy.launch import superlink
 from fedphd.deploy.launch.processes import alive

@@ -1,0 +1,65 @@
+"""A SuperLink's Control API: which keys it lets in. Flower's ``flwr supernode`` talks to it too.
+
+That command takes a second or two for each key; a federation may have a thousand of them.
+"""
+
+from types import TracebackType
+from typing import Final, Self
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.common.grpc import create_channel
+from flwr.proto import control_pb2
+from flwr.proto.control_pb2_grpc import ControlStub
+from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from fedphd.common.errors import FedPhDError
+
+_CALL_S: Final = 20.0
+
+
+class Control:
+    """A connection to the Control API at ``address``; without ``authority`` in plain text."""
+
+    def __init__(self, address: str, authority: bytes | None) -> None:
+        self._channel = create_channel(
+            server_address=address,
+            insecure=authority is None,
+            root_certificates=authority,
+            interceptors=[RuntimeVersionClientInterceptor(component_name="flwr CLI")],
+        )
+        self._stub = ControlStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._channel.close()
+
+    def register(self, key: ec.EllipticCurvePublicKey) -> int:
+        """Let a node with this key in; returns the id that it will have.
+
+        Raises:
+            FedPhDError: the SuperLink refuses, for example a key that it once revoked.
+        """
+        request = control_pb2.RegisterNodeRequest(public_key=public_key_to_bytes(key))
+        try:
+            return int(self._stub.RegisterNode(request, timeout=_CALL_S).node_id)
+        except grpc.RpcError as error:
+            raise FedPhDError(f"{error.details()}") from error
+
+    def unregister(self, node_id: int) -> None:
+        """Let the node in no more, also if it is connected; raises FedPhDError if that fails."""
+        request = control_pb2.UnregisterNodeRequest(node_id=node_id)
+        try:
+            self._stub.UnregisterNode(request, timeout=_CALL_S)
+        except grpc.RpcError as error:
+            # Flower takes the node out, and then fails over one that was never connected.
+            if error.code() != grpc.StatusCode.UNKNOWN:
+                raise FedPhDError(f"{error.details()}") from error

@@ -1,0 +1,129 @@
+"""A certificate authority of one federation, which signs the certificates of its servers."""
+
+import datetime
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedphd.deploy.keys.files import (
+    CURVE,
+    PrivateKey,
+    PublicKey,
+    read_certificate,
+    read_signing_key,
+    write_private_key,
+    write_public,
+)
+
+CERTIFICATE = "ca.pem"
+KEY = "ca.key"
+AUTHORITY_DAYS = 3650
+SERVER_DAYS = 365
+# A server's own launcher reaches it there.
+LOOPBACK = ("localhost", "127.0.0.1")
+# Clocks differ.
+_EARLIER = datetime.timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate that servers' certificates are checked against, and its private key."""
+
+    certificate: x509.Certificate
+    key: PrivateKey
+
+    @classmethod
+    def make(cls, folder: Path, *, name: str = "FedPhD CA", days: int = AUTHORITY_DAYS) -> Self:
+        """Make ``ca.pem`` and ``ca.key`` in ``folder``; raises StartError where they are."""
+        key = ec.generate_private_key(CURVE)
+        public, usage = key.public_key(), _usage(signs_certificates=True)
+        certificate = (
+            _begin(name_of(name), public, days)
+            .issuer_name(name_of(name))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        write_private_key(folder / KEY, key, PrivateFormat.PKCS8)
+        write_public(folder / CERTIFICATE, pem(certificate))
+        return cls(certificate, key)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The one in ``folder``; raises ConfigError."""
+        return cls(read_certificate(folder / CERTIFICATE), read_signing_key(folder / KEY))
+
+    def certify(
+        self, name: str, key: PublicKey, hosts: Iterable[str], *, days: int = SERVER_DAYS
+    ) -> x509.Certificate:
+        """A certificate of the server ``name`` with this key, good for ``hosts`` and loopback."""
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+        return (
+            _begin(name_of(name), key, days)
+            .issuer_name(self.certificate.subject)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(usage, critical=False)
+            .add_extension(alternative_names(dict.fromkeys([*hosts, *LOOPBACK])), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(issuer, critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+
+
+def name_of(text: str) -> x509.Name:
+    """A distinguished name that is only a common name."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def alternative_names(hosts: Iterable[str]) -> x509.SubjectAlternativeName:
+    """Host names and IP addresses as a certificate has them."""
+    return x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+
+
+def pem(certificate: x509.Certificate) -> bytes:
+    """A certificate as text."""
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _begin(subject: x509.Name, key: PublicKey, days: int) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _EARLIER)
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -1,0 +1,136 @@
+"""A site's request to join: proof that it has its keys, which themselves never leave it.
+
+A request holds one or two certificate requests in PEM: that of a server names the hosts at which
+it can be reached, that of a node (a client, or an edge towards the cloud) names none.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from fedphd.common.config.roles import check_id
+from fedphd.common.errors import ConfigError
+from fedphd.deploy.keys.authority import alternative_names, name_of
+from fedphd.deploy.keys.files import (
+    CURVE,
+    PrivateKey,
+    PublicKey,
+    openssh,
+    read_bytes,
+    write_private_key,
+    write_public,
+)
+
+RoleName = Literal["cloud", "edge", "client"]
+MOST_BYTES = 64 * 1024
+_BLOCK = re.compile(
+    rb"-----BEGIN CERTIFICATE REQUEST-----.+?-----END CERTIFICATE REQUEST-----\n?", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class JoinRequest:
+    """What a site asks for: its name, a node's key, a server's key and its hosts."""
+
+    name: str
+    node_key: PublicKey | None
+    server_key: PublicKey | None
+    hosts: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a request from a site.
+
+        Raises:
+            ConfigError: it is not one, a signature is wrong, or its parts name different sites.
+        """
+        content = read_bytes(path)[:MOST_BYTES]
+        try:
+            parts = [x509.load_pem_x509_csr(block) for block in _BLOCK.findall(content)]
+            names = {check_id(_common_name(part)) for part in parts}
+            if len(names) != 1:
+                raise ValueError(f"it names {len(names)} sites, not one")
+            node_key = server_key = None
+            hosts: tuple[str, ...] = ()
+            for part in parts:
+                key = _proven_key(part)
+                if asked := _hosts(part):
+                    server_key, hosts = key, asked
+                else:
+                    node_key = key
+        except ValueError as error:
+            raise ConfigError(
+                f"{path}: is not a request of `fedphd keys request`: {error}"
+            ) from error
+        return cls(names.pop(), node_key, server_key, hosts)
+
+
+def make_request(
+    folder: Path, role: RoleName, name: str, hosts: tuple[str, ...] = ()
+) -> JoinRequest:
+    """Make a site's keys and its request, in ``folder``.
+
+    That are ``NAME.key`` of a server, ``NAME-node`` and ``NAME-node.pub`` of a node, and
+    ``NAME.request``.
+
+    Raises:
+        ConfigError: ``name`` cannot be a participant's, or a server has no host.
+        StartError: one of the files is there already.
+    """
+    try:
+        check_id(name)
+    except ValueError as error:
+        raise ConfigError(f"{error}") from error
+    if role != "client" and not hosts:
+        raise ConfigError(f"{role} {name} serves others: name a host at which they reach it")
+    parts: list[bytes] = []
+    node_key = server_key = None
+    if role != "cloud":
+        node = ec.generate_private_key(CURVE)
+        write_private_key(folder / f"{name}-node", node, PrivateFormat.OpenSSH)
+        write_public(folder / f"{name}-node.pub", openssh(node.public_key(), name))
+        parts.append(_asked(name, node, ()))
+        node_key = node.public_key()
+    if role != "client":
+        server = ec.generate_private_key(CURVE)
+        write_private_key(folder / f"{name}.key", server, PrivateFormat.PKCS8)
+        parts.append(_asked(name, server, hosts))
+        server_key = server.public_key()
+    write_public(folder / f"{name}.request", b"".join(parts))
+    return JoinRequest(name, node_key, server_key, hosts)
+
+
+def _asked(name: str, key: PrivateKey, hosts: tuple[str, ...]) -> bytes:
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name_of(name))
+    if hosts:
+        builder = builder.add_extension(alternative_names(hosts), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def _common_name(request: x509.CertificateSigningRequest) -> str:
+    names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else ""
+
+
+def _proven_key(request: x509.CertificateSigningRequest) -> PublicKey:
+    key = request.public_key()
+    if not isinstance(key, PublicKey):
+        raise ValueError("its key is not an EC key")
+    if not request.is_signature_valid:
+        raise ValueError("its signature is not by its key")
+    return key
+
+
+def _hosts(request: x509.CertificateSigningRequest) -> tuple[str, ...]:
+    try:
+        found = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(str(name.value) for name in found)

@@ -1,0 +1,157 @@
+"""Who may join follows a folder of keys; who was turned away is read from a log."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.wire.names import BoundNames
+from fedphd.deploy.keys.registered import fingerprint, register, revoke
+from fedphd.deploy.launch.keyring import KeyRing
+from fedphd.deploy.launch.refusals import Refusals
+
+
+def new_key() -> ec.EllipticCurvePublicKey:
+    return ec.generate_private_key(ec.SECP384R1()).public_key()
+
+
+@dataclass
+class Door:
+    """A registry that remembers, and as Flower takes no key a second time."""
+
+    inside: dict[str, int] = field(default_factory=dict)
+    ever: set[str] = field(default_factory=set)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is held."""
+
+    def register(self, key: ec.EllipticCurvePublicKey) -> int:
+        print_ = fingerprint(key)
+        if print_ in self.ever:
+            raise FedPhDError("Public key already in use.")
+        self.ever.add(print_)
+        self.inside[print_] = len(self.ever)
+        return self.inside[print_]
+
+    def unregister(self, node_id: int) -> None:
+        self.inside = {p: node for p, node in self.inside.items() if node != node_id}
+
+
+@dataclass
+class Scene:
+    """A folder of keys, the door that it opens, and what was said."""
+
+    folder: Path
+    door: Door = field(default_factory=Door)
+    said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.keys = self.folder / "keys"
+        self.keys.mkdir()
+        names = self.folder / "names.json"
+        self.ring = KeyRing(self.keys, lambda: self.door, names, self.said.append)
+        self.bound = BoundNames(names)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_who_has_a_key_at_the_start_may_join(scene: Scene) -> None:
+    register(scene.keys, "a", new_key())
+    register(scene.keys, "b", new_key())
+    scene.ring.start()
+    assert sorted(scene.door.inside.values()) == [1, 2]
+    assert (scene.bound(1), scene.bound(2), scene.bound(3)) == ("a", "b", None)
+    scene.ring.follow()
+    assert scene.said == []
+
+
+def test_who_comes_and_goes_later_is_said(scene: Scene) -> None:
+    first, second = new_key(), new_key()
+    register(scene.keys, "a", first)
+    scene.ring.start()
+    register(scene.keys, "b", second)
+    scene.ring.follow()
+    assert scene.said == ["b may join: its key was registered"]
+    assert scene.bound(2) == "b"
+    revoke(scene.keys, "a")
+    scene.ring.follow()
+    assert scene.said[1:] == ["a may join no more: its key was revoked"]
+    assert set(scene.door.inside) == {fingerprint(second)}
+    # One who read the names before forgets them with the next that it does not know.
+    assert BoundNames(scene.ring.names)(1) is None
+
+
+def test_a_replaced_key_is_another(scene: Scene) -> None:
+    register(scene.keys, "a", new_key())
+    scene.ring.start()
+    other = new_key()
+    register(scene.keys, "a", other, replace=True)
+    scene.ring.follow()
+    assert set(scene.door.inside) == {fingerprint(other)}
+    assert scene.bound(2) == "a"
+
+
+def test_a_revoked_key_does_not_come_back(scene: Scene) -> None:
+    key = new_key()
+    register(scene.keys, "a", key)
+    scene.ring.start()
+    revoke(scene.keys, "a")
+    scene.ring.follow()
+    register(scene.keys, "a", key)
+    scene.ring.follow()
+    assert scene.said[-1].startswith("a may not join: Public key already in use.")
+    assert scene.door.inside == {}
+
+
+def test_a_bad_file_is_named_and_nobody_is_shut_out(scene: Scene) -> None:
+    register(scene.keys, "a", new_key())
+    scene.ring.start()
+    (scene.keys / "b.pub").write_text("junk", encoding="utf-8")
+    scene.ring.follow()
+    scene.ring.follow()
+    assert len(scene.said) == 1
+    assert scene.said[0].startswith(f"keys stay as they were: {scene.keys}/b.pub: is not an Open")
+    assert len(scene.door.inside) == 1
+    with pytest.raises(ConfigError, match=r"b.pub: is not an OpenSSH public key"):
+        KeyRing(scene.keys, lambda: scene.door, scene.ring.names, print).start()
+
+
+PLAIN = "I1 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: error:1:" \
+    "SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER: Invalid certificate\n"  # fmt: skip
+UNKNOWN = "ERROR : [Fleet.ActivateNode] Activation failed: No SuperNode found with the given " \
+    "public key.\n"  # fmt: skip
+
+
+def test_refusals_are_said_seldom(tmp_path: Path) -> None:
+    log, said, now_s = tmp_path / "superlink.log", list[str](), [0.0]
+    log.write_text("", encoding="utf-8")
+    watch = Refusals(log, said.append, clock=lambda: now_s[0])
+    watch.follow()
+    assert said == []
+    log.write_text("Hello\n" + UNKNOWN + PLAIN[:20], encoding="utf-8")
+    watch.follow()
+    where = f"; see {log}"
+    assert said == [f"refused a node whose key is not registered here{where}"]
+    # The rest of a line, and two more tries within half a minute.
+    log.write_text("Hello\n" + UNKNOWN + PLAIN + UNKNOWN + UNKNOWN, encoding="utf-8")
+    now_s[0] = 10.0
+    watch.follow()
+    assert said[1:] == [f"refused somebody who spoke plain text{where}"]
+    now_s[0] = 31.0
+    watch.follow()
+    assert said[2:] == [f"refused a node whose key is not registered here (2 times){where}"]
+    os.truncate(log, 0)
+    watch.follow()
+    assert len(said) == 3
