@@ -3,8 +3,7 @@
 That command takes a second or two for each key; a federation may have a thousand of them.
 """
 
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -15,6 +14,7 @@ from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedphd.common.errors import FedPhDError
+from fedphd.common.wire.names import RefusedError
 
 _CALL_S: Final = 20.0
 
@@ -31,35 +31,38 @@ class Control:
         )
         self._stub = ControlStub(self._channel)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the connection."""
         self._channel.close()
 
     def register(self, key: ec.EllipticCurvePublicKey) -> int:
         """Let a node with this key in; returns the id that it will have.
 
         Raises:
-            FedPhDError: the SuperLink refuses, for example a key that it once revoked.
+            RefusedError: not with this key, which for example was revoked before.
+            FedPhDError: the SuperLink does not answer.
         """
         request = control_pb2.RegisterNodeRequest(public_key=public_key_to_bytes(key))
         try:
             return int(self._stub.RegisterNode(request, timeout=_CALL_S).node_id)
         except grpc.RpcError as error:
-            raise FedPhDError(f"{error.details()}") from error
+            refused = error.code() == grpc.StatusCode.FAILED_PRECONDITION
+            raise (RefusedError if refused else FedPhDError)(_say(error)) from error
 
     def unregister(self, node_id: int) -> None:
-        """Let the node in no more, also if it is connected; raises FedPhDError if that fails."""
+        """Let the node in no more, also if it is connected.
+
+        Raises FedPhDError where the SuperLink does not answer.
+        """
         request = control_pb2.UnregisterNodeRequest(node_id=node_id)
         try:
             self._stub.UnregisterNode(request, timeout=_CALL_S)
         except grpc.RpcError as error:
-            # Flower takes the node out, and then fails over one that was never connected.
-            if error.code() != grpc.StatusCode.UNKNOWN:
-                raise FedPhDError(f"{error.details()}") from error
+            # Flower takes out one that was never connected, and then fails over it; NOT_FOUND
+            # says that this has happened before.
+            if error.code() not in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.NOT_FOUND):
+                raise FedPhDError(_say(error)) from error
+
+
+def _say(error: grpc.RpcError) -> str:
+    return f"{error.code().name}: {error.details()}"

@@ -47,7 +47,10 @@ def _why_no_tls(address: str, authority: bytes | None) -> str:
     host = host.strip("[]")
     context = ssl.create_default_context()
     if authority is not None:
-        context = ssl.create_default_context(cadata=authority.decode("ascii", "replace"))
+        try:
+            context = ssl.create_default_context(cadata=authority.decode("ascii", "replace"))
+        except ssl.SSLError:
+            return "node.root_certificates holds no certificate in PEM"
     context.set_alpn_protocols(["h2"])
     try:
         with (

@@ -9,9 +9,10 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.common.wire.names import write_names
-from fedphd.deploy.keys.registered import SUFFIX, fingerprint, registered
+from fedphd.common.wire.names import RefusedError, write_names
+from fedphd.deploy.keys.registered import SUFFIX, registered
 
+Say = Callable[[str], None]
 Stamp = tuple[tuple[str, int, int], ...]
 
 
@@ -19,7 +20,12 @@ class Registry(Protocol):
     """What lets nodes in: a SuperLink's Control API."""
 
     def register(self, key: ec.EllipticCurvePublicKey) -> int:
-        """Let a node with this key in; returns its id; raises FedPhDError."""
+        """Let a node with this key in; returns its id.
+
+        Raises:
+            RefusedError: not with this key.
+            FedPhDError: it does not answer.
+        """
 
     def unregister(self, node_id: int) -> None:
         """Let it in no more; raises FedPhDError."""
@@ -27,7 +33,7 @@ class Registry(Protocol):
 
 @dataclass(frozen=True)
 class _Known:
-    fingerprint: str
+    key: ec.EllipticCurvePublicKey
     node_id: int
 
 
@@ -43,26 +49,44 @@ class KeyRing:
     folder: Path
     connect: Callable[[], AbstractContextManager[Registry]]
     names: Path
-    say: Callable[[str], None]
+    say: Say
     _known: dict[str, _Known] = field(default_factory=dict)
+    _written: dict[int, str] = field(default_factory=dict)
     _stamp: Stamp | None = None
+    _said: str = ""
 
     def start(self) -> None:
-        """Let everybody in who has a key in the folder; raises ConfigError for a bad one."""
+        """Let everybody in who has a key in the folder.
+
+        Raises:
+            ConfigError: one of the files is not a key.
+            FedPhDError: the SuperLink does not answer.
+        """
         self._stamp = self._look()
         self._apply(registered(self.folder), say=lambda line: None)
 
     def follow(self) -> None:
-        """Look once whether the folder has changed, and do as it says."""
+        """Look once whether the folder has changed, and do as it says; again if that fails."""
         if (stamp := self._look()) == self._stamp:
             return
         try:
-            self._apply(registered(self.folder), say=self.say)
-            self._stamp = stamp
+            keys = registered(self.folder)
         except ConfigError as error:
-            # Said once: it is looked at again when the folder changes.
-            self._stamp = stamp
-            self.say(f"keys stay as they were: {error}")
+            # A bad file must not keep in whose key was taken away.
+            there = {name for name, _, _ in stamp}
+            keys = {n: k.key for n, k in self._known.items() if f"{n}{SUFFIX}" in there}
+            self._say_once(f"nobody new may join: {error}")
+        try:
+            self._apply(keys, say=self.say)
+        except (FedPhDError, OSError) as error:
+            self._say_once(f"keys are not yet as {self.folder} says, trying again: {error}")
+            return
+        self._stamp, self._said = stamp, ""
+
+    def _say_once(self, line: str) -> None:
+        if line != self._said:
+            self._said = line
+            self.say(line)
 
     def _look(self) -> Stamp:
         found = []
@@ -74,25 +98,36 @@ class KeyRing:
             found.append((path.name, status.st_mtime_ns, status.st_size))
         return tuple(found)
 
-    def _apply(
-        self, keys: dict[str, ec.EllipticCurvePublicKey], *, say: Callable[[str], None]
-    ) -> None:
-        wanted = {name: fingerprint(key) for name, key in keys.items()}
-        gone = [n for n, known in self._known.items() if wanted.get(n) != known.fingerprint]
-        new = [name for name in wanted if name not in self._known or name in gone]
-        if not gone and not new:
-            return
+    def _apply(self, keys: dict[str, ec.EllipticCurvePublicKey], *, say: Say) -> None:
+        gone = [name for name, known in self._known.items() if keys.get(name) != known.key]
+        new = {n: key for n, key in keys.items() if n not in self._known or n in gone}
+        try:
+            if gone or new:
+                self._tell(gone, new, say)
+        finally:
+            names = {known.node_id: name for name, known in self._known.items()}
+            if names != self._written:
+                write_names(self.names, names)
+                self._written = names
+
+    def _tell(self, gone: list[str], new: dict[str, ec.EllipticCurvePublicKey], say: Say) -> None:
+        """Tell the SuperLink who leaves and who comes, as far as it listens."""
         with self.connect() as registry:
             for name in gone:
-                registry.unregister(self._known.pop(name).node_id)
+                registry.unregister(self._known[name].node_id)
+                del self._known[name]
                 say(f"{name} may join no more: its key was revoked")
-            for name in new:
-                try:
-                    node_id = registry.register(keys[name])
-                except FedPhDError as error:
-                    say(f"{name} may not join: {error} A key that was revoked stays so until "
-                        "this process starts again; make a new one")  # fmt: skip
-                    continue
-                self._known[name] = _Known(wanted[name], node_id)
-                say(f"{name} may join: its key was registered")
-        write_names(self.names, {known.node_id: name for name, known in self._known.items()})
+            for name, key in new.items():
+                self._let_in(registry, name, key, say)
+
+    def _let_in(
+        self, registry: Registry, name: str, key: ec.EllipticCurvePublicKey, say: Say
+    ) -> None:
+        try:
+            node_id = registry.register(key)
+        except RefusedError as error:
+            problem = "a key that was revoked stays so until this process starts again"
+            self.say(f"{name} may not join: {error} ({problem}; make a new key)")
+            return
+        self._known[name] = _Known(key, node_id)
+        say(f"{name} may join: its key was registered")

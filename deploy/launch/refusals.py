@@ -39,16 +39,8 @@ class Refusals:
 
     def follow(self) -> None:
         """Look once for new lines."""
-        if self.log.stat().st_size > self._offset:
-            with self.log.open("rb") as file:
-                file.seek(self._offset)
-                # A line that is still being written has its turn next time.
-                lines = file.read().rpartition(b"\n")[0]
-                self._offset += len(lines)
-            for line in lines.decode("utf-8", "replace").splitlines():
-                for pattern, meaning in MEANINGS:
-                    if re.search(pattern, line):
-                        self._counts[meaning] += 1
+        for line in self._new_lines():
+            self._counts.update(meaning for text, meaning in MEANINGS if re.search(text, line))
         now_s = self.clock()
         for meaning, count in list(self._counts.items()):
             if now_s >= self._next_s.get(meaning, 0.0):
@@ -56,3 +48,15 @@ class Refusals:
                 del self._counts[meaning]
                 times = f" ({count} times)" if count > 1 else ""
                 self.say(f"refused {meaning}{times}; see {self.log}")
+
+    def _new_lines(self) -> list[str]:
+        try:
+            with self.log.open("rb") as file:
+                file.seek(self._offset)
+                # A line that is still being written has its turn next time.
+                lines = file.read().rpartition(b"\n")[0]
+        except FileNotFoundError:
+            # Somebody tidied up.
+            return []
+        self._offset += len(lines)
+        return lines.decode("utf-8", "replace").splitlines()

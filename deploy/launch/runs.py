@@ -81,7 +81,8 @@ class RoleFile:
             role=role,
             config=config.model_dump(mode="json"),
             **paths,
-            names=str(folder / NAMES) if bound else "",
+            # Simulated nodes have no keys.
+            names=str(folder / NAMES) if bound and role != "simulation" else "",
             resumed=so_far.interval > 0,
             events_before=so_far.events,
             events_size=so_far.events_size,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ class SuperLink:
 
         authority = self._config.ssl_ca_certfile
         certificate = authority.read_bytes() if authority else None
-        return KeyRing(folder, lambda: Control(self._control, certificate), names, say)
+        return KeyRing(folder, lambda: closing(Control(self._control, certificate)), names, say)
 
     def submit(
         self, run_config: Mapping[str, object], federation: Mapping[str, object] | None = None

@@ -92,6 +92,12 @@ def test_what_is_wrong_with_a_certificate_is_said(tmp_path: Path) -> None:
         assert explain(AWAY, address, None).startswith("it speaks TLS, this node plain text")
 
 
+def test_an_authority_that_is_none_is_named() -> None:
+    for content in (b"-", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+        said = explain(AWAY, "127.0.0.1:1", content)
+        assert said == "node.root_certificates holds no certificate in PEM"
+
+
 def test_a_server_without_tls_is_recognised(tmp_path: Path) -> None:
     _, authority = certified(tmp_path / "site", "127.0.0.1")
     with serving(None) as address:

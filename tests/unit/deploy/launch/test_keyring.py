@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -11,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.common.wire.names import BoundNames
+from fedphd.common.wire.names import BoundNames, RefusedError
 from fedphd.deploy.keys.registered import fingerprint, register, revoke
 from fedphd.deploy.launch.keyring import KeyRing
 from fedphd.deploy.launch.refusals import Refusals
@@ -27,6 +26,7 @@ class Door:
 
     inside: dict[str, int] = field(default_factory=dict)
     ever: set[str] = field(default_factory=set)
+    silent: bool = False
 
     def __enter__(self) -> Self:
         return self
@@ -36,13 +36,17 @@ class Door:
 
     def register(self, key: ec.EllipticCurvePublicKey) -> int:
         print_ = fingerprint(key)
+        if self.silent:
+            raise FedPhDError("DEADLINE_EXCEEDED")
         if print_ in self.ever:
-            raise FedPhDError("Public key already in use.")
+            raise RefusedError("Public key already in use.")
         self.ever.add(print_)
         self.inside[print_] = len(self.ever)
         return self.inside[print_]
 
     def unregister(self, node_id: int) -> None:
+        if self.silent:
+            raise FedPhDError("DEADLINE_EXCEEDED")
         self.inside = {p: node for p, node in self.inside.items() if node != node_id}
 
 
@@ -115,6 +119,37 @@ def test_a_revoked_key_does_not_come_back(scene: Scene) -> None:
     assert scene.door.inside == {}
 
 
+def test_a_silent_superlink_is_told_again_until_it_hears(scene: Scene) -> None:
+    first, second = new_key(), new_key()
+    register(scene.keys, "a", first)
+    scene.ring.start()
+    scene.door.silent = True
+    revoke(scene.keys, "a")
+    register(scene.keys, "b", second)
+    for _ in range(3):
+        scene.ring.follow()
+    assert len(scene.said) == 1
+    assert scene.said[0].startswith(f"keys are not yet as {scene.keys} says, trying again: DEAD")
+    scene.door.silent = False
+    scene.ring.follow()
+    assert set(scene.door.inside) == {fingerprint(second)}
+    assert scene.said[1:] == [
+        "a may join no more: its key was revoked",
+        "b may join: its key was registered",
+    ]
+
+
+def test_names_that_cannot_be_written_are_written_later(scene: Scene) -> None:
+    scene.ring.start()
+    scene.ring.names.mkdir()
+    register(scene.keys, "a", new_key())
+    scene.ring.follow()
+    assert scene.said[-1].startswith(f"keys are not yet as {scene.keys} says, trying again: ")
+    scene.ring.names.rmdir()
+    scene.ring.follow()
+    assert scene.bound(1) == "a"
+
+
 def test_a_bad_file_is_named_and_nobody_is_shut_out(scene: Scene) -> None:
     register(scene.keys, "a", new_key())
     scene.ring.start()
@@ -122,8 +157,13 @@ def test_a_bad_file_is_named_and_nobody_is_shut_out(scene: Scene) -> None:
     scene.ring.follow()
     scene.ring.follow()
     assert len(scene.said) == 1
-    assert scene.said[0].startswith(f"keys stay as they were: {scene.keys}/b.pub: is not an Open")
+    assert scene.said[0].startswith(f"nobody new may join: {scene.keys}/b.pub: is not an OpenSSH")
     assert len(scene.door.inside) == 1
+    # It keeps nobody in.
+    revoke(scene.keys, "a")
+    scene.ring.follow()
+    assert scene.door.inside == {}
+    assert "a may join no more: its key was revoked" in scene.said
     with pytest.raises(ConfigError, match=r"b.pub: is not an OpenSSH public key"):
         KeyRing(scene.keys, lambda: scene.door, scene.ring.names, print).start()
 
@@ -152,6 +192,6 @@ def test_refusals_are_said_seldom(tmp_path: Path) -> None:
     now_s[0] = 31.0
     watch.follow()
     assert said[2:] == [f"refused a node whose key is not registered here (2 times){where}"]
-    os.truncate(log, 0)
+    log.unlink()
     watch.follow()
     assert len(said) == 3
