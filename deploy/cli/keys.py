@@ -4,14 +4,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Exit, Option, Typer, confirm
+from typer import Argument, Option, Typer, confirm
 
-from fedphd.common.errors import StartError
 from fedphd.deploy.cli.flags import say
 from fedphd.deploy.keys import registered
 from fedphd.deploy.keys.authority import AUTHORITY_DAYS, CERTIFICATE, KEY, SERVER_DAYS, Authority
 from fedphd.deploy.keys.development import CLIENTS, EDGES, grant, is_made, make_all
-from fedphd.deploy.keys.files import PublicKey, read_public_key
+from fedphd.deploy.keys.files import read_public_key
 from fedphd.deploy.keys.requests import JoinRequest, make_request
 
 
@@ -31,6 +30,7 @@ Hosts = Annotated[
 NodeKeys = Annotated[
     Path, Option(help="folder of registered keys, superlink.node_keys of those who let them in")
 ]
+Replace = Annotated[bool, Option("--replace", help="in place of the key that the name has")]
 Days = Annotated[int, Option(min=1, help="days for which a certificate is good")]
 
 keys_app = Typer(
@@ -66,7 +66,7 @@ def authority(
     days: Days = AUTHORITY_DAYS,
 ) -> None:
     """Operator: make the certificate authority of a federation."""
-    Authority.make(out, name=name, days=days)
+    Authority.new(name=name, days=days).write(out)
     say(f"{out / CERTIFICATE}: give it to every site")
     say(f"{out / KEY}: keep it here; who has it can pretend to be any server")
 
@@ -90,16 +90,16 @@ def sign(
     node_keys: NodeKeys,
     authority: Annotated[Path, Option(help="folder of the authority")] = Path("authority"),
     days: Days = SERVER_DAYS,
+    replace: Replace = False,
     yes: Annotated[bool, Option("--yes", help="do not ask")] = False,
 ) -> None:
     """Operator: certify a site's server and register its node's key."""
     asked, issuer = JoinRequest.read(file), Authority.read(authority)
     _show(asked)
-    if not yes and not confirm("Is this what the site's own command printed, and may it join?"):
-        say("nothing was signed")
-        raise Exit(StartError.exit_code)
-    certificate = file.with_suffix(".pem")
-    grant(asked, issuer, certificate=certificate, node_keys=node_keys, days=days)
+    if not yes:
+        confirm("Is this what the site's own command printed, and may it join?", abort=True)
+    certificate = file.with_name(f"{asked.name}.pem")
+    grant(asked, issuer, certificate=certificate, node_keys=node_keys, days=days, replace=replace)
     if asked.server_key is not None:
         say(f"{certificate}: send it back to the site, with {authority / CERTIFICATE}")
     if asked.node_key is not None:
@@ -111,7 +111,7 @@ def register(
     name: Annotated[str, Argument(help="the node's stable name")],
     public_key: Annotated[Path, Argument(help="its OpenSSH public key")],
     node_keys: NodeKeys,
-    replace: Annotated[bool, Option("--replace", help="in place of the key it has")] = False,
+    replace: Replace = False,
 ) -> None:
     """Operator: register a key that was made by other means, such as ssh-keygen."""
     key = read_public_key(public_key)
@@ -139,7 +139,7 @@ def _show(request: JoinRequest) -> None:
     """What a request is for, as both sides see it."""
     say(request.name)
     for kind, key in (("node", request.node_key), ("server", request.server_key)):
-        if isinstance(key, PublicKey):
+        if key is not None:
             say(f"  {kind:<7} key {registered.fingerprint(key)}")
     if request.hosts:
         say(f"  hosts   {', '.join(request.hosts)}")

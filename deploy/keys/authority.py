@@ -41,8 +41,8 @@ class Authority:
     key: PrivateKey
 
     @classmethod
-    def make(cls, folder: Path, *, name: str = "FedPhD CA", days: int = AUTHORITY_DAYS) -> Self:
-        """Make ``ca.pem`` and ``ca.key`` in ``folder``; raises StartError where they are."""
+    def new(cls, *, name: str = "FedPhD CA", days: int = AUTHORITY_DAYS) -> Self:
+        """Make one, with the common name ``name``, good for ``days``."""
         key = ec.generate_private_key(CURVE)
         public, usage = key.public_key(), _usage(signs_certificates=True)
         certificate = (
@@ -53,9 +53,12 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
             .sign(key, hashes.SHA256())
         )
-        write_private_key(folder / KEY, key, PrivateFormat.PKCS8)
-        write_public(folder / CERTIFICATE, pem(certificate))
         return cls(certificate, key)
+
+    def write(self, folder: Path) -> None:
+        """Store it as ``ca.key`` and ``ca.pem`` in ``folder``; raises StartError where they are."""
+        write_private_key(folder / KEY, self.key, PrivateFormat.PKCS8)
+        write_public(folder / CERTIFICATE, pem(self.certificate))
 
     @classmethod
     def read(cls, folder: Path) -> Self:

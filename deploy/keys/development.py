@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedphd.deploy.keys.authority import CERTIFICATE, KEY, Authority, pem
+from fedphd.deploy.keys.authority import CERTIFICATE, SERVER_DAYS, Authority, pem
 from fedphd.deploy.keys.files import write_public
 from fedphd.deploy.keys.registered import register
 from fedphd.deploy.keys.requests import JoinRequest, RoleName, make_request
@@ -12,7 +12,13 @@ CLIENTS = "clients"
 
 
 def grant(
-    request: JoinRequest, authority: Authority, *, certificate: Path, node_keys: Path, days: int
+    request: JoinRequest,
+    authority: Authority,
+    *,
+    certificate: Path,
+    node_keys: Path,
+    days: int = SERVER_DAYS,
+    replace: bool = False,
 ) -> None:
     """Sign and register what a request asks for.
 
@@ -20,16 +26,17 @@ def grant(
         certificate: where a server's certificate goes.
         node_keys: folder in which a node's key is registered.
         days: for which the certificate is good.
+        replace: the key comes in place of the one that the name has.
 
     Raises:
-        ConfigError: the name is registered with another key.
-        StartError: the certificate is there already.
+        ConfigError: the name is registered with another key, and ``replace`` is not set.
+        StartError: the certificate is there already; the key is registered then.
     """
+    if request.node_key is not None:
+        register(node_keys, request.name, request.node_key, replace=replace)
     if request.server_key is not None:
         signed = authority.certify(request.name, request.server_key, request.hosts, days=days)
         write_public(certificate, pem(signed))
-    if request.node_key is not None:
-        register(node_keys, request.name, request.node_key)
 
 
 def make_all(
@@ -42,7 +49,7 @@ def make_all(
 
     Returns the participants' names. Raises StartError where one of the files is there.
     """
-    authority = Authority.make(folder, name="FedPhD development CA", days=days)
+    authority = Authority.new(name="FedPhD development CA", days=days)
     roles: list[tuple[RoleName, str]] = [("cloud", "cloud")]
     roles += [("edge", f"edge-{number}") for number in range(edges)]
     roles += [("client", f"client-{number}") for number in range(clients)]
@@ -52,9 +59,11 @@ def make_all(
         (folder / f"{name}.request").unlink()
         registry = folder / (EDGES if role == "edge" else CLIENTS)
         grant(request, authority, certificate=folder / f"{name}.pem", node_keys=registry, days=days)
+    # Last, since whoever finds it takes everything for made.
+    authority.write(folder)
     return [name for _, name in roles]
 
 
 def is_made(folder: Path) -> bool:
-    """Whether ``folder`` holds an authority already."""
-    return (folder / CERTIFICATE).exists() and (folder / KEY).exists()
+    """Whether ``make_all`` has made everything in ``folder``."""
+    return (folder / CERTIFICATE).exists()

@@ -35,13 +35,19 @@ def write_public(path: Path, content: bytes) -> None:
     _write_new(path, content, 0o644)
 
 
+def check_new(path: Path) -> None:
+    """Raise StartError where a file is already."""
+    if path.exists():
+        raise StartError(f"{path} is there already; move it, or name another folder")
+
+
 def _write_new(path: Path, content: bytes, mode: int) -> None:
+    check_new(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Also if it came in between: a key is never overwritten.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
-    except FileExistsError as error:
-        raise StartError(f"{path} is there already; move it, or name another folder") from error
     except OSError as error:
         raise StartError(f"{path}: cannot be written: {error.strerror}") from error
 

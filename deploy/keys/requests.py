@@ -22,6 +22,7 @@ from fedphd.deploy.keys.files import (
     CURVE,
     PrivateKey,
     PublicKey,
+    check_new,
     openssh,
     read_bytes,
     write_private_key,
@@ -90,6 +91,10 @@ def make_request(
         raise ConfigError(f"{error}") from error
     if role != "client" and not hosts:
         raise ConfigError(f"{role} {name} serves others: name a host at which they reach it")
+    files = [folder / f"{name}{end}" for end in (".key", "-node", "-node.pub", ".request")]
+    for path in files:
+        # Before anything is made: half a set of keys helps nobody.
+        check_new(path)
     parts: list[bytes] = []
     node_key = server_key = None
     if role != "cloud":

@@ -96,7 +96,7 @@ def start_intruders(site: Site) -> dict[str, Program]:
     write_private_key(
         folder / "own-node", ec.generate_private_key(ec.SECP384R1()), PrivateFormat.OpenSSH
     )
-    Authority.make(folder / "other")
+    Authority.new().write(folder / "other")
     settings = {
         "client-7": {"node.private_key": str(folder / "own-node")},
         "client-8": {"node.root_certificates": str(folder / "other/ca.pem")},
@@ -172,7 +172,8 @@ def test_only_what_nodes_connect_to_is_open_to_others(outcome: Outcome) -> None:
 
 def test_an_expired_certificate_is_refused(processes: Processes) -> None:
     folder = processes.folder
-    authority = Authority.make(folder)
+    authority = Authority.new()
+    authority.write(folder)
     key = ec.generate_private_key(ec.SECP384R1())
     write_private_key(folder / "old.key", key, PrivateFormat.PKCS8)
     expired = authority.certify("old", key.public_key(), ["127.0.0.1"], days=0)

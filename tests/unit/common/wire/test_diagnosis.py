@@ -70,7 +70,8 @@ def serving(context: ssl.SSLContext | None) -> Iterator[str]:
 def certified(folder: Path, host: str, *, days: int = 1) -> tuple[ssl.SSLContext, bytes]:
     """A server with a certificate for ``host``, and the authority that signed it."""
     folder.mkdir()
-    authority, key = Authority.make(folder), ec.generate_private_key(ec.SECP384R1())
+    authority, key = Authority.new(), ec.generate_private_key(ec.SECP384R1())
+    authority.write(folder)
     certificate = authority.certify("server", key.public_key(), [host], days=days)
     write_private_key(folder / "key", key, PrivateFormat.PKCS8)
     (folder / "pem").write_bytes(pem(certificate))

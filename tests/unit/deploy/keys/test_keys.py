@@ -37,18 +37,20 @@ def mode(path: Path) -> int:
 
 
 def test_an_authority_outlives_its_process(tmp_path: Path) -> None:
-    made = Authority.make(tmp_path, name="Ward 7")
+    made = Authority.new(name="Ward 7")
+    made.write(tmp_path)
     read = Authority.read(tmp_path)
     assert read.certificate == made.certificate
     assert read.certificate.subject == name_of("Ward 7")
     assert (mode(tmp_path / "ca.key"), mode(tmp_path / "ca.pem")) == (0o600, 0o644)
     with pytest.raises(StartError, match=r"ca.key is there already"):
-        Authority.make(tmp_path)
+        Authority.new().write(tmp_path)
     assert Authority.read(tmp_path).certificate == made.certificate
 
 
 def test_a_certificate_is_good_for_its_hosts_and_loopback(tmp_path: Path) -> None:
-    authority, key = Authority.make(tmp_path), new_key()
+    authority, key = Authority.new(), new_key()
+    authority.write(tmp_path)
     hosts = ["edge.example.org", "10.0.0.7"]
     certificate = authority.certify("edge-0", key.public_key(), hosts, days=30)
     certificate.verify_directly_issued_by(authority.certificate)
@@ -64,7 +66,7 @@ def test_a_certificate_is_good_for_its_hosts_and_loopback(tmp_path: Path) -> Non
 
 
 def test_an_expired_certificate_is_named(tmp_path: Path) -> None:
-    old = Authority.make(tmp_path).certify("old", new_key().public_key(), ["h"], days=0)
+    old = Authority.new().certify("old", new_key().public_key(), ["h"], days=0)
     (tmp_path / "old.pem").write_bytes(pem(old))
     with pytest.raises(ConfigError, match=r"old.pem: has expired on 20\d\d-\d\d-\d\d"):
         check_in_date(tmp_path / "old.pem")
@@ -104,6 +106,11 @@ def test_requests_that_cannot_be_made(tmp_path: Path) -> None:
     make_request(tmp_path, "client", "a")
     with pytest.raises(StartError, match=r"a-node is there already"):
         make_request(tmp_path, "client", "a")
+    # Not even a part of it is made.
+    (tmp_path / "e.request").touch()
+    with pytest.raises(StartError, match=r"e.request is there already"):
+        make_request(tmp_path, "edge", "e", ("host",))
+    assert not list(tmp_path.glob("e[.-][kn]*"))
 
 
 def csr(name: str, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
@@ -214,6 +221,33 @@ def test_a_request_is_signed_only_when_the_operator_says_so(tmp_path: Path) -> N
     done = fedphd("keys", "sign", "a.request", "--node-keys", "in", cwd=tmp_path)
     assert done.returncode != 0
     assert not (tmp_path / "in").exists()
+
+
+def test_a_site_renews_its_keys(tmp_path: Path) -> None:
+    def run(*words: str) -> str:
+        done = fedphd("keys", *words, cwd=tmp_path)
+        return done.stdout + done.stderr
+
+    run("authority")
+    sign = ("--node-keys", "in", "--yes")
+    for folder in ("old", "new"):
+        run("request", "edge", "edge-0", "--host", "h", "--out", folder)
+    run("sign", "old/edge-0.request", *sign)
+    assert "edge-0 has another key" in run("sign", "new/edge-0.request", *sign)
+    assert not (tmp_path / "new/edge-0.pem").exists()
+    assert "edge-0 may join" in run("sign", "new/edge-0.request", *sign, "--replace")
+    assert registered(tmp_path / "in") == {
+        "edge-0": read_public_key(tmp_path / "new/edge-0-node.pub")
+    }
+    assert (tmp_path / "new/edge-0.pem").exists()
+
+
+def test_development_keys_that_were_cut_off_are_not_taken_for_whole(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    make_request(tmp_path / "keys", "cloud", "cloud", ("cloud",))
+    done = fedphd("keys", "dev", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "keys/cloud.key is there already; move it, or name another folder" in done.stderr
 
 
 def test_development_keys_are_made_once(tmp_path: Path) -> None:
