@@ -21,6 +21,30 @@ from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.superlink import make_folder
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
+MethodsFile = Annotated[
+    Path | None,
+    Option(
+        help="TOML file with more methods: [NAME] with title, reference, topology or base, "
+        "and [NAME.settings]",
+        show_default="no file",
+    ),
+]
+BudgetRule = Annotated[
+    Budget,
+    Option(
+        help="rounds: equal local work and equal cloud rounds; cloud-bytes: equal bytes over "
+        "the cloud's links"
+    ),
+]
+Tune = Annotated[
+    list[str] | None,
+    Option(
+        help=f"KEY=V1,V2,...: values that each method chooses among, such as {EXAMPLE}; repeat "
+        "the flag for more settings, in the order of tuning",
+        show_default="nothing is tuned",
+    ),
+]
+
 
 def compare(
     out: Annotated[
@@ -30,22 +54,9 @@ def compare(
         str | None,
         Option(help="names, separated by commas; see --list", show_default="the paper's"),
     ] = None,
-    methods_file: Annotated[
-        Path | None,
-        Option(
-            help="TOML file with more methods: [NAME] with title, reference, topology or base, "
-            "and [NAME.settings]",
-            show_default="no file",
-        ),
-    ] = None,
+    methods_file: MethodsFile = None,
     seeds: Annotated[str, Option(help="one run per method and seed")] = "0,1,2",
-    budget: Annotated[
-        Budget,
-        Option(
-            help="rounds: equal local work and equal cloud rounds; cloud-bytes: equal bytes over "
-            "the cloud's links"
-        ),
-    ] = Budget.rounds,
+    budget: BudgetRule = Budget.rounds,
     cloud_bytes: Annotated[
         int | None,
         Option(
@@ -60,14 +71,7 @@ def compare(
             help="method whose run with the first seed and the common cloud rounds sets the bytes"
         ),
     ] = "fedphd",
-    tune: Annotated[
-        list[str] | None,
-        Option(
-            help=f"KEY=V1,V2,...: values that each method chooses among, such as {EXAMPLE}; repeat "
-            "the flag for more settings, in the order of tuning",
-            show_default="nothing is tuned",
-        ),
-    ] = None,
+    tune: Tune = None,
     tuning_seeds: Annotated[
         str, Option(help="seeds of --tune; no table of methods shows them")
     ] = "100,101",

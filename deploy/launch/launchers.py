@@ -67,8 +67,9 @@ def run_cloud(
         started(SuperLink(config.superlink, config.state_dir)) as link,
         serving(config.health, board, config.state_dir),
     ):
+        watches = _watches(link, file, say)
         say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")
-        verdict = _run(link, file, stop, say, board)
+        verdict = _run(link, file, stop, say, board, watches)
     if verdict.exit_code == EXIT_OK:
         show_summary(run_dir, say)
     return verdict
@@ -87,14 +88,19 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
         serving(config.health, board, state),
     ):
         file.write()
+        watches = _watches(link, file, say)
         say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
-        return _run(link, file, stop, say, board)
+        return _run(link, file, stop, say, board, watches)
 
 
 def _run(
-    link: SuperLink, file: RoleFile, stop: threading.Event, say: Say, board: StatusBoard
+    link: SuperLink,
+    file: RoleFile,
+    stop: threading.Event,
+    say: Say,
+    board: StatusBoard,
+    watches: Sequence[Watch],
 ) -> Verdict:
-    watches = _watches(link, file, say)
     link.submit({ROLE_FILE: str(file.path)})
     with file.settled():
         verdict = serve(link, file, stop, say, board, watches)
@@ -105,7 +111,7 @@ def _run(
 
 
 def _watches(link: SuperLink, file: RoleFile, say: Say) -> list[Watch]:
-    """Who may join, from now on, and who was turned away."""
+    """Let in who has a registered key; what to look at from now on: keys, and who was refused."""
     node = str(file.config.get("edge_id", file.role))
 
     def line(text: str) -> None:

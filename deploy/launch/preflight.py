@@ -22,6 +22,7 @@ from fedphd.common.config.links import NodeConfig, SuperLinkConfig
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig
 from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.deploy.keys.files import read_certificate
 from fedphd.deploy.keys.registered import registered
 from fedphd.deploy.launch.superlink import check_free
 from fedphd.deploy.launch.versions import flower_problem
@@ -203,9 +204,9 @@ def _key_fits(config: SuperLinkConfig) -> str:
 def _certificate(path: Path) -> Check:
     name, fix = "certificate", "have a new one signed by the certificate authority"
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        return Check(name, "failed", f"{path}: {error}", "name a certificate in PEM")
+        certificate = read_certificate(path)
+    except ConfigError as error:
+        return Check(name, "failed", str(error), "name a certificate in PEM")
     now = _now()
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     text = f"{path} is good from {begin:%Y-%m-%d} to {end:%Y-%m-%d} for {_names(certificate)}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,7 +21,8 @@ from fedphd.common.wire.node import Node
 from fedphd.deploy.keys.authority import Authority, pem
 from fedphd.deploy.keys.files import PrivateFormat, write_private_key
 
-INTERVALS = 6
+# The last intruder has had its turn after three or four of them on an idle machine.
+INTERVALS = 10
 RUN = {
     "schedule.intervals": INTERVALS,
     "schedule.min_clients": 2,
@@ -40,6 +43,7 @@ class Outcome:
     codes: dict[str, int]
     intruders: dict[str, Program]
     open_ports: set[int]
+    preflight: dict[str, dict[str, str]]
 
 
 @contextmanager
@@ -69,12 +73,15 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         assert made.returncode == 0, made.stderr
         site = Site(processes, RUN, edges=("edge-0",), keys=folder / "keys")
         everywhere = {n: f"0.0.0.0:{site.ports[n]}" for n in ("cloud", "edge-0")}
-        for name, address in everywhere.items():
-            site.start(name, **{"superlink.address": address})
-        edge = site.programs["edge-0"]
+        edge = site.start("edge-0", **{"superlink.address": everywhere["edge-0"]})
+        edge.wait_line("listening on")
+        # What needs no run comes before it.
+        intruders = start_intruders(site)
+        preflight = {name: checked(site, name) for name in ("client-2", "client-7")}
         site.start("client-0")
         victim = site.start("client-1")
-        intruders = start_intruders(site)
+        victim.wait_line("connected")
+        site.start("cloud", **{"superlink.address": everywhere["cloud"]})
         edge.wait_line(r"interval +1 round 1")
         open_ports = set[int]().union(*(open_to_others(pid) for pid in processes.running()))
         with intruding(site, "client-2", FakeClient("client-0", (5,) * 10)):
@@ -84,10 +91,21 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         fedphd("keys", "revoke", "client-1", "--node-keys", "keys/clients", cwd=folder)
         edge.wait_line("client-1 may join no more: its key was revoked")
         victim.wait_line("lost, trying again")
+        edge.wait_line("client-1 left")
         codes = {name: site.programs[name].wait_exit() for name in ("cloud", "edge-0", "client-0")}
         for program in intruders.values():
             program.wait_exit()
-        yield Outcome(site, codes, intruders, open_ports)
+        yield Outcome(site, codes, intruders, open_ports, preflight)
+
+
+def checked(site: Site, name: str) -> dict[str, str]:
+    """What ``fedphd preflight`` finds of a client with a registered key, or one of its own."""
+    own: dict[str, Any] = {"data.partition.partition_id": 0}
+    if name == "client-7":
+        own["node.private_key"] = str(site.folder / "own-node")
+    config = site.write(name, **own)
+    done = fedphd("preflight", "--config", str(config), "--json", cwd=site.folder)
+    return {check["name"]: check["outcome"] for check in json.loads(done.stdout)}
 
 
 def start_intruders(site: Site) -> dict[str, Program]:
@@ -127,6 +145,13 @@ def test_an_unregistered_key_is_refused(outcome: Outcome) -> None:
     assert "it does not know this node's key, or has revoked it" in intruder.text
     edge = outcome.site.programs["edge-0"].text
     assert "edge-0    refused a node whose key is not registered here" in edge
+
+
+def test_preflight_asks_whether_a_key_is_registered(outcome: Outcome) -> None:
+    check = f"key registered {outcome.site.address('edge-0')}"
+    assert outcome.preflight["client-2"][check] == "ok"
+    assert outcome.preflight["client-7"][check] == "failed"
+    assert outcome.preflight["client-2"]["node.private_key"] == "ok"
 
 
 def test_a_server_of_another_authority_is_refused(outcome: Outcome) -> None:

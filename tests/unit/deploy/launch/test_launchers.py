@@ -137,6 +137,15 @@ def test_whatever_a_stopped_serverapp_says_the_run_was_interrupted(tmp_path: Pat
     assert interrupted(path) == Verdict(0, "finished after 3 intervals")
 
 
+def test_names_are_bound_where_real_nodes_have_keys(tmp_path: Path) -> None:
+    pem = {f"superlink.ssl_{name}": "x.pem" for name in ("certfile", "keyfile", "ca_certfile")}
+    keyed = load_config(CloudConfig, overrides={**pem, "superlink.node_keys": "keys"})
+    assert RoleFile.of("cloud", keyed, tmp_path).names == str(tmp_path / "node_names.json")
+    assert RoleFile.of("cloud", load_config(CloudConfig), tmp_path).names == ""
+    # Its nodes are this machine's own, and have no keys.
+    assert RoleFile.of("simulation", keyed, tmp_path).names == ""
+
+
 class PrintingLink:
     """The part of a SuperLink that tells what its run printed."""
 
