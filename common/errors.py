@@ -6,7 +6,8 @@
     ├── ParticipantsError       4   too few edges or clients within the configured wait
     ├── ConnectionLostError     5   a peer stayed unreachable for longer than allowed: restart
     ├── Interrupted           130   SIGINT or SIGTERM
-    └── ReplyError              1   what a peer sent is unusable: the peer is left out of the round
+    ├── ReplyError              1   what a peer sent is unusable: the peer is left out of the round
+    └── RefusedError            1   a SuperLink does not register a key: the key is left out
 
 A library's error becomes one of these where it enters, with the cause chained, and nowhere else:
 
@@ -53,6 +54,10 @@ class ConnectionLostError(FedPhDError):
     """A peer could not be reached again within the configured time."""
 
     exit_code = 5
+
+
+class RefusedError(FedPhDError):
+    """A SuperLink does not take a key."""
 
 
 class Interrupted(FedPhDError):  # noqa: N818 - a request, nothing went wrong

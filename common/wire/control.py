@@ -13,8 +13,7 @@ from flwr.proto.control_pb2_grpc import ControlStub
 from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from fedphd.common.errors import FedPhDError
-from fedphd.common.wire.names import RefusedError
+from fedphd.common.errors import FedPhDError, RefusedError
 
 _CALL_S: Final = 20.0
 

@@ -5,14 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedphd.common.errors import FedPhDError
 from fedphd.common.files import replaced
 
 NAMES = "node_names.json"
-
-
-class RefusedError(FedPhDError):
-    """A SuperLink does not take a key."""
 
 
 def write_names(path: Path, names: Mapping[int, str]) -> None:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.common.wire.names import RefusedError, write_names
+from fedphd.common.errors import ConfigError, FedPhDError, RefusedError
+from fedphd.common.wire.names import write_names
 from fedphd.deploy.keys.registered import SUFFIX, registered
 
 Say = Callable[[str], None]

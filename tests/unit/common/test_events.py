@@ -73,6 +73,7 @@ def test_exit_codes_are_the_documented_ones() -> None:
     assert codes == {
         "FedPhDError": 1, "ConfigError": 2, "StartError": 3, "ParticipantsError": 4,
         "ConnectionLostError": 5, "Interrupted": 130, "ReplyError": 1,
+        "RefusedError": 1,
     }  # fmt: skip
     assert {name: exit_code_of(getattr(errors, name)("x")) for name in codes} == codes
     assert {cls.__name__ for cls in FedPhDError.__subclasses__()} == codes.keys() - {"FedPhDError"}

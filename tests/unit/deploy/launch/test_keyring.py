@@ -9,8 +9,8 @@ from typing import Self
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.common.wire.names import BoundNames, RefusedError
+from fedphd.common.errors import ConfigError, FedPhDError, RefusedError
+from fedphd.common.wire.names import BoundNames
 from fedphd.deploy.keys.registered import fingerprint, register, revoke
 from fedphd.deploy.launch.keyring import KeyRing
 from fedphd.deploy.launch.refusals import Refusals
