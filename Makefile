@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo demo-ceiling test test-slow lint types check audit clean
+.PHONY: demo demo-ceiling test test-slow cluster lint types check audit clean
 
 demo: $(INSTALLED)
 	@echo "== Running one cloud, two edges and six clients on this machine (about 6 minutes on 2 cores)"
@@ -22,6 +22,10 @@ test: $(DEV)
 test-slow: $(DEV)
 	@echo "== Running the slow tests"
 	$(BIN)/pytest -q -m slow
+
+cluster: $(DEV)
+	@echo "== Running the compose cluster of deploy/compose.yaml and checking it from outside (about 15 minutes)"
+	$(BIN)/pytest -q -s -rs -m slow tests/e2e/test_cluster.py
 
 lint: $(DEV)
 	@echo "== ruff"

@@ -117,11 +117,13 @@ def _watches(link: SuperLink, file: RoleFile, say: Say) -> list[Watch]:
     def line(text: str) -> None:
         say(f"{node:<9} {text}")
 
-    watches = [Refusals(link.log, line).follow]
+    refusals = Refusals(link.log, line)
     if ring := link.keyring(Path(file.names), line):
         ring.start()
-        watches.append(ring.follow)
-    return watches
+        # Whose server was started again knocks before the new one knows any key.
+        refusals.forget()
+        return [refusals.follow, ring.follow]
+    return [refusals.follow]
 
 
 @contextmanager

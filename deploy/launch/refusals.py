@@ -49,6 +49,10 @@ class Refusals:
                 times = f" ({count} times)" if count > 1 else ""
                 self.say(f"refused {meaning}{times}; see {self.log}")
 
+    def forget(self) -> None:
+        """Never mind what has happened so far."""
+        self._new_lines()
+
     def _new_lines(self) -> list[str]:
         try:
             with self.log.open("rb") as file:

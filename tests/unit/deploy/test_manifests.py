@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, va
 from fedphd.common.config.text import merged
 from fedphd.common.errors import ConfigError, Interrupted
 from fedphd.deploy.cli.main import app
+from fedphd.deploy.keys.development import make_all
 
-ROOT = Path(__file__).parents[3]
-UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))
-MANIFEST = ROOT / "deploy/kubernetes/fedphd.yaml"
+DEPLOY = Path(__file__).parents[3] / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+MANIFEST = DEPLOY / "kubernetes/fedphd.yaml"
 CLASSES = {"cloud.toml": CloudConfig, "edge.toml": EdgeConfig, "client.toml": ClientConfig}
 
 
@@ -81,9 +83,7 @@ def test_the_manifests_configurations_are_good() -> None:
         values = tomllib.loads(files[name])
         config = validate(cls, merged({}, values), source=name)
         tier = name.removesuffix(".toml")
-        (container,) = manifests()["StatefulSet", f"fedphd-{tier}"]["spec"]["template"]["spec"][
-            "containers"
-        ]
+        (container,) = manifests()["StatefulSet", tier]["spec"]["template"]["spec"]["containers"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert config.health.address == f"0.0.0.0:{ports['health']}"
         assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "health"}
@@ -91,6 +91,81 @@ def test_the_manifests_configurations_are_good() -> None:
         if not isinstance(config, ClientConfig):
             assert config.superlink.address == f"0.0.0.0:{ports['fleet']}"
             check_command([word.replace("$(POD)", "edge-0") for word in container["args"]])
+
+
+def test_a_pod_sees_its_own_keys_alone(tmp_path: Path) -> None:
+    # Of the secret that is made of `keys`, in which all private keys are.
+    hosts = ("edge-0.edge", "edge-1.edge")
+    make_all(tmp_path, edges=2, clients=4, hosts=hosts, days=1)
+    found = manifests()
+    for pod, own in {
+        "cloud": {"ca.pem": "ca.pem", "server.pem": "cloud.pem", "server.key": "cloud.key"},
+        "edge-1": {
+            "ca.pem": "ca.pem",
+            "server.pem": "edge-1.pem",
+            "server.key": "edge-1.key",
+            "node": "edge-1-node",
+        },
+        "client-3": {"ca.pem": "ca.pem", "node": "client-3-node"},
+    }.items():
+        spec = found["StatefulSet", pod.partition("-")[0]]["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        mounts = [mount for mount in container["volumeMounts"] if mount["name"] == "keys"]
+        assert {
+            mount["mountPath"]: str(mount.get("subPath") or mount["subPathExpr"])
+            for mount in mounts
+        } == {
+            f"/keys/{path}": name.replace(pod, "$(POD)") if pod != "cloud" else name
+            for path, name in own.items()
+        }
+        assert all((tmp_path / name).is_file() for name in own.values())
+        registries = [v["configMap"]["name"] for v in spec["volumes"] if v["name"] == "registered"]
+        assert registries == {"cloud": ["registered-edges"], "edge-1": ["registered-clients"]}.get(
+            pod, []
+        )
+
+
+def composed() -> dict[str, Any]:
+    """The services of the compose file."""
+    document = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+    services: dict[str, Any] = document["services"]
+    return services
+
+
+def test_compose_starts_as_many_as_the_run_waits_for() -> None:
+    services = composed()
+    cloud = tomllib.loads((DEPLOY / "cluster/cloud.toml").read_text("utf-8"))["schedule"]
+    tiers = Counter(name.partition("-")[0] for name in services)
+    assert tiers == {
+        "keys": 1, "cloud": 1, "edge": cloud["num_edges"], "client": cloud["min_clients"]
+    }  # fmt: skip
+    client = tomllib.loads((DEPLOY / "cluster/client.toml").read_text("utf-8"))
+    assert client["data"]["partition"]["num_partitions"] == tiers["client"]
+    # Clients and cloud have no network in common.
+    networks = {name: set(service.get("networks", ())) for name, service in services.items()}
+    for name, own in networks.items():
+        expected = {"cloud": {"upper"}, "edge": {"upper", "lower"}, "client": {"lower"}}
+        assert own == expected.get(name.partition("-")[0], set())
+
+
+@pytest.mark.parametrize("name", sorted(set(composed()) - {"keys"}))
+def test_a_composed_service_has_a_good_command(name: str) -> None:
+    service = composed()[name]
+    command = service["command"]
+    check_command(command)
+    tier = name.partition("-")[0]
+    assert command[0] == tier
+    config = DEPLOY / "cluster" / Path(command[command.index("--config") + 1]).name
+    values = tomllib.loads(config.read_text("utf-8"))
+    checked = validate(CLASSES[config.name], merged({}, values), source=config.name)
+    assert checked.health.address == "0.0.0.0:8080"
+    assert "127.0.0.1:8080/ready" in service["healthcheck"]["test"][-1]
+    if tier != "cloud":
+        assert command[command.index(f"--{tier}-id") + 1] == name
+    if tier == "client":
+        assert command[command.index("--partition") + 1] == name.partition("-")[2]
+    # Its own keys, and its own data.
+    assert service["volumes"] == ["./cluster:/cluster:ro", f"keys-{name}:/keys:ro", f"{name}:/data"]
 
 
 def test_the_manifest_starts_as_many_as_the_run_waits_for() -> None:
@@ -102,7 +177,7 @@ def test_the_manifest_starts_as_many_as_the_run_waits_for() -> None:
         if kind == "StatefulSet"
     }
     assert replicas == {
-        "fedphd-cloud": 1,
-        "fedphd-edge": cloud["schedule"]["num_edges"],
-        "fedphd-client": cloud["schedule"]["min_clients"],
+        "cloud": 1,
+        "edge": cloud["schedule"]["num_edges"],
+        "client": cloud["schedule"]["min_clients"],
     }

@@ -174,6 +174,19 @@ UNKNOWN = "ERROR : [Fleet.ActivateNode] Activation failed: No SuperNode found wi
     "public key.\n"  # fmt: skip
 
 
+def test_who_knocked_before_the_keys_were_there_is_not_refused(tmp_path: Path) -> None:
+    log, said = tmp_path / "superlink.log", list[str]()
+    watch = Refusals(log, said.append)
+    log.write_text(UNKNOWN + UNKNOWN, encoding="utf-8")
+    watch.forget()
+    watch.follow()
+    assert said == []
+    with log.open("a", encoding="utf-8") as file:
+        file.write(UNKNOWN)
+    watch.follow()
+    assert said == [f"refused a node whose key is not registered here; see {log}"]
+
+
 def test_refusals_are_said_seldom(tmp_path: Path) -> None:
     log, said, now_s = tmp_path / "superlink.log", list[str](), [0.0]
     log.write_text("", encoding="utf-8")
