@@ -2,9 +2,10 @@
 
 import logging
 import sys
+from importlib import metadata
 from typing import Annotated
 
-from typer import Option, Typer
+from typer import Exit, Option, Typer
 
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
@@ -39,6 +40,21 @@ app = Typer(
     help="FedPhD: hierarchical federated training of diffusion models with Flower.\n\n"
     f"{START_HELP}\n\n{EXIT_HELP}",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedphd {metadata.version('fedphd')}")
+        raise Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, Option("--version", callback=_show_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 @app.command()

@@ -22,6 +22,7 @@ import datasets
 import numpy as np
 import pytest
 import typer
+import yaml
 from flwr.common.config import fuse_dicts, get_project_config, parse_config_args
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 from PIL import Image
@@ -160,7 +161,17 @@ def check_script(words: list[str], folder: Path) -> None:
     assert (ROOT / words[words[0] == "python"]).is_file()
 
 
+def check_compose(words: list[str], folder: Path) -> None:
+    """A call of compose: its file, and the service that it names."""
+    assert words[1:3] == ["compose", "-f"]
+    services = yaml.safe_load(text_of(ROOT / words[3]))["services"]
+    named = [word.partition(":")[0] for word in words[5:6] if words[4] == "cp"]
+    named += [word for word in words[5:] if words[4] == "logs" and not word.startswith("-")]
+    assert set(named) <= set(services)
+
+
 PROGRAMS = {
+    "docker": check_compose,
     "fedphd": check_fedphd,
     "flwr": check_flwr,
     "flower-supernode": check_supernode,
@@ -170,6 +181,8 @@ PROGRAMS = {
     "docs/results/cifar10-16.sh": check_script,
     "docs/results/digits.sh": check_script,
     "export": lambda words, folder: None,
+    "pip": lambda words, folder: None,
+    "rm": lambda words, folder: None,
     "ssh-keygen": lambda words, folder: None,
 }
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,7 @@ def test_overview_lists_commands_and_exit_codes() -> None:
     text = " ".join(fedphd("--help").stdout.split())
     for word in (*ROLES, "config", "0 success", "2 bad configuration", "130 interrupted"):
         assert word in text
+    assert fedphd("--version").stdout == f"fedphd {version('fedphd')}\n"
     alone = fedphd()
     assert "Usage: fedphd" in alone.stdout + alone.stderr or "Usage: " in alone.stdout
 
