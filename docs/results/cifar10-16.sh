@@ -25,5 +25,5 @@ esac
 # shellcheck disable=SC2086 # the flags are words
 exec fedphd compare --out "$out" --preset cifar10-16 $copy \
     --methods fedavg,scaffold,fedphd,fedphd_os --seeds 0,1,2 --jobs 2 \
-    --tune training.learning_rate=0.002,0.001,0.004 --tuning-seeds 100 --tuning-intervals 10 \
+    --tune training.learning_rate=0.002,0.001,0.0005 --tuning-seeds 100 --tuning-intervals 20 \
     --set evaluation.raw_too=true --set reproducible=true "$@"

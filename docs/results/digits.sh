@@ -31,8 +31,8 @@ headline)
     methods=fedavg,fedprox,moon,scaffold,feddiffuse,fedphd,fedphd_os,hierarchical_fedavg,centralised
     rounds=160
     seeds=0,1,2,3,4
-    tuning="--tuning-seeds 100,101 --tuning-intervals 20
-        --tune training.learning_rate=0.002,0.001,0.004
+    tuning="--tuning-seeds 100,101 --tuning-intervals 80
+        --tune training.learning_rate=0.002,0.001,0.0005
         --tune objective.proximal_mu=0.01,0.001,0.1 --tune objective.moon_mu=1,0.1,5
         --tune aggregation.step_size=1,0.5,1.5
         --tune selection.policy=balanced,homogeneity,best_homogeneity
