@@ -173,8 +173,8 @@ def client(
     from fedphd.client.resident import Resident
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for name in ("flwr", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for library in ("flwr", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     name = resolved.client_id
     board = StatusBoard("client", name)
     with stop_on_signal() as stop:
