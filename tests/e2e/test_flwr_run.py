@@ -64,6 +64,7 @@ def test_an_unknown_key_is_refused_with_its_name(flwr_run: Run, folder: Path) ->
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_value_is_refused_before_the_start(flwr_run: Run, folder: Path) -> None:
     text = flwr_run({"schedule.intervals": "many"})
     assert "fedphd: refused before the start: --run-config: 1 setting(s) refused" in text
@@ -71,6 +72,7 @@ def test_a_wrong_value_is_refused_before_the_start(flwr_run: Run, folder: Path) 
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_unknown_setting_is_refused_with_its_name(flwr_run: Run, folder: Path) -> None:
     text = flwr_run({"settings": "schedule.intervalz=3 ema.decay=0.9"})
     assert "fedphd: refused before the start: --run-config: 1 setting(s) refused" in text
