@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def site(processes: Processes) -> Iterator[Site]:
+def site(processes: Processes) -> Site:
     """Two edges and three clients whose run has begun."""
     made = Site(processes, {"schedule.intervals": INTERVALS, "schedule.min_clients": 3})
     for name in (*EDGES, *CLIENTS):
         made.start(name)
     made.start("cloud")
     made.programs["edge-1"].wait_line(r"interval +1 round 1")
-    yield made
+    return made
 
 
 def started_by(pid: int, above: int) -> bool:
