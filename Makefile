@@ -24,7 +24,7 @@ test-slow: $(DEV)
 	$(BIN)/pytest -q -m slow
 
 cluster: $(DEV)
-	@echo "== Running the compose cluster of deploy/compose.yaml and checking it from outside (about 15 minutes)"
+	@echo "== Running the compose cluster of deploy/compose.yaml and checking it from outside (15 to 20 minutes)"
 	$(BIN)/pytest -q -s -rs -m slow tests/e2e/test_cluster.py
 
 lint: $(DEV)

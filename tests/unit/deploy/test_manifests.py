@@ -110,14 +110,13 @@ def test_a_pod_sees_its_own_keys_alone(tmp_path: Path) -> None:
     }.items():
         spec = found["StatefulSet", pod.partition("-")[0]]["spec"]["template"]["spec"]
         (container,) = spec["containers"]
-        mounts = [mount for mount in container["volumeMounts"] if mount["name"] == "keys"]
-        assert {
-            mount["mountPath"]: str(mount.get("subPath") or mount["subPathExpr"])
-            for mount in mounts
-        } == {
-            f"/keys/{path}": name.replace(pod, "$(POD)") if pod != "cloud" else name
-            for path, name in own.items()
+        mounted = {
+            Path(mount["mountPath"]): mount.get("subPath")
+            or mount["subPathExpr"].replace("$(POD)", pod)
+            for mount in container["volumeMounts"]
+            if mount["name"] == "keys"
         }
+        assert mounted == {Path("/keys") / path: name for path, name in own.items()}
         assert all((tmp_path / name).is_file() for name in own.values())
         registries = [v["configMap"]["name"] for v in spec["volumes"] if v["name"] == "registered"]
         assert registries == {"cloud": ["registered-edges"], "edge-1": ["registered-clients"]}.get(
