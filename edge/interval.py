@@ -9,8 +9,8 @@ from flwr.app import Array
 from fedphd.common.robust import UpdateBound
 from fedphd.common.unet.parts import PartSubset, joined
 from fedphd.common.wire import records
-from fedphd.common.wire.grid import StreamingGrid
-from fedphd.common.wire.messages import IntervalReply, IntervalTask, UNetSpec
+from fedphd.common.wire.grid import Quorum, StreamingGrid
+from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNetSpec
 from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import ServerVariate
@@ -55,7 +55,12 @@ def run_interval(
     if variate is not None:
         server = ServerVariate(records.check_variate(variate, layout), task.num_clients)
     traffic_before = grid.traffic
-    grid.configure(in_order=task.plan.reproducible, upload_stall_s=task.plan.waits.upload_stall_s)
+    waits, schedule = task.plan.waits, task.plan.schedule
+    grid.configure(
+        in_order=task.plan.reproducible,
+        upload_stall_s=waits.upload_stall_s,
+        quorums={TRAIN: Quorum(schedule.quorum, waits.straggler_s)} if schedule.quorum < 1 else {},
+    )
     strategy = EdgeAverage(
         edge_id,
         task,
@@ -68,8 +73,8 @@ def run_interval(
     result = strategy.start(
         grid,
         records.weights_record(weights),
-        num_rounds=task.plan.schedule.edge_rounds,
-        timeout=task.plan.waits.round_s,
+        num_rounds=schedule.edge_rounds,
+        timeout=waits.round_s,
     )
     # Empty where no client trained.
     weights = next(iter(result.arrays.values()), weights)

@@ -165,6 +165,13 @@ class ScheduleConfig(Section):
     query_batch: int = setting(
         1, "clients asked at a time; 1: each by the latest counts; large: as in the paper", ge=1
     )
+    quorum: float = setting(
+        1.0,
+        "share of an edge round's clients whose replies are enough; the others then have "
+        "waits.straggler_s more",
+        gt=0,
+        le=1,
+    )
     num_edges: int = setting(2, "edges that must have joined before the start", ge=1)
     min_clients: int = setting(6, "clients that must have joined before the start", ge=1)
     max_client_samples: int = setting(
@@ -305,6 +312,9 @@ class WaitConfig(Section):
         gt=0,
     )
     round_s: float = setting(600.0, "seconds for a client's training reply", gt=0)
+    straggler_s: float = setting(
+        30.0, "seconds for the other clients once schedule.quorum of a round have replied", gt=0
+    )
     upload_stall_s: float = setting(20.0, "seconds of an upload without any progress", gt=0)
     interval_s: float = setting(7200.0, "seconds for an edge's reply for an interval", gt=0)
     retry_s: float = setting(60.0, "seconds before a client that failed is asked again", gt=0)
@@ -364,6 +374,15 @@ class FederationConfig(Section):
             raise ValueError(
                 f"target = {list(target)} must be shares >= 0 that sum to 1; "
                 f"they sum to {sum(target):g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quorum_fits(self) -> Self:
+        if self.reproducible and self.schedule.quorum < 1:
+            raise ValueError(
+                f"schedule.quorum = {self.schedule.quorum:g} cannot be used with reproducible = "
+                "true: who is late would change the result; use schedule.quorum = 1"
             )
         return self
 

@@ -45,7 +45,7 @@ SERVES = "serves"
 
 
 class PeerChanged(Event):
-    """A peer "joined", "left", was "refused" or "failed"; an edge "serves" the named clients."""
+    """A peer "joined", "left", was "refused", "failed" or "late"; an edge "serves" clients."""
 
     event: Literal["peer"] = "peer"
     peer: str

@@ -133,7 +133,8 @@ class StatusBoard:
         if event.change == "refused" and before and before.state == CONNECTED:
             # Somebody else who used its name.
             return
-        state = CONNECTED if event.change == "joined" else event.change
+        # Who was late has answered, and is asked again.
+        state = CONNECTED if event.change in ("joined", "late") else event.change
         status.peers[event.peer] = PeerStatus(
             state=state,
             since=event.time,

@@ -5,10 +5,11 @@ memory grows with the clients and one endless upload holds up the rest. ``Strate
 iterable of replies, so a generator lets it aggregate while others still train.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice, zip_longest
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice, zip_longest
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
@@ -24,6 +25,8 @@ from fedphd.common.wire.traffic import Traffic
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 0.25
 _PUSH_BATCH: Final = 32
+# 0.7 of 10 messages are 7, whatever floats make of it.
+_ROUNDING: Final = 1e-9
 _REFUSED: Final = "its SuperLink refused the message"
 # In place of Flower's own text, which is too long for the line that an interval prints.
 _REASONS: Final = {
@@ -42,16 +45,23 @@ class Replies(Protocol):
     def forget(self, message_id: str) -> None:
         """Nobody waits for this reply any more."""
 
+    def discard(self, message_ids: list[str]) -> list[tuple[str, bool]]:
+        """Take what came of forgotten replies out of the server, unread.
+
+        Returns each message of which nothing is to come any more, and whether its reply came.
+        """
+
 
 @dataclass
 class PlainReplies:
     """Replies of a Grid whose ``pull_messages`` never blocks (simulation, tests).
 
-    ``on_forget`` is told the id of each message that nobody waits for any more.
+    ``on_forget`` is told the id of each message that nobody waits for any more, and then takes
+    care of its reply; None: the reply stays in the grid until ``discard``.
     """
 
     grid: Grid
-    on_forget: Callable[[str], None] = lambda message_id: None
+    on_forget: Callable[[str], None] | None = None
     stall_s: float = float("inf")
 
     def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
@@ -61,7 +71,15 @@ class PlainReplies:
 
     def forget(self, message_id: str) -> None:
         """Hand on to ``on_forget``."""
-        self.on_forget(message_id)
+        if self.on_forget:
+            self.on_forget(message_id)
+
+    def discard(self, message_ids: list[str]) -> list[tuple[str, bool]]:
+        """Pull and drop them."""
+        if self.on_forget:
+            return [(message_id, False) for message_id in message_ids]
+        found = self.grid.pull_messages(message_ids)
+        return [(reply.metadata.reply_to_message_id, not reply.has_error()) for reply in found]
 
 
 class WrappedGrid(Grid):
@@ -94,11 +112,64 @@ class WrappedGrid(Grid):
         raise NotImplementedError("wrap this grid in a StreamingGrid")
 
 
+@dataclass(frozen=True)
+class Quorum:
+    """When enough have answered: the others then have ``grace_s`` seconds more.
+
+    ``share`` is that of the messages sent, above 0 and at most 1, whose replies are enough; error
+    replies do not count.
+    """
+
+    share: float
+    grace_s: float
+
+
+@dataclass(frozen=True)
+class LateReply:
+    """A reply that came ``late_s`` seconds after it had been given up, and was dropped.
+
+    ``message`` is the one that it answers, without its content.
+    """
+
+    message: Message
+    late_s: float
+
+
 @dataclass
 class _Sent:
     message: Message
     deadline_s: float
     refused: bool
+
+
+@dataclass
+class _Exchange:
+    """The messages of one ``send_and_receive``: those to be sent, and those under way.
+
+    ``limit`` says how long a reply may take, for people.
+    """
+
+    source: Iterator[Message]
+    timeout_s: float
+    limit: str
+    quorum: Quorum | None
+    pending: dict[str, _Sent] = field(default_factory=dict)
+    num_sent: int = 0
+    num_answered: int = 0
+    all_sent: bool = False
+
+    def cut_short(self, now_s: float) -> None:
+        """Bring the deadlines forward once there is a quorum; for good, so only once."""
+        quorum = self.quorum
+        if quorum is None or not self.all_sent:
+            return
+        if self.num_answered < math.ceil(quorum.share * self.num_sent - _ROUNDING):
+            return
+        self.quorum = None
+        answered = f"{self.num_answered} of {self.num_sent} had answered"
+        self.limit = f"{quorum.grace_s:g} s after {answered}"
+        for sent in self.pending.values():
+            sent.deadline_s = min(sent.deadline_s, now_s + quorum.grace_s)
 
 
 class StreamingGrid(WrappedGrid):
@@ -125,13 +196,22 @@ class StreamingGrid(WrappedGrid):
         super().__init__(grid)
         self.traffic = Traffic()
         self.in_order = in_order
+        self._quorums: dict[str, Quorum] = {}
+        self._late: dict[str, tuple[Message, float]] = {}
         self._replies, self._window = replies, window
         self._clock, self._sleep = clock, sleep
 
-    def configure(self, *, in_order: bool, upload_stall_s: float) -> None:
-        """Set what a run's plan brings."""
+    def configure(
+        self,
+        *,
+        in_order: bool,
+        upload_stall_s: float,
+        quorums: Mapping[str, Quorum] | None = None,
+    ) -> None:
+        """Set what a run's plan brings; ``quorums`` are for messages of one type each."""
         self.in_order = in_order
         self._replies.stall_s = upload_stall_s
+        self._quorums = dict(quorums or {})
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and count the bytes of those that the SuperLink took."""
@@ -160,41 +240,53 @@ class StreamingGrid(WrappedGrid):
 
         What was lost, refused or not there ``timeout`` seconds after its message was sent is
         yielded as an error reply that says why; ``metadata.src_node_id`` is always the node
-        that was asked. ``messages`` are taken one after the other, as the window allows.
+        that was asked. ``messages`` are taken one after the other, as the window allows; all are
+        of one type, whose quorum counts once all are sent.
 
         Args:
             timeout: seconds for each reply; None: no limit.
             in_order: yield replies in the order of the messages; None: as the grid is set.
         """
-        source, pending = iter(messages), dict[str, _Sent]()
-        self._send(source, pending, timeout)
-        in_order = self.in_order if in_order is None else in_order
-        return self._receive_all(source, pending, timeout, in_order)
+        first = list(islice(source := iter(messages), 1))
+        exchange = _Exchange(
+            chain(first, source),
+            timeout_s=float("inf") if timeout is None else timeout,
+            limit=f"{timeout:g} s" if timeout is not None else "",
+            quorum=self._quorums.get(first[0].metadata.message_type) if first else None,
+        )
+        self._send(exchange)
+        return self._receive_all(exchange, self.in_order if in_order is None else in_order)
 
-    def _send(
-        self, source: Iterator[Message], pending: dict[str, _Sent], timeout: float | None
-    ) -> None:
-        """Send what the window has room for, and note it in ``pending``."""
-        timeout_s = float("inf") if timeout is None else timeout
-        while batch := list(islice(source, self._room(len(pending)))):
+    def late_replies(self) -> list[LateReply]:
+        """The replies that came since the last call, after they had been given up; dropped."""
+        late = []
+        for message_id, came in self._replies.discard(list(self._late)) if self._late else ():
+            message, given_up_s = self._late.pop(message_id)
+            if came:
+                late.append(LateReply(message, self._clock() - given_up_s))
+        return late
+
+    def _send(self, exchange: _Exchange) -> None:
+        """Send what the window has room for."""
+        pending = exchange.pending
+        while room := self._room(len(pending)):
+            if not (batch := list(islice(exchange.source, room))):
+                exchange.all_sent = True
+                return
             # A refused message has no id in what comes back, or what comes back is too short.
             for message, message_id in zip_longest(batch, self.push_messages(batch)):
-                sent, deadline_s = internals.envelope(message), self._clock() + timeout_s
-                pending[message_id or uuid4().hex] = _Sent(sent, deadline_s, refused=not message_id)
+                exchange.num_sent += 1
+                deadline_s = self._clock() + exchange.timeout_s
+                sent = _Sent(internals.envelope(message), deadline_s, refused=not message_id)
+                pending[message_id or uuid4().hex] = sent
 
     def _room(self, num_pending: int) -> int:
         if self._window is None:
             return _PUSH_BATCH
         return max(0, min(_PUSH_BATCH, self._window - num_pending))
 
-    def _receive_all(
-        self,
-        source: Iterator[Message],
-        pending: dict[str, _Sent],
-        timeout: float | None,
-        in_order: bool,
-    ) -> Iterator[Message]:
-        backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
+    def _receive_all(self, exchange: _Exchange, in_order: bool) -> Iterator[Message]:
+        backoff, pending = Backoff(_POLL_FIRST_S, _POLL_LAST_S), exchange.pending
         while pending:
             # In order, the others may be there already: only the first can be late.
             first = dict(islice(pending.items(), 1 if in_order else None))
@@ -205,7 +297,7 @@ class StreamingGrid(WrappedGrid):
             if found:
                 backoff.reset()
             elif late := self._given_up(first):
-                found += [(key, f"no reply within {timeout:g} s") for key in late]
+                found += [(key, f"no reply within {exchange.limit}") for key in late]
             else:
                 self._sleep(backoff.next_s())
             # A second reply to the same message, or one to another's, finds nobody who waits.
@@ -215,9 +307,11 @@ class StreamingGrid(WrappedGrid):
                 if message_id in pending
             ]
             # Before the replies are worked on, so that no node is idle in the meantime.
-            self._send(source, pending, timeout)
-            for message, reply in came:
-                yield self._accept(message, reply)
+            self._send(exchange)
+            accepted = [self._accept(message, reply) for message, reply in came]
+            exchange.num_answered += sum(not reply.has_error() for reply in accepted)
+            exchange.cut_short(self._clock())
+            yield from accepted
 
     def _given_up(self, pending: dict[str, _Sent]) -> list[str]:
         """The messages whose time is over; nobody waits for their replies any more."""
@@ -225,6 +319,7 @@ class StreamingGrid(WrappedGrid):
         late = [key for key, sent in pending.items() if now_s > sent.deadline_s]
         for message_id in late:
             self._replies.forget(message_id)
+            self._late[message_id] = (pending[message_id].message, now_s)
         return late
 
     def _accept(self, sent: Message, reply: Message | str) -> Message:

@@ -52,7 +52,19 @@ class GrpcReplies:
 
     def forget(self, message_id: str) -> None:
         """Drop what came of a reply that nobody waits for any more."""
-        self._partial.pop(message_id, None)
+        if partial := self._partial.pop(message_id, None):
+            self._confirm(partial.message_id)
+
+    def discard(self, message_ids: list[str]) -> list[tuple[str, bool]]:
+        """Free what the SuperLink keeps of forgotten replies, as in ``Replies``."""
+        request = appio_pb2.PullAppMessagesRequest(message_ids=message_ids)
+        response = self._grid._stub.PullMessages(request)
+        pairs = zip(response.messages_list, response.message_object_trees, strict=True)
+        done = []
+        for proto, tree in pairs:
+            self._confirm(tree.object_id)
+            done.append((proto.metadata.reply_to_message_id, not proto.HasField("error")))
+        return done
 
     def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
         """Look once for replies to ``message_ids``; each comes whole, or as why it is lost."""
@@ -86,17 +98,25 @@ class GrpcReplies:
             if not reply.object_found:
                 return "its reply was lost on the server"
             if not reply.object_available:
-                stalled = self._clock() - partial.progress_s > self.stall_s
-                return f"its upload stalled for {self.stall_s:g} s" if stalled else None
+                if self._clock() - partial.progress_s <= self.stall_s:
+                    return None
+                self._confirm(partial.message_id)
+                return f"its upload stalled for {self.stall_s:g} s"
             partial.contents[object_id] = reply.object_content
             partial.missing.pop()
             partial.progress_s = self._clock()
-        received = {"message_object_id": partial.message_id, **ours}
-        stub.ConfirmMessageReceived(message_pb2.ConfirmMessageReceivedRequest(**received))
+        self._confirm(partial.message_id)
         try:
             return inflated(partial.message_id, partial.contents)
         except ReplyError as error:
             return f"its reply {error}"
+
+    def _confirm(self, message_id: str) -> None:
+        """Let the SuperLink delete a reply, which it keeps otherwise."""
+        request = message_pb2.ConfirmMessageReceivedRequest(
+            message_object_id=message_id, node=self._grid.node, run_id=self._grid.run.run_id
+        )
+        self._grid._stub.ConfirmMessageReceived(request)
 
 
 def inflated(message_id: str, contents: dict[str, bytes]) -> Message:

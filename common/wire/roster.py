@@ -8,10 +8,10 @@ from itertools import islice
 from typing import Literal
 
 from flwr.app import Message
-from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import check_id
 from fedphd.common.errors import ReplyError
+from fedphd.common.wire.grid import StreamingGrid
 from fedphd.common.wire.messages import HELLO, PACKAGE_VERSION, PROTOCOL, Hello, HelloReply
 from fedphd.common.wire.payload import shown
 from fedphd.common.wire.records import read_payload, to_records
@@ -47,11 +47,12 @@ class Roster:
         retry_s: seconds for which a peer that failed is left alone.
         max_samples: a client that claims more images is refused.
         bound: the names that nodes' keys may speak for; None where anybody may join.
-        on_change: told (name, "joined" | "left" | "refused" | "failed" | "serves", detail).
+        on_change: told (name, "joined" | "left" | "refused" | "failed" | "late" | "serves",
+            detail).
         clock: monotonic seconds; for tests.
     """
 
-    grid: Grid
+    grid: StreamingGrid
     _: KW_ONLY
     asking: str
     kind: Literal["client", "edge"]
@@ -100,7 +101,11 @@ class Roster:
         self.on_change(name, "failed", reason)
 
     def refresh(self, *, ask_again: bool = False) -> dict[str, Peer]:
-        """Greet nodes that are new (or all), forget those that left; return ``peers``."""
+        """Greet nodes that are new (or all), forget those that left; return ``peers``.
+
+        A peer that failed because it was late is among them again once its answer has come.
+        """
+        self._note_late()
         present = set(self.grid.get_node_ids())
         for peer in list(self._peers.values()):
             if peer.node_id not in present:
@@ -115,6 +120,16 @@ class Roster:
         if ask:
             self._greet(sorted(ask))
         return self.peers
+
+    def _note_late(self) -> None:
+        for reply in self.grid.late_replies():
+            metadata = reply.message.metadata
+            name = self.name_of(metadata.dst_node_id)
+            if name in self._peers:
+                self._resting.pop(name, None)
+                kind = metadata.message_type
+                detail = f"its answer ({kind}) came {reply.late_s:.1f} s too late, and is dropped"
+                self.on_change(name, "late", detail)
 
     def _greet(self, node_ids: Iterable[int]) -> None:
         """Greet as many nodes as ``hello_s`` allows; the rest have their turn next time."""

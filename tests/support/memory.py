@@ -35,6 +35,10 @@ class FakeTime:
         """The present, in seconds."""
         return self.now_s
 
+    def at(self, due_s: float, happens: Callable[[], None]) -> None:
+        """Let something happen once the time has come."""
+        self._at[due_s] = happens
+
     def sleep(self, seconds: float) -> None:
         """Let ``seconds`` pass."""
         self.slept_s.append(seconds)

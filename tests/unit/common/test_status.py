@@ -99,3 +99,11 @@ def test_a_peer_that_failed_and_answers_again_is_connected() -> None:
     status = board.snapshot()
     assert (status.interval, status.edge_round) == (3, 2)
     assert (status.peers["client-0"].state, status.peers["client-0"].last_seen) == ("connected", 5)
+
+
+def test_a_peer_that_was_late_is_connected() -> None:
+    board = StatusBoard("edge", "edge-0")
+    for change, at in (("joined", 1.0), ("failed", 2.0), ("late", 3.0)):
+        board.event(PeerChanged(peer="client-0", change=change, detail=change, time=at))
+    late = board.snapshot().peers["client-0"]
+    assert (late.state, late.since, late.detail) == ("connected", 3.0, "late")

@@ -64,6 +64,17 @@ def interval(
     return reply, read_array(array)
 
 
+def test_a_quorum_of_the_clients_is_enough() -> None:
+    """With real waits: 0.3 s, where ``waits.round_s`` would be 600 s."""
+    clients = [FakeClient("first"), FakeClient("second", step=3.0), FakeClient("slow", step=99.0)]
+    clients[2].silent = {TRAIN}
+    config = plan(schedule={"quorum": 0.6}, waits={"straggler_s": 0.3})
+    reply, weights = interval(clients, config)
+    assert weights.tolist() == [12.0, 22.0, 32.0]
+    assert reply.clients == ("first", "second")
+    assert reply.failures == ("slow: error 3: no reply within 0.3 s after 2 of 3 had answered",)
+
+
 def test_reply_sums_up_the_rounds() -> None:
     first = FakeClient("first", (10, 0), step=1.0, loss=0.2)
     second = FakeClient("second", (0, 30), step=5.0, loss=0.6)

@@ -285,3 +285,10 @@ def test_a_wait_for_offers_that_outlasts_the_answer_is_refused() -> None:
     assert federation(waits={"offer_s": 19.9}).waits.query_s == 20.0
     with pytest.raises(ValidationError, match="offer_s = 20 is not below query_s = 20"):
         federation(waits={"offer_s": 20.0})
+
+
+def test_a_quorum_is_refused_where_who_is_late_must_not_matter() -> None:
+    assert federation(schedule={"quorum": 0.5}).waits.straggler_s == 30.0
+    assert federation(schedule={"quorum": 1.0}, reproducible=True).schedule.quorum == 1.0
+    with pytest.raises(ValidationError, match=r"schedule.quorum = 0.5 cannot be used with"):
+        federation(schedule={"quorum": 0.5}, reproducible=True)

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from support.memory import RUN_ID, FakeTime, MemoryGrid, streaming
 
-from fedphd.common.wire.grid import PlainReplies, StreamingGrid, streaming_grid
+from fedphd.common.wire.grid import PlainReplies, Quorum, StreamingGrid, streaming_grid
 from fedphd.common.wire.traffic import Traffic
 
 
@@ -310,6 +310,72 @@ def test_replies_of_threads_all_arrive() -> None:
     memory = MemoryGrid({n: partial(echo) for n in range(2, 12)}, threaded=True)
     replies = list(streaming(memory, in_order=False).send_and_receive(to(*range(2, 12))))
     assert sorted(sources(replies)) == list(range(2, 12))
+
+
+Quorate = tuple[StreamingGrid, MemoryGrid, FakeTime]
+
+
+@pytest.fixture
+def quorate() -> Quorate:
+    """Five nodes, of which 60% have answered after 2 s, and a fourth after 15 s."""
+    memory = MemoryGrid({n: silent for n in (2, 3, 4, 5, 6)})
+    time = FakeTime()
+    for due_s, node_id in ((1.0, 2), (1.5, 3), (2.0, 4), (15.0, 5)):
+        time.at(due_s, answer_later(memory, node_id))
+    grid = streaming(memory, time=time, in_order=False)
+    grid.configure(
+        in_order=False, upload_stall_s=1.0, quorums={"train": Quorum(share=0.6, grace_s=10.0)}
+    )
+    return grid, memory, time
+
+
+def test_once_enough_have_answered_the_others_have_little_time(quorate: Quorate) -> None:
+    grid, _, time = quorate
+    replies = list(grid.send_and_receive(to(2, 3, 4, 5, 6), timeout=100.0))
+    assert sources([r for r in replies if not r.has_error()]) == [2, 3, 4]
+    late = [r for r in replies if r.has_error()]
+    assert [r.error.reason for r in late] == ["no reply within 10 s after 3 of 5 had answered"] * 2
+    assert time.now_s == pytest.approx(12.0, abs=0.6)
+
+
+def test_a_late_reply_is_told_once_and_dropped(quorate: Quorate) -> None:
+    grid, memory, time = quorate
+    list(grid.send_and_receive(to(2, 3, 4, 5, 6), timeout=100.0))
+    received = grid.traffic.received_bytes
+    assert grid.late_replies() == []
+    time.sleep(16.0 - time.now_s)
+    [late] = grid.late_replies()
+    assert late.message.metadata.dst_node_id == 5
+    assert late.late_s == pytest.approx(4.0, abs=0.6)
+    assert grid.late_replies() == []
+    assert list(memory.pull_messages([m.metadata.message_id for m in memory.pushed])) == []
+    assert grid.traffic.received_bytes == received
+
+
+def test_a_quorum_is_of_its_type_and_errors_do_not_count(quorate: Quorate) -> None:
+    grid, memory, time = quorate
+    memory.nodes[6] = memory.nodes[2] = failing
+    # Two of five have answered, which is no quorum: so the usual time holds.
+    replies = list(grid.send_and_receive(to(2, 3, 4, 5, 6), timeout=14.0))
+    reasons = [r.error.reason for r in replies if r.has_error()]
+    assert reasons.count("no reply within 14 s") == 1
+    assert time.now_s == pytest.approx(14.0, abs=0.6)
+    questions = [Message(RecordDict(), n, "query") for n in (7, 8, 9)]
+    memory.nodes |= {7: echo, 8: echo, 9: silent}
+    replies = list(grid.send_and_receive(questions, timeout=40.0))
+    assert [r.error.reason for r in replies if r.has_error()] == ["no reply within 40 s"]
+
+
+@pytest.mark.parametrize(("share", "needed"), [(0.7, 7), (0.71, 8), (0.05, 1)])
+def test_a_quorum_is_rounded_up(share: float, needed: int) -> None:
+    memory, time = MemoryGrid({n: silent for n in range(2, 12)}), FakeTime()
+    for n in range(2, 12):
+        time.at(float(n), answer_later(memory, n))
+    grid = streaming(memory, time=time, in_order=False)
+    quorums = {"train": Quorum(share, grace_s=0.2)}
+    grid.configure(in_order=False, upload_stall_s=1.0, quorums=quorums)
+    replies = list(grid.send_and_receive(to(*range(2, 12)), timeout=100.0))
+    assert len([r for r in replies if not r.has_error()]) == needed
 
 
 def test_no_more_messages_are_under_way_than_the_window_holds() -> None:

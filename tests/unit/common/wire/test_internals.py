@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app.message.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto import appio_pb2, message_pb2, node_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
@@ -34,7 +35,7 @@ class FakeStub:
         items = get_all_nested_objects(reply)
         self.contents = {key: item.deflate() for key, item in items.items()}
         self.objects |= dict.fromkeys(items)
-        proto = message_pb2.Message(metadata=message_to_proto(reply).metadata)
+        proto = message_to_proto(remove_content_from_message(reply))
         proto.metadata.reply_to_message_id = asked
         self.announced[asked] = (proto, get_object_tree(reply))
         return list(items)
@@ -80,6 +81,11 @@ def reply(text: str, numel: int = 4) -> Message:
     asked = Message(RecordDict(), 3, "train")
     weights = ArrayRecord({"w": Array(np.arange(numel, dtype=np.float32))})
     return Message(RecordDict({"c": ConfigRecord({"t": text}), "w": weights}), reply_to=asked)
+
+
+def message_id_of(object_ids: list[str]) -> str:
+    """A message's own object comes last in an upload."""
+    return object_ids[-1]
 
 
 def text_of(message: Message | str) -> object:
@@ -153,7 +159,7 @@ def test_upload_that_stalls_is_given_up_with_the_reason(stub: FakeStub) -> None:
     time.now_s = 120.1
     assert replies.poll(["asked"]) == [("asked", "its upload stalled for 20 s")]
     assert replies.poll(["asked"]) == []
-    assert stub.confirmed == []
+    assert stub.confirmed == [message_id_of(ids)], "the SuperLink need not keep the rest"
 
 
 def test_stalled_upload_does_not_hold_up_another(stub: FakeStub) -> None:
@@ -169,9 +175,20 @@ def test_four_replies_are_pulled_at_a_time(stub: FakeStub) -> None:
     assert replies.poll(list("abcde")) == []
     assert set(stub.pulls) == {first[name] for name in "abcd"}
     replies.forget("a")
+    assert len(stub.confirmed) == 1, "what came of it may be deleted"
     stub.pulls.clear()
     assert replies.poll(list("bcde")) == []
     assert set(stub.pulls) == {first[name] for name in "bcde"}
+
+
+def test_late_replies_are_deleted_unread(stub: FakeStub) -> None:
+    stub.deliver(*stub.announce("late", sent := reply("late")))
+    failure = Message(Error(1, "gone"), reply_to=Message(RecordDict(), 3, "train"))
+    stub.deliver(*stub.announce("gone", failure))
+    done = replies_of(stub).discard(["late", "still working", "gone"])
+    assert done == [("late", True), ("gone", False)]
+    assert stub.confirmed == [sent.metadata.message_id, failure.metadata.message_id]
+    assert stub.pulls == []
 
 
 def test_object_that_the_server_lost(stub: FakeStub) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from support.memory import FakeTime, Handler, MemoryGrid, streaming
 
 from fedphd.common.wire.messages import HELLO, Hello, HelloReply
@@ -196,6 +196,24 @@ def test_peer_that_failed_rests() -> None:
     assert world.asked() == [6]
     world.time.now_s += 61.0
     assert list(world.roster.refresh()) == ["a", "b"]
+
+
+def test_peer_that_was_late_is_asked_again_once_it_has_answered() -> None:
+    world = Fixture({5: introduces("a")})
+    world.roster.refresh()
+    world.memory.nodes[5] = silent
+    grid = world.roster.grid
+    [failed] = grid.send_and_receive([Message(RecordDict(), 5, "train")], timeout=1.0)
+    world.roster.rest("a", failed.error.reason)
+    assert list(world.roster.refresh()) == []
+    asked = world.memory.pushed[-1]
+    world.memory.deliver(asked, Message(RecordDict(), reply_to=asked))
+    world.time.sleep(5.0)
+    assert list(world.roster.refresh()) == ["a"]
+    assert world.changes[1:] == [
+        ("a", "failed", "no reply within 1 s"),
+        ("a", "late", "its answer (train) came 5.0 s too late, and is dropped"),
+    ]
 
 
 def test_configure_drops_those_who_claim_too_much() -> None:
