@@ -7,6 +7,7 @@ people. A process ends with a verdict, since Flower's exit codes say nothing abo
 import copy
 import dataclasses
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -51,7 +52,8 @@ class EventLog:
         before: int = 0,
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        # Nothing stays in a buffer that could not be written.
+        self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
         self._common = {"role": role, "node": node}
         self._on_event = on_event
@@ -65,13 +67,29 @@ class EventLog:
         return other
 
     def write(self, event: Event) -> None:
-        """Append an event, stamped with the time and the log's participant."""
+        """Append an event, stamped with the time and the log's participant.
+
+        Raises:
+            FedPhDError: the file cannot be written, such as on a full disk; it holds no part of
+                the event then.
+        """
         stamped = event.model_copy(update={"time": round(time.time(), 3), **self._common})
         with self._lock:
-            self._file.write(json.dumps(stamped.model_dump(mode="json")) + "\n")
-            self._file.flush()
+            self._append(json.dumps(stamped.model_dump(mode="json")).encode() + b"\n")
             self.count += 1
         self._on_event(stamped)
+
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            # A disk that gets full takes a part of it first.
+            while line := line[self._file.write(line) :]:
+                pass
+        except OSError as error:
+            self._file.truncate(size)
+            raise FedPhDError(
+                f"{self._file.name} cannot be written: {error.strerror}; make room there"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

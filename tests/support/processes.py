@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -127,9 +127,9 @@ class Processes:
         for program in self.programs:
             program.wait_exit(within_s=END_S)
 
-    def start(self, *arguments: str) -> Program:
-        """Start ``fedphd`` with ``arguments``."""
-        return self.start_command([sys.executable, "-m", "fedphd.deploy.cli", *arguments])
+    def start(self, *arguments: str, prefix: Sequence[str] = ()) -> Program:
+        """Start ``fedphd`` with ``arguments``; ``prefix`` is a command that starts commands."""
+        return self.start_command([*prefix, sys.executable, "-m", "fedphd.deploy.cli", *arguments])
 
     def start_flower(self, name: str, *arguments: str, folder: Path | None = None) -> Program:
         """Start one of Flower's own commands, such as ``flwr``, in ``folder``."""

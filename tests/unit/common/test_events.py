@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support.disk import files_limited_to
 
 from fedphd.common import errors
 from fedphd.common.errors import EXIT_OK, FedPhDError, StartError, exit_code_of
@@ -85,3 +86,21 @@ def test_foreign_errors_have_exit_codes_too() -> None:
     assert exit_code_of(RuntimeError()) == 1
     assert exit_code_of(errors.ReplyError("x")) == 1
     assert issubclass(StartError, FedPhDError)
+
+
+def test_an_event_that_does_not_fit_leaves_no_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, role="edge", node="edge-0")
+    log.write(Said(text="before"))
+    whole = path.read_bytes()
+    # Room for half an event: the system takes the first part and refuses the second.
+    with (
+        files_limited_to(len(whole) + 20),
+        pytest.raises(FedPhDError, match=r"events.jsonl cannot be written: .*; make room"),
+    ):
+        log.write(Said(text="too much"))
+    assert path.read_bytes() == whole
+    log.write(Said(text="after"))
+    log.close()
+    texts = [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
+    assert (texts, log.count) == (["before", "after"], 2)

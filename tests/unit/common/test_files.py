@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from support.disk import files_limited_to
 
-from fedphd.common.files import replaced
+from fedphd.common.files import STALE_S, replaced
 
 
 @pytest.mark.parametrize("content", [b"new \x00\xff", b""])
@@ -69,3 +71,25 @@ def test_a_path_that_cannot_be_replaced_leaves_nothing_beside_it(tmp_path: Path)
     with pytest.raises(IsADirectoryError), replaced(tmp_path / "folder") as beside:
         beside.touch()
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+    ended, other = subprocess.Popen(["true"]), subprocess.Popen(["true"])
+    for process in (ended, other):
+        process.wait()
+    minutes_ago = time.time() - 2 * STALE_S
+    left = {
+        "stale": tmp_path / f".a[1].json.{ended.pid}",
+        "new": tmp_path / f".a[1].json.{other.pid}",
+        "in use": tmp_path / f".a[1].json.{os.getppid()}",
+        "another's": tmp_path / f".b.json.{ended.pid}",
+        "no process's": tmp_path / f".a[1].json.{10**20}",
+        "no number": tmp_path / ".a[1].json.swp",
+    }
+    for name, path in left.items():
+        path.write_text("half")
+        if name != "new":
+            os.utime(path, (minutes_ago, minutes_ago))
+    with replaced(tmp_path / "a[1].json") as beside:
+        beside.write_text("whole")
+    assert {name for name, path in left.items() if not path.exists()} == {"stale", "no process's"}
