@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.processes import Processes
-from support.site import EDGES, Site
+from support.processes import Processes, Program
+from support.site import CLIENTS, EDGES, Site
 
-from fedphd.common.errors import StartError
+from fedphd.common.errors import FedPhDError, StartError
 
 INTERVALS = 12
-CLIENTS = ("client-0", "client-1", "client-2")
+SETTINGS = {"schedule.intervals": INTERVALS, "schedule.min_clients": len(CLIENTS)}
 FROZEN_S = 30.0
+# What runs a server, and the exit code of its launcher once that has died.
+PARTS = {
+    "flower-superlink": StartError.exit_code,
+    "flwr-serverapp": FedPhDError.exit_code,
+}
+# A tenth of the time at work.
+STOPPED_S, GOING_S = 0.9, 0.1
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -23,12 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 @pytest.fixture
 def site(processes: Processes) -> Site:
     """Two edges and three clients whose run has begun."""
-    made = Site(processes, {"schedule.intervals": INTERVALS, "schedule.min_clients": 3})
-    for name in (*EDGES, *CLIENTS):
-        made.start(name)
-    made.start("cloud")
-    made.programs["edge-1"].wait_line(r"interval +1 round 1")
-    return made
+    return Site(processes, SETTINGS).begin()
 
 
 def started_by(pid: int, above: int) -> bool:
@@ -50,32 +55,93 @@ def part_of(site: Site, name: str, program: str) -> int:
     return found
 
 
-def check_end(site: Site) -> None:
-    """Everybody who runs ends with 0, and every interval is there once."""
-    codes = {name: program.wait_exit() for name, program in site.programs.items()}
-    assert codes == dict.fromkeys(codes, 0), site.programs["cloud"].text
-    finished = [event["interval"] for event in site.events("interval")]
-    assert finished == list(range(1, INTERVALS + 1))
-    site.processes.wait_gone()
+@contextmanager
+def frozen(program: Program) -> Iterator[None]:
+    """Stop all processes of a participant, and let them go on."""
+    os.killpg(program.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(program.pid, signal.SIGCONT)
 
 
-def test_an_edges_superlink_alone_is_killed(site: Site) -> None:
-    os.kill(part_of(site, "edge-1", "flower-superlink"), signal.SIGKILL)
+@contextmanager
+def slowed(program: Program) -> Iterator[None]:
+    """Let a participant work for a tenth of the time only."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(GOING_S):
+            with frozen(program):
+                ended.wait(STOPPED_S)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(("part", "code"), sorted(PARTS.items()))
+@pytest.mark.parametrize("name", ["edge-1", "cloud"])
+def test_a_part_of_a_server_is_killed(site: Site, name: str, part: str, code: int) -> None:
+    os.kill(part_of(site, name, part), signal.SIGKILL)
     # Its launcher ends and says why, so that a supervisor starts the whole again.
-    edge = site.programs["edge-1"]
-    assert edge.wait_exit(within_s=120) == StartError.exit_code
-    assert "flower-superlink ended with code -9" in edge.text
-    site.start("edge-1")
-    check_end(site)
+    server = site.programs[name]
+    assert server.wait_exit(within_s=120) == code, server.text
+    site.start(name)
+    site.check_end()
     assert site.events("interval")[-1]["edge_weights"].keys() == set(EDGES)
 
 
 def test_a_client_freezes_and_goes_on(site: Site) -> None:
-    group = site.programs["client-0"].pid
-    os.killpg(group, signal.SIGSTOP)
-    time.sleep(FROZEN_S)
-    os.killpg(group, signal.SIGCONT)
-    check_end(site)
+    with frozen(site.programs["client-0"]):
+        time.sleep(FROZEN_S)
+    site.check_end()
     first, *_, last = site.events("interval")
     assert any(failure.startswith("client-0: ") for failure in first["failures"])
     assert "client-0" in last["clients"]
+
+
+@pytest.mark.parametrize("name", ["edge-1", "cloud"])
+def test_a_server_freezes_and_goes_on(site: Site, name: str) -> None:
+    with frozen(site.programs[name]):
+        time.sleep(FROZEN_S)
+    site.check_end()
+    show(site)
+    assert site.events("interval")[-1]["edge_weights"].keys() == set(EDGES)
+
+
+def test_all_clients_die_and_come_back(site: Site) -> None:
+    for name in CLIENTS:
+        os.killpg(site.programs[name].pid, signal.SIGKILL)
+    for name in CLIENTS:
+        site.programs[name].wait_exit()
+    time.sleep(FROZEN_S)
+    for name in CLIENTS:
+        site.start(name)
+    site.check_end()
+    show(site)
+    assert site.events("interval")[-1]["clients"] == list(CLIENTS)
+
+
+def test_a_straggler_is_not_waited_for(processes: Processes) -> None:
+    quorum = {"schedule.num_edges": 1, "schedule.quorum": 0.6, "waits.straggler_s": 1.0}
+    site = Site(processes, {**SETTINGS, **quorum}, edges=EDGES[:1]).begin()
+    with slowed(site.programs["client-0"]):
+        site.programs["cloud"].wait_line(r"interval +4 of")
+    site.check_end()
+    *_, last = site.events("interval")
+    left_out = [why for event in site.events("interval") for why in event["failures"]]
+    assert "client-0: error 3: no reply within 1 s after 2 of 3 had answered" in left_out
+    assert "client-0 late: its answer (train) came" in site.programs["edge-0"].text
+    assert last["clients"] == list(CLIENTS)
+
+
+def show(site: Site) -> None:
+    for e in site.events("interval"):
+        print(e["interval"], e["failures"], e["edge_weights"], e["clients"], e["seconds"])
+    for name in ("cloud", "edge-1"):
+        print(site.programs[name].text[-2500:])
