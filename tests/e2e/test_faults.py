@@ -110,7 +110,6 @@ def test_a_server_freezes_and_goes_on(site: Site, name: str) -> None:
     with frozen(site.programs[name]):
         time.sleep(FROZEN_S)
     site.check_end()
-    show(site)
     assert site.events("interval")[-1]["edge_weights"].keys() == set(EDGES)
 
 
@@ -123,7 +122,6 @@ def test_all_clients_die_and_come_back(site: Site) -> None:
     for name in CLIENTS:
         site.start(name)
     site.check_end()
-    show(site)
     assert site.events("interval")[-1]["clients"] == list(CLIENTS)
 
 
@@ -138,10 +136,3 @@ def test_a_straggler_is_not_waited_for(processes: Processes) -> None:
     assert "client-0: error 3: no reply within 1 s after 2 of 3 had answered" in left_out
     assert "client-0 late: its answer (train) came" in site.programs["edge-0"].text
     assert last["clients"] == list(CLIENTS)
-
-
-def show(site: Site) -> None:
-    for e in site.events("interval"):
-        print(e["interval"], e["failures"], e["edge_weights"], e["clients"], e["seconds"])
-    for name in ("cloud", "edge-1"):
-        print(site.programs[name].text[-2500:])
