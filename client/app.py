@@ -22,6 +22,7 @@ from fedphd.common.errors import within
 from fedphd.common.unet.model import resolve_device
 from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire import messages, records
+from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.offers import EVERY_EDGE, Choose, ChooseReply
 
 
@@ -80,10 +81,11 @@ class ClientRuntime:
         ``state`` is where the trainer's state lies between messages; None: in this process.
         """
         layout = received_layout(task)
-        received = records.read_weights(message)
+        codec, variate = Codec(task.codec, layout), None
+        received = records.read_coded(message, codec)
         weights = records.check_reply_weights(received, task.network, layout)
-        corrects = task.objective.method == "scaffold"
-        variate = records.check_variate(records.read_variate(message), layout) if corrects else None
+        if task.objective.method == "scaffold":
+            variate = records.check_variate(records.read_variate(message, codec), layout)
         images = self._images(task.network)
         # Several edges may hand out work at once; the data and the optimiser exist once.
         with self._training:
@@ -103,7 +105,9 @@ class ClientRuntime:
             steps=result.steps,
             seconds=result.seconds,
         )
-        content = records.to_records(reply, sent.take(result.weights), result.variate_change)
+        base = PartSubset(layout, task.send).take(weights)
+        packed = Codec(task.reply_codec, sent.chosen).pack(sent.take(result.weights), base)
+        content = records.to_records(reply, packed, result.variate_change)
         return Message(content, reply_to=message)
 
     def statistics(self, task: messages.StatisticsTask, message: Message) -> Message:

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from fedphd.client.flat_unet import FlatUNet, UNetCache
-from fedphd.client.local_state import MOMENTS, OWN_WEIGHTS, LocalState
+from fedphd.client.local_state import MOMENTS, OWN_WEIGHTS, VARIATE, LocalState
 from fedphd.client.objectives import EpsilonObjective, Objective, local_method
 from fedphd.client.steps import LocalRound, batches, validation_loss
 from fedphd.common.config.run import TrainingConfig
@@ -26,6 +26,7 @@ from fedphd.common.unet.model import (
     resolve_device,
 )
 from fedphd.common.unet.parts import PARTS, PartSubset
+from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.messages import TrainTask
 from fedphd.common.wire.metrics import TrainMetrics
 
@@ -38,7 +39,8 @@ class TrainResult:
         weights: trained weights of the whole U-Net, (numel,), float32, on the CPU.
         layout: their names and shapes.
         steps: optimiser steps taken.
-        variate_change: of this client's control variate, as ``weights``; None without SCAFFOLD.
+        variate_change: of this client's control variate, as ``task.reply_codec`` packed it; None
+            without SCAFFOLD.
     """
 
     weights: Tensor
@@ -117,7 +119,7 @@ class Trainer:
         round_ = self._round(task, network, scheduler, variate)
         with seeded(self.device, derive_seed("dropout", *self._draws(task))):
             steps = self._run(round_, data.train)
-        change = round_.method.finish(self._state)
+        change = self._packed_change(round_.method.finish(self._state), network.layout, task)
         self._remember(network, task)
         return TrainResult(
             weights=network.flat.detach().to("cpu", copy=True),
@@ -152,6 +154,19 @@ class Trainer:
             rng=generator("train", *self._draws(task)),
             name=f"client {self.client_id}, interval {task.interval}, round {task.edge_round}",
         )  # fmt: skip
+
+    def _packed_change(
+        self, change: Tensor | None, layout: TensorLayout, task: TrainTask
+    ) -> Tensor | None:
+        """SCAFFOLD's change as it travels; this client's variate moves by what the server reads."""
+        if change is None:
+            return None
+        codec = Codec(task.reply_codec, layout)
+        packed = codec.pack(change)
+        if not codec.is_exact:
+            lost = codec.unpack(packed).sub_(change)
+            self._state.vectors[VARIATE].add_(lost.to(self.device))
+        return packed
 
     def _validated(
         self, network: FlatUNet, images: Tensor | None, scheduler: DDPMScheduler, run_seed: int

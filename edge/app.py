@@ -15,6 +15,7 @@ from fedphd.common.history.events import LinkChanged, PeerChanged, RoundEnded
 from fedphd.common.robust import UpdateBound
 from fedphd.common.timing import stop_soon
 from fedphd.common.wire import messages, records
+from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.node import Node
 from fedphd.common.wire.roster import Bound, Roster
@@ -96,10 +97,11 @@ class EdgeService:
         if self._bounds is None:
             self._bounds = update_bounds(task.plan)
         corrects = task.plan.objective.method == "scaffold"
+        codec = Codec(task.plan.codecs.cloud_down, task.network.tensor_layout())
         reply, weights, change = run_interval(
             task,
             records.weights_array(message),
-            records.read_variate(message) if corrects else None,
+            records.read_variate(message, codec) if corrects else None,
             edge_id=self.edge_id,
             grid=self.grid,
             roster=self.roster,

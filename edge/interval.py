@@ -9,6 +9,7 @@ from flwr.app import Array
 from fedphd.common.robust import UpdateBound
 from fedphd.common.unet.parts import PartSubset, joined
 from fedphd.common.wire import records
+from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.grid import Quorum, StreamingGrid
 from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNetSpec
 from fedphd.common.wire.metrics import TrainMetrics
@@ -20,7 +21,7 @@ from fedphd.edge.strategy import EdgeAverage, Update
 
 def run_interval(
     task: IntervalTask,
-    weights: Array,
+    came: Array,
     variate: torch.Tensor | None = None,
     *,
     edge_id: str,
@@ -29,28 +30,31 @@ def run_interval(
     on_round: Callable[[EdgeAverage, RoundStats], None],
     shared_questions: bool = False,
     bounds: list[UpdateBound[Update]] | None = None,
-) -> tuple[IntervalReply, Array, torch.Tensor | None]:
-    """Run ``edge_rounds`` edge rounds from ``weights``.
+) -> tuple[IntervalReply, Array | torch.Tensor, torch.Tensor | None]:
+    """Run ``edge_rounds`` edge rounds from the cloud's weights.
 
     Args:
         task: the cloud's order.
-        weights: (numel,), float32, the cloud's model, or the parts of it that travel; as it
-            came, so that it is in memory once.
+        came: the cloud's model, or the parts of it that travel, as its codec packed them; an
+            exact one's (numel,), float32, are used as they are, so they are in memory once.
         variate: SCAFFOLD's server variate, (numel,), float32; None for other methods.
         on_round: told about each finished round.
         shared_questions: as in ``edge/questions.py: Questions``.
         bounds: as in ``EdgeAverage``.
 
     Returns:
-        The reply to the cloud; the weights of its ``parts``, (numel,): the cloud's own where no
-        client trained here; and by how much the variate changed.
+        The reply to the cloud; the weights of its ``parts`` as the codec upwards packs them: the
+        cloud's own where no client trained here; and by how much the variate changed, packed.
 
     Raises:
         ReplyError: the cloud's weights do not fit its own description of the network.
     """
     started_s = time.monotonic()
     layout = task.network.tensor_layout()
-    records.check_reply_weights(records.read_array(weights), task.network, layout)
+    codecs = task.plan.codecs
+    codec = Codec(codecs.cloud_down, layout)
+    start = codec.unpack(records.read_array(came, codec.dtype))
+    records.check_reply_weights(start, task.network, layout)
     server = None
     if variate is not None:
         server = ServerVariate(records.check_variate(variate, layout), task.num_clients)
@@ -72,15 +76,13 @@ def run_interval(
     )
     result = strategy.start(
         grid,
-        records.weights_record(weights),
+        records.weights_record(came if codec.is_exact else start),
         num_rounds=schedule.edge_rounds,
         timeout=waits.round_s,
     )
-    # Empty where no client trained.
-    weights = next(iter(result.arrays.values()), weights)
     # Part sets that nobody sent are still the cloud's own: they need not go back.
-    came = strategy.averaged or range(len(strategy.part_sets))
-    sent = PartSubset(layout, joined(strategy.part_sets[number] for number in came))
+    numbers = strategy.averaged or range(len(strategy.part_sets))
+    sent = PartSubset(layout, joined(strategy.part_sets[number] for number in numbers))
     rounds = strategy.rounds
     reply = IntervalReply(
         edge_id=edge_id,
@@ -98,9 +100,15 @@ def run_interval(
         clients=tuple(sorted({name for stats in rounds for name in stats.clients})),
         failures=tuple(text for stats in rounds for text in stats.failures),
     )
-    if not sent.is_whole:
-        weights = Array(sent.take(records.read_array(weights)).numpy())
-    return reply, weights, server.change if server else None
+    up = Codec(codecs.cloud_up, sent.chosen)
+    change = up.pack(server.change) if server else None
+    # Empty where no client trained.
+    trained = next(iter(result.arrays.values()), came if codec.is_exact else None)
+    if up.is_exact and sent.is_whole and trained is not None:
+        # Serialised already.
+        return reply, trained, change
+    values = start if trained is None else records.read_array(trained)
+    return reply, up.pack(sent.take(values), sent.take(start)), change
 
 
 def _metrics(rounds: Sequence[RoundStats]) -> TrainMetrics:

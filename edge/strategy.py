@@ -16,6 +16,7 @@ from fedphd.common.robust import Norms, UpdateBound, norm_of, update_norm
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PARTS, Part, joined, part_sets
 from fedphd.common.wire import records
+from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.messages import TRAIN, IntervalTask, TrainReply, TrainTask
 from fedphd.common.wire.offers import Offer
 from fedphd.common.wire.roster import Peer, Roster
@@ -113,9 +114,14 @@ class EdgeAverage(Strategy):
         # each round: so all are sent, and a client alone sends them one after the other.
         first = (task.interval - 1) * schedule.edge_rounds + server_round
         round_.assign_part_sets(sampled, first, len(self.part_sets))
-        variate = self._variate.current if self._variate else None
+        codec = Codec(task.plan.codecs.client_down, self._layout)
+        # Serialised once, for the clients of all part sets.
+        sent = array if codec.is_exact else records.to_array(codec.pack(weights))
+        variate = None
+        if self._variate:
+            variate = records.to_array(codec.pack(self._variate.current))
         tasks = [self._train_task(server_round, parts) for parts in self.part_sets]
-        contents = [records.to_records(order, array, variate) for order in tasks]
+        contents = [records.to_records(order, sent, variate) for order in tasks]
         return [Message(contents[round_.part_set_of[n]], n, TRAIN) for n in round_.trainees]
 
     def _train_task(self, edge_round: int, send: tuple[Part, ...]) -> TrainTask:
@@ -135,6 +141,8 @@ class EdgeAverage(Strategy):
             sparsity_lambda=plan.pruning.sparsity_lambda if task.sparse else 0.0,
             optimizer_moments=plan.pruning.optimizer_moments,
             cut=task.cut,
+            codec=plan.codecs.client_down,
+            reply_codec=plan.codecs.client_up,
             seed=plan.seed,
             run_name=task.run_name,
             attempt=task.attempt,
@@ -188,16 +196,20 @@ class EdgeAverage(Strategy):
                 logger.warning("round %d: node %d was not asked to train", number, node_id)
                 continue
             trainee, part_set = round_.trainees[node_id], round_.part_set_of[node_id]
-            peer, expected = trainee.peer, mean.selections[part_set].chosen
+            peer, selection = trainee.peer, mean.selections[part_set]
+            codec = Codec(self._task.plan.codecs.client_up, selection.chosen)
             if node_id in answered:
                 round_.ignore(peer, "answers a second time; only its first answer counts")
                 continue
             answered.add(node_id)
             try:
-                answer, weights = self._check(peer, number, reply, expected)
+                answer = self._check(peer, number, reply)
+                weights = records.read_coded(reply, codec, selection.take(round_.weights))
+                records.check_reply_weights(weights, answer.network, codec.layout)
                 change = None
                 if self._variate:
-                    change = records.check_variate(records.read_variate(reply), expected)
+                    change = records.read_variate(reply, codec)
+                    records.check_variate(change, codec.layout)
             except ReplyError as error:
                 round_.leave_out(peer, str(error))
                 continue
@@ -220,9 +232,8 @@ class EdgeAverage(Strategy):
         stats.add(update.answer, num_samples, self._task.plan.training.batch_size)
         return update.trainee
 
-    def _check(
-        self, peer: Peer, edge_round: int, reply: Message, expected: TensorLayout
-    ) -> tuple[TrainReply, torch.Tensor]:
+    def _check(self, peer: Peer, edge_round: int, reply: Message) -> TrainReply:
+        """What a client says beside its weights; raises ReplyError if that cannot be."""
         answer = records.read_payload(reply, TrainReply)
         if (answer.interval, answer.edge_round) != (self._task.interval, edge_round):
             raise ReplyError(
@@ -240,8 +251,7 @@ class EdgeAverage(Strategy):
             raise ReplyError(f"claims {answer.steps} steps; at most {most} fit")
         if not answer.metrics.is_of_one_client():
             raise ReplyError(f"claims metrics that no single client has: {answer.metrics.values()}")
-        weights = records.read_weights(reply)
-        return answer, records.check_reply_weights(weights, answer.network, expected)
+        return answer
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

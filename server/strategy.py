@@ -31,6 +31,7 @@ from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import PrunedUNet, unet_config
 from fedphd.common.unet.parts import Part, PartSubset, joined, part_sets
 from fedphd.common.wire import records
+from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNetSpec
 from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import MOST_OF_CLIENT, shown
@@ -179,7 +180,10 @@ class FedPhD(Strategy):
             attempt=self.attempt,
             plan=self.config,
         )
-        content = records.to_records(task, self.travelling.take(self.weights()), self.variate)
+        codec = Codec(self.config.codecs.cloud_down, self.travelling.chosen)
+        variate = None if self.variate is None else codec.pack(self.variate)
+        weights = codec.pack(self.travelling.take(self.weights()))
+        content = records.to_records(task, weights, variate)
         self._asked = {peer.node_id: name for name, peer in self._roster.peers.items()}
         return [Message(content, node_id, TRAIN) for node_id in self._asked]
 
@@ -276,11 +280,13 @@ class FedPhD(Strategy):
             )
         self._check_counts(answer)
         self._check_costs(answer)
-        expected, weights = self._expected(answer.parts).chosen, records.read_weights(reply)
-        records.check_reply_weights(weights, answer.network, expected)
+        expected = self._expected(answer.parts)
+        codec = Codec(self.config.codecs.cloud_up, expected.chosen)
+        weights = records.read_coded(reply, codec, expected.take(self.weights()))
+        records.check_reply_weights(weights, answer.network, expected.chosen)
         if self.variate is None:
             return _Trained(answer, weights)
-        change = records.check_variate(records.read_variate(reply), self.layout)
+        change = records.check_variate(records.read_variate(reply, codec), self.layout)
         return _Trained(answer, weights, change)
 
     def _expected(self, parts: tuple[Part, ...]) -> PartSubset:

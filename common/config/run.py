@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from fedphd.common.config.averages import AggregationConfig, EmaConfig
 from fedphd.common.config.data import DataConfig, Section, setting
 from fedphd.common.config.widths import levels_with_heads, prune_widths, pruned_head_dim
+from fedphd.common.config.wire import WireConfig
 
 SelectionPolicy = Literal[
     "homogeneity", "best_homogeneity", "balanced", "min_kl", "random", "static"
@@ -350,6 +351,7 @@ class FederationConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     exchange: ExchangeConfig = Field(default_factory=ExchangeConfig)
+    wire: WireConfig = Field(default_factory=WireConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
@@ -357,6 +359,13 @@ class FederationConfig(Section):
     ema: EmaConfig = Field(default_factory=EmaConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     waits: WaitConfig = Field(default_factory=WaitConfig)
+
+    @property
+    def codecs(self) -> WireConfig:
+        """``wire`` as it is used: a flat federation has no link between cloud and edges."""
+        if self.topology == "hierarchical":
+            return self.wire
+        return self.wire.model_copy(update={"cloud_down": "fp32", "cloud_up": "fp32"})
 
     @property
     def target_distribution(self) -> tuple[float, ...]:

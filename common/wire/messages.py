@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, Field
 
 from fedphd.common.config import run
+from fedphd.common.config.wire import CodecName
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PARTS, Part, joined
@@ -16,7 +17,7 @@ from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload, Shown
 from fedphd.common.wire.traffic import Traffic
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 PACKAGE_VERSION: Final = version("fedphd")
 
 HELLO: Final = "query.hello"
@@ -78,7 +79,8 @@ class TrainTask(Payload):
 
     ``parts`` of the U-Net come with it, ``send`` are to go back. What does not come starts from
     what the client has, or from the seeded weights of ``initial``, the U-Net before pruning.
-    ``run_name`` and ``attempt`` are as in ``IntervalTask``.
+    The weights come as ``codec`` packed them, and go back as ``reply_codec`` does, on top of those
+    that came. ``run_name`` and ``attempt`` are as in ``IntervalTask``.
     """
 
     edge_id: str
@@ -94,6 +96,8 @@ class TrainTask(Payload):
     sparsity_lambda: float = Field(ge=0)
     optimizer_moments: Literal["prune", "reset"]
     cut: str | None = None
+    codec: CodecName = "fp32"
+    reply_codec: CodecName = "fp32"
     seed: int = Field(ge=0)
     run_name: str = Field("", max_length=64)
     attempt: int = Field(0, ge=0)

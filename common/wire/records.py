@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.messages import UNetSpec
 from fedphd.common.wire.payload import MOST_OF_CLIENT, Payload, shown
 
@@ -27,12 +28,12 @@ _VARIATE: Final = "variate"
 # Matched as bytes: NumPy's own reader evaluates the header, and fails in many ways on a bad one.
 _NPY_HEAD: Final = re.compile(
     rb"\x93NUMPY\x01\x00(?s:..)"
-    rb"\{'descr': '(?P<dtype><f[48])', 'fortran_order': False, "
+    rb"\{'descr': '(?P<dtype><f[48]|\|u1)', 'fortran_order': False, "
     rb"'shape': \((?P<numel>[0-9]{1,15}),\), \} *\n"
 )
 _NPY_SHOWN_BYTES: Final = 96
-_NPY_CODES: Final = {"float32": "<f4", "float64": "<f8"}
-Dtype = Literal["float32", "float64"]
+_NPY_CODES: Final = {"float32": "<f4", "float64": "<f8", "uint8": "|u1"}
+Dtype = Literal["float32", "float64", "uint8"]
 
 PayloadT = TypeVar("PayloadT", bound=Payload)
 
@@ -40,30 +41,32 @@ PayloadT = TypeVar("PayloadT", bound=Payload)
 def to_records(
     payload: Payload,
     weights: torch.Tensor | Array | None = None,
-    variate: torch.Tensor | None = None,
+    variate: torch.Tensor | Array | None = None,
 ) -> RecordDict:
     """Convert a message's scalars to Flower records, with the arrays that go beside them.
 
     Args:
-        weights: (numel,), on the CPU; float32, or float64 for sums of features. Or an array that
-            is serialised already, as another message brought it: no copy.
+        weights: (numel,), on the CPU; float32, uint8 as a codec packed them, or float64 for sums
+            of features. Or an array that is serialised already, as another message brought it: no
+            copy.
         variate: a control variate of these weights, or its change; as the weights.
     """
     records = RecordDict({_RECORD: ConfigRecord({_PAYLOAD: payload.model_dump_json()})})
     if weights is not None:
         records[_WEIGHTS] = arrays = weights_record(weights)
         if variate is not None:
-            arrays[_VARIATE] = _array(variate)
+            arrays[_VARIATE] = to_array(variate)
     return records
 
 
 def weights_record(weights: torch.Tensor | Array) -> ArrayRecord:
-    """One flat array, shape (numel,), float32 or float64, as a Flower record."""
-    return ArrayRecord({_WEIGHTS: weights if isinstance(weights, Array) else _array(weights)})
+    """One flat array, as in ``to_records``, as a Flower record."""
+    return ArrayRecord({_WEIGHTS: to_array(weights)})
 
 
-def _array(values: torch.Tensor) -> Array:
-    return Array(values.contiguous().numpy())
+def to_array(values: torch.Tensor | Array) -> Array:
+    """Serialise ``values``, (numel,), unless they are already."""
+    return values if isinstance(values, Array) else Array(values.contiguous().numpy())
 
 
 def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
@@ -94,9 +97,23 @@ def read_weights(message: Message, dtype: Dtype = "float32") -> torch.Tensor:
     return read_array(weights_array(message), dtype)
 
 
-def read_variate(message: Message) -> torch.Tensor:
-    """The control variate, or its change, beside the weights of a message; as ``read_weights``."""
-    return read_array(_array_named(message, _VARIATE, "control variate"), what="control variate")
+def read_coded(message: Message, codec: Codec, base: torch.Tensor | None = None) -> torch.Tensor:
+    """A message's weights, (numel,), float32, from what ``codec`` packed with the same ``base``.
+
+    Raises ReplyError if it has none, or others.
+    """
+    return codec.unpack(read_weights(message, codec.dtype), base)
+
+
+def read_variate(message: Message, codec: Codec | None = None) -> torch.Tensor:
+    """The control variate, or its change, beside the weights of a message; as ``read_coded``.
+
+    Without a codec it is float32.
+    """
+    array = _array_named(message, _VARIATE, what := "control variate")
+    if codec is None:
+        return read_array(array, what=what)
+    return codec.unpack(read_array(array, codec.dtype, what), what=what)
 
 
 def _array_named(message: Message, name: str, what: str) -> Array:

@@ -12,6 +12,7 @@ from support.metrics import metrics
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PartSubset
+from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.messages import (
     HELLO,
     TRAIN,
@@ -23,7 +24,7 @@ from fedphd.common.wire.messages import (
     UNetSpec,
 )
 from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply
-from fedphd.common.wire.records import read_payload, read_variate, read_weights, to_records
+from fedphd.common.wire.records import read_coded, read_payload, read_variate, to_records
 
 LAYOUT = TensorLayout(("a", "b"), ((2,), ()))
 NETWORK = UNetSpec(unet={"kind": "tiny"}, layout=LAYOUT.to_json())
@@ -119,7 +120,10 @@ class FakeClient:
             "steps": 3,
             "seconds": 0.1,
         }
-        trained = sent.take(read_weights(message)) + self.step
-        weights = trained if self.weights is None else self.weights
+        received = sent.take(read_coded(message, Codec(task.codec, task.network.tensor_layout())))
+        codec = Codec(task.reply_codec, sent.chosen)
+        weights = codec.pack(received + self.step, received)
+        if self.weights is not None:
+            weights = self.weights
         # Unchecked, so that a test can send what no honest client could.
         return to_records(TrainReply.model_construct(**(values | self.reply)), weights, self.change)

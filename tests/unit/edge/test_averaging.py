@@ -17,7 +17,7 @@ from fedphd.common.errors import ReplyError
 from fedphd.common.rng import sample_participants
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.wire.messages import IntervalReply, UNetSpec
-from fedphd.common.wire.records import read_array
+from fedphd.common.wire.records import read_array, to_array
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import PartAverage, ServerVariate
 from fedphd.edge.interval import run_interval
@@ -47,7 +47,7 @@ def interval(
         interval_task(config, **task), Array(weights.numpy()), variate, edge_id="edge-0", grid=grid,
         roster=roster, on_round=lambda strategy, stats: None,
     )  # fmt: skip
-    return reply, read_array(array), change
+    return reply, read_array(to_array(array)), change
 
 
 def travelling(layout: TensorLayout) -> dict[str, UNetSpec]:

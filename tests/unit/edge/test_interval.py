@@ -19,6 +19,7 @@ from support.peers import NETWORK, FakeClient, interval_task, plan
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
 from fedphd.common.events import EventLog
+from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.messages import (
     FINISH,
     HELLO,
@@ -32,9 +33,11 @@ from fedphd.common.wire.messages import (
 from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import (
+    Dtype,
     read_array,
     read_payload,
     read_weights,
+    to_array,
     to_records,
     weights_array,
 )
@@ -61,7 +64,8 @@ def interval(
         roster=roster,
         on_round=lambda strategy, stats: None,
     )
-    return reply, read_array(array)
+    dtype: Dtype = "float32" if config.codecs.cloud_up == "fp32" else "uint8"
+    return reply, read_array(to_array(array), dtype)
 
 
 def test_a_quorum_of_the_clients_is_enough() -> None:
@@ -258,3 +262,35 @@ def test_service_refuses_other_messages(service: Make) -> None:
         world.ask(TRAIN, Hello(asking="cloud"), START)
     with pytest.raises(ReplyError, match="carries no weights"):
         world.ask(TRAIN, interval_task(plan()))
+
+
+def test_codecs_on_both_links() -> None:
+    """Whole weights come down, differences go up."""
+    wire = dict.fromkeys(("cloud_down", "client_down", "client_up", "cloud_up"), "bf16")
+    config = plan(wire=wire, schedule={"edge_rounds": 2})
+    start = torch.tensor([10.0, 20.0, 30.0])
+    codec = Codec("bf16", NETWORK.tensor_layout())
+    clients = [FakeClient("a", step=1.0), FakeClient("b", step=2.0)]
+    reply, came = interval(clients, config, codec.pack(start))
+    assert reply.failures == ()
+    # Two rounds that each moved by 1.5, as a difference.
+    assert codec.unpack(came, start).tolist() == [13.0, 23.0, 33.0]
+    assert {task.codec for client in clients for task in client.tasks} == {"bf16"}
+
+
+def test_rounding_on_the_way_down_does_not_move_the_master() -> None:
+    """Clients that train nothing send no difference, so float32 weights stay what they were."""
+    config = plan(wire={"client_down": "bf16", "client_up": "int8"}, schedule={"edge_rounds": 3})
+    start = torch.tensor([10.01, 20.02, 30.03])
+    assert not torch.equal(start, start.bfloat16().float())
+    reply, weights = interval([FakeClient("a", step=0.0), FakeClient("b", step=0.0)], config, start)
+    assert reply.client_rounds == 6
+    # A mean of float32 values is off by their last bit; bf16 would be by 0.03.
+    assert weights.tolist() == pytest.approx(start.tolist(), abs=1e-5)
+
+
+def test_a_flat_federation_has_no_link_above() -> None:
+    wire = dict.fromkeys(("cloud_down", "client_down", "client_up", "cloud_up"), "int8")
+    codecs = plan(wire=wire, topology="flat").codecs
+    assert (codecs.cloud_down, codecs.cloud_up) == ("fp32", "fp32")
+    assert (codecs.client_down, codecs.client_up) == ("int8", "int8")

@@ -1,0 +1,22 @@
+"""How weights are written on each link: a section of ``common/config/run.py``."""
+
+from typing import Literal
+
+from fedphd.common.config.data import Section, setting
+
+CodecName = Literal["fp32", "bf16", "int8", "int4"]
+
+
+class WireConfig(Section):
+    """Bits per value on each link and in each direction (``common/wire/codecs.py``).
+
+    Upwards anything but fp32 is the difference to what came down, so that rounding does not add
+    up: both servers add it to float32 weights of their own.
+    """
+
+    cloud_down: CodecName = setting(
+        "fp32", "weights from the cloud to its edges: fp32, bf16, int8, int4"
+    )
+    cloud_up: CodecName = setting("fp32", "changes from an edge to the cloud")
+    client_down: CodecName = setting("fp32", "weights from a server to its clients")
+    client_up: CodecName = setting("fp32", "changes from a client to its server")
