@@ -8,12 +8,10 @@ CodecName = Literal["fp32", "bf16", "int8", "int4"]
 
 
 class WireConfig(Section):
-    """Bits per value on each link and in each direction (``common/wire/codecs.py``).
+    """How weights are written on each link and in each direction."""
 
-    Upwards anything but fp32 is the difference to what came down, so that rounding does not add
-    up: both servers add it to float32 weights of their own.
-    """
-
+    # Upwards anything but fp32 is the difference to what came down, so that rounding does not add
+    # up: both servers add it to float32 weights of their own (common/wire/codecs.py).
     cloud_down: CodecName = setting(
         "fp32", "weights from the cloud to its edges: fp32, bf16, int8, int4"
     )
