@@ -105,8 +105,9 @@ class ClientRuntime:
             steps=result.steps,
             seconds=result.seconds,
         )
-        base = PartSubset(layout, task.send).take(weights)
-        packed = Codec(task.reply_codec, sent.chosen).pack(sent.take(result.weights), base)
+        up = Codec(task.reply_codec, sent.chosen)
+        base = None if up.is_exact else PartSubset(layout, task.send).take(weights)
+        packed = up.pack(sent.take(result.weights), base)
         content = records.to_records(reply, packed, result.variate_change)
         return Message(content, reply_to=message)
 

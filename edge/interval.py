@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from flwr.app import Array
 
+from fedphd.common.config.run import FederationConfig
 from fedphd.common.robust import UpdateBound
 from fedphd.common.unet.parts import PartSubset, joined
 from fedphd.common.wire import records
@@ -51,20 +52,14 @@ def run_interval(
     """
     started_s = time.monotonic()
     layout = task.network.tensor_layout()
-    codecs = task.plan.codecs
-    codec = Codec(codecs.cloud_down, layout)
-    start = codec.unpack(records.read_array(came, codec.dtype))
+    down = Codec(task.plan.codecs.cloud_down, layout)
+    start = down.unpack(records.read_array(came, down.dtype))
     records.check_reply_weights(start, task.network, layout)
     server = None
     if variate is not None:
         server = ServerVariate(records.check_variate(variate, layout), task.num_clients)
     traffic_before = grid.traffic
-    waits, schedule = task.plan.waits, task.plan.schedule
-    grid.configure(
-        in_order=task.plan.reproducible,
-        upload_stall_s=waits.upload_stall_s,
-        quorums={TRAIN: Quorum(schedule.quorum, waits.straggler_s)} if schedule.quorum < 1 else {},
-    )
+    _configure(grid, task.plan)
     strategy = EdgeAverage(
         edge_id,
         task,
@@ -76,9 +71,9 @@ def run_interval(
     )
     result = strategy.start(
         grid,
-        records.weights_record(came if codec.is_exact else start),
-        num_rounds=schedule.edge_rounds,
-        timeout=waits.round_s,
+        records.weights_record(came if down.is_exact else start),
+        num_rounds=task.plan.schedule.edge_rounds,
+        timeout=task.plan.waits.round_s,
     )
     # Part sets that nobody sent are still the cloud's own: they need not go back.
     numbers = strategy.averaged or range(len(strategy.part_sets))
@@ -100,15 +95,33 @@ def run_interval(
         clients=tuple(sorted({name for stats in rounds for name in stats.clients})),
         failures=tuple(text for stats in rounds for text in stats.failures),
     )
-    up = Codec(codecs.cloud_up, sent.chosen)
+    up = Codec(task.plan.codecs.cloud_up, sent.chosen)
     change = up.pack(server.change) if server else None
     # Empty where no client trained.
-    trained = next(iter(result.arrays.values()), came if codec.is_exact else None)
+    trained = next(iter(result.arrays.values()), came if down.is_exact else None)
+    return reply, _packed(up, sent, trained, start), change
+
+
+def _configure(grid: StreamingGrid, plan: FederationConfig) -> None:
+    """Set how the grid waits for clients in this run."""
+    waits, schedule = plan.waits, plan.schedule
+    quorum = Quorum(schedule.quorum, waits.straggler_s)
+    grid.configure(
+        in_order=plan.reproducible,
+        upload_stall_s=waits.upload_stall_s,
+        quorums={TRAIN: quorum} if schedule.quorum < 1 else {},
+    )
+
+
+def _packed(
+    up: Codec, sent: PartSubset, trained: Array | None, start: torch.Tensor
+) -> Array | torch.Tensor:
+    """What goes up of the ``trained`` weights; None: still ``start``, (numel,), float32."""
     if up.is_exact and sent.is_whole and trained is not None:
         # Serialised already.
-        return reply, trained, change
+        return trained
     values = start if trained is None else records.read_array(trained)
-    return reply, up.pack(sent.take(values), sent.take(start)), change
+    return up.pack(sent.take(values), sent.take(start))
 
 
 def _metrics(rounds: Sequence[RoundStats]) -> TrainMetrics:

@@ -204,7 +204,8 @@ class EdgeAverage(Strategy):
             answered.add(node_id)
             try:
                 answer = self._check(peer, number, reply)
-                weights = records.read_coded(reply, codec, selection.take(round_.weights))
+                base = None if codec.is_exact else selection.take(round_.weights)
+                weights = records.read_coded(reply, codec, base)
                 records.check_reply_weights(weights, answer.network, codec.layout)
                 change = None
                 if self._variate:

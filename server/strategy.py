@@ -282,7 +282,9 @@ class FedPhD(Strategy):
         self._check_costs(answer)
         expected = self._expected(answer.parts)
         codec = Codec(self.config.codecs.cloud_up, expected.chosen)
-        weights = records.read_coded(reply, codec, expected.take(self.weights()))
+        # A copy of the whole network, which an exact codec does not need.
+        base = None if codec.is_exact else expected.take(self.weights())
+        weights = records.read_coded(reply, codec, base)
         records.check_reply_weights(weights, answer.network, expected.chosen)
         if self.variate is None:
             return _Trained(answer, weights)

@@ -31,7 +31,7 @@ def link() -> Iterator[Link]:
     """A network of its own, which is linked to the rest of this machine."""
     if why := links.missing():
         pytest.skip(why)
-    with Link() as made:
+    with links.linked() as made:
         yield made
 
 

@@ -10,9 +10,9 @@ import itertools
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 _numbers = itertools.count(1)
 
@@ -32,46 +32,33 @@ def missing() -> str:
 
 
 class Link:
-    """A namespace with one link to the rest of this machine.
+    """A namespace's one link to the rest of this machine; ``linked`` makes it.
 
     Attributes:
         outside, inside: addresses of the link's two ends.
         prefix: makes a command run inside.
     """
 
-    def __init__(self) -> None:
-        number = next(_numbers)
-        self._name = f"fedphd-{os.getpid()}-{number}"
+    def __init__(self, namespace: str, number: int) -> None:
+        self._name = namespace
         # Names of devices have 15 characters at most.
         self._device = f"fp{os.getpid() % 10**7}o{number}"
         # RFC 2544 sets this range apart for tests of networks.
         first = f"198.18.{number}"
         self.outside, self.inside = f"{first}.1", f"{first}.2"
-        self.prefix = ("ip", "netns", "exec", self._name)
+        self.prefix = ("ip", "netns", "exec", namespace)
+        self._connect()
 
-    def __enter__(self) -> Self:
+    def _connect(self) -> None:
         inner = f"{self._device}i"
-        _call("ip", "netns", "add", self._name)
-        _call(
-            *("ip", "link", "add", self._device, "type", "veth"),
-            *("peer", "name", inner, "netns", self._name),
-        )
+        pair = ("type", "veth", "peer", "name", inner, "netns", self._name)
+        _call("ip", "link", "add", self._device, *pair)
         _call("ip", "address", "add", f"{self.outside}/30", "dev", self._device)
         _call("ip", "link", "set", self._device, "up")
         within = ("ip", "-n", self._name)
         _call(*within, "address", "add", f"{self.inside}/30", "dev", inner)
         _call(*within, "link", "set", inner, "up")
         _call(*within, "link", "set", "lo", "up")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # The link goes with the namespace.
-        _call("ip", "netns", "delete", self._name)
 
     def cut(self) -> None:
         """Lose every packet in both directions, until ``slow`` or ``mend``."""
@@ -99,6 +86,18 @@ class Link:
 
     def _ends(self) -> list[tuple[tuple[str, ...], str]]:
         return [((), self._device), (("-n", self._name), f"{self._device}i")]
+
+
+@contextmanager
+def linked() -> Iterator[Link]:
+    """A new namespace, whose link goes with it."""
+    number = next(_numbers)
+    name = f"fedphd-{os.getpid()}-{number}"
+    _call("ip", "netns", "add", name)
+    try:
+        yield Link(name, number)
+    finally:
+        _call("ip", "netns", "delete", name)
 
 
 def _call(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
