@@ -1,4 +1,7 @@
-"""An hour of a federation with TLS and keys, in which anything is killed at any moment."""
+"""An hour of a federation with TLS and keys, in which anything is killed at any moment.
+
+``FEDPHD_SOAK_INTERVALS`` makes it shorter, ``FEDPHD_SOAK_REPORT`` names a file for its tables.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +59,7 @@ def test_nothing_grows_and_nothing_is_left(
         (weights,) = (site.run_dir / "checkpoint" / part).glob("*.safetensors")
         assert all(torch.isfinite(tensor).all() for tensor in load_file(weights).values())
     judged = [(life, pair) for life in soak.lives if (pair := life.early_and_late())]
+    assert judged, "no process lived long enough to be judged: raise FEDPHD_SOAK_INTERVALS"
     assert [one for one in judged if grows(*one[1])] == []
     left = [path for path in temporary.rglob("*") if path.is_file()]
     left += [path for path in folder.rglob(".*.[0-9]*") if path.is_file()]
