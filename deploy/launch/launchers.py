@@ -30,8 +30,10 @@ from fedphd.deploy.launch.superlink import SuperLink, last_line, make_folder
 
 POLL_S = 0.1
 WATCH_S = 1.0
-SERVERAPP_S = 60.0
+# Imports and, in a simulation, Ray: 10 s on a quiet machine, over 60 s were seen on a busy one.
+SERVERAPP_S = 180.0
 GRACE_S = 2.5
+ASKED_S = 1.0
 FLOWER_TRAFFIC = "flower_traffic.json"
 FLOWER_LOG = "flower.log"
 
@@ -165,6 +167,7 @@ def serve(
                 link.started(pid)
             show_event(event, say)
         if verdict is not None:
+            check_asked_for(verdict, stop, link)
             return verdict
         if stop.is_set():
             end_serverapp(pid, path)
@@ -187,6 +190,19 @@ def interrupted(path: Path) -> Verdict:
     stopped = Verdict(Interrupted.exit_code, "stopped")
     write_verdict(path, stopped)
     return stopped
+
+
+def check_asked_for(verdict: Verdict, stop: threading.Event, link: SuperLink) -> None:
+    """Raise FedPhDError if the ServerApp was ended, and nobody had asked for that.
+
+    Flower's SuperLink ends it when its heartbeat seems to be late, as after a jump of the clock.
+    """
+    # A signal to the whole process group reaches the ServerApp and this process in any order.
+    if verdict.exit_code == Interrupted.exit_code and not stop.wait(ASKED_S):
+        raise FedPhDError(
+            "Flower ended the ServerApp, as it does when this machine's clock was set: correct the "
+            f"clock and start it again, it goes on from where it was; see {link.log}"
+        )
 
 
 def check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file: RoleFile) -> None:

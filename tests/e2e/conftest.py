@@ -26,4 +26,5 @@ def local_run(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Real processes need more time on a busy machine than tests of one process have."""
-    item.add_marker(pytest.mark.timeout(3 * SLOW_S))
+    if item.get_closest_marker("timeout") is None:
+        item.add_marker(pytest.mark.timeout(3 * SLOW_S))

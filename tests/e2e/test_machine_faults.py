@@ -17,6 +17,8 @@ from support.links import Link
 from support.processes import Processes
 from support.site import CLIENTS, EDGES, Site
 
+from fedphd.common.unet.checkpoint import load_checkpoint
+
 INTERVALS = 12
 CUT_S = 60.0
 SETTINGS = {"schedule.intervals": INTERVALS, "schedule.min_clients": len(CLIENTS)}
@@ -117,3 +119,19 @@ def test_the_disk_of_one_participant_is_full(
     filler.unlink()
     site.check_end()
     assert site.events("interval")[-1]["clients"] == list(CLIENTS)
+
+
+def test_the_disk_of_the_cloud_is_full(small_disk: Path, processes: Processes) -> None:
+    site = Site(processes, SETTINGS)
+    site.folders |= {"run": small_disk / "run", "cloud": small_disk / "cloud"}
+    site.begin()
+    site.programs["cloud"].wait_line(r"interval +2 of")
+    filler = fill(small_disk)
+    assert site.programs["cloud"].wait_exit() not in (0, 2)
+    assert "No space left on device" in site.programs["cloud"].text
+    # What the last interval had saved is whole.
+    load_checkpoint(site.run_dir / "checkpoint")
+    filler.unlink()
+    # As a supervisor does; edges and clients have waited.
+    site.start("cloud")
+    site.check_end()

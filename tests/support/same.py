@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ SETTINGS: dict[str, Any] = {
     # Two of the three clients take part in a round, and each draws its edge.
     "schedule.participation": 0.6,
     "selection.policy": "homogeneity",
+    # Differences and what rounding leaves over travel alike.
+    "wire.cloud_down": "int8",
+    "wire.cloud_up": "int4",
+    "wire.client_down": "bf16",
+    "wire.client_up": "int8",
     # One full and one smaller batch per epoch, and no classifier: starting takes long enough.
     "training.batch_size": 256,
     "data.validation_fraction": 0.3,
@@ -48,9 +54,10 @@ def start(processes: Processes, command: str, name: str, **settings: Any) -> Pro
 
 def finish(processes: Processes, program: Program, name: str) -> Outcome:
     """Wait for the end of a run, and read what it left."""
-    assert program.wait_exit() == 0, program.text
-    processes.wait_gone()
     folder = processes.folder / name
+    code = program.wait_exit()
+    assert code == 0, f"{program.text}\n{tail(folder / 'state' / 'superlink.log')}"
+    processes.wait_gone()
     unet, ema, _, _ = load_checkpoint(folder / "checkpoint")
     assert list(unet.config["block_out_channels"]) == PRUNED_WIDTHS
     logs = [folder / "metrics.jsonl", *folder.glob("state/edge-*/events.jsonl")]
@@ -61,6 +68,12 @@ def finish(processes: Processes, program: Program, name: str) -> Outcome:
         if event["event"] == "round"
     }
     return Outcome(unet.state_dict(), ema.state_dict(), rounds, program.text)
+
+
+def tail(path: Path, lines: int = 40) -> str:
+    """The end of a log, for whoever must find out from a test's output alone."""
+    text = path.read_text("utf-8", "replace") if path.is_file() else f"no {path}"
+    return "\n".join(text.splitlines()[-lines:])
 
 
 def run(processes: Processes, command: str, name: str, **settings: Any) -> Outcome:
