@@ -14,11 +14,11 @@ from flwr.clientapp import ClientApp
 from fedphd.client.choice import choose_edge
 from fedphd.client.flat_unet import UNetCache, received_layout
 from fedphd.client.statistics import summed_features
-from fedphd.client.stores import StateStore
 from fedphd.client.trainer import ClientImages, Trainer
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import within
+from fedphd.common.stores import StateStore
 from fedphd.common.unet.model import resolve_device
 from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire import messages, records

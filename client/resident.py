@@ -9,11 +9,11 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedphd.client.app import ClientRuntime, build_app
-from fedphd.client.stores import FileStore
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.errors import ConnectionLostError
 from fedphd.common.events import Verdict
 from fedphd.common.history.status import CONNECTED, StatusBoard
+from fedphd.common.stores import FileStore
 from fedphd.common.timing import stop_soon
 from fedphd.common.wire.messages import Finish
 from fedphd.common.wire.node import Node

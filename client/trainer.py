@@ -194,6 +194,11 @@ class Trainer:
             self._steps += 1
         return steps
 
+    @property
+    def whose(self) -> str:
+        """Whose state it is, for messages."""
+        return f"client {self.client_id}"
+
     def state_dict(self) -> dict[str, Tensor | int | str]:
         """``steps`` and ``LocalState.state_dict``, for a process that ends after each round.
 
@@ -202,9 +207,12 @@ class Trainer:
         return {"steps": self._steps, **self._state.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict()``; raises FedPhDError if that is malformed."""
+        """Continue from ``state_dict()``, or afresh if ``state`` is empty.
+
+        Raises FedPhDError if it is malformed.
+        """
         try:
-            steps = int(state["steps"])
+            steps = int(state["steps"]) if state else 0
             local = LocalState.from_state(self.client_id, self.device, state)
         except (KeyError, TypeError, ValueError) as error:
             raise FedPhDError(

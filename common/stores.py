@@ -1,8 +1,4 @@
-"""Where a trainer's lasting state is: beside the process, so that it outlives it.
-
-A resident client keeps its trainer in memory and writes the state to its folder after each round.
-A stock ``flower-supernode`` and the simulation start afresh for every message; what Flower keeps
-of a node for them is its ``context.state``.
+"""Where the lasting state of a client or an edge is: beside the process, so that it outlives it.
 
 A run that is resumed has its last intervals again. So the state says of which run, attempt and
 interval it is, and the one from before that interval is kept beside it.
@@ -13,31 +9,55 @@ import logging
 import os
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, Protocol, final
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fedphd.client.trainer import Trainer
 from fedphd.common.errors import FedPhDError
 from fedphd.common.files import replaced
-from fedphd.common.wire.messages import TrainTask
-from fedphd.common.wire.records import read_array
 
 logger = logging.getLogger(__name__)
 
-_SCALARS: Final = "fedphd-trainer"
-_TENSORS: Final = "fedphd-kept"
 _JSON: Final = "json"
 _OF: Final = "of"
-_FRESH: Final[dict[str, Any]] = {"steps": 0}
+
+
+class Lasting(Protocol):
+    """What has a state: JSON scalars, and tensors on the CPU, by name."""
+
+    @property
+    def whose(self) -> str:
+        """Who has it, for messages."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The state."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()``, or afresh if ``state`` is empty."""
+
+
+class Order(Protocol):
+    """What is to be done, and changes the state."""
+
+    @property
+    def run_name(self) -> str:
+        """Of which run."""
+
+    @property
+    def attempt(self) -> int:
+        """How often that was resumed."""
+
+    @property
+    def interval(self) -> int:
+        """In which of its intervals."""
 
 
 class Origin(NamedTuple):
-    """The training that a state is after: the last one in ``interval``."""
+    """The work that a state is after: the last one in ``interval``."""
 
     run_name: str
     attempt: int
@@ -48,77 +68,77 @@ class StateStore(ABC):
     """A place that outlives the process.
 
     Args:
-        resident: the trainer stays in memory between messages, and nobody else uses it.
+        resident: what has the state stays in memory between messages, and nobody else uses it.
     """
 
     def __init__(self, *, resident: bool = False) -> None:
         self._resident = resident
-        # Of the state in the trainer's memory.
+        # Of the state in memory.
         self._held: Origin | None = None
         # Whether what is stored becomes the state before the interval.
         self._becomes_former = False
 
-    def restore(self, trainer: Trainer, task: TrainTask) -> None:
-        """Bring the trainer to the state that ``task`` starts from.
+    def restore(self, lasting: Lasting, task: Order) -> None:
+        """Bring ``lasting`` to the state that ``task`` starts from.
 
-        That is the stored one, if it is of the task's run; where the run was resumed, and this
-        client had trained in the task's interval already, the one from before that interval. A
-        new client starts afresh.
+        That is the stored one, if it is of the task's run; where the run was resumed, and it had
+        worked in the task's interval already, the one from before that interval. Who is new
+        starts afresh.
 
         Raises FedPhDError if the state is malformed or gone.
         """
         kept = None
         if self._held is None:
-            kept = self._read(trainer.client_id)
+            kept = self._read(lasting.whose)
         origin = self._held or _origin(kept)
         self._becomes_former = False
         if origin is None or origin.run_name != task.run_name:
-            trainer.load_state_dict(_FRESH)
+            lasting.load_state_dict({})
         elif origin.attempt != task.attempt and origin.interval >= task.interval:
-            trainer.load_state_dict(self._former_of(trainer.client_id, task) or _FRESH)
+            lasting.load_state_dict(self._former_of(lasting.whose, task) or {})
         else:
             self._becomes_former = origin.interval < task.interval
             if kept is not None:
-                trainer.load_state_dict(kept)
+                lasting.load_state_dict(kept)
 
-    def store(self, trainer: Trainer, task: TrainTask) -> None:
-        """Store the trainer's counters and vectors; raises FedPhDError if that is impossible."""
+    def store(self, lasting: Lasting, task: Order) -> None:
+        """Store the state; raises FedPhDError if that is impossible."""
         origin = Origin(task.run_name, task.attempt, task.interval)
-        state = trainer.state_dict()
+        state = lasting.state_dict()
         tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
         scalars = {key: value for key, value in state.items() if key not in tensors}
         text = json.dumps({**scalars, _OF: list(origin)})
-        self._write(trainer.client_id, text, tensors, former=self._becomes_former)
+        self._write(lasting.whose, text, tensors, former=self._becomes_former)
         if self._resident:
             self._held = origin
         else:
             # A process may play many clients; what is stored need not stay here too.
-            trainer.load_state_dict(_FRESH)
+            lasting.load_state_dict({})
 
-    def _former_of(self, client_id: str, task: TrainTask) -> dict[str, Any] | None:
+    def _former_of(self, whose: str, task: Order) -> dict[str, Any] | None:
         """The state from before the last interval, if it is of this run."""
-        former = self._read_former(client_id)
+        former = self._read_former(whose)
         origin = _origin(former)
         if origin is None or origin.run_name != task.run_name:
             return None
         if origin.interval >= task.interval:
             logger.warning(
-                "client %s: the run goes on with interval %d, but the state that is kept has seen "
-                "interval %d", client_id, task.interval, origin.interval,
+                "%s: the run goes on with interval %d, but the state that is kept has seen "
+                "interval %d", whose, task.interval, origin.interval,
             )  # fmt: skip
         return former
 
     @abstractmethod
-    def _read(self, client_id: str) -> dict[str, Any] | None:
+    def _read(self, whose: str) -> dict[str, Any] | None:
         """What was written last, scalars and tensors by name; None if there is nothing."""
 
     @abstractmethod
-    def _read_former(self, client_id: str) -> dict[str, Any] | None:
+    def _read_former(self, whose: str) -> dict[str, Any] | None:
         """What was stored before the interval of the last state; None if it is not kept."""
 
     @abstractmethod
     def _write(
-        self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor], *, former: bool
+        self, whose: str, scalars: str, tensors: dict[str, torch.Tensor], *, former: bool
     ) -> None:
         """Replace what was written before; ``scalars`` are JSON text.
 
@@ -134,40 +154,11 @@ def _origin(kept: dict[str, Any] | None) -> Origin | None:
 
 
 @final
-class ContextStore(StateStore):
-    """The state is in the records that Flower keeps for a node: in a node's own process.
-
-    There is no room for a second one, so a resumed run goes on from the last state.
-    """
-
-    def __init__(self, records: RecordDict) -> None:
-        super().__init__()
-        self._records = records
-
-    def _read(self, client_id: str) -> dict[str, Any] | None:
-        if _SCALARS not in self._records:
-            return None
-        scalars = json.loads(str(self._records.config_records[_SCALARS][_JSON]))
-        arrays = self._records.array_records[_TENSORS]
-        return {**scalars, **{name: read_array(array) for name, array in arrays.items()}}
-
-    def _read_former(self, client_id: str) -> dict[str, Any] | None:
-        return self._read(client_id)
-
-    def _write(
-        self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor], *, former: bool
-    ) -> None:
-        arrays = {name: Array(tensor.numpy()) for name, tensor in tensors.items()}
-        self._records[_SCALARS] = ConfigRecord({_JSON: scalars})
-        self._records[_TENSORS] = ArrayRecord(arrays)
-
-
-@final
 class FileStore(StateStore):
     """The state is in the file ``path``, the former one beside it.
 
     Flower holds the records (``context.state``) of all simulated nodes in one process, which many
-    clients' moments would fill. The files are of one client alone.
+    clients' moments would fill. The files are of one client, or one edge, alone.
     """
 
     def __init__(self, path: Path, *, resident: bool = False) -> None:
@@ -175,13 +166,13 @@ class FileStore(StateStore):
         self._path = path
         self._former = path.with_name(f"{path.stem}.former{path.suffix}")
 
-    def _read(self, client_id: str) -> dict[str, Any] | None:
-        return self._load(self._path, client_id)
+    def _read(self, whose: str) -> dict[str, Any] | None:
+        return self._load(self._path, whose)
 
-    def _read_former(self, client_id: str) -> dict[str, Any] | None:
-        return self._load(self._former, client_id)
+    def _read_former(self, whose: str) -> dict[str, Any] | None:
+        return self._load(self._former, whose)
 
-    def _load(self, path: Path, client_id: str) -> dict[str, Any] | None:
+    def _load(self, path: Path, whose: str) -> dict[str, Any] | None:
         if not path.exists():
             return None
         try:
@@ -192,12 +183,12 @@ class FileStore(StateStore):
                 return {**scalars, **tensors}
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise FedPhDError(
-                f"the stored training state of client {client_id} cannot be read from {path}: "
+                f"the stored training state of {whose} cannot be read from {path}: "
                 f"{error}; remove it to start afresh"
             ) from error
 
     def _write(
-        self, client_id: str, scalars: str, tensors: dict[str, torch.Tensor], *, former: bool
+        self, whose: str, scalars: str, tensors: dict[str, torch.Tensor], *, former: bool
     ) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +200,7 @@ class FileStore(StateStore):
                 save_file(tensors, beside, metadata={_JSON: scalars})
         except (OSError, SafetensorError) as error:
             raise FedPhDError(
-                f"the training state of client {client_id} cannot be written to {self._path}: "
+                f"the training state of {whose} cannot be written to {self._path}: "
                 f"{error}; make room there, or choose a larger disk (state_dir; FLWR_HOME where "
                 "Flower simulates)"
             ) from error

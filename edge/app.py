@@ -13,6 +13,7 @@ from fedphd.common.config.run import ScheduleConfig, WaitConfig
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.events import LinkChanged, PeerChanged, RoundEnded
 from fedphd.common.robust import UpdateBound
+from fedphd.common.stores import FileStore, StateStore
 from fedphd.common.timing import stop_soon
 from fedphd.common.wire import messages, records
 from fedphd.common.wire.codecs import Codec
@@ -20,12 +21,15 @@ from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.node import Node
 from fedphd.common.wire.roster import Bound, Roster
 from fedphd.edge.interval import run_interval
+from fedphd.edge.link import CloudLink
 from fedphd.edge.round import RoundStats
 from fedphd.edge.statistics import collect_statistics
 from fedphd.edge.strategy import EdgeAverage, Update, update_bounds
 
 logger = logging.getLogger(__name__)
 
+# In the edge's state folder.
+STATE = "edge.safetensors"
 FINISH_S = 5.0
 FAREWELL_S = 1.0
 
@@ -38,6 +42,7 @@ class EdgeService:
         stop: set when the cloud says that the run is over.
         shared_questions: as in ``edge/questions.py: Questions``.
         bound: as in ``Roster``.
+        store: keeps what must outlive this process; None: nothing does.
         farewell_s: seconds after the answer to the cloud until ``stop`` is set.
     """
 
@@ -47,11 +52,13 @@ class EdgeService:
     stop: threading.Event
     shared_questions: bool = False
     bound: Bound | None = None
+    store: StateStore | None = None
     farewell_s: float = FAREWELL_S
 
     def __post_init__(self) -> None:
         waits, schedule = WaitConfig(), ScheduleConfig()
         self.verdict = Verdict()
+        self._link = CloudLink(self.edge_id)
         self._rounds_done = 0
         self._rounds_s = 0.0
         # Kept from interval to interval: an interval may be a single round.
@@ -83,7 +90,9 @@ class EdgeService:
     def _hello(self, message: Message) -> Message:
         self.roster.hello_s = records.read_payload(message, messages.Hello).wait_s
         clients = {peer.name: peer.num_samples for peer in self.roster.refresh().values()}
-        reply = messages.HelloReply(kind="edge", name=self.edge_id, clients=clients)
+        reply = messages.HelloReply(
+            kind="edge", name=self.edge_id, clients=clients, holds=self._link.holds
+        )
         return Message(records.to_records(reply), reply_to=message)
 
     def _interval(self, message: Message) -> Message:
@@ -98,17 +107,24 @@ class EdgeService:
             self._bounds = update_bounds(task.plan)
         corrects = task.plan.objective.method == "scaffold"
         codec = Codec(task.plan.codecs.cloud_down, task.network.tensor_layout())
+        # What is read and written then is of no use where nothing is rounded.
+        store = None if task.plan.codecs.cloud_up == "fp32" else self.store
+        if store is not None:
+            store.restore(self._link, task)
         reply, weights, change = run_interval(
             task,
             records.weights_array(message),
             records.read_variate(message, codec) if corrects else None,
             edge_id=self.edge_id,
+            link=self._link,
             grid=self.grid,
             roster=self.roster,
             on_round=lambda strategy, stats: self._on_round(task, strategy, stats),
             shared_questions=self.shared_questions,
             bounds=self._bounds,
         )
+        if store is not None:
+            store.store(self._link, task)
         return Message(records.to_records(reply, weights, change), reply_to=message)
 
     def _statistics(self, message: Message) -> Message:
@@ -168,7 +184,8 @@ def main(grid: Grid, config: EdgeConfig, events: EventLog, bound: Bound | None =
     torch.set_num_threads(config.num_threads)
     stop = threading.Event()
     clients = streaming_grid(grid, upload_stall_s=WaitConfig().upload_stall_s, in_order=False)
-    service = EdgeService(config.edge_id, clients, events, stop, bound=bound)
+    store = FileStore(config.state_folder / STATE, resident=True)
+    service = EdgeService(config.edge_id, clients, events, stop, bound=bound, store=store)
     node = Node(
         config.cloud,
         config.node,

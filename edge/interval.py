@@ -8,7 +8,7 @@ from flwr.app import Array
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.robust import UpdateBound
-from fedphd.common.unet.parts import PartSubset, joined
+from fedphd.common.unet.parts import PARTS, PartSubset, joined
 from fedphd.common.wire import records
 from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.grid import Quorum, StreamingGrid
@@ -16,6 +16,7 @@ from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNet
 from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import ServerVariate
+from fedphd.edge.link import VARIATE, WEIGHTS, CloudLink
 from fedphd.edge.round import RoundStats
 from fedphd.edge.strategy import EdgeAverage, Update
 
@@ -26,6 +27,7 @@ def run_interval(
     variate: torch.Tensor | None = None,
     *,
     edge_id: str,
+    link: CloudLink,
     grid: StreamingGrid,
     roster: Roster,
     on_round: Callable[[EdgeAverage, RoundStats], None],
@@ -36,9 +38,9 @@ def run_interval(
 
     Args:
         task: the cloud's order.
-        came: the cloud's model, or the parts of it that travel, as its codec packed them; an
-            exact one's (numel,), float32, are used as they are, so they are in memory once.
+        came: the cloud's model, or the parts of it that travel, as ``CloudLink.receive`` takes it.
         variate: SCAFFOLD's server variate, (numel,), float32; None for other methods.
+        link: what the edge keeps of the cloud's weights and of its own changes.
         on_round: told about each finished round.
         shared_questions: as in ``edge/questions.py: Questions``.
         bounds: as in ``EdgeAverage``.
@@ -52,9 +54,9 @@ def run_interval(
     """
     started_s = time.monotonic()
     layout = task.network.tensor_layout()
-    down = Codec(task.plan.codecs.cloud_down, layout)
-    start = down.unpack(records.read_array(came, down.dtype))
-    records.check_reply_weights(start, task.network, layout)
+    start = link.receive(task, came)
+    # Serialised already where they came whole: then they are in memory once.
+    begin = came if task.base is None else records.to_array(start)
     server = None
     if variate is not None:
         server = ServerVariate(records.check_variate(variate, layout), task.num_clients)
@@ -71,7 +73,7 @@ def run_interval(
     )
     result = strategy.start(
         grid,
-        records.weights_record(came if down.is_exact else start),
+        records.weights_record(begin),
         num_rounds=task.plan.schedule.edge_rounds,
         timeout=task.plan.waits.round_s,
     )
@@ -96,10 +98,18 @@ def run_interval(
         failures=tuple(text for stats in rounds for text in stats.failures),
     )
     up = Codec(task.plan.codecs.cloud_up, sent.chosen)
-    change = up.pack(server.change) if server else None
     # Empty where no client trained.
-    trained = next(iter(result.arrays.values()), came if down.is_exact else None)
-    return reply, _packed(up, sent, trained, start), change
+    trained = next(iter(result.arrays.values()), begin)
+    # The cloud takes nothing of an edge without clients: what rounding has left stays here.
+    pack = link.pack if strategy.averaged else _pack_nothing
+    change = None
+    if server:
+        change = pack(VARIATE, Codec(up.name, layout), PartSubset(layout, PARTS), server.change)
+    if up.is_exact:
+        # Serialised already where it is whole.
+        return reply, trained if sent.is_whole else sent.take(records.read_array(trained)), change
+    moved = sent.take(records.read_array(trained)) - sent.take(start)
+    return reply, pack(WEIGHTS, up, sent, moved), change
 
 
 def _configure(grid: StreamingGrid, plan: FederationConfig) -> None:
@@ -113,15 +123,8 @@ def _configure(grid: StreamingGrid, plan: FederationConfig) -> None:
     )
 
 
-def _packed(
-    up: Codec, sent: PartSubset, trained: Array | None, start: torch.Tensor
-) -> Array | torch.Tensor:
-    """What goes up of the ``trained`` weights; None: still ``start``, (numel,), float32."""
-    if up.is_exact and sent.is_whole and trained is not None:
-        # Serialised already.
-        return trained
-    values = start if trained is None else records.read_array(trained)
-    return up.pack(sent.take(values), sent.take(start))
+def _pack_nothing(name: str, codec: Codec, sent: PartSubset, change: torch.Tensor) -> torch.Tensor:
+    return codec.pack(change)
 
 
 def _metrics(rounds: Sequence[RoundStats]) -> TrainMetrics:

@@ -225,7 +225,9 @@ class Cloud:
             scheduler=self.scheduler,
             state=self._progress(interval),
             extras=Extras(
-                self.strategy.cut.to_json() if self.strategy.cut else None, self.strategy.variate
+                self.strategy.cut.to_json() if self.strategy.cut else None,
+                self.strategy.variate,
+                self.strategy.broadcast.held,
             ),
             keep=self.config.checkpoint.keep,
         )
@@ -260,6 +262,7 @@ def stored_state(checkpoint: Path, progress: Progress) -> Stored:
         ema_steps=progress.ema_steps,
         cut=extras.cut,
         variate=extras.variate,
+        held=extras.held,
     )
 
 

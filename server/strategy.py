@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedphd.common.config.roles import check_id
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
 from fedphd.common.history.events import IntervalFigures
@@ -32,14 +31,14 @@ from fedphd.common.unet.model import PrunedUNet, unet_config
 from fedphd.common.unet.parts import Part, PartSubset, joined, part_sets
 from fedphd.common.wire import records
 from fedphd.common.wire.codecs import Codec
-from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNetSpec
+from fedphd.common.wire.messages import TRAIN, IntervalTask, UNetSpec
 from fedphd.common.wire.metrics import TrainMetrics
-from fedphd.common.wire.payload import MOST_OF_CLIENT, shown
+from fedphd.common.wire.payload import shown
 from fedphd.common.wire.roster import Roster
+from fedphd.server.broadcast import Broadcast
 from fedphd.server.ema import Ema
 from fedphd.server.pruning import prune_unet
-
-SHARES_TOLERANCE = 1e-6
+from fedphd.server.replies import EdgeUpdate, read_update
 
 
 class IntervalStats(IntervalFigures):
@@ -52,7 +51,8 @@ class IntervalStats(IntervalFigures):
 class Stored:
     """What a strategy goes on from: the state after ``interval`` intervals.
 
-    ``cut`` is JSON text, ``variate`` (numel,), float32; both are None where there is none.
+    ``cut`` is JSON text, ``variate`` and what edges hold, ``held``, (numel,), float32; they are
+    None where there is none.
     """
 
     interval: int
@@ -62,15 +62,7 @@ class Stored:
     ema_steps: float
     cut: str | None
     variate: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """An edge's reply: the weights of its parts, and SCAFFOLD's change of the variate."""
-
-    answer: IntervalReply
-    weights: torch.Tensor
-    change: torch.Tensor | None = None
+    held: torch.Tensor | None = None
 
 
 class FedPhD(Strategy):
@@ -119,6 +111,7 @@ class FedPhD(Strategy):
         if config.objective.method == "scaffold":
             self.variate = torch.zeros_like(self.weights())
         self.ema = Ema(unet.state_dict(), decay=config.ema.decay, warmup=config.ema.warmup)
+        self.broadcast = Broadcast()
         self._roster = roster
         self._on_interval = on_interval
         self._on_pruned = on_pruned
@@ -132,6 +125,7 @@ class FedPhD(Strategy):
 
     def _restore(self, stored: Stored) -> None:
         self.unet, self.variate = stored.unet, stored.variate
+        self.broadcast = Broadcast(stored.held)
         self.cut = Cut.from_json(stored.cut) if stored.cut else None
         self.ema = Ema(
             stored.ema_state,
@@ -170,22 +164,35 @@ class FedPhD(Strategy):
         self._gather()
         self._started_s = time.monotonic()
         interval = self.done + server_round
+        travelling = self.travelling
+        down = self.config.codecs.cloud_down
+        link = self.broadcast.send(travelling.take(self.weights()), down, travelling.chosen)
         task = IntervalTask(
             interval=interval,
             sparse=self.sparse(interval),
             num_clients=max(1, len(self._known_clients())),
             network=self.network(),
             cut=self.cut.to_json() if self.cut else None,
+            digest=link.digest,
             run_name=self.run_name,
             attempt=self.attempt,
             plan=self.config,
         )
-        codec = Codec(self.config.codecs.cloud_down, self.travelling.chosen)
-        variate = None if self.variate is None else codec.pack(self.variate)
-        weights = codec.pack(self.travelling.take(self.weights()))
-        content = records.to_records(task, weights, variate)
-        self._asked = {peer.node_id: name for name, peer in self._roster.peers.items()}
-        return [Message(content, node_id, TRAIN) for node_id in self._asked]
+        variate = None
+        if self.variate is not None:
+            variate = records.to_array(Codec(down, travelling.chosen).pack(self.variate))
+        peers = self._roster.peers
+        self._asked = {peer.node_id: name for name, peer in peers.items()}
+        # One content for all edges that get the same.
+        contents: dict[str | None, RecordDict] = {}
+        messages = []
+        for peer in peers.values():
+            weights, base = link.for_edge(peer.holds)
+            if base not in contents:
+                order = task.model_copy(update={"base": base})
+                contents[base] = records.to_records(order, weights, variate)
+            messages.append(Message(contents[base], peer.node_id, TRAIN))
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -193,7 +200,8 @@ class FedPhD(Strategy):
         """Average the edges, move the EMA, and prune when the sparse phase ends."""
         interval = self.done + server_round
         stats = IntervalStats(interval=interval)
-        trained: list[_Trained] = []
+        trained: list[EdgeUpdate] = []
+        weights = self.weights()
         answered: set[str] = set()
         for reply in replies:
             name = self._asked.get(reply.metadata.src_node_id)
@@ -202,7 +210,9 @@ class FedPhD(Strategy):
                 continue
             answered.add(name)
             try:
-                result = self._check(name, interval, reply)
+                result = read_update(
+                    reply, name, interval, config=self.config, layout=self.layout, weights=weights
+                )
             except ReplyError as error:
                 self._leave_out(name, str(error), stats)
                 continue
@@ -232,7 +242,7 @@ class FedPhD(Strategy):
         stats.failures.append(f"{name}: {reason}")
         self._roster.rest(name, reason)
 
-    def _bounded(self, trained: list[_Trained], stats: IntervalStats) -> list[_Trained]:
+    def _bounded(self, trained: list[EdgeUpdate], stats: IntervalStats) -> list[EdgeUpdate]:
         """Those whose updates are not far longer than the others' (``common/robust.py: excess``).
 
         All replies are here at the end of an interval, so each is measured by its own interval's
@@ -244,7 +254,7 @@ class FedPhD(Strategy):
         weights, dropped = self.weights(), dict[str, str]()
         for parts in self._part_sets:
             sent = PartSubset(self.layout, parts).take(weights)
-            senders = [result for result in trained if set(parts) <= set(result.answer.parts)]
+            senders = [result for result in trained if result.has(parts)]
             norms = [self._norms(result, parts, sent) for result in senders]
             if len(senders) < FEWEST_NORMS:
                 continue
@@ -256,88 +266,14 @@ class FedPhD(Strategy):
             self._leave_out(name, why, stats)
         return [result for result in trained if result.answer.edge_id not in dropped]
 
-    def _norms(self, result: _Trained, parts: tuple[Part, ...], sent: torch.Tensor) -> Norms:
-        came = PartSubset(self._expected(result.answer.parts).chosen, parts).take(result.weights)
+    def _norms(self, result: EdgeUpdate, parts: tuple[Part, ...], sent: torch.Tensor) -> Norms:
         # A client round's images there, on average.
         answer, edge_rounds = result.answer, self.config.schedule.edge_rounds
         images = answer.samples_per_round * edge_rounds / answer.client_rounds
-        weights = update_norm(came, sent) / self.config.training.usual_steps(images)
+        weights = update_norm(result.part(parts), sent) / self.config.training.usual_steps(images)
         return (weights,) if result.change is None else (weights, norm_of(result.change))
 
-    def _check(self, name: str, interval: int, reply: Message) -> _Trained:
-        answer = records.read_payload(reply, IntervalReply)
-        if answer.edge_id != name or answer.interval != interval:
-            raise ReplyError(
-                f"answers as {answer.edge_id} for interval {answer.interval}; expected {name} "
-                f"for interval {interval}"
-            )
-        shares, num_classes = answer.label_distribution, self.config.num_classes
-        fits = len(shares) == num_classes and min(shares) >= 0
-        if not fits or abs(sum(shares) - 1) > SHARES_TOLERANCE:
-            raise ReplyError(
-                f"label distribution {list(shares)}: expected {num_classes} shares >= 0, one for "
-                "each class, that sum to 1"
-            )
-        self._check_counts(answer)
-        self._check_costs(answer)
-        expected = self._expected(answer.parts)
-        codec = Codec(self.config.codecs.cloud_up, expected.chosen)
-        # A copy of the whole network, which an exact codec does not need.
-        base = None if codec.is_exact else expected.take(self.weights())
-        weights = records.read_coded(reply, codec, base)
-        records.check_reply_weights(weights, answer.network, expected.chosen)
-        if self.variate is None:
-            return _Trained(answer, weights)
-        change = records.check_variate(records.read_variate(reply, codec), self.layout)
-        return _Trained(answer, weights, change)
-
-    def _expected(self, parts: tuple[Part, ...]) -> PartSubset:
-        """What an edge that sends ``parts`` must send; ReplyError unless they are part sets."""
-        came = joined(sent for sent in self._part_sets if set(sent) <= set(parts))
-        if not parts or came != parts:
-            raise ReplyError(
-                f"sends the parts {list(parts)}; expected whole part sets of "
-                f"{[list(part_set) for part_set in self._part_sets]} (exchange.parts = "
-                f"{self.config.exchange.parts!r})"
-            )
-        return PartSubset(self.layout, parts)
-
-    def _check_counts(self, answer: IntervalReply) -> None:
-        schedule, names = self.config.schedule, len(set(answer.clients))
-        if answer.client_rounds > names * schedule.edge_rounds:
-            raise ReplyError(
-                f"claims {answer.client_rounds} client rounds; at most {schedule.edge_rounds} "
-                f"fit for each of its {names} clients"
-            )
-        most = schedule.max_client_samples * names
-        if answer.samples_per_round > most:
-            raise ReplyError(f"claims {answer.samples_per_round:g} samples; at most {most} fit")
-        for name, mean in answer.metrics.means().items():
-            if mean.weight > most:
-                raise ReplyError(f"claims a {name} of {mean.weight:g} samples; at most {most} fit")
-            # No client may send more, and sums of several edges stay far from overflow.
-            if abs(mean.value or 0.0) > MOST_OF_CLIENT:
-                raise ReplyError(f"claims a {name} of {mean.value:g}; at most {MOST_OF_CLIENT:g}")
-        if answer.client_rounds and not answer.samples_per_round:
-            raise ReplyError(f"claims {answer.client_rounds} client rounds without a sample")
-
-    def _check_costs(self, answer: IntervalReply) -> None:
-        """Figures that move the EMA and enter the report; and names, which people read."""
-        try:
-            for name in answer.clients:
-                check_id(name)
-        except ValueError as error:
-            raise ReplyError(f"names a client {error}") from error
-        if answer.traffic.is_absurd:
-            raise ReplyError(f"claims {answer.traffic.total_bytes:.3g} bytes over its links")
-        schedule, training = self.config.schedule, self.config.training
-        a_round = training.most_steps(schedule.max_client_samples)
-        if answer.mean_steps > (most_steps := a_round * schedule.edge_rounds):
-            raise ReplyError(f"claims {answer.mean_steps:g} client steps; at most {most_steps} fit")
-        if answer.images > (most := answer.client_rounds * a_round * training.batch_size):
-            raise ReplyError(f"claims {answer.images} images of steps; at most {most} fit")
-
-    def _average(self, trained: list[_Trained], stats: IntervalStats) -> None:
+    def _average(self, trained: list[EdgeUpdate], stats: IntervalStats) -> None:
         answers = [result.answer for result in trained]
         target = self.config.target_distribution
         scores = [homogeneity_score(answer.label_distribution, target) for answer in answers]
@@ -369,7 +305,7 @@ class FedPhD(Strategy):
                 self.variate.add_(result.change)
         self.ema.update(self.unet.state_dict(), mean_steps=stats.mean_steps)
 
-    def _averaged(self, trained: list[_Trained], shares: list[float]) -> torch.Tensor:
+    def _averaged(self, trained: list[EdgeUpdate], shares: list[float]) -> torch.Tensor:
         """The current weights with each part set averaged over the edges that sent it.
 
         By their shares; or as a trimmed mean, where that is asked for and enough edges sent it.
@@ -377,22 +313,22 @@ class FedPhD(Strategy):
         weights = self.weights()
         for parts in self._part_sets:
             senders = [
-                (share, PartSubset(self._expected(result.answer.parts).chosen, parts), result)
+                (share, result)
                 for share, result in zip(shares, trained, strict=True)
-                if set(parts) <= set(result.answer.parts)
+                if result.has(parts)
             ]
             # Shares of all edges sum to 1 already.
-            total = sum(share for share, _, _ in senders) if len(senders) < len(trained) else 1.0
+            total = sum(share for share, _ in senders) if len(senders) < len(trained) else 1.0
             if not total:
                 continue
             place = PartSubset(self.layout, parts)
             if self._trims(len(senders)):
-                came = [selection.take(result.weights) for _, selection, result in senders]
+                came = [result.part(parts) for _, result in senders]
                 weights = place.put(weights, trimmed_mean(came, self.config.aggregation.trim))
                 continue
             average = torch.zeros(place.chosen.numel)
-            for share, selection, result in senders:
-                average.add_(selection.take(result.weights), alpha=share / total)
+            for share, result in senders:
+                average.add_(result.part(parts), alpha=share / total)
             weights = place.put(weights, average)
         return weights
 
@@ -420,6 +356,7 @@ class FedPhD(Strategy):
         self.ema.cut(pruned.cut)
         if self.variate is not None:
             self.variate = pruned.cut.apply_flat(self.variate, self.layout, power=-1)
+        self.broadcast.cut(pruned.cut, self.layout)
         self._on_pruned(interval, pruned.report)
 
     def configure_evaluate(

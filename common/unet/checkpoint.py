@@ -32,6 +32,7 @@ _SCHEDULER = "scheduler"
 _STATE = "state.json"
 _CUT = "cut.json"
 _VARIATE = "variate"
+_HELD = "held"
 _INDEX = "model_index.json"
 _CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -45,13 +46,23 @@ _PIPELINE = {
 
 @dataclass(frozen=True)
 class Extras:
-    """What only a run that goes on needs: how the U-Net was cut, and SCAFFOLD's variate, (numel,).
+    """What only a run that goes on needs.
 
-    ``cut`` is JSON text, of ``Cut.to_json``.
+    Attributes:
+        cut: how the U-Net was cut, as JSON text of ``Cut.to_json``.
+        variate: SCAFFOLD's, (numel,), float32.
+        held: the weights that edges hold, (numel,), float32, where they get differences.
     """
 
     cut: str | None = None
     variate: Tensor | None = None
+    held: Tensor | None = None
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """Those that are there, by name."""
+        named = {_VARIATE: self.variate, _HELD: self.held}
+        return {name: vector for name, vector in named.items() if vector is not None}
 
 
 def save_checkpoint(
@@ -91,8 +102,8 @@ def save_checkpoint(
             (new / name).write_text(text + "\n", "utf-8")
         if extras.cut is not None:
             (new / _CUT).write_text(extras.cut, "utf-8")
-        if extras.variate is not None:
-            save_file({_VARIATE: extras.variate}, new / f"{_VARIATE}.safetensors")
+        for name, vector in extras.vectors.items():
+            save_file({name: vector}, new / f"{name}.safetensors")
         _flush(*new.rglob("*"), new)
         if folder.exists():
             folder.rename(old)
@@ -146,16 +157,17 @@ def has_checkpoint(folder: Path) -> bool:
 def load_extras(folder: Path) -> Extras:
     """What ``save_checkpoint`` wrote beside the networks; raises ConfigError if it is damaged."""
     whole = _whole(folder)
-    cut, variate = whole / _CUT, whole / f"{_VARIATE}.safetensors"
+    cut = whole / _CUT
+    files = {name: whole / f"{name}.safetensors" for name in (_VARIATE, _HELD)}
     try:
-        return Extras(
-            cut.read_text("utf-8") if cut.exists() else None,
-            load_file(variate)[_VARIATE] if variate.exists() else None,
-        )
+        vectors = {name: load_file(path)[name] for name, path in files.items() if path.exists()}
+        text = cut.read_text("utf-8") if cut.exists() else None
     except (OSError, SafetensorError, KeyError, ValueError) as error:
+        names = ", ".join([_CUT, *(path.name for path in files.values())])
         raise ConfigError(
-            f"checkpoint {folder}: {_CUT} or {variate.name} is damaged ({error}); use another"
+            f"checkpoint {folder}: one of {names} is damaged ({error}); use another"
         ) from error
+    return Extras(text, vectors.get(_VARIATE), vectors.get(_HELD))
 
 
 def load_checkpoint(

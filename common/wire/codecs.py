@@ -8,6 +8,7 @@ which are few and unlike one another, stay float32.
 Values are rounded to nearest, so that the same weights give the same bytes everywhere.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -104,6 +105,11 @@ class Codec:
 
     def _name_of(self, shape: tuple[int, ...]) -> CodecName:
         return "fp32" if self.name in _STEPS and len(shape) < 2 else self.name
+
+
+def digest_of(flat: Tensor) -> str:
+    """The SHA-256 of weights, (numel,), on the CPU: two processes hold the same ones, or do not."""
+    return hashlib.sha256(flat.contiguous().numpy().data).hexdigest()
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -26,6 +26,10 @@ STATISTICS: Final = "query.statistics"
 TRAIN: Final = "train"
 
 
+# A SHA-256.
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class Hello(Payload):
     """Server to node: who are you? The first message to every node that appears."""
 
@@ -37,7 +41,10 @@ class Hello(Payload):
 
 
 class HelloReply(Payload):
-    """A node introduces itself; an edge also lists the clients that it sees now."""
+    """A node introduces itself; an edge also lists the clients that it sees now.
+
+    ``holds`` is the digest of the weights that the cloud's next difference may build on.
+    """
 
     kind: Literal["client", "edge"]
     name: str
@@ -45,6 +52,7 @@ class HelloReply(Payload):
     version: str = PACKAGE_VERSION
     num_samples: int = Field(0, ge=0)
     clients: dict[str, int] = Field(default_factory=dict)
+    holds: Digest | None = None
 
 
 class _WithLayout(Payload):
@@ -119,6 +127,10 @@ class TrainReply(Payload):
 class IntervalTask(Payload):
     """Cloud to edge: run one interval from these weights; the whole plan is in ``plan``.
 
+    With ``base`` the weights are a difference to those with that digest, which the edge holds, cut
+    as ``cut`` says if the network was pruned since; without, they come whole, as float32. They come
+    to those with ``digest``, which the edge holds from then on; None: it need not.
+
     ``num_clients`` are known at the cloud: those of all edges. ``run_name`` names the run, and
     ``attempt`` says how often it was resumed: with a new one, intervals come again.
     """
@@ -128,6 +140,8 @@ class IntervalTask(Payload):
     num_clients: int = Field(ge=1)
     network: UNetSpec
     cut: str | None = None
+    base: Digest | None = None
+    digest: Digest | None = None
     run_name: str = Field("", max_length=64)
     attempt: int = Field(0, ge=0)
     plan: run.FederationConfig

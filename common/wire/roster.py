@@ -29,12 +29,13 @@ Bound = Callable[[int], str | None]
 
 @dataclass(frozen=True)
 class Peer:
-    """A node that introduced itself."""
+    """A node that introduced itself; ``holds`` is as in ``HelloReply``."""
 
     name: str
     node_id: int
     num_samples: int = 0
     clients: dict[str, int] = field(default_factory=dict)
+    holds: str | None = None
 
 
 @dataclass(eq=False)
@@ -197,7 +198,7 @@ class Roster:
                 reason = f"node {node_id} uses this name too; it stays with the node that has it"
                 self.on_change(reply.name, "refused", reason)
             return
-        peer = Peer(reply.name, node_id, reply.num_samples, dict(reply.clients))
+        peer = Peer(reply.name, node_id, reply.num_samples, dict(reply.clients), reply.holds)
         self._peers[reply.name] = peer
         if old is not None and old.node_id != node_id:
             # The same participant is back under a new node id; nobody answers at the old one.

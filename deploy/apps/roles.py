@@ -118,7 +118,8 @@ def _run(grid: Grid, file: runs.RoleFile, events: EventLog) -> Verdict:
 
     cloud = validate(CloudConfig, file.config, source="role file")
     simulated = file.role == "simulation"
-    edges = grid_of_edges(grid, cloud, events, simulated=simulated, bound=bound)
+    kept = Path(file.run_dir) / "state"
+    edges = grid_of_edges(grid, cloud, events, simulated=simulated, bound=bound, folder=kept)
     try:
         run_dir = Path(file.run_dir)
         return cloud_app.main(

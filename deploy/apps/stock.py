@@ -12,9 +12,10 @@ from flwr.app import Context
 
 from fedphd.client.app import ClientRuntime, build_app
 from fedphd.client.flat_unet import UNetCache
-from fedphd.client.stores import ContextStore, FileStore, StateStore
+from fedphd.client.stores import ContextStore
 from fedphd.common.config.roles import ClientConfig, load_config
 from fedphd.common.errors import ConfigError
+from fedphd.common.stores import FileStore, StateStore
 from fedphd.deploy.launch.client_data import UNSET
 from fedphd.deploy.launch.runs import ROLE_FILE, clients_folder
 from fedphd.deploy.simulation.run_config import client_config, state_folder

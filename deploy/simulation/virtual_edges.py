@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -20,13 +21,14 @@ from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.events import EventLog
+from fedphd.common.stores import FileStore
 from fedphd.common.wire import internals
 from fedphd.common.wire.grid import PlainReplies, StreamingGrid, WrappedGrid, streaming_grid
 from fedphd.common.wire.messages import FINISH, HELLO, TRAIN
 from fedphd.common.wire.offers import CHOOSE, EVERY_EDGE, Choose, OfferBook
 from fedphd.common.wire.records import read_payload, to_records
 from fedphd.common.wire.roster import Bound
-from fedphd.edge.app import EdgeService
+from fedphd.edge.app import STATE, EdgeService
 
 # Answered once for all edges.
 _ONCE = (HELLO, FINISH)
@@ -213,17 +215,18 @@ def grid_of_edges(
     *,
     simulated: bool,
     bound: Bound | None = None,
+    folder: Path | None = None,
 ) -> Grid:
     """The grid of edges that a cloud works with, made of the ``grid`` that Flower gives it.
 
     That one's nodes are edge processes, or clients: ``simulated`` ones, or of a flat federation,
-    with names ``bound`` as in ``Roster``.
+    with names ``bound`` as in ``Roster``. What simulated edges must find again is in ``folder``.
     """
     if config.topology == "flat":
         return VirtualEdges(grid, ["cloud"], events, bound)
     if simulated:
         names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
-        return VirtualEdges(grid, names, events)
+        return VirtualEdges(grid, names, events, folder=folder)
     return grid
 
 
@@ -231,6 +234,7 @@ class VirtualEdges(WrappedGrid):
     """A Grid whose nodes are edges within this process, over Flower's grid of the clients.
 
     The node ids of ``edge_ids`` are 1, 2, ... in this order; the edges write to ``events`` too.
+    What must outlive the process goes into a folder of each edge's name in ``folder``.
     """
 
     def __init__(
@@ -239,11 +243,13 @@ class VirtualEdges(WrappedGrid):
         edge_ids: Sequence[str],
         events: EventLog,
         bound: Bound | None = None,
+        folder: Path | None = None,
     ) -> None:
         super().__init__(clients)
         shared = SharedClients(clients, len(edge_ids), max_trainings=_num_trainings())
         self._edges: dict[int, EdgeService] = {}
         for number, edge_id in enumerate(edge_ids, start=1):
+            store = FileStore(folder / edge_id / STATE, resident=True) if folder else None
             self._edges[number] = EdgeService(
                 edge_id,
                 _grid_of_edge(clients, shared, len(edge_ids)),
@@ -251,6 +257,7 @@ class VirtualEdges(WrappedGrid):
                 threading.Event(),
                 shared_questions=len(edge_ids) > 1,
                 bound=bound,
+                store=store,
             )
         self._pool = ThreadPoolExecutor(max_workers=len(edge_ids))
         self._replies: dict[str, Message] = {}

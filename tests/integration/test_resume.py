@@ -25,6 +25,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "scaffold": {"objective.method": "scaffold"},
     "moon": {"objective.method": "moon"},
     "usplit": {"exchange.parts": "usplit"},
+    "codecs": {
+        "wire.cloud_down": "int8",
+        "wire.cloud_up": "int4",
+        "wire.client_up": "int8",
+        "objective.method": "scaffold",
+    },
     "one-shot": {"pruning.mode": "one_shot"},
 }
 WITHIN_S = 300.0

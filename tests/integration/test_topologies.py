@@ -21,11 +21,12 @@ from support.training import train_task
 from fedphd.client.app import ClientRuntime, build_app
 from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.steps import validation_loss
-from fedphd.client.stores import ContextStore, FileStore, StateStore
+from fedphd.client.stores import ContextStore
 from fedphd.client.trainer import ClientImages, Trainer
 from fedphd.common.config.roles import ClientConfig, CloudConfig
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.rng import generator, sample_participants
+from fedphd.common.stores import FileStore, StateStore
 from fedphd.common.unet.checkpoint import load_checkpoint
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_scheduler, build_unet, unet_config

@@ -19,12 +19,13 @@ from fedphd.common.wire.messages import HELLO, HelloReply, IntervalReply, Interv
 from fedphd.common.wire.records import (
     read_payload,
     read_variate,
-    read_weights,
     to_records,
+    weights_array,
     weights_record,
 )
 from fedphd.common.wire.roster import Roster
 from fedphd.common.wire.traffic import Traffic
+from fedphd.edge.link import CloudLink
 from fedphd.server.strategy import FedPhD, IntervalStats
 
 
@@ -48,7 +49,10 @@ def run_config(**sections: Any) -> FederationConfig:
 
 @dataclass
 class FakeEdge:
-    """An edge whose interval adds ``step`` to every weight."""
+    """An edge whose interval adds ``step`` to every weight.
+
+    One that does not remember says that it holds no weights.
+    """
 
     name: str
     step: float = 1.0
@@ -60,19 +64,24 @@ class FakeEdge:
     weights: Callable[[torch.Tensor], torch.Tensor] | None = None
     change: Callable[[torch.Tensor], torch.Tensor] | None = None
     silent: bool = False
+    remembers: bool = True
     tasks: list[IntervalTask] = field(default_factory=list)
     given: list[torch.Tensor] = field(default_factory=list)
     variates: list[torch.Tensor] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.link = CloudLink(self.name)
+
     def __call__(self, message: Message) -> Message | None:
         """Answer as a node."""
         if message.metadata.message_type == HELLO:
-            hello = HelloReply(kind="edge", name=self.name, clients=self.clients)
+            holds = self.link.holds if self.remembers else None
+            hello = HelloReply(kind="edge", name=self.name, clients=self.clients, holds=holds)
             return Message(to_records(hello), reply_to=message)
         if self.silent:
             return None
         task = read_payload(message, IntervalTask)
-        given = read_weights(message)
+        given = self.link.receive(task, weights_array(message))
         self.tasks.append(task)
         self.given.append(given.clone())
         change = None
@@ -115,7 +124,7 @@ class Cloud:
             self.roster,
             on_interval=self.told.append,
             on_pruned=lambda interval, report: self.pruned.append((interval, report)),
-            gather=lambda: self.roster.refresh() and None,
+            gather=lambda: self.roster.refresh(ask_again=True) and None,
         )
 
     def run(self) -> torch.Tensor:

@@ -16,12 +16,13 @@ from support.memory import MemoryGrid
 from fedphd.client.resident import Resident
 from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
 from fedphd.common.events import EventLog, Verdict
+from fedphd.common.stores import FileStore
 from fedphd.common.wire.grid import streaming_grid
 from fedphd.common.wire.messages import TRAIN, IntervalTask, TrainTask
 from fedphd.common.wire.records import read_payload
 from fedphd.deploy.launch.runs import Resumed
 from fedphd.deploy.simulation.virtual_edges import grid_of_edges
-from fedphd.edge.app import EdgeService
+from fedphd.edge.app import STATE, EdgeService
 from fedphd.server.app import main
 
 FIRST_EDGE, FIRST_CLIENT = 101, 11
@@ -125,7 +126,8 @@ class Federation:
     def _edge(self, number: int, folder: Path) -> EdgeService:
         log = self._log(folder / f"edge-{number}" / "events.jsonl", "edge", f"edge-{number}")
         grid = streaming_grid(self.edge_grids[number], upload_stall_s=20.0, in_order=False)
-        return EdgeService(f"edge-{number}", grid, log, self.stop)
+        store = FileStore(folder / f"edge-{number}" / STATE, resident=True)
+        return EdgeService(f"edge-{number}", grid, log, self.stop, store=store)
 
     def _log(self, path: Path, role: str, node: str, before: int = 0) -> EventLog:
         self._logs.append(EventLog(path, role=role, node=node, before=before))

@@ -12,10 +12,11 @@ from support.disk import files_limited_to
 from support.training import train_task
 
 from fedphd.client.local_state import OWN_WEIGHTS
-from fedphd.client.stores import ContextStore, FileStore, StateStore
+from fedphd.client.stores import ContextStore
 from fedphd.client.trainer import Trainer
 from fedphd.common.config.run import ModelConfig, TrainingConfig
 from fedphd.common.errors import FedPhDError
+from fedphd.common.stores import FileStore, StateStore
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.wire.messages import TrainTask
 

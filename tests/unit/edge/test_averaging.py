@@ -21,6 +21,7 @@ from fedphd.common.wire.records import read_array, to_array
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import PartAverage, ServerVariate
 from fedphd.edge.interval import run_interval
+from fedphd.edge.link import CloudLink
 
 START = torch.tensor([10.0, 20.0, 30.0])
 # Diffusers lists the middle block after the up blocks, so the parts are not in one piece each.
@@ -44,8 +45,8 @@ def interval(
         grid, asking="edge-0", kind="client", hello_s=1.0, retry_s=60.0, max_samples=1000
     )
     reply, array, change = run_interval(
-        interval_task(config, **task), Array(weights.numpy()), variate, edge_id="edge-0", grid=grid,
-        roster=roster, on_round=lambda strategy, stats: None,
+        interval_task(config, **task), Array(weights.numpy()), variate, edge_id="edge-0",
+        link=CloudLink("edge-0"), grid=grid, roster=roster, on_round=lambda strategy, stats: None,
     )  # fmt: skip
     return reply, read_array(to_array(array)), change
 

@@ -44,6 +44,7 @@ from fedphd.common.wire.records import (
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.app import EdgeService
 from fedphd.edge.interval import run_interval
+from fedphd.edge.link import CloudLink
 
 START = torch.tensor([10.0, 20.0, 30.0])
 
@@ -60,6 +61,7 @@ def interval(
         interval_task(config),
         Array(weights.numpy()),
         edge_id="edge-0",
+        link=CloudLink("edge-0"),
         grid=grid,
         roster=roster,
         on_round=lambda strategy, stats: None,
@@ -148,8 +150,9 @@ def test_traffic_is_that_of_the_interval_only() -> None:
     before = grid.traffic
     replies = [
         run_interval(
-            interval_task(plan()), Array(START.numpy()), edge_id="edge-0", grid=grid,
-            roster=roster, on_round=lambda strategy, stats: None,
+            interval_task(plan()), Array(START.numpy()), edge_id="edge-0",
+            link=CloudLink("edge-0"), grid=grid, roster=roster,
+            on_round=lambda strategy, stats: None,
         )[0]
         for _ in range(2)
     ]  # fmt: skip
@@ -265,13 +268,13 @@ def test_service_refuses_other_messages(service: Make) -> None:
 
 
 def test_codecs_on_both_links() -> None:
-    """Whole weights come down, differences go up."""
+    """Weights come whole where the edge has none, and differences go up."""
     wire = dict.fromkeys(("cloud_down", "client_down", "client_up", "cloud_up"), "bf16")
     config = plan(wire=wire, schedule={"edge_rounds": 2})
     start = torch.tensor([10.0, 20.0, 30.0])
     codec = Codec("bf16", NETWORK.tensor_layout())
     clients = [FakeClient("a", step=1.0), FakeClient("b", step=2.0)]
-    reply, came = interval(clients, config, codec.pack(start))
+    reply, came = interval(clients, config, start)
     assert reply.failures == ()
     # Two rounds that each moved by 1.5, as a difference.
     assert codec.unpack(came, start).tolist() == [13.0, 23.0, 33.0]
