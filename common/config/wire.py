@@ -10,10 +10,10 @@ CodecName = Literal["fp32", "bf16", "int8", "int4"]
 class WireConfig(Section):
     """How weights are written on each link and in each direction."""
 
-    # Upwards anything but fp32 is the difference to what came down, so that rounding does not add
-    # up: both servers add it to float32 weights of their own (common/wire/codecs.py).
+    # Anything but fp32 is, upwards and from the cloud to its edges, the difference to what the
+    # other end has, so that rounding does not add up (edge/link.py, server/broadcast.py).
     cloud_down: CodecName = setting(
-        "fp32", "weights from the cloud to its edges: fp32, bf16, int8, int4"
+        "fp32", "changes from the cloud to its edges: fp32, bf16, int8, int4"
     )
     cloud_up: CodecName = setting("fp32", "changes from an edge to the cloud")
     client_down: CodecName = setting("fp32", "weights from a server to its clients")

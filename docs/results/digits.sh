@@ -6,8 +6,8 @@
 #   docs/results/digits.sh sources runs/sources --tuning-from runs/headline
 #
 # NAME is headline, sources (where the gain comes from), ratios (quality against pruning ratio), or
-# local-work (10 local epochs against 5 x 2). All but the first take what the headline has tuned:
-# --tuning-from docs/results/headline, or your own.
+# local-work (10 local epochs against 5 x 2), or codecs (bytes a value; with the preset's own values).
+# The others take what the headline has tuned: --tuning-from docs/results/headline, or your own.
 #
 # Stopped, the same command goes on with the runs that are missing. A copy of docs/results/NAME as
 # OUT goes on where that comparison ended.
@@ -50,6 +50,12 @@ local-work)
     methods=fedavg,fedprox,moon,scaffold,feddiffuse,fedphd,fedphd_os
     rounds=20
     amount=2
+    ;;
+codecs)
+    methods=fedavg,fedphd,fedphd_bf16,fedphd_int8,fedphd_int4,fedphd_int4_cloud
+    rounds=12
+    amount=2
+    tuning="--methods-file $here/codecs.toml"
     ;;
 *)
     echo "$0: $name: there is no such comparison" >&2
