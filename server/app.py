@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import torch
-from flwr.app import Message, MetricRecord
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import CloudConfig
@@ -36,6 +35,7 @@ from fedphd.common.wire.messages import FINISH, Finish
 from fedphd.common.wire.records import to_records, weights_record
 from fedphd.common.wire.roster import Bound, Roster
 from fedphd.common.wire.traffic import Traffic
+from fedphd.server.background import Background
 from fedphd.server.pruning import count_costs
 from fedphd.server.report import Report
 from fedphd.server.statistics import collect_statistics
@@ -96,6 +96,7 @@ class Cloud:
         for measuring in (self.evaluator, self.extractor):
             if measuring is not None:
                 measuring.check_shape((model.channels, model.image_size, model.image_size))
+        self._beside = Background()
         self.strategy = FedPhD(
             self.config.federation(),
             unet,
@@ -125,8 +126,9 @@ class Cloud:
             weights_record(self.strategy.weights()),
             num_rounds=self.config.schedule.intervals - self.strategy.done,
             timeout=self.config.waits.interval_s,
-            evaluate_fn=lambda done, _: self._evaluate(self.strategy.done + done),
+            evaluate_fn=lambda done, _: self._after(self.strategy.done + done),
         )
+        self._wait_for_evaluation()
         summary = self.report.summary(self._elapsed())
         distance = summary.frechet_distance
         quality = "" if distance is None else f", Frechet distance {distance:.1f}"
@@ -188,42 +190,51 @@ class Cloud:
         self.evaluator = Evaluator(config, reference, device=self.device)
 
     def _on_interval(self, stats: IntervalStats) -> None:
+        # Only here: the evaluation of the interval before had the whole of this one.
+        self._wait_for_evaluation()
         self.report.interval(
             stats, sparse=self.strategy.sparse(stats.interval), edge_cloud=self.grid.traffic
         )
 
-    def _evaluate(self, interval: int) -> MetricRecord | None:
+    def _after(self, interval: int) -> None:
         """After an interval: checkpoint, and samples and distance where they are due.
 
         A run that goes on has its last interval's checkpoint, and perhaps its evaluation.
         """
         self.roster.refresh()
+        progress = self._progress(interval)
         if interval > self.strategy.done:
-            self._checkpoint(interval)
+            self._checkpoint(progress)
         every, last = self.config.evaluation.every_intervals, self.config.schedule.intervals
         done = {record.interval for record in self.report.so_far.evaluations}
         if (interval % every and interval != last) or interval in done:
-            return None
-        raw = self.strategy.unet if self.config.evaluation.raw_too else None
-        result = self.evaluator.evaluate(self._ema_unet(), self.scheduler, raw)
-        self.report.evaluated(interval, result)
-        if interval:
-            update_state(self.run_dir / CHECKPOINT, self._progress(interval))
-        distance = result.quality.frechet_distance
-        return None if distance is None else MetricRecord({"frechet_distance": distance})
+            return
+        averaged = copy.deepcopy(self.strategy.unet)
+        averaged.load_state_dict(self.strategy.ema.state)
+        raw = copy.deepcopy(self.strategy.unet) if self.config.evaluation.raw_too else None
+        self._beside.start(lambda: self._evaluate(progress, averaged.eval(), raw))
 
-    def _ema_unet(self) -> PrunedUNet:
-        unet = copy.deepcopy(self.strategy.unet)
-        unet.load_state_dict(self.strategy.ema.state)
-        return unet.eval()
+    def _evaluate(self, progress: Progress, averaged: PrunedUNet, raw: PrunedUNet | None) -> None:
+        """Evaluate a snapshot, beside the next interval, and note it in the checkpoint."""
+        result = self.evaluator.evaluate(averaged, self.scheduler, raw)
+        self.report.evaluated(progress.interval, result)
+        if progress.interval:
+            # Bytes and times stay those of the checkpoint: an interval is under way.
+            record = result.record(progress.interval)
+            progress.reported.evaluations.append(record)
+            progress.events = self.events.count
+            update_state(self.run_dir / CHECKPOINT, progress.model_dump(mode="json"))
 
-    def _checkpoint(self, interval: int) -> None:
+    def _wait_for_evaluation(self) -> None:
+        self.report.spent("waiting_for_evaluation", self._beside.wait())
+
+    def _checkpoint(self, progress: Progress) -> None:
         save_checkpoint(
             self.run_dir / CHECKPOINT,
             unet=self.strategy.unet,
             ema_state=self.strategy.ema.state,
             scheduler=self.scheduler,
-            state=self._progress(interval),
+            state=progress.model_dump(mode="json"),
             extras=Extras(
                 self.strategy.cut.to_json() if self.strategy.cut else None,
                 self.strategy.variate,
@@ -232,9 +243,9 @@ class Cloud:
             keep=self.config.checkpoint.keep,
         )
 
-    def _progress(self, interval: int) -> dict[str, Any]:
+    def _progress(self, interval: int) -> Progress:
         """How far the run is after ``interval``, for the checkpoint."""
-        progress = Progress(
+        return Progress(
             interval=interval,
             intervals=self.config.schedule.intervals,
             seed=self.config.seed,
@@ -245,9 +256,9 @@ class Cloud:
             attempt=self.strategy.attempt,
             events=self.events.count,
             elapsed_s=self._elapsed(),
-            reported=self.report.so_far,
+            # As it is now: what comes later belongs to the next interval.
+            reported=self.report.so_far.model_copy(deep=True),
         )
-        return progress.model_dump(mode="json")
 
 
 def stored_state(checkpoint: Path, progress: Progress) -> Stored:

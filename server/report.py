@@ -171,7 +171,6 @@ class Report:
 
     def evaluated(self, interval: int, result: Evaluation) -> None:
         """Record an evaluation, and draw its grid of samples."""
-        self.spent("evaluation", result.seconds)
         record = result.record(interval)
         self._so_far.evaluations.append(record)
         what = f"after interval {interval}" if interval else "before training"

@@ -195,7 +195,8 @@ def test_the_summary_says_what_it_cost_and_gave(run: Run) -> None:
         1 - moved["edge_cloud"] / moved["flat_fedavg_client_cloud"]
     )
     phases = summary["seconds"]
-    assert {"waiting_for_participants", "sparse_training", "training", "evaluation"} < set(phases)
+    assert {"waiting_for_participants", "sparse_training", "training"} < set(phases)
+    assert "waiting_for_evaluation" in phases
     assert sum(phases.values()) - phases["total"] <= phases["total"]
 
 

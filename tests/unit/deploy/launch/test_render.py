@@ -117,7 +117,7 @@ def test_summary_is_a_table() -> None:
             "flat_fedavg_equal_cloud_rounds": 20_000_000, "cloud_saving_equal_cloud_rounds": 0.4,
         },
         "ema_steps": 300.0, "ema_span": 33.3,
-        "seconds": {"sparse_training": 185.0, "evaluation": 20.0},
+        "seconds": {"sparse_training": 185.0, "waiting_for_evaluation": 20.0},
         "evaluations": [
             {**EVALUATED, "frechet_distance": distance, "anchors": anchors}
             for distance, anchors in ((482.04, None), (None, None), (56.04, {
@@ -136,7 +136,7 @@ def test_summary_is_a_table() -> None:
         "  bytes edge-cloud   12.0 MB",
         "                     -40% against flat FedAvg in as many cloud rounds (20.0 MB)",
         "                     -88% against flat FedAvg at the cloud in every edge round (100.0 MB)",
-        "  time               sparse training 3 min 05 s, evaluation 20 s",
+        "  time               sparse training 3 min 05 s, waiting for evaluation 20 s",
     ]
     summary["evaluations"] = []
     summary["bytes"].update(cloud_saving=None, cloud_saving_equal_cloud_rounds=None)
