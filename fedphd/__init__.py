@@ -9,8 +9,13 @@ package for Python, editors and type checkers alike. What most users need is her
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from fedphd.common.lean_imports import put_off_dynamo
+
 if TYPE_CHECKING:
     from fedphd.common.unet.model import PrunedUNet
+
+# Before anything imports torch's compiler.
+put_off_dynamo()
 
 __all__ = ["PrunedUNet", "__version__"]
 __version__ = version("fedphd")

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from fedphd.common.quality import metrics
 from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.reference import Reference
 from fedphd.common.quality.sampling import SAMPLER, sample_images
+from fedphd.common.unet.model import UNet2DModel
 
 NO_FEATURES = "none"
 

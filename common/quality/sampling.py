@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -18,6 +17,7 @@ from torch import Tensor
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.files import replaced
 from fedphd.common.rng import generator
+from fedphd.common.unet.model import UNet2DModel
 
 SAMPLER = "DDIM, eta 0, no clipping"
 _READABLE_SIZE = 48

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 import torch
 import torch_pruning as tp  # type: ignore[import-untyped]
@@ -23,6 +23,8 @@ from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import PrunedUNet, unet_config, unet_from_config
 
 Axis = tuple[str, int]
+# Parameters; 20 MB.
+_SMALL: Final = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ class ChannelGroups:
     @classmethod
     def of(cls, unet: PrunedUNet) -> Self:
         """Trace the architecture of ``unet``; neither its weights nor its random state matter."""
-        # On the meta device, where tensors have shapes but no memory: the trace takes no time, and
-        # a client need not hold a second network.
-        with torch.device("meta"), torch.enable_grad():
+        # On the meta device tensors have shapes but no memory: a client need not hold a second
+        # network. It imports sympy, for which a small network takes less.
+        small = sum(parameter.numel() for parameter in unet.parameters()) <= _SMALL
+        device = torch.device("cpu" if small else "meta")
+        with torch.random.fork_rng(devices=[]), device, torch.enable_grad():
             twin = unet_from_config(unet_config(unet))
             graph = tp.DependencyGraph().build_dependency(twin, example_inputs(twin))
         names = {module: name for name, module in twin.named_modules()}

@@ -5,17 +5,20 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-
-# A diffusers pipeline looks for it beside the class that it is to load.
-from diffusers.models.modeling_utils import ModelMixin as ModelMixin
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from pydantic import Field, ValidationError, model_validator
 
 from fedphd.common.config.run import MOST_WIDTH, DiffusionConfig, ModelConfig
 from fedphd.common.errors import ConfigError, ReplyError
+from fedphd.common.lean_imports import bare_packages
 from fedphd.common.unet.layout import TensorLayout
+
+with bare_packages("diffusers.models.transformers", "diffusers.models.unets"):
+    from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+
+    # A diffusers pipeline looks for it beside the class that it is to load.
+    from diffusers.models.modeling_utils import ModelMixin as ModelMixin
+    from diffusers.models.unets.unet_2d import UNet2DModel as UNet2DModel
 
 MAX_PARAMETERS = 1_000_000_000
 

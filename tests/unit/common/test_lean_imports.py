@@ -1,0 +1,70 @@
+"""What a process leaves out at its start is there for whoever needs it; each in its own process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LEFT_OUT = (
+    "torch._dynamo.eval_frame",
+    "torch._inductor",
+    "diffusers.models.transformers.sana_transformer",
+)
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+TRAIN = """
+import sys, torch, fedphd.client.resident
+from fedphd.common.config.run import ModelConfig
+from fedphd.common.unet.model import build_unet
+unet = build_unet(ModelConfig(), seed=0)
+adam = torch.optim.Adam(unet.parameters())
+unet(torch.zeros(1, 1, 8, 8), 0).sample.sum().backward()
+adam.step()
+adam.zero_grad()
+"""
+
+
+def test_a_client_trains_without_compiler_and_transformers() -> None:
+    here = python(f"{TRAIN}\nprint([name for name in {LEFT_OUT} if name in sys.modules])")
+    assert here.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print(torch.compile(lambda x: 2 * x, backend='eager')(torch.ones(1)).item())",
+        "import torch._dynamo.config; print(2.0 if torch._dynamo.config.verbose is False else 0)",
+        "import torch._inductor.config; print(2.0 if torch._dynamo.is_compiling() is False else 0)",
+        "from torch._dynamo.eval_frame import OptimizedModule as M; print(2.0 if M else 0)",
+    ],
+)
+def test_the_compiler_is_there_for_whoever_needs_it(code: str) -> None:
+    assert python(f"{TRAIN}\n{code}\nassert 'torch._dynamo.eval_frame' in sys.modules") == "2.0\n"
+
+
+def test_the_rest_of_diffusers_is_there_and_its_classes_are_the_same() -> None:
+    code = """
+import fedphd.client.resident
+from diffusers import DDIMPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers.models.transformers import Transformer2DModel
+from fedphd.common.unet import model
+assert UNet2DModel is model.UNet2DModel and issubclass(model.PrunedUNet, UNet2DModel)
+"""
+    python(code)
+
+
+def test_a_compiled_step_does_not_compile_what_was_marked_before() -> None:
+    code = """
+import torch, fedphd
+marked = torch.compiler.disable(lambda x: x + torch._dynamo.is_compiling())
+assert torch.compile(lambda x: marked(2 * x), backend="eager")(torch.ones(1)).item() == 2.0
+"""
+    python(code)
