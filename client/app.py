@@ -16,6 +16,7 @@ from fedphd.client.flat_unet import UNetCache, received_layout
 from fedphd.client.statistics import summed_features
 from fedphd.client.trainer import ClientImages, Trainer
 from fedphd.common.config.roles import ClientConfig
+from fedphd.common.data.apart import Opening
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import within
 from fedphd.common.stores import StateStore
@@ -30,7 +31,8 @@ class ClientRuntime:
     """One client's data, model and optimiser, which stay loaded between messages.
 
     ``on_finish`` is told the run's exit code and message when its end is announced. ``networks``
-    may be shared with other clients that this thread plays; None: a cache of its own.
+    may be shared with other clients that this thread plays; None: a cache of its own. ``opening``
+    may have begun to open the data.
 
     Raises:
         ConfigError: the data cannot be read, or the device does not exist.
@@ -42,10 +44,11 @@ class ClientRuntime:
         *,
         on_finish: Callable[[messages.Finish], None] = lambda finish: None,
         networks: UNetCache | None = None,
+        opening: Opening | None = None,
     ) -> None:
         self.config = config
         with within("data"):
-            self._data = LabelledImages(config.data)
+            self._data = LabelledImages(config.data, opening.wait() if opening else None)
         self._labels = torch.from_numpy(self._data.labels[self._data.train_indices])
         self._trainer = Trainer(client_id=config.client_id, device=config.device, networks=networks)
         self._on_finish = on_finish

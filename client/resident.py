@@ -10,6 +10,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fedphd.client.app import ClientRuntime, build_app
 from fedphd.common.config.roles import ClientConfig
+from fedphd.common.data.apart import Opening
 from fedphd.common.errors import ConnectionLostError
 from fedphd.common.events import Verdict
 from fedphd.common.history.status import CONNECTED, StatusBoard
@@ -73,7 +74,7 @@ class Resident:
     """Serves every configured edge from one process until the run ends, or ``stop`` is set.
 
     ``say`` shows a line to the user when a connection changes, ``status`` keeps what others may
-    ask.
+    ask, ``opening`` may have begun to open the data.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Resident:
         stop: threading.Event,
         say: Callable[[str], None] = logger.info,
         status: StatusBoard | None = None,
+        opening: Opening | None = None,
     ) -> None:
         torch.set_num_threads(config.num_threads)
         self.verdict: Verdict | None = None
@@ -91,7 +93,7 @@ class Resident:
         self._stop = stop
         self._status = status or StatusBoard("client", config.client_id)
         self.board = OfferBoard(len(config.edges))
-        self._runtime = ClientRuntime(config, on_finish=self._finish)
+        self._runtime = ClientRuntime(config, on_finish=self._finish, opening=opening)
         store = FileStore(config.state_folder / STATE, resident=True)
         self._app = build_app(lambda context: self._runtime, state_of=lambda context: store)
         self._nodes: list[Node] = []

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedphd.common.config.data import DataConfig
 from fedphd.common.data.labels import Indices
 from fedphd.common.data.partition import all_parts, partition_name
-from fedphd.common.data.sources import Pictures, open_source
+from fedphd.common.data.sources import Opened, open_source
 from fedphd.common.errors import ConfigError
 from fedphd.common.rng import generator
 
@@ -55,6 +55,9 @@ class LabelledImages:
     image folder are its classes; names that are all whole numbers are the labels themselves, so
     clients whose folders hold different classes number them alike.
 
+    Args:
+        opened: what ``config`` names, where it has been opened already (``common/data/apart.py``).
+
     Attributes:
         labels: of the part, in the data set's order, (N,), int64.
         partition_name: of the split, for others to cite; None without one.
@@ -67,10 +70,11 @@ class LabelledImages:
             into the wanted parts, or no image is left to train on.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, opened: Opened | None = None) -> None:
         self._config = config
         part = config.partition
-        self._pictures, self._all_labels, parts = _opened_and_cut(_of_all_parts(config))
+        opened = opened or _opened_and_cut(_of_all_parts(config))
+        self._pictures, self._all_labels, parts = opened
         self._positions = parts[part.partition_id if part else 0]
         self.labels = self._all_labels[self._positions]
         self.part_sizes = tuple(len(positions) for positions in parts)
@@ -133,8 +137,7 @@ def _of_all_parts(config: DataConfig) -> DataConfig:
 
 # Two: the training data and the reference.
 @lru_cache(maxsize=2)
-def _opened_and_cut(config: DataConfig) -> tuple[Pictures, Indices, list[Indices]]:
-    """A data set's images and labels, and the positions of each of its parts, ascending."""
+def _opened_and_cut(config: DataConfig) -> Opened:
     pictures, labels = open_source(config)
     if len(labels) == 0 or labels.min() < 0:
         raise ConfigError(
@@ -144,8 +147,9 @@ def _opened_and_cut(config: DataConfig) -> tuple[Pictures, Indices, list[Indices
         )
     used = _used(len(labels), config)
     if config.partition is None:
-        return pictures, labels, [used]
-    return pictures, labels, [used[part] for part in all_parts(labels[used], config.partition)]
+        return Opened(pictures, labels, [used])
+    parts = [used[part] for part in all_parts(labels[used], config.partition)]
+    return Opened(pictures, labels, parts)
 
 
 def _used(num: int, config: DataConfig) -> Indices:

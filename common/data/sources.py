@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fedphd.common.config.data import DataConfig
@@ -39,6 +40,14 @@ class Pictures:
     names: Callable[[], list[str] | None]  # their files' in order; None where they are not files
 
 
+class Opened(NamedTuple):
+    """A data set's images and labels, and the positions of each of its parts, ascending."""
+
+    pictures: Pictures
+    labels: Indices
+    parts: list[Indices]
+
+
 def open_source(config: DataConfig) -> tuple[Pictures, Indices]:
     """A data set's images, and the labels of all of them, (N,), int64.
 
@@ -48,28 +57,37 @@ def open_source(config: DataConfig) -> tuple[Pictures, Indices]:
     if config.label_file is not None or config.attribute_file is not None:
         pictures = open_pictures(config)
         return pictures, read_labels(config, pictures.names(), pictures.num)
-    if _is_digits(config):
-        return _digits()
+    if is_digits(config):
+        images, labels = digit_arrays()
+        return digit_pictures(images), labels
     table = _load_table(config)
     return _pictures(config, table), _labels_of(config, table)
 
 
 def open_pictures(config: DataConfig) -> Pictures:
     """A data set's images, whether they have labels or not; raises as ``open_source`` does."""
-    return _digits()[0] if _is_digits(config) else _pictures(config, _load_table(config))
+    if is_digits(config):
+        return digit_pictures(digit_arrays()[0])
+    return _pictures(config, _load_table(config))
 
 
-def _is_digits(config: DataConfig) -> bool:
+def is_digits(config: DataConfig) -> bool:
+    """Whether ``config`` names the embedded digits."""
     return config.source == DIGITS and config.format == "auto"
 
 
-def _digits() -> tuple[Pictures, Indices]:
+def digit_arrays() -> tuple[NDArray[np.uint8], Indices]:
+    """The embedded digits, (1797, 8, 8), 0 to 255, and their labels, (1797,), int64."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / _DIGITS_MAX)).astype(np.uint8)
-    pictures = Pictures(len(images), lambda i: map(Image.fromarray, images[i]), lambda: None)
-    return pictures, digits.target.astype(np.int64)
+    return images, digits.target.astype(np.int64)
+
+
+def digit_pictures(images: NDArray[np.uint8]) -> Pictures:
+    """Grey images, (N, H, W), as pictures."""
+    return Pictures(len(images), lambda i: map(Image.fromarray, images[i]), lambda: None)
 
 
 def _load_table(config: DataConfig) -> datasets.Dataset:

@@ -169,7 +169,11 @@ def client(
         open_client_data(resolved.data)
     flags.end_dry_run(resolved, dry_run=dry_run)
     check_flower()
-    # torch and diffusers take seconds to import, which other commands should not pay for.
+    from fedphd.common.data.apart import Opening
+
+    # While it is opened, this process imports torch and diffusers: seconds, which other commands
+    # should not pay for.
+    opening = Opening.begin(resolved.data)
     from fedphd.client.resident import Resident
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -179,7 +183,11 @@ def client(
     board = StatusBoard("client", name)
     with stop_on_signal() as stop:
         resident = Resident(
-            resolved, stop=stop, say=lambda line: flags.say(f"{name:<9} {line}"), status=board
+            resolved,
+            stop=stop,
+            say=lambda line: flags.say(f"{name:<9} {line}"),
+            status=board,
+            opening=opening,
         )
         # Only now, with its data loaded, can it be ready.
         with serving(resolved.health, board, resolved.state_folder):
