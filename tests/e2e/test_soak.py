@@ -19,7 +19,7 @@ from support.site import CLIENTS, Site
 from support.soak import Soak, report
 
 # About an hour on two cores.
-INTERVALS = int(os.environ.get("FEDPHD_SOAK_INTERVALS", "400"))
+INTERVALS = int(os.environ.get("FEDPHD_SOAK_INTERVALS", "300"))
 # The last ones are left in peace, so that all are there at the end.
 CALM = 10
 # What a process may hold more at the end than after its warm-up.
