@@ -29,10 +29,21 @@ class Questions:
         self._shared = shared
 
     def ask(self, peers: Sequence[Peer], round_: EdgeRound, grid: Grid) -> None:
-        """Ask in batches, and attach those that choose this edge before the next batch is asked."""
-        size = self._plan.schedule.query_batch
-        for start in range(0, len(peers), size):
-            self._ask_batch(peers[start : start + size], round_, grid)
+        """Ask in batches, and attach those that choose this edge before the next batch is asked.
+
+        Where there is one edge there is no choice: a client is asked once, for its label counts.
+        """
+        counts, size = self._roster.label_counts, self._plan.schedule.query_batch
+        known = {p.node_id for p in peers if p.node_id in counts} if self._is_alone else set()
+        unknown = [peer for peer in peers if peer.node_id not in known]
+        for start in range(0, len(unknown), size):
+            self._ask_batch(unknown[start : start + size], round_, grid)
+        if known:
+            # In the round's order, as if all had been asked: sums depend on it in their last bits.
+            chosen = known | round_.trainees.keys()
+            round_.trainees.clear()
+            for peer in (peer for peer in peers if peer.node_id in chosen):
+                round_.attach(peer, counts[peer.node_id])
 
     def _ask_batch(self, peers: Sequence[Peer], round_: EdgeRound, grid: Grid) -> None:
         question = to_records(self._question(round_))
@@ -57,7 +68,12 @@ class Questions:
                 f"label counts {list(counts)} do not fit {num_classes} classes and the "
                 f"{peer.num_samples} images that it registered with"
             )
+        self._roster.label_counts[peer.node_id] = counts
         round_.attach(peer, counts)
+
+    @property
+    def _is_alone(self) -> bool:
+        return self._plan.topology == "flat" or self._plan.schedule.num_edges == 1
 
     def _question(self, round_: EdgeRound) -> Choose:
         # The factors are in mean samples per client, so that one setting serves any data set.

@@ -51,6 +51,9 @@ class Roster:
         on_change: told (name, "joined" | "left" | "refused" | "failed" | "late" | "serves",
             detail).
         clock: monotonic seconds; for tests.
+
+    Attributes:
+        label_counts: images per class of clients, by node id, as they have said once.
     """
 
     grid: StreamingGrid
@@ -65,6 +68,7 @@ class Roster:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
+        self.label_counts: dict[int, tuple[int, ...]] = {}
         self._peers: dict[str, Peer] = {}
         self._resting: dict[str, float] = {}
         self._refused: dict[int, float] = {}
@@ -112,6 +116,7 @@ class Roster:
             if peer.node_id not in present:
                 del self._peers[peer.name]
                 self._resting.pop(peer.name, None)
+                self.label_counts.pop(peer.node_id, None)
                 self.on_change(peer.name, "left", "")
         now_s = self.clock()
         known = {peer.node_id for peer in self._peers.values()}

@@ -34,7 +34,7 @@ def plan(**sections: dict[str, Any] | Any) -> FederationConfig:
     """A run over two classes; ``schedule={"edge_rounds": 2}`` and the like change it."""
     values: dict[str, Any] = {
         "num_classes": 2,
-        "schedule": {"edge_rounds": 1, "num_edges": 1, "min_clients": 1},
+        "schedule": {"edge_rounds": 1, "num_edges": 2, "min_clients": 1},
         "pruning": {"mode": "none"},
     }
     for name, section in sections.items():

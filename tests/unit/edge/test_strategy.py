@@ -183,6 +183,31 @@ def test_only_sampled_clients_are_asked() -> None:
     assert world.told[0].clients == sorted(names)
 
 
+@pytest.mark.parametrize("one", [{"schedule": {"num_edges": 1, "edge_rounds": 3}},
+                                 {"schedule": {"edge_rounds": 3}, "topology": "flat"}])  # fmt: skip
+def test_where_there_is_no_choice_a_client_is_asked_once(one: dict[str, Any]) -> None:
+    world = Fixture([FakeClient("a", (6, 2)), FakeClient("b", (0, 3))], plan(**one))
+    world.run()
+    assert [len(client.asked) for client in world.clients.values()] == [1, 1]
+    assert [stats.clients for stats in world.told] == [["a", "b"]] * 3
+    assert [stats.num_samples for stats in world.told] == [11] * 3
+    # What it holds counts each of them once per round.
+    assert world.strategy.offer.num_samples == 33
+
+
+def test_who_is_known_keeps_its_place_in_the_rounds_order() -> None:
+    config = plan(schedule={"num_edges": 1, "edge_rounds": 6, "participation": 0.5})
+    world = Fixture([FakeClient(name) for name in "abcd"], config)
+    world.run()
+    trained = [world.memory.nodes[m.metadata.dst_node_id].name for m in world.sent(TRAIN)]
+    rounds = [
+        sample_participants("abcd", fraction=0.5, seed=0, interval=1, edge_round=n)
+        for n in range(1, 7)
+    ]
+    assert trained == [name for names in rounds for name in names]
+    assert sum(len(client.asked) for client in world.clients.values()) == len({*trained})
+
+
 def test_question_is_in_samples_and_says_how_to_choose() -> None:
     config = plan(
         selection={"policy": "min_kl", "factor": 4.0, "offset": -0.5, "epsilon": 1e-6}, seed=5,
