@@ -1,0 +1,226 @@
+"""Seconds of a round of FedAvg with a large network and next to no training: the wire's cost.
+
+Real processes on this machine's loopback: one server, four clients, the U-Net for CIFAR-10 (143 MB
+as float32) on images of 8 pixels, of which a client has two. Flower's stock nodes beside this
+project's flat topology, with each codec, in plain text and with TLS and keys. All in one run, since
+times drift on a shared machine: the ratios are what to look at. A round begins when the server
+makes its messages and ends when it has averaged the replies; the first one is left out.
+
+    python tests/benchmarks/peers.py                       # all, about 15 minutes
+    python tests/benchmarks/peers.py --only stock-flat,fp32,int8 --rounds 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.processes import Processes, free_port
+from support.site import Site
+
+from fedphd.common.config.roles import CloudConfig, load_config
+from fedphd.common.unet.model import build_unet
+from fedphd.common.wire.messages import PACKAGE_VERSION
+
+STOCK = Path(__file__).with_name("stock")
+CLIENTS = 4
+WITHIN_S = 1800.0
+CLIENT: dict[str, Any] = {
+    "num_threads": 1,
+    "data.partition.num_partitions": CLIENTS,
+    "data.partition.kind": "iid",
+    "data.max_images": 2 * CLIENTS,
+}
+RUN: dict[str, Any] = {
+    "topology": "flat",
+    "model.image_size": 8,
+    "model.channels": 1,
+    "training.local_unit": "steps",
+    "training.local_amount": 1,
+    "training.batch_size": 2,
+    "schedule.edge_rounds": 1,
+    "schedule.participation": 1.0,
+    "schedule.min_clients": CLIENTS,
+    "pruning.mode": "none",
+    "evaluation.every_intervals": 1000,
+    "evaluation.num_samples": 2,
+    "evaluation.sampling_steps": 1,
+    "evaluation.grid_rows": 1,
+    "evaluation.classifier_epochs": 1,
+    "num_threads": 1,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    name: str
+    title: str
+    run: Callable[[Processes, int], list[float]]
+
+
+class Peak:
+    """The most memory, in GB, that the processes of a program held together, looked at often."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes, self._stop = processes, threading.Event()
+        self.gigabytes = 0.0
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.3):
+            total = 0
+            for pid in self._processes.running():
+                try:
+                    text = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
+                except OSError:
+                    continue
+                total += next(int(x.split()[1]) for x in text.splitlines() if x[:4] == "Pss:")
+            self.gigabytes = max(self.gigabytes, total / 1e6)
+
+    def end(self) -> float:
+        """Stop looking."""
+        self._stop.set()
+        self._thread.join()
+        return self.gigabytes
+
+
+def stock(flat: bool) -> Callable[[Processes, int], list[float]]:
+    """Flower's stock SuperLink, SuperNodes and FedAvg."""
+
+    def run(processes: Processes, rounds: int) -> list[float]:
+        folder = processes.folder
+        config = load_config(CloudConfig, None, {"preset": "cifar10"})
+        state = build_unet(config.model, seed=0).state_dict()
+        shapes, times = folder / "shapes.json", folder / "times"
+        shapes.write_text(json.dumps({name: list(t.shape) for name, t in state.items()}), "utf-8")
+        control, fleet = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        processes.start_flower(
+            "flower-superlink", "--insecure", "--isolation", "subprocess",
+            "--control-api-address", control, "--serverappio-api-address", "127.0.0.1:0",
+            "--fleet-api-address", fleet,
+        )  # fmt: skip
+        for _ in range(CLIENTS):
+            processes.start_flower(
+                "flower-supernode", "--insecure", "--superlink", fleet,
+                "--clientappio-api-address", "127.0.0.1:0",
+            )  # fmt: skip
+        home = folder / "flower-home"
+        home.mkdir(exist_ok=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{control}"\n'
+            "insecure = true\n"
+        )
+        values = f'shapes="{shapes}" times="{times}" clients={CLIENTS} rounds={rounds + 1}'
+        values += f" flat={str(flat).lower()}"
+        time.sleep(10)
+        submitted = processes.start_flower("flwr", "run", str(STOCK), "--run-config", values)
+        if submitted.wait_exit() != 0:
+            raise RuntimeError(submitted.text)
+        deadline_s = time.monotonic() + WITHIN_S
+        while len(ended := times.read_text().split() if times.exists() else []) < rounds + 2:
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"{len(ended)} of {rounds + 2} rounds: see {folder}")
+            time.sleep(0.5)
+        moments = [float(moment) for moment in ended]
+        return [after - before for before, after in pairwise(moments[1:])]
+
+    return run
+
+
+def ours(down: str, up: str, *, tls: bool) -> Callable[[Processes, int], list[float]]:
+    """This project's cloud and clients."""
+
+    def run(processes: Processes, rounds: int) -> list[float]:
+        model = load_config(CloudConfig, None, {"preset": "cifar10"}).model.model_dump(mode="json")
+        settings = {
+            **{f"model.{key}": value for key, value in model.items() if value is not None},
+            **RUN,
+            **{"wire.client_down": down, "wire.client_up": up},
+            "schedule.intervals": rounds + 1,
+        }
+        keys = None
+        if tls:
+            keys = processes.folder / "keys"
+            command = [sys.executable, "-m", "fedphd.deploy.cli", "keys", "dev", "--edges", "0"]
+            subprocess.run(
+                [*command, "--clients", str(CLIENTS)], cwd=processes.folder, check=True,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+        site = Site(processes, settings, edges=(), keys=keys)
+        site.start("cloud")
+        for number in range(CLIENTS):
+            site.start(f"client-{number}", **CLIENT)
+        # The clients first: one that was refused does not let the cloud wait for it.
+        for name, program in reversed(site.programs.items()):
+            if code := program.wait_exit():
+                raise RuntimeError(f"{name} ended with {code}:\n{program.text}")
+        ended = site.events("interval")
+        if ended[0]["parameters"] < 35e6:
+            raise RuntimeError(f"not the network for CIFAR-10: {ended[0]['parameters']} parameters")
+        if any(len(event["clients"]) < CLIENTS for event in ended):
+            raise RuntimeError("not all clients trained in every round")
+        return [event["seconds"] for event in ended[1:]]
+
+    return run
+
+
+def cases() -> list[Case]:
+    """All rows."""
+    rows = [
+        Case("stock", "Flower 1.31, an array per tensor", stock(False)),
+        Case("stock-flat", "Flower 1.31, one flat array", stock(True)),
+    ]
+    for name, down, up in (
+        ("fp32", "fp32", "fp32"), ("bf16", "bf16", "bf16"), ("int8", "bf16", "int8"),
+        ("int8-both", "int8", "int8"), ("int4", "bf16", "int4"),
+    ):  # fmt: skip
+        title = f"this project, {down} down, {up} up"
+        rows.append(Case(name, title, ours(down, up, tls=False)))
+        rows.append(Case(f"{name}-tls", f"{title}, TLS and keys", ours(down, up, tls=True)))
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", help="names, with commas: " + ", ".join(c.name for c in cases()))
+    parser.add_argument("--rounds", type=int, default=4)
+    arguments = parser.parse_args()
+    names = arguments.only.split(",") if arguments.only else [case.name for case in cases()]
+    print(f"{os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}, ")
+    print(f"fedphd {PACKAGE_VERSION}; {arguments.rounds} rounds after the first\n")
+    print("| 143 MB, 4 clients | round, s (least, median, most) | of the first row | memory, GB |")
+    print("|---|---|---|---|", flush=True)
+    first = None
+    for case in (case for case in cases() if case.name in names):
+        with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
+            peak = Peak(processes)
+            seconds = case.run(processes, arguments.rounds)
+            memory = peak.end()
+        middle = median(seconds)
+        first = first or middle
+        spread = f"{min(seconds):.1f}, {middle:.1f}, {max(seconds):.1f}"
+        row = [case.title, spread, f"{middle / first:.2f}", f"{memory:.1f}"]
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
