@@ -18,6 +18,7 @@ from fedphd.common.config.roles import CloudConfig, EdgeConfig, load_config
 from fedphd.common.errors import FedPhDError, StartError
 from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.deploy.launch.launchers import (
+    check_asked_for,
     check_serverapp,
     end_serverapp,
     interrupted,
@@ -135,6 +136,22 @@ def test_whatever_a_stopped_serverapp_says_the_run_was_interrupted(tmp_path: Pat
     assert interrupted(path) == read_verdict(path) == Verdict(130, "stopped")
     write_verdict(path, Verdict(0, "finished after 3 intervals"))
     assert interrupted(path) == Verdict(0, "finished after 3 intervals")
+
+
+def test_a_serverapp_that_flower_ended_is_an_error_unless_somebody_asked(tmp_path: Path) -> None:
+    class Link:
+        log = tmp_path / "superlink.log"
+
+    link, stop = cast(SuperLink, Link()), threading.Event()
+    with pytest.raises(FedPhDError, match=r"Flower ended the ServerApp.*clock.*superlink.log"):
+        check_asked_for(Verdict(130, "stopped"), stop, link)
+    for verdict in (Verdict(), Verdict(4, "too few participants")):
+        check_asked_for(verdict, stop, link)
+    # A signal to all of a process group may reach the ServerApp first.
+    later = threading.Timer(0.1, stop.set)
+    later.start()
+    check_asked_for(Verdict(130, "stopped"), stop, link)
+    assert stop.is_set()
 
 
 def test_names_are_bound_where_real_nodes_have_keys(tmp_path: Path) -> None:
