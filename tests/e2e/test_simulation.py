@@ -22,6 +22,7 @@ def test_simulation_equals_processes_to_the_bit(simulated: Outcome, local_run: O
     assert_same(simulated, local_run)
 
 
+@pytest.mark.slow
 def test_simulation_repeats_to_the_bit(simulated: Outcome, tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         assert_same(simulated, run(processes, "simulate", "second"))

@@ -14,6 +14,7 @@ from support.processes import Processes
 from support.same import Outcome, assert_same, finish, start
 
 
+@pytest.mark.slow
 def test_processes_repeat_to_the_bit_with_tls_on_every_link(
     local_run: Outcome, processes: Processes, tmp_path: Path
 ) -> None:

@@ -161,17 +161,20 @@ def check_script(words: list[str], folder: Path) -> None:
     assert (ROOT / words[words[0] == "python"]).is_file()
 
 
-def check_compose(words: list[str], folder: Path) -> None:
-    """A call of compose: its file, and the service that it names."""
+def check_docker(words: list[str], folder: Path) -> None:
+    """A call of compose, its file and the service that it names; or a copy from such a service."""
+    if words[1] == "cp":
+        inner = re.fullmatch(r"\$\((docker compose .+)\):/.+", words[2])
+        assert inner, f"{words[2]!r} names no container by `docker compose ps`"
+        words = shlex.split(inner[1])
     assert words[1:3] == ["compose", "-f"]
     services = yaml.safe_load(text_of(ROOT / words[3]))["services"]
-    named = [word.partition(":")[0] for word in words[5:6] if words[4] == "cp"]
-    named += [word for word in words[5:] if words[4] == "logs" and not word.startswith("-")]
+    named = [word for word in words[5:] if words[4] in ("logs", "ps") and not word.startswith("-")]
     assert set(named) <= set(services)
 
 
 PROGRAMS = {
-    "docker": check_compose,
+    "docker": check_docker,
     "fedphd": check_fedphd,
     "flwr": check_flwr,
     "flower-supernode": check_supernode,
