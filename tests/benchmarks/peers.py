@@ -168,10 +168,14 @@ def ours(down: str, up: str, *, tls: bool) -> Callable[[Processes, int], list[fl
         site.start("cloud")
         for number in range(CLIENTS):
             site.start(f"client-{number}", **CLIENT)
-        # The clients first: one that was refused does not let the cloud wait for it.
-        for name, program in reversed(site.programs.items()):
-            if code := program.wait_exit():
-                raise RuntimeError(f"{name} ended with {code}:\n{program.text}")
+        running = dict(site.programs)
+        while running:
+            for name, program in list(running.items()):
+                if code := program.process.poll():
+                    raise RuntimeError(f"{name} ended with {code}:\n{program.text}")
+                if code == 0:
+                    del running[name]
+            time.sleep(0.2)
         ended = site.events("interval")
         if ended[0]["parameters"] < 35e6:
             raise RuntimeError(f"not the network for CIFAR-10: {ended[0]['parameters']} parameters")

@@ -107,7 +107,8 @@ class Site:
         return [e for e in events(self.folder_of(edge) / "events.jsonl") if e["event"] == "round"]
 
     def _cloud(self, name: str) -> dict[str, Any]:
-        own = {**self._server(name, "edges"), "state_dir": str(self.folder_of(name))}
+        nodes = "edges" if self.edges else "clients"
+        own = {**self._server(name, nodes), "state_dir": str(self.folder_of(name))}
         return {**TINY, **self.run, **own}
 
     def _edge(self, name: str) -> dict[str, Any]:
