@@ -95,7 +95,7 @@ class _StandIn(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         # Whether it is a package is asked by every `from torch._dynamo import ...`.
-        if name == "__path__":
+        if name == "__path__" and "torch" in sys.modules:
             return [str(Path(place) / "_dynamo") for place in sys.modules["torch"].__path__]
         # `inspect` looks for the file of every module.
         if name.startswith("__"):

@@ -100,16 +100,16 @@ def run_interval(
     up = Codec(task.plan.codecs.cloud_up, sent.chosen)
     # Empty where no client trained.
     trained = next(iter(result.arrays.values()), begin)
-    # The cloud takes nothing of an edge without clients: what rounding has left stays here.
-    pack = link.pack if strategy.averaged else _pack_nothing
+    # The cloud takes nothing of an edge without clients.
+    counts, whole = bool(strategy.averaged), PartSubset(layout, PARTS)
     change = None
     if server:
-        change = pack(VARIATE, Codec(up.name, layout), PartSubset(layout, PARTS), server.change)
+        change = link.pack(VARIATE, Codec(up.name, layout), whole, server.change, counts=counts)
     if up.is_exact:
         # Serialised already where it is whole.
         return reply, trained if sent.is_whole else sent.take(records.read_array(trained)), change
     moved = sent.take(records.read_array(trained)) - sent.take(start)
-    return reply, pack(WEIGHTS, up, sent, moved), change
+    return reply, link.pack(WEIGHTS, up, sent, moved, counts=counts), change
 
 
 def _configure(grid: StreamingGrid, plan: FederationConfig) -> None:
@@ -121,10 +121,6 @@ def _configure(grid: StreamingGrid, plan: FederationConfig) -> None:
         upload_stall_s=waits.upload_stall_s,
         quorums={TRAIN: quorum} if schedule.quorum < 1 else {},
     )
-
-
-def _pack_nothing(name: str, codec: Codec, sent: PartSubset, change: torch.Tensor) -> torch.Tensor:
-    return codec.pack(change)
 
 
 def _metrics(rounds: Sequence[RoundStats]) -> TrainMetrics:

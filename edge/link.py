@@ -76,12 +76,16 @@ class CloudLink:
         self._layout = layout
         return weights
 
-    def pack(self, name: str, codec: Codec, sent: PartSubset, change: Tensor) -> Tensor:
+    def pack(
+        self, name: str, codec: Codec, sent: PartSubset, change: Tensor, *, counts: bool = True
+    ) -> Tensor:
         """Write a change of some parts, (sent.chosen.numel,), float32, for the cloud.
 
-        ``name`` is ``WEIGHTS`` or ``VARIATE``: what rounding takes is kept under it.
+        Args:
+            name: ``WEIGHTS`` or ``VARIATE``: what rounding takes is kept under it.
+            counts: whether the cloud will take it; if not, what was left before stays here.
         """
-        if codec.is_exact:
+        if codec.is_exact or not counts:
             return codec.pack(change)
         before = self._residuals.get(name)
         if before is None:

@@ -123,6 +123,16 @@ def test_a_new_network_forgets_what_is_left() -> None:
     assert link.state_dict() == {}
 
 
+def test_what_the_cloud_will_not_take_leaves_the_rest_as_it_was() -> None:
+    link = CloudLink("e")
+    change = torch.tensor([7.0, 0.4, 0.0, 0.0])
+    link.pack(WEIGHTS, INT4, WHOLE, change)
+    nothing = link.pack(WEIGHTS, INT4, WHOLE, torch.zeros(4), counts=False)
+    assert INT4.decode(nothing).tolist() == [0.0] * 4
+    # 0.4 is still there for the next change.
+    assert INT4.decode(link.pack(WEIGHTS, INT4, WHOLE, change)).tolist() == [7.0, 1.0, 0.0, 0.0]
+
+
 def test_an_exact_codec_leaves_nothing() -> None:
     link = CloudLink("e")
     change = torch.tensor([7.0, 0.4, -0.4, 0.0])
