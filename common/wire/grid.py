@@ -216,6 +216,8 @@ class StreamingGrid(WrappedGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and count the bytes of those that the SuperLink took."""
         batch = list(messages)
+        for message in batch:
+            internals.cut_up(message)
         message_ids = list(self._grid.push_messages(batch))
         sizes: dict[str, int] = {}
         # Counted after the push, which fills in the addresses.

@@ -37,7 +37,7 @@ from fedphd.common.config.links import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError, ReplyError
 from fedphd.common.timing import Backoff
 from fedphd.common.wire.diagnosis import IN_USE, explain
-from fedphd.common.wire.internals import assign_id, inflated
+from fedphd.common.wire.internals import assign_id, cut_up, inflated
 
 logger = logging.getLogger(__name__)
 
@@ -253,6 +253,7 @@ class Node:
             return Message(failure, reply_to=message)
 
     def _push(self, connection: _Connection, reply: Message) -> None:
+        cut_up(reply)
         with inflatable_object.no_object_id_recompute():
             assign_id(reply, reply.object_id)
             objects = inflatable_object.get_all_nested_objects(reply)

@@ -6,12 +6,16 @@ a message is 5 Flower objects instead of 223 for the digits network, 32 instead 
 CIFAR-10's, each several remote calls; and an average is one addition (tests/benchmarks/packing.py).
 """
 
+import math
 import re
+from io import BytesIO
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import SType
+from numpy.lib import format as npy_format
 from pydantic import ValidationError
 
 from fedphd.common.errors import ReplyError
@@ -65,8 +69,15 @@ def weights_record(weights: torch.Tensor | Array) -> ArrayRecord:
 
 
 def to_array(values: torch.Tensor | Array) -> Array:
-    """Serialise ``values``, (numel,), unless they are already."""
-    return values if isinstance(values, Array) else Array(values.contiguous().numpy())
+    """Serialise ``values``, (numel,), with one copy, unless they are already."""
+    if isinstance(values, Array):
+        return values
+    flat = values.contiguous().numpy()
+    head = BytesIO()
+    # What Flower's own ``Array(flat)`` writes, which grows a buffer and copies it.
+    npy_format.write_array_header_1_0(head, npy_format.header_data_from_array_1_0(flat))
+    data = b"".join((head.getvalue(), flat.data.cast("B")))
+    return Array(dtype=str(flat.dtype), shape=flat.shape, stype=SType.NUMPY, data=data)
 
 
 def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
@@ -180,11 +191,12 @@ def check_variate(variate: torch.Tensor, expected: TensorLayout) -> torch.Tensor
 def _bad_values(flat: torch.Tensor, expected: TensorLayout) -> str | None:
     if flat.numel() != expected.numel:
         return f"got {flat.numel()} values; the network has {expected.numel}"
-    if problem := expected.first_non_finite(flat):
-        return problem
-    # Finite values near the largest float become infinite when they are summed by images.
+    # One pass: it is NaN or infinite if a value is.
     least, most = torch.aminmax(flat) if flat.numel() else (flat.sum(), flat.sum())
     largest = max(-least.item(), most.item())
+    if not math.isfinite(largest):
+        return expected.first_non_finite(flat)
+    # Finite values near the largest float become infinite when they are summed by images.
     if largest > MOST_OF_CLIENT:
         return f"a value has the size {largest:g}; at most {MOST_OF_CLIENT:g} is allowed"
     return None

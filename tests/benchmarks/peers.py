@@ -3,8 +3,9 @@
 Real processes on this machine's loopback: one server, four clients, the U-Net for CIFAR-10 (143 MB
 as float32) on images of 8 pixels, of which a client has two. Flower's stock nodes beside this
 project's flat topology, with each codec, in plain text and with TLS and keys. All in one run, since
-times drift on a shared machine: the ratios are what to look at. A round begins when the server
-makes its messages and ends when it has averaged the replies; the first one is left out.
+times drift on a shared machine: the ratios are what to look at, and the CPU seconds of all
+processes together in a round. A round lasts from the end of the one before; the first one is left
+out. Flower's clients add a constant to the weights, ours take one step of SGD, which is more.
 
     python tests/benchmarks/peers.py                       # all, about 15 minutes
     python tests/benchmarks/peers.py --only stock-flat,fp32,int8 --rounds 2
@@ -53,6 +54,8 @@ RUN: dict[str, Any] = {
     "training.local_unit": "steps",
     "training.local_amount": 1,
     "training.batch_size": 2,
+    # Flower's clients of this benchmark keep nothing between rounds; so neither do ours.
+    "training.optimizer": "sgd",
     "schedule.edge_rounds": 1,
     "schedule.participation": 1.0,
     "schedule.min_clients": CLIENTS,
@@ -68,38 +71,53 @@ RUN: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table."""
+    """One row of the table; ``run`` gives the moments at which rounds ended, s since 1970."""
 
     name: str
     title: str
     run: Callable[[Processes, int], list[float]]
 
 
-class Peak:
-    """The most memory, in GB, that the processes of a program held together, looked at often."""
+class Watch:
+    """What the processes of a case take together, looked at often.
+
+    Attributes:
+        gigabytes: the most memory that they held.
+    """
 
     def __init__(self, processes: Processes) -> None:
         self._processes, self._stop = processes, threading.Event()
         self.gigabytes = 0.0
+        # CPU seconds of each process, also of one that has ended, and their sums over time.
+        self._spent_s: dict[int, float] = {}
+        self._sums: list[tuple[float, float]] = []
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.3):
+        while not self._stop.wait(1.0):
             total = 0
             for pid in self._processes.running():
                 try:
                     text = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
+                    stat = Path(f"/proc/{pid}/stat").read_text("ascii")
                 except OSError:
                     continue
                 total += next(int(x.split()[1]) for x in text.splitlines() if x[:4] == "Pss:")
+                # The fields after the name: utime and stime are the 14th and 15th of all.
+                user, system = stat.rpartition(")")[2].split()[11:13]
+                self._spent_s[pid] = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
             self.gigabytes = max(self.gigabytes, total / 1e6)
+            self._sums.append((time.time(), sum(self._spent_s.values())))
 
-    def end(self) -> float:
+    def cpu_s(self, moment_s: float) -> float:
+        """CPU seconds that all had taken at a moment, in seconds since 1970, to 1 s."""
+        return next((spent for at, spent in self._sums if at >= moment_s), self._sums[-1][1])
+
+    def end(self) -> None:
         """Stop looking."""
         self._stop.set()
         self._thread.join()
-        return self.gigabytes
 
 
 def stock(flat: bool) -> Callable[[Processes, int], list[float]]:
@@ -139,8 +157,7 @@ def stock(flat: bool) -> Callable[[Processes, int], list[float]]:
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f"{len(ended)} of {rounds + 2} rounds: see {folder}")
             time.sleep(0.5)
-        moments = [float(moment) for moment in ended]
-        return [after - before for before, after in pairwise(moments[1:])]
+        return [float(moment) for moment in ended[1:]]
 
     return run
 
@@ -181,7 +198,7 @@ def ours(down: str, up: str, *, tls: bool) -> Callable[[Processes, int], list[fl
             raise RuntimeError(f"not the network for CIFAR-10: {ended[0]['parameters']} parameters")
         if any(len(event["clients"]) < CLIENTS for event in ended):
             raise RuntimeError("not all clients trained in every round")
-        return [event["seconds"] for event in ended[1:]]
+        return [float(event["time"]) for event in ended]
 
     return run
 
@@ -211,19 +228,21 @@ def main() -> None:
     names = arguments.only.split(",") if arguments.only else [case.name for case in cases()]
     print(f"{os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}, ")
     print(f"fedphd {PACKAGE_VERSION}; {arguments.rounds} rounds after the first\n")
-    print("| 143 MB, 4 clients | round, s (least, median, most) | of the first row | memory, GB |")
-    print("|---|---|---|---|", flush=True)
+    print("| 143 MB, 4 clients | round, s (least, median, most) | of the first row | CPU s | GB |")
+    print("|---|---|---|---|---|", flush=True)
     first = None
     for case in (case for case in cases() if case.name in names):
         with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
-            peak = Peak(processes)
-            seconds = case.run(processes, arguments.rounds)
-            memory = peak.end()
+            watch = Watch(processes)
+            moments = case.run(processes, arguments.rounds)
+            watch.end()
+        seconds = [after - before for before, after in pairwise(moments)]
+        cpu_s = (watch.cpu_s(moments[-1]) - watch.cpu_s(moments[0])) / len(seconds)
         middle = median(seconds)
         first = first or middle
         spread = f"{min(seconds):.1f}, {middle:.1f}, {max(seconds):.1f}"
-        row = [case.title, spread, f"{middle / first:.2f}", f"{memory:.1f}"]
-        print(f"| {' | '.join(row)} |", flush=True)
+        ratio = f"{middle / first:.2f}"
+        print(f"| {case.title} | {spread} | {ratio} | {cpu_s:.1f} | {watch.gigabytes:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

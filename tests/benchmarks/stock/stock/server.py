@@ -26,7 +26,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def note(done: int, arrays: ArrayRecord) -> MetricRecord | None:
         with times.open("a", encoding="utf-8") as file:
-            file.write(f"{time.monotonic()}\n")
+            file.write(f"{time.time()}\n")
         return None
 
     strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=clients)

@@ -39,6 +39,7 @@ from fedphd.common.wire.records import (
     read_payload,
     read_variate,
     read_weights,
+    to_array,
     to_records,
 )
 from fedphd.common.wire.traffic import Traffic
@@ -333,3 +334,10 @@ def test_values_that_are_not_finite_name_their_tensor(
     weights[position] = value
     with pytest.raises(ReplyError, match=text):
         check_reply_weights(weights, NETWORK, LAYOUT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+def test_array_is_what_flower_makes_of_it(dtype: torch.dtype) -> None:
+    values = torch.arange(7).to(dtype)
+    assert to_array(values) == Array(values.numpy())
+    assert to_array(values[::2]) == Array(values[::2].numpy())
