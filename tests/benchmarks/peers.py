@@ -242,7 +242,10 @@ def main() -> None:
         first = first or middle
         spread = f"{min(seconds):.1f}, {middle:.1f}, {max(seconds):.1f}"
         ratio = f"{middle / first:.2f}"
-        print(f"| {case.title} | {spread} | {ratio} | {cpu_s:.1f} | {watch.gigabytes:.1f} |", flush=True)
+        print(
+            f"| {case.title} | {spread} | {ratio} | {cpu_s:.1f} | {watch.gigabytes:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
