@@ -133,8 +133,7 @@ class ClientRuntime:
 
     def _images(self, network: messages.UNetSpec) -> ClientImages:
         size, channels = network.unet["image_size"], network.unet["channels"]
-        train, held_out = self._data.split(image_size=size, channels=channels)
-        return ClientImages(train.images, held_out.images if held_out else None)
+        return ClientImages(*self._data.split(image_size=size, channels=channels))
 
     def _label_counts(self, num_classes: int) -> tuple[int, ...]:
         self._data.check_classes(num_classes)

@@ -29,11 +29,13 @@ class Batch:
         noisy: images after t steps of the forward process, (B, C, H, W), float32.
         timesteps: t of each image, (B,), int64, in [0, T).
         noise: the Gaussian noise in them, (B, C, H, W), float32.
+        labels: classes that a class-conditional network is told, (B,), int64; else None.
     """
 
     noisy: Tensor
     timesteps: Tensor
     noise: Tensor
+    labels: Tensor | None = None
 
 
 class Objective(ABC):
@@ -49,7 +51,7 @@ class EpsilonObjective(Objective):
     """Mean squared error of the predicted noise (Eq. 14 of DDPM, arXiv:2006.11239)."""
 
     def loss(self, unet: PrunedUNet, batch: Batch) -> Tensor:
-        predicted = unet(batch.noisy, batch.timesteps, return_dict=False)[0]
+        predicted = unet(batch.noisy, batch.timesteps, batch.labels, return_dict=False)[0]
         return F.mse_loss(predicted.float(), batch.noise)
 
 
@@ -216,6 +218,8 @@ class _Trunk(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         unet = self.unet
         embedded = unet.time_embedding(unet.time_proj(batch.timesteps).to(batch.noisy.dtype))
+        if batch.labels is not None:
+            embedded = embedded + unet.class_embedding(batch.labels)
         hidden = unet.conv_in(batch.noisy)
         for block in unet.down_blocks:
             hidden, _ = block(hidden_states=hidden, temb=embedded)

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.objectives import Batch, EpsilonObjective, LocalMethod, Objective
 from fedphd.common.config.run import TrainingConfig
-from fedphd.common.data.images import to_model_range
+from fedphd.common.data.images import ImageSet, to_model_range
 from fedphd.common.errors import FedPhDError
 from fedphd.common.unet.groups import GroupPenalty
 
@@ -34,13 +34,13 @@ class LocalRound:
     rng: torch.Generator
     name: str
 
-    def step(self, images: torch.Tensor, number: int, steps_before: int) -> dict[str, float]:
-        """One optimiser step; returns its values of ``TrainMetrics``, by name.
+    def step(self, data: ImageSet, number: int, steps_before: int) -> dict[str, float]:
+        """One optimiser step on B images; returns its values of ``TrainMetrics``, by name.
 
-        ``images`` are (B, C, H, W), uint8, on the CPU. ``number`` is that of the step in its round,
-        from 1; ``steps_before`` counts the steps of this client in all its rounds.
+        ``number`` is that of the step in its round, from 1; ``steps_before`` counts the steps of
+        this client in all its rounds.
         """
-        batch = self._draw(images)
+        batch = self._draw(data)
         self.network.gradient.zero_()
         with autocast(batch.noisy.device):
             loss, term = self.method.losses(self.objective, self.network.unet, batch)
@@ -65,11 +65,13 @@ class LocalRound:
             "gradient_norm": norm.item(),
         }
 
-    def _draw(self, images: torch.Tensor) -> Batch:
-        clean = to_model_range(images)
+    def _draw(self, data: ImageSet) -> Batch:
+        clean, labels = to_model_range(data.images), None
         if self.training.horizontal_flip:
             clean = flipped(clean, self.rng)
-        return noised(clean, self.scheduler, self.rng, self.network.flat.device)
+        if (no_label := self.network.unet.no_label) is not None:
+            labels = without_some(data.labels, self.training.label_dropout, no_label, self.rng)
+        return noised(clean, self.scheduler, self.rng, self.network.flat.device, labels)
 
     def _check_finite(self, number: int, *, loss: float, gradient: float) -> None:
         if math.isfinite(loss) and math.isfinite(gradient):
@@ -111,20 +113,35 @@ def flipped(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return torch.where(mirrored, images.flip(-1), images)
 
 
+def without_some(
+    labels: torch.Tensor, share: float, no_label: int, rng: torch.Generator
+) -> torch.Tensor:
+    """``labels``, (B,), int64, each replaced by ``no_label`` with probability ``share``.
+
+    So one network learns both terms of classifier-free guidance (Alg. 1 of arXiv:2207.12598).
+    """
+    return torch.where(torch.rand(len(labels), generator=rng) < share, no_label, labels)
+
+
 def noised(
-    clean: torch.Tensor, scheduler: DDPMScheduler, rng: torch.Generator, device: torch.device
+    clean: torch.Tensor,
+    scheduler: DDPMScheduler,
+    rng: torch.Generator,
+    device: torch.device,
+    labels: torch.Tensor | None = None,
 ) -> Batch:
     """Draw noise and timesteps and apply the forward process.
 
     ``clean`` is (B, C, H, W), float32, in [-1, 1], on the CPU, and so is ``rng``: the draws are the
-    same for every device.
+    same for every device. ``labels``, (B,), int64, are what the network is told.
     """
     noise = torch.randn(clean.shape, generator=rng).to(device)
     num_timesteps: int = scheduler.config["num_train_timesteps"]
     timesteps = torch.randint(num_timesteps, (len(clean),), generator=rng).to(device)
     # diffusers asks for int32 and means any whole numbers.
     noisy = scheduler.add_noise(clean.to(device), noise, timesteps)  # type: ignore[arg-type]
-    return Batch(noisy=noisy, timesteps=timesteps, noise=noise)
+    told = None if labels is None else labels.to(device)
+    return Batch(noisy=noisy, timesteps=timesteps, noise=noise, labels=told)
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -134,18 +151,20 @@ def autocast(device: torch.device) -> torch.autocast:
 
 @torch.no_grad()
 def validation_loss(
-    network: FlatUNet, images: torch.Tensor, scheduler: DDPMScheduler, rng: torch.Generator
+    network: FlatUNet, data: ImageSet, scheduler: DDPMScheduler, rng: torch.Generator
 ) -> float:
-    """Mean epsilon loss (arXiv:2006.11239, Eq. 14) of the network over ``images``.
+    """Mean epsilon loss (arXiv:2006.11239, Eq. 14) of the network over the M images of ``data``.
 
-    These are (M, C, H, W), uint8, on the CPU. The network is left in evaluation mode. Losses under
-    generators of one seed can be compared: ``rng`` draws noise and timesteps.
+    A class-conditional network is told all their classes. It is left in evaluation mode. Losses
+    under generators of one seed can be compared: ``rng`` draws noise and timesteps.
     """
     objective, device = EpsilonObjective(), network.flat.device
     network.unet.eval()
     total = 0.0
-    for part in torch.split(images, _VALIDATION_BATCH):
-        batch = noised(to_model_range(part), scheduler, rng, device)
+    for indices in torch.split(torch.arange(len(data)), _VALIDATION_BATCH):
+        part = data.subset(indices)
+        labels = None if network.unet.no_label is None else part.labels
+        batch = noised(to_model_range(part.images), scheduler, rng, device, labels)
         with autocast(device):
             total += float(objective.loss(network.unet, batch)) * len(part)
-    return total / len(images)
+    return total / len(data)

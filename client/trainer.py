@@ -15,6 +15,7 @@ from fedphd.client.local_state import MOMENTS, OWN_WEIGHTS, VARIATE, LocalState
 from fedphd.client.objectives import EpsilonObjective, Objective, local_method
 from fedphd.client.steps import LocalRound, batches, validation_loss
 from fedphd.common.config.run import TrainingConfig
+from fedphd.common.data.images import ImageSet
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.rng import derive_seed, generator
 from fedphd.common.unet.groups import Cut
@@ -53,15 +54,15 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class ClientImages:
-    """One client's images, of the U-Net's size.
+    """One client's images, of the U-Net's size, on the CPU.
 
     Attributes:
-        train: (N, C, H, W), uint8, on the CPU.
-        held_out: (M, C, H, W), uint8, M >= 1, which the received weights are validated on.
+        train: N images.
+        held_out: M >= 1 images, which the received weights are validated on.
     """
 
-    train: Tensor
-    held_out: Tensor | None = None
+    train: ImageSet
+    held_out: ImageSet | None = None
 
 
 class Trainer:
@@ -169,14 +170,14 @@ class Trainer:
         return packed
 
     def _validated(
-        self, network: FlatUNet, images: Tensor | None, scheduler: DDPMScheduler, run_seed: int
+        self, network: FlatUNet, data: ImageSet | None, scheduler: DDPMScheduler, run_seed: int
     ) -> float | None:
         """The loaded weights' loss on held out images; with the same draws in every round."""
-        if images is None:
+        if data is None:
             return None
-        check_images(images, network)
+        check_images(data, network)
         rng = generator("validate", run_seed, self.client_id)
-        return validation_loss(network, images, scheduler, rng)
+        return validation_loss(network, data, scheduler, rng)
 
     def _remember(self, network: FlatUNet, task: TrainTask) -> None:
         """Store what the next round starts from, and forget what it starts afresh."""
@@ -185,12 +186,12 @@ class Trainer:
         if task.training.optimizer_state == "fresh":
             self._state.drop(*MOMENTS)
 
-    def _run(self, round_: LocalRound, images: Tensor) -> list[dict[str, float]]:
+    def _run(self, round_: LocalRound, data: ImageSet) -> list[dict[str, float]]:
         """All steps of a round."""
         steps: list[dict[str, float]] = []
         round_.network.unet.train()
-        for indices in batches(len(images), round_.training, round_.rng):
-            steps.append(round_.step(images[indices], len(steps) + 1, self._steps))
+        for indices in batches(len(data), round_.training, round_.rng):
+            steps.append(round_.step(data.subset(indices), len(steps) + 1, self._steps))
             self._steps += 1
         return steps
 
@@ -275,13 +276,22 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def check_images(images: Tensor, network: FlatUNet) -> None:
-    """Raise ConfigError unless ``images`` are uint8 and of the U-Net's shape."""
-    size = network.unet_config["image_size"]
+def check_images(data: ImageSet, network: FlatUNet) -> None:
+    """Raise ConfigError unless the images are uint8 and of the U-Net's shape, and it knows theirs.
+
+    That is, their classes, where it is class-conditional.
+    """
+    images, size = data.images, network.unet_config["image_size"]
     expected = (network.unet_config["channels"], size, size)
     if images.dtype != torch.uint8 or images.shape[1:] != expected or len(images) == 0:
         raise ConfigError(
             f"images are {images.dtype} of shape {tuple(images.shape)}; the U-Net takes "
             f"torch.uint8 of shape (N, {', '.join(map(str, expected))}) with N >= 1: make "
             "model.image_size and model.channels fit the data"
+        )
+    no_label = network.unet.no_label
+    if no_label is not None and int(data.labels.max()) >= no_label:
+        raise ConfigError(
+            f"the class-conditional U-Net knows {no_label} classes, the images have labels up to "
+            f"{int(data.labels.max())}; set num_classes to at least {int(data.labels.max()) + 1}"
         )

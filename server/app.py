@@ -20,7 +20,12 @@ from fedphd.common.history.progress import Progress
 from fedphd.common.quality.evaluation import Evaluator
 from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.moments import STATISTICS_FILE, StatisticsFile
-from fedphd.common.quality.reference import fixed_extractor, load_reference, reference_of_statistics
+from fedphd.common.quality.reference import (
+    Reference,
+    fixed_extractor,
+    load_reference,
+    reference_of_statistics,
+)
 from fedphd.common.unet.checkpoint import (
     CHECKPOINT,
     Extras,
@@ -90,7 +95,7 @@ class Cloud:
             cache_dir=self.config.out_dir / ".cache",
             device=self.device,
         )
-        self.evaluator = Evaluator(evaluation, reference, device=self.device)
+        self.evaluator = self._evaluator(reference)
         # Made now, so that a wrong file ends the run before anybody is waited for.
         self.extractor = fixed_extractor(evaluation) if evaluation.reference_clients else None
         for measuring in (self.evaluator, self.extractor):
@@ -180,14 +185,18 @@ class Cloud:
         if self.report.so_far.client_statistics:
             statistics = StatisticsFile.load(place).statistics
             reference = reference_of_statistics(config, extractor, statistics)
-            self.evaluator = Evaluator(config, reference, device=self.device)
+            self.evaluator = self._evaluator(reference)
             return
         result = collect_statistics(self.config, extractor, self.grid, self.roster)
         self.report.client_statistics(result, edge_cloud=self.grid.traffic)
         kept = StatisticsFile(result.statistics, extractor.spec.name, extractor.fingerprint())
         kept.save(place)
         reference = reference_of_statistics(config, extractor, result.statistics)
-        self.evaluator = Evaluator(config, reference, device=self.device)
+        self.evaluator = self._evaluator(reference)
+
+    def _evaluator(self, reference: Reference | None) -> Evaluator:
+        config = self.config
+        return Evaluator(config.evaluation, reference, self.device, config.told_classes)
 
     def _on_interval(self, stats: IntervalStats) -> None:
         # Only here: the evaluation of the interval before had the whole of this one.

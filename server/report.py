@@ -184,6 +184,9 @@ class Report:
                     self._board.add_scalar(f"{prefix}/{name}", value, interval)
         for label, share in enumerate(result.quality.class_shares or ()):
             self._board.add_scalar(f"class_share/{label}", share, interval)
+        for label, distance in enumerate(result.quality.class_distances or ()):
+            if distance is not None:
+                self._board.add_scalar(f"class_distance/{label}", distance, interval)
 
     def summary(self, seconds: float) -> Summary:
         """Write ``summary.json`` and return it."""

@@ -4,13 +4,13 @@ Units are in the names (``_s`` seconds) or in the meaning, which ``fedphd config
 """
 
 import math
-from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedphd.common.config.averages import AggregationConfig, EmaConfig
-from fedphd.common.config.data import DataConfig, Section, setting
+from fedphd.common.config.data import Section, setting
+from fedphd.common.config.evaluation import EvaluationConfig
 from fedphd.common.config.widths import levels_with_heads, prune_widths, pruned_head_dim
 from fedphd.common.config.wire import WireConfig
 
@@ -47,6 +47,16 @@ class ModelConfig(Section):
     attention_head_dim: int = setting(8, "channels per attention head", ge=1)
     norm_num_groups: int = setting(8, "groups of each group normalisation", ge=1)
     dropout: float = setting(0.0, "dropout probability", ge=0, lt=1)
+    class_conditional: bool = setting(
+        False, "tell the network the class of each image, so that samples of a class can be drawn"
+    )
+    num_class_embeds: int | None = setting(
+        None,
+        "rows of the label embedding of a class-conditional network, the last one for no label; "
+        "absent: num_classes + 1",
+        ge=2,
+        le=MOST_CLASSES + 1,
+    )
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
@@ -107,6 +117,13 @@ class TrainingConfig(Section):
     )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this 2-norm", gt=0)
     horizontal_flip: bool = setting(False, "mirror half of the images at random")
+    label_dropout: float = setting(
+        0.1,
+        "share of images whose class a class-conditional network is not told, which guidance "
+        "needs (arXiv:2207.12598)",
+        ge=0,
+        le=1,
+    )
     optimizer_state: Literal["keep", "fresh"] = setting(
         "keep", "keep each client's moments across rounds, or start afresh"
     )
@@ -217,90 +234,6 @@ class PruningConfig(Section):
     )
 
 
-class EvaluationConfig(Section):
-    """Samples and distances computed at the cloud."""
-
-    every_intervals: int = setting(2, "intervals from one evaluation to the next", ge=1)
-    num_samples: int = setting(512, "generated images per distance", ge=2)
-    sampling_steps: int = setting(50, "DDIM steps (arXiv:2010.02502)", ge=1)
-    batch_size: int = setting(256, "images sampled at a time", ge=1)
-    grid_rows: int = setting(8, "rows and columns of samples.png", ge=1, le=32)
-    seed: int = setting(1234, "seed of the sampling noise", ge=0)
-    classifier_epochs: int = setting(
-        20, "epochs of the feature classifier on the reference data", ge=1
-    )
-    features: Literal["auto", "classifier", "inception"] = setting(
-        "auto",
-        "features in which images are compared, a small classifier's or Inception's; "
-        "auto: Inception's if inception_weights is given",
-    )
-    features_file: Path | None = setting(
-        None, "classifier written by `fedphd features train`; absent: trained on reference"
-    )
-    inception_weights: Path | None = setting(None, "file with torch-fidelity's Inception weights")
-    inception_sha256: str | None = setting(
-        None, "SHA-256 that the file inception_weights must have", pattern="^[0-9a-fA-F]{64}$"
-    )
-    raw_too: bool = setting(False, "measure the raw weights as well as the averaged (EMA) ones")
-    reference_file: Path | None = setting(
-        None, "compare with statistics written by `fedphd statistics`"
-    )
-    reference_clients: bool = setting(
-        False, "compare with the sum of the statistics that clients compute"
-    )
-    reference: DataConfig | None = setting(
-        None, "data set to compare with; absent: samples, but no distance"
-    )
-
-    @property
-    def wants_inception(self) -> bool:
-        """Whether distances are in Inception's features."""
-        auto = self.features == "auto" and self.inception_weights is not None
-        return auto or self.features == "inception"
-
-    @model_validator(mode="after")
-    def _one_reference(self) -> Self:
-        given = {
-            "reference": self.reference is not None,
-            "reference_file": self.reference_file is not None,
-            "reference_clients": self.reference_clients,
-        }
-        names = [name for name, there in given.items() if there]
-        if len(names) > 1:
-            raise ValueError(
-                f"evaluation.{' and evaluation.'.join(names)} are given together; there is only "
-                "one reference, so unset the others (null, or false)"
-            )
-        ready = self.wants_inception or self.features_file is not None
-        if names and self.reference is None and not ready:
-            raise ValueError(
-                f"evaluation.{names[0]} needs features that do not depend on images at the cloud: "
-                "set evaluation.features_file (fedphd features train) or "
-                "evaluation.inception_weights"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _all_of_the_reference(self) -> Self:
-        if self.reference and (fraction := self.reference.validation_fraction):
-            raise ValueError(
-                f"evaluation.reference.validation_fraction = {fraction}: only clients hold out "
-                "images (data.validation_fraction); leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _inception_is_meant(self) -> Self:
-        if self.inception_sha256 is not None and self.inception_weights is None:
-            raise ValueError("evaluation.inception_sha256 needs evaluation.inception_weights")
-        if self.features == "classifier" and self.inception_weights is not None:
-            raise ValueError(
-                "evaluation.inception_weights is given, but evaluation.features = 'classifier'; "
-                "set features to 'auto' or 'inception', or unset the weights"
-            )
-        return self
-
-
 class WaitConfig(Section):
     """Upper bounds of every wait, in seconds."""
 
@@ -371,6 +304,36 @@ class FederationConfig(Section):
     def target_distribution(self) -> tuple[float, ...]:
         """The target label distribution, shape (num_classes,), sums to 1."""
         return self.target or (1.0 / self.num_classes,) * self.num_classes
+
+    @property
+    def told_classes(self) -> tuple[float, ...] | None:
+        """The label distribution of samples; None where the network is not told a class."""
+        return self.target_distribution if self.model.class_conditional else None
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        rows, needed = self.model.num_class_embeds, self.num_classes + 1
+        if not self.model.class_conditional:
+            if rows is not None:
+                raise ValueError(
+                    f"model.num_class_embeds = {rows} is of a class-conditional network only; set "
+                    "model.class_conditional = true, or leave it out"
+                )
+            if (guidance := self.evaluation.guidance) != 1:
+                raise ValueError(
+                    f"evaluation.guidance = {guidance:g} needs a network that knows classes; set "
+                    "model.class_conditional = true, or leave it out"
+                )
+            return self
+        if rows is None:
+            model = self.model.model_copy(update={"num_class_embeds": needed})
+            # The whole network is then in ``model``, which also travels alone.
+            object.__setattr__(self, "model", model)
+        elif rows != needed:
+            raise ValueError(
+                f"model.num_class_embeds = {rows} must be num_classes + 1 = {needed}; leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _target_is_a_distribution(self) -> Self:

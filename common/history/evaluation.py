@@ -15,6 +15,9 @@ class Quality(BaseModel):
         class_shares: of the samples, by the classifier, (num_classes,).
         least_class, least_class_ratio: class with the smallest part of its share in the
             reference, and that part; 0 where a class is lost.
+        class_distances: of a class-conditional network's samples of each class to the reference
+            images of that class, (num_classes,); None for a class with too few of either.
+        class_coverages: share of a class's reference images near which there is such a sample.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
@@ -28,6 +31,8 @@ class Quality(BaseModel):
     class_shares: tuple[float, ...] | None = None
     least_class: int | None = None
     least_class_ratio: float | None = None
+    class_distances: tuple[float | None, ...] | None = None
+    class_coverages: tuple[float | None, ...] | None = None
 
 
 class Protocol(BaseModel):
@@ -40,6 +45,7 @@ class Protocol(BaseModel):
             of the statistics' count, mean and covariance.
         neighbours: of precision and recall.
         manifold_images: samples, and reference images, in precision and recall.
+        guidance: of samples whose classes the network was told, spread as the target is.
     """
 
     features: str
@@ -51,6 +57,7 @@ class Protocol(BaseModel):
     reference_sha256: str | None = None
     neighbours: int | None = None
     manifold_images: int | None = None
+    guidance: float | None = None
 
 
 class Anchors(BaseModel):

@@ -9,13 +9,14 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from fedphd.common.config.run import EvaluationConfig
+from fedphd.common.config.evaluation import EvaluationConfig
 from fedphd.common.errors import ConfigError
 from fedphd.common.history.evaluation import Anchors, EvaluationRecord, Protocol, Quality
 from fedphd.common.quality import metrics
 from fedphd.common.quality.extractor import Extractor
+from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.quality.reference import Reference
-from fedphd.common.quality.sampling import SAMPLER, sample_images
+from fedphd.common.quality.sampling import SAMPLER, sample_images, spread_labels
 from fedphd.common.unet.model import UNet2DModel
 
 NO_FEATURES = "none"
@@ -46,11 +47,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Samples networks and measures the samples; without a reference it gives no numbers."""
+    """Samples networks and measures the samples; without a reference it gives no numbers.
+
+    ``classes`` is the label distribution of a class-conditional network's samples.
+    """
 
     config: EvaluationConfig
     reference: Reference | None
     device: torch.device
+    classes: tuple[float, ...] | None = None
 
     def evaluate(
         self, unet: UNet2DModel, scheduler: DDPMScheduler, raw: UNet2DModel | None = None
@@ -67,15 +72,23 @@ class Evaluator:
         size = network["sample_size"]
         # Before the samples, which take minutes.
         self.check_shape((network["in_channels"], size, size))
-        samples = self._sample(unet, scheduler)
+        labels, samples = self.labels, self._sample(unet, scheduler)
+        measured = None if raw is None else self.measure(self._sample(raw, scheduler), labels)
         return Evaluation(
             samples=samples,
-            quality=self.measure(samples),
-            raw=None if raw is None else self.measure(self._sample(raw, scheduler)),
+            quality=self.measure(samples, labels),
+            raw=measured,
             protocol=self.protocol(),
             anchors=self.anchors,
             seconds=time.monotonic() - started,
         )
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """Classes of the samples, (num_samples,), int64; None where the network knows none."""
+        if self.classes is None:
+            return None
+        return spread_labels(self.config.num_samples, self.classes)
 
     @cached_property
     def anchors(self) -> Anchors | None:
@@ -126,10 +139,14 @@ class Evaluator:
             reference_sha256=reference.statistics.sha256() if reference else None,
             neighbours=metrics.NEIGHBOURS if manifold > metrics.NEIGHBOURS else None,
             manifold_images=manifold if manifold > metrics.NEIGHBOURS else None,
+            guidance=None if self.classes is None else config.guidance,
         )
 
-    def measure(self, images: Tensor) -> Quality:
-        """Quality of ``images``, (N >= 2, C, H, W), uint8; raises as ``check_shape`` does."""
+    def measure(self, images: Tensor, labels: Tensor | None = None) -> Quality:
+        """Quality of ``images``, (N >= 2, C, H, W), uint8; raises as ``check_shape`` does.
+
+        ``labels``, (N,), int64, are the classes that a network was told to draw.
+        """
         reference = self.reference
         if reference is None:
             return Quality()
@@ -140,6 +157,7 @@ class Evaluator:
             inception_score=self._inception_score(reference.extractor, features),
             **self._beside_single_images(reference, features),
             **self._class_shares(reference, images, features),
+            **_by_class(reference, features, labels),
         )
 
     def _sample(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> Tensor:
@@ -152,6 +170,8 @@ class Evaluator:
             batch_size=config.batch_size,
             seed=config.seed,
             device=self.device,
+            labels=self.labels,
+            guidance=config.guidance,
         )
 
     def _features(self, extractor: Extractor, images: Tensor) -> Tensor:
@@ -191,3 +211,24 @@ class Evaluator:
         predicted = classifier.scores(features.to(self.device)).argmax(1).cpu()
         shares, least, ratio = metrics.class_coverage(predicted, counts)
         return {"class_shares": shares, "least_class": least, "least_class_ratio": ratio}
+
+
+def _by_class(reference: Reference, features: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    """The fields of ``Quality`` that say how good the samples of each class are, if told."""
+    if labels is None or reference.kept is None or reference.kept_labels is None:
+        return {}
+    num_classes = len(reference.statistics.label_counts)
+    distances: list[float | None] = []
+    coverages: list[float | None] = []
+    for label in range(num_classes):
+        real = reference.kept[reference.kept_labels == label]
+        drawn = features[labels == label]
+        enough = min(len(real), len(drawn)) > metrics.NEIGHBOURS
+        of_class = torch.full((len(real),), label)
+        distances.append(
+            metrics.frechet_distance(FeatureStatistics.of(real, of_class, num_classes), drawn)
+            if enough
+            else None
+        )
+        coverages.append(metrics.coverage(real, drawn) if enough else None)
+    return {"class_distances": tuple(distances), "class_coverages": tuple(coverages)}

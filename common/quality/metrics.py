@@ -110,6 +110,18 @@ def neighbour_distances(points: Tensor, neighbours: int) -> Tensor:
     return torch.cat(kth)
 
 
+def coverage(reference: Tensor, features: Tensor, *, neighbours: int = NEIGHBOURS) -> float:
+    """Share of the reference images near which there is a sample (arXiv:2002.09797, Eq. 8).
+
+    That is, within the distance of the image's k-th nearest neighbour among the reference images,
+    (M > k, d). ``features`` are the samples', (N, d).
+    """
+    real, fake = reference.double(), features.double()
+    radii = neighbour_distances(real, neighbours)
+    nearest = [torch.cdist(part, fake).min(1).values for part in torch.split(real, _ROWS)]
+    return float((torch.cat(nearest) <= radii).double().mean())
+
+
 def class_coverage(
     predicted: Tensor, reference_counts: Sequence[int]
 ) -> tuple[tuple[float, ...], int, float]:

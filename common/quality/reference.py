@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedphd.common.config.run import EvaluationConfig
+from fedphd.common.config.evaluation import EvaluationConfig
 from fedphd.common.data.images import ImageSet, LabelledImages
 from fedphd.common.errors import ConfigError
 from fedphd.common.quality.classifier import ClassifierSettings, load_feature_classifier

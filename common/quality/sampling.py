@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.files import replaced
 from fedphd.common.rng import generator
-from fedphd.common.unet.model import UNet2DModel
+from fedphd.common.unet.model import PrunedUNet, UNet2DModel, UNet2DOutput
 
 SAMPLER = "DDIM, eta 0, no clipping"
 _READABLE_SIZE = 48
@@ -35,6 +36,8 @@ def sample_images(
     batch_size: int,
     seed: int,
     device: torch.device,
+    labels: Tensor | None = None,
+    guidance: float = 1.0,
 ) -> Tensor:
     """Generate images by deterministic DDIM (eta = 0; Eq. 12 of arXiv:2010.02502).
 
@@ -46,6 +49,8 @@ def sample_images(
         unet: predicts the noise; left as it was, on its own device and in its own mode.
         scheduler: the forward process that it was trained with.
         steps: DDIM steps, at most the scheduler's.
+        labels: classes of the images, (num,), int64, that a class-conditional network is told.
+        guidance: how far away from what it predicts without them; 1: it is told, and no more.
 
     Raises:
         ConfigError: ``steps`` exceeds the diffusion steps.
@@ -66,16 +71,60 @@ def sample_images(
     # diffusers clips the predicted image but continues with the unclipped noise, which costs
     # quality on images with many black or white pixels; the published sampler does not clip.
     sampler = DDIMScheduler.from_config(forward_process, clip_sample=False)
-    pipeline: Any = DDIMPipeline(local.eval(), sampler)
-    pipeline.set_progress_bar_config(disable=True)
+    local.eval()
     try:
-        batches = [
-            _sample_batch(pipeline, range(start, min(start + batch_size, num)), steps, seed)
-            for start in range(0, num, batch_size)
-        ]
+        batches = []
+        for start in range(0, num, batch_size):
+            indices = range(start, min(start + batch_size, num))
+            told = local
+            if labels is not None:
+                told = _Told(local, labels[indices.start : indices.stop].to(device), guidance)
+            pipeline: Any = DDIMPipeline(told, sampler)
+            pipeline.set_progress_bar_config(disable=True)
+            batches.append(_sample_batch(pipeline, indices, steps, seed))
     finally:
         network.train(was_training)
     return torch.cat(batches)
+
+
+class _Told(nn.Module):
+    """A class-conditional network as a pipeline calls it, which says nothing of classes.
+
+    ``labels`` are those of the images in the pipeline's batch, (B,), int64.
+    """
+
+    def __init__(self, unet: PrunedUNet, labels: Tensor, guidance: float) -> None:
+        super().__init__()
+        self._unet, self._labels, self._guidance = unet, labels, guidance
+        # What pipelines ask a network for.
+        self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
+        """The predicted noise, (B, C, H, W)."""
+        if self._guidance == 1:
+            output: UNet2DOutput = self._unet(sample, timestep, self._labels)
+            return output
+        nothing = torch.full_like(self._labels, self._unet.no_label or 0)
+        both = self._unet(
+            torch.cat([sample, sample]), timestep, torch.cat([nothing, self._labels])
+        ).sample
+        without, told = both.chunk(2)
+        # Eq. 6 of arXiv:2207.12598 with 1 + w = guidance, as diffusers' pipelines have it.
+        return UNet2DOutput(sample=without + self._guidance * (told - without))
+
+
+def spread_labels(num: int, distribution: Sequence[float]) -> Tensor:
+    """Labels of ``num`` images that follow ``distribution``, (num_classes,), as near as possible.
+
+    They are (num,), int64. Label i is the same for every ``num``: that of the class which falls
+    shortest of its share in the first i + 1 images.
+    """
+    shares = torch.tensor(distribution, dtype=torch.float64)
+    labels, counts = torch.empty(num, dtype=torch.int64), torch.zeros_like(shares)
+    for index in range(num):
+        labels[index] = chosen = int((shares * (index + 1) - counts).argmax())
+        counts[chosen] += 1
+    return labels
 
 
 def _sample_batch(pipeline: Any, indices: range, steps: int, seed: int) -> Tensor:

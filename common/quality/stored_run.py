@@ -87,4 +87,6 @@ class StoredRun:
                 f"checkpoint {self.checkpoint}: its run had no reference to compare with; name a "
                 "data set or a statistics file by --reference"
             )
-        return Evaluator(config.evaluation, reference, device).evaluate(self.unet, self.scheduler)
+        classes = config.told_classes
+        evaluator = Evaluator(config.evaluation, reference, device, classes)
+        return evaluator.evaluate(self.unet, self.scheduler)

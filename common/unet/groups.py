@@ -288,7 +288,13 @@ def _axes_of(dependency: Any, names: Mapping[nn.Module, str]) -> list[Axis]:
     module, remove = dependency.target.module, dependency.handler
     if module not in names or not list(module.parameters(recurse=False)):
         return []
-    if remove in (tp.prune_conv_in_channels, tp.prune_linear_in_channels):
+    # A row of an embedding is a label, a column a channel.
+    by_column = (
+        tp.prune_conv_in_channels,
+        tp.prune_linear_in_channels,
+        tp.prune_embedding_out_channels,
+    )
+    if remove in by_column:
         return [(f"{names[module]}.weight", 1)]
     return [(f"{names[module]}.{name}", 0) for name, _ in module.named_parameters(recurse=False)]
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
 
 from fedphd.common.config.run import MOST_WIDTH, DiffusionConfig, ModelConfig
 from fedphd.common.errors import ConfigError, ReplyError
@@ -19,6 +20,7 @@ with bare_packages("diffusers.models.transformers", "diffusers.models.unets"):
     # A diffusers pipeline looks for it beside the class that it is to load.
     from diffusers.models.modeling_utils import ModelMixin as ModelMixin
     from diffusers.models.unets.unet_2d import UNet2DModel as UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DOutput as UNet2DOutput
 
 MAX_PARAMETERS = 1_000_000_000
 
@@ -28,6 +30,8 @@ class PrunedUNet(UNet2DModel):
 
     The stock class takes one from the other. Pruning narrows the level but not the features,
     which have no weights. ``save_pretrained`` and ``from_pretrained`` work as for any model.
+    A class-conditional network that is not told a class takes the label embedding's last row,
+    ``no_label``; so whoever knows nothing of classes can use it, a diffusers pipeline too.
     ``time_feature_width`` is even; ``config`` is what ``UNet2DModel`` takes, with a positional
     time embedding.
     """
@@ -41,6 +45,24 @@ class PrunedUNet(UNet2DModel):
         self.time_embedding = TimestepEmbedding(
             time_feature_width, self.time_embedding.linear_2.out_features
         )
+
+    @property
+    def no_label(self) -> int | None:
+        """The label that stands for none, the number of classes; None if it knows no classes."""
+        rows: int | None = self.config["num_class_embeds"]
+        return None if rows is None else rows - 1
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """The predicted noise, as ``UNet2DModel``; ``class_labels`` are (B,), int64."""
+        if class_labels is None and self.no_label is not None:
+            class_labels = torch.full((len(sample),), self.no_label, device=sample.device)
+        return super().forward(sample, timestep, class_labels, return_dict)
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
@@ -58,6 +80,8 @@ class _UNetDescription(ModelConfig):
         # A default that the peer did not mean would build another network than the peer's.
         if missing := sorted(set(type(self).model_fields) - self.model_fields_set):
             raise ValueError(f"{missing[0]} is missing")
+        if self.class_conditional != (self.num_class_embeds is not None):
+            raise ValueError("class_conditional and num_class_embeds contradict one another")
         return self
 
 
@@ -101,6 +125,8 @@ def unet_config(unet: PrunedUNet) -> dict[str, Any]:
         "attention_head_dim": config["attention_head_dim"],
         "norm_num_groups": config["norm_num_groups"],
         "dropout": config["dropout"],
+        "class_conditional": config["num_class_embeds"] is not None,
+        "num_class_embeds": config["num_class_embeds"],
         "time_feature_width": config["time_feature_width"],
     }
 
@@ -187,6 +213,7 @@ def _build(config: ModelConfig, *, time_feature_width: int, seed: int) -> Pruned
             attention_head_dim=config.attention_head_dim,
             norm_num_groups=config.norm_num_groups,
             dropout=config.dropout,
+            num_class_embeds=config.num_class_embeds,
             time_feature_width=time_feature_width,
         )
 
@@ -212,6 +239,7 @@ def _num_parameters(unet: ModelConfig, time_feature_width: int) -> int:
 
     width = widths[0]
     total = affine(time_feature_width, time_width) + affine(time_width, time_width)
+    total += (unet.num_class_embeds or 0) * time_width
     total += affine(9 * unet.channels, width) + 2 * width + affine(9 * width, unet.channels)
     # Every output of the way down is concatenated once on the way up.
     skips = [width]

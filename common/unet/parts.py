@@ -1,7 +1,7 @@
 """The parts of the U-Net that FedDiffuse (arXiv:2406.12575) exchanges or leaves at the clients.
 
-Encoder: ``conv_in``, the time embedding and the down blocks. Bottleneck: the middle block.
-Decoder: the up blocks, ``conv_norm_out`` and ``conv_out``.
+Encoder: ``conv_in``, the embeddings of time and class, and the down blocks. Bottleneck: the middle
+block. Decoder: the up blocks, ``conv_norm_out`` and ``conv_out``.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ Part = Literal["encoder", "bottleneck", "decoder"]
 PARTS: Final[tuple[Part, ...]] = ("encoder", "bottleneck", "decoder")
 
 _MODULES: Final[dict[Part, tuple[str, ...]]] = {
-    "encoder": ("conv_in", "time_embedding", "down_blocks"),
+    "encoder": ("conv_in", "time_embedding", "class_embedding", "down_blocks"),
     "bottleneck": ("mid_block",),
     "decoder": ("up_blocks", "conv_norm_out", "conv_out"),
 }

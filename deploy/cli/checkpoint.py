@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
@@ -11,6 +11,9 @@ from fedphd.common.errors import ConfigError
 from fedphd.common.history.events import Evaluated
 from fedphd.deploy.cli.flags import Set, overrides, say
 from fedphd.deploy.launch.render import render
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLES, STEPS, SEED, BATCH_SIZE = 64, 50, 0, 256
 Folder = Annotated[Path, Argument(metavar="CHECKPOINT", help="a run's folder, or its checkpoint/")]
@@ -90,6 +93,23 @@ def sample(
     seed: Annotated[
         int, Option(min=0, help="seed of the noise; image i depends only on it and on i")
     ] = SEED,
+    label: Annotated[
+        int | None,
+        Option(
+            "--class",
+            min=0,
+            help="draw this class; of a class-conditional network",
+            show_default="all in turn",
+        ),
+    ] = None,
+    guidance: Annotated[
+        float,
+        Option(
+            min=0,
+            max=100,
+            help="classifier-free guidance towards the class; 1: none, more: clearer, less varied",
+        ),
+    ] = 1.0,
     weights: Weights = "ema",
     device: Device = "auto",
 ) -> None:
@@ -102,10 +122,34 @@ def sample(
     if out.suffix.lower() in _OTHER_IMAGES and not out.is_dir():
         raise ConfigError(f"--out = {out}: images are written as PNG; name a .png file or a folder")
     run = StoredRun.load(checkpoint_of(checkpoint), weights)
-    on = resolve_device(device)
+    on, told = resolve_device(device), _told(run.unet.no_label, num, label, guidance)
     images = sample_images(
-        run.unet, run.scheduler, num=num, steps=steps, batch_size=BATCH_SIZE, seed=seed, device=on
-    )
+        run.unet, run.scheduler, num=num, steps=steps, batch_size=BATCH_SIZE, seed=seed, device=on,
+        labels=told, guidance=guidance,
+    )  # fmt: skip
     written = save_samples(images, out)
     single = f" and {len(written) - 1} single images" if len(written) > 1 else ""
     say(f"wrote {written[0]}{single}: {num} images, {steps} DDIM steps, {weights} weights")
+
+
+def _told(no_label: int | None, num: int, label: int | None, guidance: float) -> "Tensor | None":
+    """The classes of ``num`` images, (num,), int64; None where the network knows no classes."""
+    import torch
+
+    from fedphd.common.quality.sampling import spread_labels
+
+    if no_label is None:
+        given = f"--class = {label}" if label is not None else f"--guidance = {guidance:g}"
+        if label is not None or guidance != 1:
+            raise ConfigError(
+                f"{given}: this network was trained without classes; train one with "
+                "--set model.class_conditional=true"
+            )
+        return None
+    if label is None:
+        return spread_labels(num, [1 / no_label] * no_label)
+    if label >= no_label:
+        raise ConfigError(
+            f"--class = {label}: this network knows {no_label} classes; use 0 to {no_label - 1}"
+        )
+    return torch.full((num,), label)

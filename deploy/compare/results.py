@@ -8,7 +8,7 @@ from typing import Any
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.config.text import flattened
-from fedphd.common.history.evaluation import EvaluationRecord
+from fedphd.common.history.evaluation import EvaluationRecord, Protocol
 from fedphd.common.history.events import IntervalEnded
 from fedphd.deploy.compare.methods import Method
 from fedphd.deploy.compare.plan import PlannedRun, readable
@@ -89,7 +89,11 @@ def read_result(run: PlannedRun) -> Row:
             method=run.method.name,
             seed=run.seed,
             tuning=run.tuning,
-            quality={key: value for key, value in parts.items() if isinstance(value, float)},
+            quality={
+                key: value
+                for key, value in parts.items()
+                if isinstance(value, float) and key not in Protocol.model_fields
+            },
             costs={
                 "parameters": float(summary.parameters.after),
                 "macs": float(summary.macs.after),
@@ -100,7 +104,11 @@ def read_result(run: PlannedRun) -> Row:
             },
             anchors=anchors.model_dump(exclude_none=True) if anchors else {},
             curve=[curve_point(evaluation, rounds) for evaluation in summary.evaluations],
-            protocol={key: value for key, value in parts.items() if isinstance(value, int | str)},
+            protocol={
+                key: value
+                for key, value in parts.items()
+                if isinstance(value, int | str) or (value and key in Protocol.model_fields)
+            },
             origin=json.loads((run.folder / SIMULATION).read_text("utf-8"))["origin"],
             partition=summary.partition["name"] if summary.partition else None,
         )

@@ -137,8 +137,18 @@ def other_numbers(evaluation: EvaluationRecord) -> list[str]:
         (evaluation.recall, "recall {:.2f}"),
         (evaluation.least_class_ratio, f"class {evaluation.least_class} at {{:.0%}} of its share"),
         (raw and raw.frechet_distance, "raw weights {:.1f}"),
+        *_worst_class(evaluation),
     )
     return [text.format(value) for value, text in texts if value is not None]
+
+
+def _worst_class(evaluation: EvaluationRecord) -> Iterator[tuple[float, str]]:
+    """The class that a class-conditional network draws worst."""
+    distances = dict(enumerate(evaluation.class_distances or ()))
+    known = {label: value for label, value in distances.items() if value is not None}
+    if known:
+        worst = max(known, key=lambda label: known[label])
+        yield known[worst], f"class {worst} worst with {{:.1f}}"
 
 
 def _savings(moved: LinkBytes) -> Iterator[tuple[str, str]]:

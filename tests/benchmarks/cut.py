@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.training import train_task
+from support.training import of_one_class, train_task
 
 from fedphd.client.trainer import ClientImages, Trainer
 from fedphd.common.config.data import DataConfig
@@ -77,7 +77,8 @@ class Bench:
             network=UNetSpec(unet=unet_config(unet), layout=layout.to_json()),
             **changes,
         )
-        result = trainer.train(task, layout.pack(unet.state_dict()), ClientImages(self.images))
+        data = ClientImages(of_one_class(self.images))
+        result = trainer.train(task, layout.pack(unet.state_dict()), data)
         unet.load_state_dict(layout.unpack(result.weights))
 
     def losses(self, unet: PrunedUNet, state: Any, cut: Cut | None) -> list[float]:

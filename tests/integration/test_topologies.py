@@ -111,7 +111,7 @@ def federated_averaging(config: CloudConfig) -> torch.Tensor:
         total, count = torch.zeros_like(weights), 0
         for name in order:
             data = LabelledImages(runtimes[name].config.data)
-            images = data.split(image_size=8, channels=1)[0].images
+            images = data.split(image_size=8, channels=1)[0]
             task = train_task(
                 config.model, seed=config.seed, interval=interval, training=config.training,
                 diffusion=config.diffusion,
@@ -176,7 +176,7 @@ def test_clients_validate_the_clouds_weights(topology: str, tmp_path: Path) -> N
         network = FlatUNet(unet_config(build_unet(config.model, seed=0)), torch.device("cpu"))
         network.load(final_weights(tmp_path / "one"))
         rng = generator("validate", config.seed, f"client-{number}")
-        loss = validation_loss(network, held_out.images, build_scheduler(config.diffusion), rng)
+        loss = validation_loss(network, held_out, build_scheduler(config.diffusion), rng)
         total, count = total + loss * len(images), count + len(images)
     assert second["validation_loss"] == pytest.approx(total / count, rel=1e-6)
 

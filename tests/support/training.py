@@ -8,6 +8,7 @@ import torch
 
 from fedphd.client.trainer import ClientImages, Trainer, TrainResult
 from fedphd.common.config.run import DiffusionConfig, ModelConfig
+from fedphd.common.data.images import ImageSet
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_unet, unet_config
@@ -44,9 +45,20 @@ def train(
     weights: torch.Tensor | None = None,
     held_out: torch.Tensor | None = None,
     variate: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
     **changes: Any,
 ) -> TrainResult:
-    """One edge round, by default from the U-Net's initial weights; ``changes`` of the task."""
+    """One edge round, by default from the U-Net's initial weights; ``changes`` of the task.
+
+    All images are of class 0, unless the training images have ``labels``.
+    """
     received = flat_weights(model) if weights is None else weights
     task = train_task(model, **changes)
-    return trainer.train(task, received, ClientImages(images, held_out), variate)
+    data = of_one_class(images) if labels is None else ImageSet(images, labels)
+    validated = None if held_out is None else of_one_class(held_out)
+    return trainer.train(task, received, ClientImages(data, validated), variate)
+
+
+def of_one_class(images: torch.Tensor) -> ImageSet:
+    """``images`` with the label 0."""
+    return ImageSet(images, torch.zeros(len(images), dtype=torch.int64))

@@ -29,6 +29,8 @@ LEVELS = ModelConfig(
     dropout=0.1,
 )
 
+CONDITIONAL = ModelConfig(class_conditional=True, num_class_embeds=11)
+
 
 def preset(name: str) -> ModelConfig:
     return ModelConfig.model_validate_json(json.dumps(read_preset(name)["model"]))
@@ -71,7 +73,7 @@ def pruned_in_place(unet: PrunedUNet, pruned: Pruned) -> PrunedUNet:
     return twin
 
 
-@pytest.mark.parametrize("config", [ModelConfig(), LEVELS])
+@pytest.mark.parametrize("config", [ModelConfig(), LEVELS, CONDITIONAL])
 @pytest.mark.parametrize("ratio", [0.25, 0.5])
 def test_outputs_are_those_of_torch_prunings_network_to_the_bit(
     config: ModelConfig, ratio: float

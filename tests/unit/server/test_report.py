@@ -91,7 +91,8 @@ def test_an_evaluation_is_told_whole_with_its_protocol(folder: Path) -> None:
         "class_shares": [0.9, 0.1], "least_class": 1, "least_class_ratio": 0.2,
         "features": "classifier(digits)", "num_samples": 4, "sampler": "DDIM",
         "sampling_steps": 5, "seed": 6, "num_reference_images": 7, "reference_sha256": "ab",
-        "neighbours": 3, "manifold_images": 4, "seconds": 1.5,
+        "neighbours": 3, "manifold_images": 4, "guidance": None, "seconds": 1.5,
+        "class_distances": None, "class_coverages": None,
         "anchors": {"real": 2.0, "one_class_missing": 9.0, "half_of_the_classes": None},
     }  # fmt: skip
     told = summary(folder)["evaluation"]

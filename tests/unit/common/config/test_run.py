@@ -11,9 +11,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fedphd.common.config.data import PartitionConfig, Section
+from fedphd.common.config.evaluation import EvaluationConfig
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig
 from fedphd.common.config.run import (
-    EvaluationConfig,
     ExchangeConfig,
     FederationConfig,
     ModelConfig,
@@ -292,3 +292,26 @@ def test_a_quorum_is_refused_where_who_is_late_must_not_matter() -> None:
     assert federation(schedule={"quorum": 1.0}, reproducible=True).schedule.quorum == 1.0
     with pytest.raises(ValidationError, match=r"schedule.quorum = 0.5 cannot be used with"):
         federation(schedule={"quorum": 0.5}, reproducible=True)
+
+
+def test_a_class_conditional_network_gets_a_row_for_each_class_and_one_for_none() -> None:
+    told = federation(num_classes=4, model={"class_conditional": True})
+    assert told.model.num_class_embeds == 5
+    assert told.told_classes == (0.25,) * 4
+    assert FederationConfig.model_validate_json(told.model_dump_json()) == told
+    assert federation().told_classes is None
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"model": {"num_class_embeds": 11}}, "of a class-conditional network only"),
+        ({"model": {"class_conditional": True, "num_class_embeds": 10}}, "num_classes \\+ 1 = 11"),
+        ({"evaluation": {"guidance": 2.0}}, "evaluation.guidance = 2 needs a network that knows"),
+    ],
+)
+def test_settings_of_classes_that_contradict_are_refused(
+    values: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        federation(**values)

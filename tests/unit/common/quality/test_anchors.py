@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedphd.common.config.run import EvaluationConfig
+from fedphd.common.config.evaluation import EvaluationConfig
 from fedphd.common.history.evaluation import Anchors
 from fedphd.common.quality.evaluation import Evaluator
 from fedphd.common.quality.extractor import Extractor

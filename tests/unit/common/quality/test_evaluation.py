@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedphd.common.config.data import DataConfig
-from fedphd.common.config.run import DiffusionConfig, EvaluationConfig, ModelConfig
+from fedphd.common.config.evaluation import EvaluationConfig
+from fedphd.common.config.run import DiffusionConfig, ModelConfig
 from fedphd.common.data.images import ImageSet, LabelledImages
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.history.evaluation import Protocol, Quality

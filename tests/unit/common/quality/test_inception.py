@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from fedphd.common.config.data import DataConfig
-from fedphd.common.config.run import EvaluationConfig
+from fedphd.common.config.evaluation import EvaluationConfig
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import ConfigError
 from fedphd.common.quality.evaluation import Evaluator

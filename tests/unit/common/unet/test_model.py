@@ -32,6 +32,8 @@ DIGITS = {
     "attention_head_dim": 8,
     "norm_num_groups": 8,
     "dropout": 0.0,
+    "class_conditional": False,
+    "num_class_embeds": None,
     "time_feature_width": 32,
 }
 PRUNED = {**DIGITS, "block_out_channels": [24, 48], "attention_head_dim": 6}

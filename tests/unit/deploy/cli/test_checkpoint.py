@@ -35,9 +35,9 @@ RUN = FederationConfig.model_validate_json(
 )  # fmt: skip
 
 
-def saved(folder: Path, **state: Any) -> Path:
+def saved(folder: Path, model: ModelConfig = SMALL, **state: Any) -> Path:
     """A checkpoint whose averaged weights are twice the raw ones."""
-    unet = build_unet(SMALL, seed=0)
+    unet = build_unet(model, seed=0)
     save_checkpoint(
         folder / "checkpoint",
         unet=unet,
@@ -257,3 +257,27 @@ def test_the_clients_reference_is_found_beside_the_checkpoint(
     values = numbers(fedphd("evaluate", folder, "--json"))
     assert values["num_reference_images"] == 1797
     assert torch.tensor(values["class_shares"]).sum() == pytest.approx(1)
+
+
+def test_samples_of_a_class(fedphd: Any, shared: Path) -> None:
+    model = SMALL.model_copy(update={"class_conditional": True, "num_class_embeds": 4})
+    saved(shared / "told", model)
+
+    def drawn(name: str, *flags: str) -> bytes:
+        result = fedphd("sample", "told", "--num", "3", "--steps", "2", "--out", name, *flags)
+        assert result.exception is None, result.output
+        return (shared / name).read_bytes()
+
+    two = drawn("two.png", "--class", "2")
+    assert drawn("again.png", "--class", "2") == two
+    assert drawn("one.png", "--class", "1") != two
+    assert drawn("more.png", "--class", "2", "--guidance", "3") != two
+    assert drawn("all.png") != two
+    unknown = refusal(fedphd("sample", "told", "--class", "3"))
+    assert unknown == "--class = 3: this network knows 3 classes; use 0 to 2"
+
+
+@pytest.mark.parametrize("flags", [("--class", "3"), ("--guidance", "2")])
+def test_a_network_without_classes_has_none_to_draw(fedphd: Any, flags: tuple[str, str]) -> None:
+    said = refusal(fedphd("sample", "checkpoint", *flags))
+    assert said.startswith(f"{flags[0]} = {flags[1]}: this network was trained without classes")

@@ -1,0 +1,98 @@
+"""How the cloud samples the network and measures the samples."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from fedphd.common.config.data import DataConfig, Section, setting
+
+
+class EvaluationConfig(Section):
+    """Samples and distances computed at the cloud."""
+
+    every_intervals: int = setting(2, "intervals from one evaluation to the next", ge=1)
+    num_samples: int = setting(512, "generated images per distance", ge=2)
+    sampling_steps: int = setting(50, "DDIM steps (arXiv:2010.02502)", ge=1)
+    batch_size: int = setting(256, "images sampled at a time", ge=1)
+    grid_rows: int = setting(8, "rows and columns of samples.png", ge=1, le=32)
+    guidance: float = setting(
+        1.0,
+        "classifier-free guidance of a class-conditional network's samples; 1: none",
+        ge=0,
+        le=100,
+    )
+    seed: int = setting(1234, "seed of the sampling noise", ge=0)
+    classifier_epochs: int = setting(
+        20, "epochs of the feature classifier on the reference data", ge=1
+    )
+    features: Literal["auto", "classifier", "inception"] = setting(
+        "auto",
+        "features in which images are compared, a small classifier's or Inception's; "
+        "auto: Inception's if inception_weights is given",
+    )
+    features_file: Path | None = setting(
+        None, "classifier written by `fedphd features train`; absent: trained on reference"
+    )
+    inception_weights: Path | None = setting(None, "file with torch-fidelity's Inception weights")
+    inception_sha256: str | None = setting(
+        None, "SHA-256 that the file inception_weights must have", pattern="^[0-9a-fA-F]{64}$"
+    )
+    raw_too: bool = setting(False, "measure the raw weights as well as the averaged (EMA) ones")
+    reference_file: Path | None = setting(
+        None, "compare with statistics written by `fedphd statistics`"
+    )
+    reference_clients: bool = setting(
+        False, "compare with the sum of the statistics that clients compute"
+    )
+    reference: DataConfig | None = setting(
+        None, "data set to compare with; absent: samples, but no distance"
+    )
+
+    @property
+    def wants_inception(self) -> bool:
+        """Whether distances are in Inception's features."""
+        auto = self.features == "auto" and self.inception_weights is not None
+        return auto or self.features == "inception"
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> Self:
+        given = {
+            "reference": self.reference is not None,
+            "reference_file": self.reference_file is not None,
+            "reference_clients": self.reference_clients,
+        }
+        names = [name for name, there in given.items() if there]
+        if len(names) > 1:
+            raise ValueError(
+                f"evaluation.{' and evaluation.'.join(names)} are given together; there is only "
+                "one reference, so unset the others (null, or false)"
+            )
+        ready = self.wants_inception or self.features_file is not None
+        if names and self.reference is None and not ready:
+            raise ValueError(
+                f"evaluation.{names[0]} needs features that do not depend on images at the cloud: "
+                "set evaluation.features_file (fedphd features train) or "
+                "evaluation.inception_weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _all_of_the_reference(self) -> Self:
+        if self.reference and (fraction := self.reference.validation_fraction):
+            raise ValueError(
+                f"evaluation.reference.validation_fraction = {fraction}: only clients hold out "
+                "images (data.validation_fraction); leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _inception_is_meant(self) -> Self:
+        if self.inception_sha256 is not None and self.inception_weights is None:
+            raise ValueError("evaluation.inception_sha256 needs evaluation.inception_weights")
+        if self.features == "classifier" and self.inception_weights is not None:
+            raise ValueError(
+                "evaluation.inception_weights is given, but evaluation.features = 'classifier'; "
+                "set features to 'auto' or 'inception', or unset the weights"
+            )
+        return self
