@@ -125,7 +125,7 @@ def test_each_class_is_measured_by_itself(tmp_path: Path) -> None:
     assert two > 5 * max(zero, one)
     covered = [share or 0.0 for share in quality.class_coverages]
     assert covered[2] < 0.25
-    assert min(covered[:2]) > 0.5
+    assert min(covered[:2]) > 0.3
     assert evaluator.protocol().guidance == 1.0
     # Too few of a class for a neighbourhood.
     few = evaluator.measure(drawn[:61], told[:61])
