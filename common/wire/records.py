@@ -14,7 +14,6 @@ from typing import Any, Final, Literal, TypeVar
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.common.constant import SType
 from numpy.lib import format as npy_format
 from pydantic import ValidationError
 
@@ -36,6 +35,8 @@ _NPY_HEAD: Final = re.compile(
     rb"'shape': \((?P<numel>[0-9]{1,15}),\), \} *\n"
 )
 _NPY_SHOWN_BYTES: Final = 96
+# What Flower calls NumPy's format in an array.
+_NUMPY: Final = "numpy.ndarray"
 _NPY_CODES: Final = {"float32": "<f4", "float64": "<f8", "uint8": "|u1"}
 Dtype = Literal["float32", "float64", "uint8"]
 
@@ -77,7 +78,7 @@ def to_array(values: torch.Tensor | Array) -> Array:
     # What Flower's own ``Array(flat)`` writes, which grows a buffer and copies it.
     npy_format.write_array_header_1_0(head, npy_format.header_data_from_array_1_0(flat))
     data = b"".join((head.getvalue(), flat.data.cast("B")))
-    return Array(dtype=str(flat.dtype), shape=flat.shape, stype=SType.NUMPY, data=data)
+    return Array(dtype=str(flat.dtype), shape=flat.shape, stype=_NUMPY, data=data)
 
 
 def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
