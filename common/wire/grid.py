@@ -23,7 +23,7 @@ from fedphd.common.wire import internals
 from fedphd.common.wire.traffic import Traffic
 
 _POLL_FIRST_S: Final = 0.02
-_POLL_LAST_S: Final = 0.25
+_POLL_LAST_S: Final = 0.1
 _PUSH_BATCH: Final = 32
 # 0.7 of 10 messages are 7, whatever floats make of it.
 _ROUNDING: Final = 1e-9
@@ -35,9 +35,13 @@ _REASONS: Final = {
 
 
 class Replies(Protocol):
-    """Where replies come from: ``GrpcReplies`` for processes, ``PlainReplies`` otherwise."""
+    """Where replies come from: ``GrpcReplies`` for processes, ``PlainReplies`` otherwise.
+
+    ``moving``: the last ``poll`` brought a part of a reply.
+    """
 
     stall_s: float
+    moving: bool
 
     def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
         """Look once; each reply found comes whole, or as the reason why it is lost."""
@@ -63,6 +67,7 @@ class PlainReplies:
     grid: Grid
     on_forget: Callable[[str], None] | None = None
     stall_s: float = float("inf")
+    moving: bool = False
 
     def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
         """Look once for replies."""
@@ -296,11 +301,12 @@ class StreamingGrid(WrappedGrid):
             found = [(key, _REFUSED) for key, sent in first.items() if sent.refused]
             if asked := [key for key, sent in first.items() if not sent.refused]:
                 found += self._replies.poll(asked)
-            if found:
+            if found or self._replies.moving:
                 backoff.reset()
-            elif late := self._given_up(first):
-                found += [(key, f"no reply within {exchange.limit}") for key in late]
-            else:
+            if not found:
+                late = self._given_up(first)
+                found = [(key, f"no reply within {exchange.limit}") for key in late]
+            if not found:
                 self._sleep(backoff.next_s())
             # A second reply to the same message, or one to another's, finds nobody who waits.
             came = [

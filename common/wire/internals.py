@@ -59,6 +59,7 @@ class GrpcReplies:
     ) -> None:
         self._grid = grid
         self.stall_s = stall_s
+        self.moving = False
         self._clock = clock
         self._partial: dict[str, _Partial] = {}
         self._pool = ThreadPoolExecutor(_TRANSFERS)
@@ -81,6 +82,7 @@ class GrpcReplies:
 
     def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
         """Look once for replies to ``message_ids``; each comes whole, or as why it is lost."""
+        self.moving = False
         if unannounced := [i for i in message_ids if i not in self._partial]:
             self._note_announced(unannounced)
         done: list[tuple[str, Message | str]] = []
@@ -111,6 +113,7 @@ class GrpcReplies:
                 return "its reply was lost on the server"
             came = {key: content for key, content in zip(asked, found, strict=True) if content}
             if came:
+                self.moving = True
                 partial.contents |= came
                 partial.missing = [key for key in partial.missing if key not in came]
                 partial.progress_s = self._clock()

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.links import Link
 from support.processes import Processes, free_port
 from support.site import Site
 
@@ -120,8 +121,8 @@ class Watch:
         self._thread.join()
 
 
-def stock(flat: bool) -> Callable[[Processes, int], list[float]]:
-    """Flower's stock SuperLink, SuperNodes and FedAvg."""
+def stock(flat: bool, links: Sequence[Link] = ()) -> Callable[[Processes, int], list[float]]:
+    """Flower's stock SuperLink, SuperNodes and FedAvg; each node behind a link, if there are."""
 
     def run(processes: Processes, rounds: int) -> list[float]:
         folder = processes.folder
@@ -129,16 +130,19 @@ def stock(flat: bool) -> Callable[[Processes, int], list[float]]:
         state = build_unet(config.model, seed=0).state_dict()
         shapes, times = folder / "shapes.json", folder / "times"
         shapes.write_text(json.dumps({name: list(t.shape) for name, t in state.items()}), "utf-8")
-        control, fleet = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        control, port = f"127.0.0.1:{free_port()}", free_port()
         processes.start_flower(
             "flower-superlink", "--insecure", "--isolation", "subprocess",
             "--control-api-address", control, "--serverappio-api-address", "127.0.0.1:0",
-            "--fleet-api-address", fleet,
+            "--fleet-api-address", f"{'0.0.0.0' if links else '127.0.0.1'}:{port}",
         )  # fmt: skip
-        for _ in range(CLIENTS):
+        clients = len(links) or CLIENTS
+        for link in links or [None] * CLIENTS:
             processes.start_flower(
-                "flower-supernode", "--insecure", "--superlink", fleet,
+                "flower-supernode", "--insecure",
+                "--superlink", f"{link.outside if link else '127.0.0.1'}:{port}",
                 "--clientappio-api-address", "127.0.0.1:0",
+                prefix=link.prefix if link else (),
             )  # fmt: skip
         home = folder / "flower-home"
         home.mkdir(exist_ok=True)
@@ -146,7 +150,7 @@ def stock(flat: bool) -> Callable[[Processes, int], list[float]]:
             f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{control}"\n'
             "insecure = true\n"
         )
-        values = f'shapes="{shapes}" times="{times}" clients={CLIENTS} rounds={rounds + 1}'
+        values = f'shapes="{shapes}" times="{times}" clients={clients} rounds={rounds + 1}'
         values += f" flat={str(flat).lower()}"
         time.sleep(10)
         submitted = processes.start_flower("flwr", "run", str(STOCK), "--run-config", values)
@@ -162,13 +166,36 @@ def stock(flat: bool) -> Callable[[Processes, int], list[float]]:
     return run
 
 
+def network() -> dict[str, Any]:
+    """The settings of the U-Net for CIFAR-10, whatever the images' size."""
+    model = load_config(CloudConfig, None, {"preset": "cifar10"}).model.model_dump(mode="json")
+    return {f"model.{key}": value for key, value in model.items() if value is not None}
+
+
+def measured(site: Site, *, clients: int = CLIENTS) -> list[float]:
+    """The moments at which the intervals of ``site`` ended, s since 1970, once it has ended."""
+    running = dict(site.programs)
+    while running:
+        for name, program in list(running.items()):
+            if code := program.process.poll():
+                raise RuntimeError(f"{name} ended with {code}:\n{program.text}")
+            if code == 0:
+                del running[name]
+        time.sleep(0.2)
+    ended = site.events("interval")
+    if ended[0]["parameters"] < 35e6:
+        raise RuntimeError(f"not the network for CIFAR-10: {ended[0]['parameters']} parameters")
+    if any(len(event["clients"]) < clients for event in ended):
+        raise RuntimeError("not all clients trained in every round")
+    return [float(event["time"]) for event in ended]
+
+
 def ours(down: str, up: str, *, tls: bool) -> Callable[[Processes, int], list[float]]:
     """This project's cloud and clients."""
 
     def run(processes: Processes, rounds: int) -> list[float]:
-        model = load_config(CloudConfig, None, {"preset": "cifar10"}).model.model_dump(mode="json")
         settings = {
-            **{f"model.{key}": value for key, value in model.items() if value is not None},
+            **network(),
             **RUN,
             **{"wire.client_down": down, "wire.client_up": up},
             "schedule.intervals": rounds + 1,
@@ -185,20 +212,7 @@ def ours(down: str, up: str, *, tls: bool) -> Callable[[Processes, int], list[fl
         site.start("cloud")
         for number in range(CLIENTS):
             site.start(f"client-{number}", **CLIENT)
-        running = dict(site.programs)
-        while running:
-            for name, program in list(running.items()):
-                if code := program.process.poll():
-                    raise RuntimeError(f"{name} ended with {code}:\n{program.text}")
-                if code == 0:
-                    del running[name]
-            time.sleep(0.2)
-        ended = site.events("interval")
-        if ended[0]["parameters"] < 35e6:
-            raise RuntimeError(f"not the network for CIFAR-10: {ended[0]['parameters']} parameters")
-        if any(len(event["clients"]) < CLIENTS for event in ended):
-            raise RuntimeError("not all clients trained in every round")
-        return [float(event["time"]) for event in ended]
+        return measured(site)
 
     return run
 

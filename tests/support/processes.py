@@ -131,10 +131,16 @@ class Processes:
         """Start ``fedphd`` with ``arguments``; ``prefix`` is a command that starts commands."""
         return self.start_command([*prefix, sys.executable, "-m", "fedphd.deploy.cli", *arguments])
 
-    def start_flower(self, name: str, *arguments: str, folder: Path | None = None) -> Program:
-        """Start one of Flower's own commands, such as ``flwr``, in ``folder``."""
+    def start_flower(
+        self,
+        name: str,
+        *arguments: str,
+        folder: Path | None = None,
+        prefix: Sequence[str] = (),
+    ) -> Program:
+        """Start one of Flower's own commands, such as ``flwr``, in ``folder``; as ``start``."""
         environment = flower_environment(self.folder / "flower-home")
-        command = [str(Path(sys.executable).parent / name), *arguments]
+        command = [*prefix, str(Path(sys.executable).parent / name), *arguments]
         return self.start_command(command, environment, folder)
 
     def start_command(

@@ -124,9 +124,11 @@ def test_objects_are_pulled_as_they_come_and_once_each(stub: FakeStub) -> None:
     replies = replies_of(stub)
     for number, object_id in enumerate(ids, start=1):
         assert replies.poll(["asked"]) == []
+        assert not replies.moving
         stub.deliver(object_id)
         if number < len(ids):
             replies.poll(["asked"])
+            assert replies.moving
             assert stub.pulls.count(object_id) >= 1, "not pulled although it was there"
     [(_, got)] = replies.poll(["asked"])
     assert text_of(got) == "hello"
