@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.objectives import Batch, EpsilonObjective, LocalMethod, Objective
+from fedphd.client.precision import Arithmetic
 from fedphd.common.config.run import TrainingConfig
 from fedphd.common.data.images import ImageSet, to_model_range
 from fedphd.common.errors import FedPhDError
@@ -31,6 +32,7 @@ class LocalRound:
     training: TrainingConfig
     penalty: GroupPenalty | None
     sparsity_lambda: float
+    arithmetic: Arithmetic
     rng: torch.Generator
     name: str
 
@@ -42,7 +44,7 @@ class LocalRound:
         """
         batch = self._draw(data)
         self.network.gradient.zero_()
-        with autocast(batch.noisy.device):
+        with self.arithmetic():
             loss, term = self.method.losses(self.objective, self.network.unet, batch)
         total, penalty = loss if term is None else loss + term, 0.0
         if self.penalty is not None:
@@ -71,7 +73,8 @@ class LocalRound:
             clean = flipped(clean, self.rng)
         if (no_label := self.network.unet.no_label) is not None:
             labels = without_some(data.labels, self.training.label_dropout, no_label, self.rng)
-        return noised(clean, self.scheduler, self.rng, self.network.flat.device, labels)
+        batch = noised(clean, self.scheduler, self.rng, self.network.flat.device, labels)
+        return replace(batch, noisy=self.arithmetic.arranged(batch.noisy))
 
     def _check_finite(self, number: int, *, loss: float, gradient: float) -> None:
         if math.isfinite(loss) and math.isfinite(gradient):
@@ -144,14 +147,13 @@ def noised(
     return Batch(noisy=noisy, timesteps=timesteps, noise=noise, labels=told)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on CUDA; on CPUs small U-Nets lose by it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
-
-
 @torch.no_grad()
 def validation_loss(
-    network: FlatUNet, data: ImageSet, scheduler: DDPMScheduler, rng: torch.Generator
+    network: FlatUNet,
+    data: ImageSet,
+    scheduler: DDPMScheduler,
+    rng: torch.Generator,
+    arithmetic: Arithmetic,
 ) -> float:
     """Mean epsilon loss (arXiv:2006.11239, Eq. 14) of the network over the M images of ``data``.
 
@@ -165,6 +167,6 @@ def validation_loss(
         part = data.subset(indices)
         labels = None if network.unet.no_label is None else part.labels
         batch = noised(to_model_range(part.images), scheduler, rng, device, labels)
-        with autocast(device):
+        with arithmetic():
             total += float(objective.loss(network.unet, batch)) * len(part)
     return total / len(data)

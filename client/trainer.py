@@ -13,6 +13,7 @@ from torch import Tensor
 from fedphd.client.flat_unet import FlatUNet, UNetCache
 from fedphd.client.local_state import MOMENTS, OWN_WEIGHTS, VARIATE, LocalState
 from fedphd.client.objectives import EpsilonObjective, Objective, local_method
+from fedphd.client.precision import Arithmetic, arithmetic_for
 from fedphd.client.steps import LocalRound, batches, validation_loss
 from fedphd.common.config.run import TrainingConfig
 from fedphd.common.data.images import ImageSet
@@ -116,8 +117,9 @@ class Trainer:
         self._state.fit(network.layout, cut, prune_moments=task.optimizer_moments == "prune")
         network.load(self._completed(network, task, weights))
         scheduler = build_scheduler(task.diffusion)
-        validated = self._validated(network, data.held_out, scheduler, task.seed)
-        round_ = self._round(task, network, scheduler, variate)
+        arithmetic = arithmetic_for(network, task.training.precision)
+        validated = self._validated(network, data.held_out, scheduler, task.seed, arithmetic)
+        round_ = self._round(task, network, scheduler, variate, arithmetic)
         with seeded(self.device, derive_seed("dropout", *self._draws(task))):
             steps = self._run(round_, data.train)
         change = self._packed_change(round_.method.finish(self._state), network.layout, task)
@@ -136,7 +138,12 @@ class Trainer:
         return task.seed, self.client_id, task.interval, task.edge_round
 
     def _round(
-        self, task: TrainTask, network: FlatUNet, scheduler: DDPMScheduler, variate: Tensor | None
+        self,
+        task: TrainTask,
+        network: FlatUNet,
+        scheduler: DDPMScheduler,
+        variate: Tensor | None,
+        arithmetic: Arithmetic,
     ) -> LocalRound:
         """What stays the same over the round's steps; ``network`` holds the received weights."""
         return LocalRound(
@@ -152,6 +159,7 @@ class Trainer:
             # Built before the steps, so that a first sparse round draws what a later one would.
             penalty=network.penalty if task.sparsity_lambda else None,
             sparsity_lambda=task.sparsity_lambda,
+            arithmetic=arithmetic,
             rng=generator("train", *self._draws(task)),
             name=f"client {self.client_id}, interval {task.interval}, round {task.edge_round}",
         )  # fmt: skip
@@ -170,14 +178,19 @@ class Trainer:
         return packed
 
     def _validated(
-        self, network: FlatUNet, data: ImageSet | None, scheduler: DDPMScheduler, run_seed: int
+        self,
+        network: FlatUNet,
+        data: ImageSet | None,
+        scheduler: DDPMScheduler,
+        run_seed: int,
+        arithmetic: Arithmetic,
     ) -> float | None:
         """The loaded weights' loss on held out images; with the same draws in every round."""
         if data is None:
             return None
         check_images(data, network)
         rng = generator("validate", run_seed, self.client_id)
-        return validation_loss(network, data, scheduler, rng)
+        return validation_loss(network, data, scheduler, rng, arithmetic)
 
     def _remember(self, network: FlatUNet, task: TrainTask) -> None:
         """Store what the next round starts from, and forget what it starts afresh."""

@@ -133,7 +133,7 @@ class EdgeAverage(Strategy):
             edge_round=edge_round,
             network=task.network,
             diffusion=plan.diffusion,
-            training=plan.training,
+            training=plan.local_training,
             objective=plan.objective,
             parts=parts,
             send=send,

@@ -18,6 +18,8 @@ SelectionPolicy = Literal[
     "homogeneity", "best_homogeneity", "balanced", "min_kl", "random", "static"
 ]
 
+Precision = Literal["auto", "fp32", "bf16"]
+
 # The name in reports of the only features in which a Frechet distance is a FID.
 INCEPTION: Final = "inception-v3"
 
@@ -123,6 +125,11 @@ class TrainingConfig(Section):
         "needs (arXiv:2207.12598)",
         ge=0,
         le=1,
+    )
+    precision: Precision = setting(
+        "auto",
+        "arithmetic of the network; bf16: by autocast, weights stay fp32; auto: bf16 on CUDA and "
+        "where a CPU is faster with it, fp32 elsewhere and where reproducible = true",
     )
     optimizer_state: Literal["keep", "fresh"] = setting(
         "keep", "keep each client's moments across rounds, or start afresh"
@@ -304,6 +311,13 @@ class FederationConfig(Section):
     def target_distribution(self) -> tuple[float, ...]:
         """The target label distribution, shape (num_classes,), sums to 1."""
         return self.target or (1.0 / self.num_classes,) * self.num_classes
+
+    @property
+    def local_training(self) -> TrainingConfig:
+        """``training`` as clients get it: a reproducible run leaves nothing to a trial."""
+        if self.reproducible and self.training.precision == "auto":
+            return self.training.model_copy(update={"precision": "fp32"})
+        return self.training
 
     @property
     def told_classes(self) -> tuple[float, ...] | None:

@@ -20,6 +20,7 @@ from support.training import train_task
 
 from fedphd.client.app import ClientRuntime, build_app
 from fedphd.client.flat_unet import FlatUNet
+from fedphd.client.precision import Arithmetic
 from fedphd.client.steps import validation_loss
 from fedphd.client.stores import ContextStore
 from fedphd.client.trainer import ClientImages, Trainer
@@ -176,7 +177,9 @@ def test_clients_validate_the_clouds_weights(topology: str, tmp_path: Path) -> N
         network = FlatUNet(unet_config(build_unet(config.model, seed=0)), torch.device("cpu"))
         network.load(final_weights(tmp_path / "one"))
         rng = generator("validate", config.seed, f"client-{number}")
-        loss = validation_loss(network, held_out, build_scheduler(config.diffusion), rng)
+        scheduler = build_scheduler(config.diffusion)
+        plain = Arithmetic(torch.device("cpu"), bf16=False)
+        loss = validation_loss(network, held_out, scheduler, rng, plain)
         total, count = total + loss * len(images), count + len(images)
     assert second["validation_loss"] == pytest.approx(total / count, rel=1e-6)
 

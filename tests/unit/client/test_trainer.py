@@ -16,6 +16,7 @@ from support.training import train as training_round
 
 from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.objectives import Batch, Objective
+from fedphd.client.precision import Arithmetic
 from fedphd.client.steps import (
     batches,
     flipped,
@@ -41,6 +42,7 @@ from fedphd.common.unet.parts import PartSubset
 WIDE = ModelConfig(image_size=4, block_out_channels=(16, 16), norm_num_groups=8, dropout=0.1)
 NARROW = ModelConfig(image_size=4, block_out_channels=(8, 8), norm_num_groups=8)
 IMAGES = torch.randint(0, 256, (10, 1, 4, 4), generator=generator("images")).to(torch.uint8)
+PLAIN = Arithmetic(torch.device("cpu"), bf16=False)
 TRAINING = TrainingConfig(batch_size=4, learning_rate=0.01)
 
 
@@ -338,7 +340,7 @@ def test_validation_loss_by_hand() -> None:
         network.flat.zero_()
     images = torch.zeros(300, 1, 4, 4, dtype=torch.uint8)
     scheduler = build_scheduler(DiffusionConfig())
-    found = validation_loss(network, of_one_class(images), scheduler, generator("v"))
+    found = validation_loss(network, of_one_class(images), scheduler, generator("v"), PLAIN)
     rng, squares = generator("v"), 0.0
     for count in (256, 44):
         squares += float(torch.randn((count, 1, 4, 4), generator=rng).square().sum())
