@@ -8,6 +8,8 @@ SuperLink), and the bytes over each link.
 
     python tests/benchmarks/scale.py                        # all cases, about 12 minutes
     python tests/benchmarks/scale.py --clients 10,100 --edges 2
+    python tests/benchmarks/scale.py --clients 1000,10000 --edges 100 --within 3600 \\
+        --set schedule.participation=0.01
 """
 
 from __future__ import annotations
@@ -175,10 +177,11 @@ def main() -> None:
                 except (RuntimeError, FileNotFoundError) as error:
                     print(f"| {clients} | {edges} | failed: {str(error)[-300:]!r} |", flush=True)
                     continue
+                trained = c.client_rounds / settings["schedule.edge_rounds"]
                 per_client = c.client_edge_bytes / max(1, c.client_rounds) / 1e3
                 print(
                     f"| {clients} | {edges} | {c.start_s:.1f} | {c.round_s:.2f} | "
-                    f"{1e3 * c.round_s / clients:.0f} | {c.peak_bytes / 1e6:.0f} | "
+                    f"{1e3 * c.round_s / max(1, trained):.0f} | {c.peak_bytes / 1e6:.0f} | "
                     f"{per_client:.0f} | {c.edge_cloud_bytes / edges / 1e3:.0f} | {c.failures} |",
                     flush=True,
                 )
