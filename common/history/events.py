@@ -19,10 +19,11 @@ from fedphd.common.wire.traffic import Traffic
 
 
 class Started(Event):
-    """A ServerApp runs, as the process ``pid``."""
+    """A ServerApp runs, as the process ``pid``; the cloud's says version, commit and machine."""
 
     event: Literal["started"] = "started"
     pid: int
+    origin: dict[str, str] = Field(default_factory=dict)
 
 
 class Ended(Event):
@@ -79,6 +80,17 @@ class RoundEnded(Event, MetricValues):
     left_s: float
 
 
+class EdgeFigures(BaseModel):
+    """An edge's part in an interval; the names of clients are by edge round.
+
+    ``label_distribution`` is of all that trained there in the interval.
+    """
+
+    trained: list[list[str]] = Field(default_factory=list)
+    left_out: list[list[str]] = Field(default_factory=list)
+    label_distribution: list[float] = Field(default_factory=list)
+
+
 class IntervalFigures(BaseModel):
     """Counts and shares of an interval at the cloud.
 
@@ -95,6 +107,7 @@ class IntervalFigures(BaseModel):
     edge_homogeneity: dict[str, float] = Field(default_factory=dict)
     clients: list[str] = Field(default_factory=list)
     client_rounds: int = 0
+    edges: dict[str, EdgeFigures] = Field(default_factory=dict)
     failures: list[str] = Field(default_factory=list)
     client_edge: Traffic = Traffic()
     seconds: float = 0.0

@@ -18,6 +18,7 @@ from fedphd.common.events import Event, EventLog, Verdict, write_verdict
 from fedphd.common.history.events import Ended, Started
 from fedphd.common.wire.names import BoundNames
 from fedphd.deploy.launch import runs
+from fedphd.deploy.launch.origin import origin
 from fedphd.deploy.simulation.run_config import client_config, cloud_config, state_folder
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def run_role(grid: Grid, path: Path, *, say: runs.Say | None = None) -> None:
     events = EventLog(
         Path(file.events), role=role, node=node, on_event=on_event, before=file.events_before
     )
-    events.write(Started(pid=os.getpid()))
+    # Edges are installed alike: who speaks another protocol is refused.
+    events.write(Started(pid=os.getpid(), origin=origin() if role == "cloud" else {}))
     verdict = Verdict(Interrupted.exit_code, "stopped")
     try:
         verdict = _run(grid, file, events)
