@@ -4,7 +4,7 @@ An event log holds one JSON object per line. A reader passes over kinds that it 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -204,3 +204,12 @@ class Tail:
     def new_events(self) -> Iterator[Event]:
         """The events that came since the last call; raises ValueError as ``read_event``."""
         yield from filter(None, map(read_event, self.new_lines()))
+
+
+def merged_lines(logs: Iterable[Path]) -> list[dict[str, Any]]:
+    """The lines of several logs by time, each once; a log that is not there is empty."""
+    found: dict[str, dict[str, Any]] = {}
+    for log in logs:
+        for line in Tail(log).new_lines():
+            found.setdefault(json.dumps(line), line)
+    return sorted(found.values(), key=lambda line: float(line["time"]))
