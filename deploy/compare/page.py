@@ -5,20 +5,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 from statistics import fmean
 
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
 from fedphd.deploy.compare import table
 from fedphd.deploy.compare.plan import Plan
 from fedphd.deploy.compare.plots import AXES, draw_curves
 from fedphd.deploy.compare.results import DISTANCE, REFERENCE, MethodResults, method
 from fedphd.deploy.compare.rows import Rows
+from fedphd.deploy.launch.render import human_bytes
 from fedphd.deploy.report.figures import DASHES, MUTED, NUM_SERIES, Canvas, Chart, series, style
 from fedphd.deploy.report.page import render
 from fedphd.deploy.report.pictures import BUDGET_BYTES, Picture, embedded
 
-_TITLES = {
-    "rounds": "By cloud rounds",
-    "cloud-bytes": "By bytes over the cloud's links",
-    "compute": "By training FLOPs",
-}
 # Samples of so many seeds stand side by side.
 _MOST_SEEDS = 5
 
@@ -90,6 +88,11 @@ def _curves(every: Sequence[MethodResults]) -> Iterator[Chart]:
         if anchors:
             canvas.axes.axhline(fmean(anchors), color=MUTED, lw=1, ls=":", label="real images")
         canvas.legend(columns=2)
+        canvas.axes.set_ylabel("")
+        canvas.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if kind == "cloud-bytes":
+            canvas.axes.xaxis.set_major_locator(MaxNLocator(5))
+            canvas.axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: human_bytes(n)))
         ends = [
             f"{one.method.title} {mean:.1f}"
             for one in every
@@ -97,7 +100,7 @@ def _curves(every: Sequence[MethodResults]) -> Iterator[Chart]:
         ]
         yield canvas.chart(
             f"curves-{kind}",
-            title=_TITLES[kind],
+            title=f"Frechet distance by {AXES[kind][0]}",
             alt=f"Frechet distance by {AXES[kind][0]}, a line per method, mean over seeds. In the "
             f"end: {', '.join(ends)}.",
             note="Mean over seeds, and one standard deviation. Less is better; the scale is one of "

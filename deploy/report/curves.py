@@ -160,7 +160,8 @@ def over_intervals(axes: Axes, record: RunRecord, *, bars: bool = False) -> None
     """An axis of intervals, with the pruning on it: after an interval's value, or its bar."""
     axes.set_xlabel("interval (cloud round)")
     if not bars:
-        axes.set_xlim(left=min(0, axes.get_xlim()[0]))
+        left, right = axes.get_xlim()
+        axes.set_xlim(min(0, left), max(right, len(record.intervals), 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if record.pruned and record.pruned.interval:
         at = record.pruned.interval + 0.5 * bars

@@ -167,8 +167,9 @@ def _adapted(name: str, value: str, key: str) -> str:
     if name == "href" and value.startswith("#"):
         return f"#{key}-{value[1:]}"
     value = re.sub(r"url\(#", f"url(#{key}-", value)
-    # "font: 10px 'DejaVu Sans', ..." would bring a font of its own.
-    return re.sub(r"font: (?:\w+ )*([\d.]+)px [^;]+", r"font-size: \1px", value)
+    # What matplotlib measured with is not the page's font.
+    value = re.sub(r"font: (?:\w+ )*([\d.]+)px [^;]+", r"font-size: \1px", value)
+    return re.sub(r"font-family: [^;]+;? ?", "", value)
 
 
 def _coloured(svg: str) -> str:

@@ -60,12 +60,12 @@ def verdict(record: RunRecord, now: float) -> Verdict:
     if ended.exit_code == EXIT_OK:
         return Verdict("good", "Finished", f"{_intervals(done)} in {took}.", found)
     meaning, fix = EXIT_CODES.get(ended.exit_code, ("an unknown reason", ""))
-    kind, word = "bad", "Failed"
+    kind, word, reason = "bad", "Failed", ended.message
     if ended.exit_code == Interrupted.exit_code:
-        kind, word = "stopped", "Interrupted"
+        kind, word, reason = "stopped", "Interrupted", ""
     text = f"It ended after {done} of {asked} intervals and {took}: {meaning} (exit code "
     lead = f"{text}{ended.exit_code}). {fix}".strip()
-    return Verdict(kind, word, lead, found, ended.message)
+    return Verdict(kind, word, lead, found, reason)
 
 
 def _intervals(number: int) -> str:
