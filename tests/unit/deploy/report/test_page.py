@@ -12,7 +12,9 @@ from support.manuals import ROOT, text_of
 from support.told import write_told
 
 from fedphd.common.errors import ConfigError
-from fedphd.common.events import Verdict
+from fedphd.common.events import EventLog, Verdict
+from fedphd.common.history.events import EdgeFigures, IntervalEnded
+from fedphd.deploy.launch.runs import EVENTS
 from fedphd.deploy.report.leaving import leave_report
 from fedphd.deploy.report.page import run_page, write_report
 
@@ -184,3 +186,28 @@ def test_the_citation_is_the_repositorys(page: Page) -> None:
         paper["identifiers"][0]["value"],
     ):  # fmt: skip
         assert text in page.text
+
+
+def test_many_clients_and_rounds_fit(tmp_path: Path) -> None:
+    """600 clients in 40 edge rounds: 24,000 places."""
+    folder = write_told(tmp_path / "run", intervals=0, verdict=None)
+    log = EventLog(folder / EVENTS, role="cloud", node="cloud", before=9)
+    for interval in range(1, 21):
+        edges = {
+            f"edge-{edge}": EdgeFigures(
+                trained=[[f"client-{n}" for n in range(edge, 600, 12)]] * 2,
+                label_distribution=[0.25] * 4,
+            )
+            for edge in range(12)
+        }
+        log.write(
+            IntervalEnded(
+                interval=interval, edges=edges, sparse=False, intervals=20, parameters=1000,
+                macs=1, client_edge_bytes=interval, edge_cloud_bytes=interval, training_flops=1.0,
+                left_s=0.0,
+            )
+        )  # fmt: skip
+    log.close()
+    text = run_page(folder)
+    assert len(text.encode()) < MOST_BYTES
+    assert "Where each of 600 clients trained in edge rounds 1 to 40: 24000 times" in text
