@@ -147,8 +147,9 @@ def heat_map(record: RunRecord) -> Iterator[Chart]:
         title="Every edge round",
         alt=f"Where each of {len(clients)} clients trained in edge rounds {first} to {last}: "
         f"{trained} times, {counts}; {len(failed)} times one was left out.",
-        note="A column is an edge round, a row a client; the colour is the edge that it chose. "
-        "Empty: it did not train.",
+        note="A column is an edge round, a row a client"
+        + ("." if record.is_flat else "; the colour is the edge that it chose.")
+        + " Empty: it did not train.",
         wide=True,
     )
 
