@@ -12,7 +12,13 @@ from fedphd.common.unet.parts import PARTS, PartSubset, joined
 from fedphd.common.wire import records
 from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.grid import Quorum, StreamingGrid
-from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNetSpec
+from fedphd.common.wire.messages import (
+    TRAIN,
+    IntervalReply,
+    IntervalTask,
+    RoundMembers,
+    UNetSpec,
+)
 from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import ServerVariate
@@ -95,6 +101,10 @@ def run_interval(
         traffic=grid.traffic.minus(traffic_before),
         seconds=time.monotonic() - started_s,
         clients=tuple(sorted({name for stats in rounds for name in stats.clients})),
+        rounds=tuple(
+            RoundMembers(clients=tuple(stats.clients), left_out=tuple(stats.left_out))
+            for stats in rounds
+        ),
         failures=tuple(text for stats in rounds for text in stats.failures),
     )
     up = Codec(task.plan.codecs.cloud_up, sent.chosen)

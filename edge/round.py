@@ -28,6 +28,7 @@ class RoundStats:
     steps: int = 0
     images: int = 0
     failures: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def add(self, answer: TrainReply, num_samples: int, batch_size: int) -> None:
@@ -95,6 +96,7 @@ class EdgeRound:
         """Continue without a client that failed, and leave it alone for a while."""
         reason = shown(reason)
         self.stats.failures.append(f"{peer.name}: {reason}")
+        self.stats.left_out.append(peer.name)
         logger.warning("round %d: %s is left out: %s", self.stats.edge_round, peer.name, reason)
         self._roster.rest(peer.name, reason)
 

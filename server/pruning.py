@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedphd.common.config.widths import prune_widths, pruned_head_dim
 from fedphd.common.errors import ConfigError
-from fedphd.common.unet.costs import Costs, PruneReport
+from fedphd.common.unet.costs import Costs, LayerChange, PruneReport
 from fedphd.common.unet.groups import ChannelGroups, Cut, example_inputs
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import PrunedUNet, unet_config, unet_from_config
@@ -62,24 +62,35 @@ def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
     cut = groups.cut(TensorLayout.of(state), keep.tolist(), dict.fromkeys(queries, scale))
     pruned.load_state_dict(cut.apply(state))
     pruned.train(unet.training)
+    (before_costs, before_layers), (after_costs, after_layers) = map(_count, (unet, pruned))
     report = PruneReport(
         requested_ratio=ratio,
         achieved_ratio=1 - sum(widths) / sum(before),
         achieved_ratios=tuple(1 - a / b for a, b in zip(widths, before, strict=True)),
         widths_before=tuple(before),
         widths_after=tuple(widths),
-        before=count_costs(unet),
-        after=count_costs(pruned),
+        before=before_costs,
+        after=after_costs,
+        layers=_changes(before_layers, after_layers),
     )
     return Pruned(pruned, cut, report)
 
 
 def count_costs(unet: PrunedUNet) -> Costs:
     """Costs of ``unet`` by torch-pruning's counter."""
+    return _count(unet)[0]
+
+
+# Channels that come out of a layer, its parameters and its multiply-accumulates.
+_Layer = tuple[int, int, int]
+
+
+def _count(unet: PrunedUNet) -> tuple[Costs, dict[str, _Layer]]:
+    """The costs of ``unet``, and of each layer with a matrix of weights by name."""
     # On the meta device a forward pass has shapes to count but no arithmetic to do.
     with torch.device("meta"):
         twin = unet_from_config(unet_config(unet))
-        macs, parameters, by_layer, _ = tp.utils.count_ops_and_params(
+        macs, parameters, by_layer, parameters_of = tp.utils.count_ops_and_params(
             twin, example_inputs(twin), layer_wise=True
         )
     encoder = sum(
@@ -87,7 +98,20 @@ def count_costs(unet: PrunedUNet) -> Costs:
         for name, layer in twin.named_modules()
         if name.startswith(_ENCODER) and not [*layer.children()]
     )
-    return Costs(parameters=int(parameters), macs=int(macs), encoder_macs=int(encoder))
+    layers = {
+        name: (len(layer.weight), int(parameters_of[layer]), int(by_layer[layer] or 0))
+        for name, layer in twin.named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    return Costs(parameters=int(parameters), macs=int(macs), encoder_macs=int(encoder)), layers
+
+
+def _changes(before: Mapping[str, _Layer], after: Mapping[str, _Layer]) -> tuple[LayerChange, ...]:
+    found = []
+    for name, old in before.items():
+        channels, parameters, macs = zip(old, after[name], strict=True)
+        found.append(LayerChange(name=name, channels=channels, parameters=parameters, macs=macs))
+    return tuple(found)
 
 
 def _quotas(

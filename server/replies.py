@@ -113,6 +113,12 @@ def _check_counts(answer: IntervalReply, config: FederationConfig) -> None:
             f"claims {answer.client_rounds} client rounds; at most {schedule.edge_rounds} "
             f"fit for each of its {names} clients"
         )
+    if len(answer.rounds) > schedule.edge_rounds:
+        raise ReplyError(
+            f"claims {len(answer.rounds)} edge rounds; an interval has {schedule.edge_rounds}"
+        )
+    if strangers := {n for one in answer.rounds for n in one.clients} - set(answer.clients):
+        raise ReplyError(f"names {sorted(strangers)[0]!r} in a round, but not among its clients")
     most = schedule.max_client_samples * names
     if answer.samples_per_round > most:
         raise ReplyError(f"claims {answer.samples_per_round:g} samples; at most {most} fit")
@@ -129,7 +135,7 @@ def _check_counts(answer: IntervalReply, config: FederationConfig) -> None:
 def _check_costs(answer: IntervalReply, config: FederationConfig) -> None:
     """Figures that move the EMA and enter the report; and names, which people read."""
     try:
-        for name in answer.clients:
+        for name in (*answer.clients, *(n for one in answer.rounds for n in one.left_out)):
             check_id(name)
     except ValueError as error:
         raise ReplyError(f"names a client {error}") from error

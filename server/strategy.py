@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
-from fedphd.common.history.events import IntervalFigures
+from fedphd.common.history.events import EdgeFigures, IntervalFigures
 from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
 from fedphd.common.robust import (
     FEWEST_NORMS,
@@ -31,7 +31,7 @@ from fedphd.common.unet.model import PrunedUNet, unet_config
 from fedphd.common.unet.parts import Part, PartSubset, joined, part_sets
 from fedphd.common.wire import records
 from fedphd.common.wire.codecs import Codec
-from fedphd.common.wire.messages import TRAIN, IntervalTask, UNetSpec
+from fedphd.common.wire.messages import TRAIN, IntervalReply, IntervalTask, UNetSpec
 from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import shown
 from fedphd.common.wire.roster import Roster
@@ -218,6 +218,7 @@ class FedPhD(Strategy):
                 continue
             stats.failures += result.answer.failures
             stats.client_edge += result.answer.traffic
+            stats.edges[name] = _figures(result.answer)
             # An edge without clients kept the model it was given: it has nothing to add.
             if result.answer.client_rounds:
                 trained.append(result)
@@ -373,3 +374,11 @@ class FedPhD(Strategy):
 
     def summary(self) -> None:
         """Nothing to add to the event log."""
+
+
+def _figures(answer: IntervalReply) -> EdgeFigures:
+    return EdgeFigures(
+        trained=[[*one.clients] for one in answer.rounds],
+        left_out=[[*one.left_out] for one in answer.rounds],
+        label_distribution=[round(share, 4) for share in answer.label_distribution],
+    )

@@ -4,7 +4,7 @@ An event log holds one JSON object per line. A reader passes over kinds that it 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,11 @@ from fedphd.common.wire.traffic import Traffic
 
 
 class Started(Event):
-    """A ServerApp runs, as the process ``pid``."""
+    """A ServerApp runs, as the process ``pid``; the cloud's says version, commit and machine."""
 
     event: Literal["started"] = "started"
     pid: int
+    origin: dict[str, str] = Field(default_factory=dict)
 
 
 class Ended(Event):
@@ -79,6 +80,17 @@ class RoundEnded(Event, MetricValues):
     left_s: float
 
 
+class EdgeFigures(BaseModel):
+    """An edge's part in an interval; the names of clients are by edge round.
+
+    ``label_distribution`` is of all that trained there in the interval.
+    """
+
+    trained: list[list[str]] = Field(default_factory=list)
+    left_out: list[list[str]] = Field(default_factory=list)
+    label_distribution: list[float] = Field(default_factory=list)
+
+
 class IntervalFigures(BaseModel):
     """Counts and shares of an interval at the cloud.
 
@@ -95,6 +107,7 @@ class IntervalFigures(BaseModel):
     edge_homogeneity: dict[str, float] = Field(default_factory=dict)
     clients: list[str] = Field(default_factory=list)
     client_rounds: int = 0
+    edges: dict[str, EdgeFigures] = Field(default_factory=dict)
     failures: list[str] = Field(default_factory=list)
     client_edge: Traffic = Traffic()
     seconds: float = 0.0
@@ -191,3 +204,12 @@ class Tail:
     def new_events(self) -> Iterator[Event]:
         """The events that came since the last call; raises ValueError as ``read_event``."""
         yield from filter(None, map(read_event, self.new_lines()))
+
+
+def merged_lines(logs: Iterable[Path]) -> list[dict[str, Any]]:
+    """The lines of several logs by time, each once; a log that is not there is empty."""
+    found: dict[str, dict[str, Any]] = {}
+    for log in logs:
+        for line in Tail(log).new_lines():
+            found.setdefault(json.dumps(line), line)
+    return sorted(found.values(), key=lambda line: float(line["time"]))

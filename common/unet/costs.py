@@ -26,6 +26,18 @@ class Costs(BaseModel):
     encoder_macs: int = 0
 
 
+class LayerChange(BaseModel):
+    """A layer with a matrix of weights; each number before and after pruning.
+
+    ``channels`` are those that come out of it, ``macs`` of one image.
+    """
+
+    name: str
+    channels: tuple[int, int]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+
+
 class PruneReport(BaseModel):
     """How much pruning removed."""
 
@@ -36,6 +48,7 @@ class PruneReport(BaseModel):
     widths_after: tuple[int, ...]
     before: Costs
     after: Costs
+    layers: tuple[LayerChange, ...] = ()
 
 
 def training_flops(costs: Costs, images: int, *, encoder_passes: int = 0) -> float:

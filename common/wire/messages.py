@@ -17,7 +17,7 @@ from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload, Shown
 from fedphd.common.wire.traffic import Traffic
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 PACKAGE_VERSION: Final = version("fedphd")
 
 HELLO: Final = "query.hello"
@@ -147,12 +147,20 @@ class IntervalTask(Payload):
     plan: run.FederationConfig
 
 
+class RoundMembers(Payload):
+    """Who trained in an edge round, and who was left out of it, by name."""
+
+    clients: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
 class IntervalReply(Payload):
     """Edge to cloud, with its weights: how the interval went.
 
     ``parts`` are those that it sends; ``images`` those of all clients' optimiser steps together.
     ``metrics`` weigh by the images that trained in an edge round, on average; their validation
     loss is that of the cloud's weights, as the clients of the first edge round received them.
+    ``rounds`` are its edge rounds, in their order.
     """
 
     edge_id: str
@@ -168,6 +176,7 @@ class IntervalReply(Payload):
     traffic: Traffic
     seconds: float = Field(ge=0)
     clients: tuple[str, ...] = ()
+    rounds: tuple[RoundMembers, ...] = ()
     failures: tuple[Shown, ...] = ()
 
 

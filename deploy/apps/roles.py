@@ -18,6 +18,8 @@ from fedphd.common.events import Event, EventLog, Verdict, write_verdict
 from fedphd.common.history.events import Ended, Started
 from fedphd.common.wire.names import BoundNames
 from fedphd.deploy.launch import runs
+from fedphd.deploy.launch.origin import origin
+from fedphd.deploy.report.leaving import leave_report
 from fedphd.deploy.simulation.run_config import client_config, cloud_config, state_folder
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ def run_role(grid: Grid, path: Path, *, say: runs.Say | None = None) -> None:
     events = EventLog(
         Path(file.events), role=role, node=node, on_event=on_event, before=file.events_before
     )
-    events.write(Started(pid=os.getpid()))
+    # Edges are installed alike: who speaks another protocol is refused.
+    events.write(Started(pid=os.getpid(), origin=origin() if role == "cloud" else {}))
     verdict = Verdict(Interrupted.exit_code, "stopped")
     try:
         verdict = _run(grid, file, events)
@@ -83,9 +86,13 @@ def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
     print(f"run folder {run_dir}\ndata {split}", flush=True)
     split.write(run_dir)
     file = runs.prepare("simulation", config, run_dir)
-    with file.settled():
-        run_role(grid, file.path, say=partial(print, flush=True))
-    runs.show_summary(run_dir, say=partial(print, flush=True))
+    say = partial(print, flush=True)
+    try:
+        with file.settled():
+            run_role(grid, file.path, say=say)
+        runs.show_summary(run_dir, say=say)
+    finally:
+        leave_report(run_dir, say)
 
 
 def count_nodes(

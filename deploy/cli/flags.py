@@ -13,8 +13,8 @@ from typer import Exit, Option
 from fedphd.common.config.data import Section
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.config.text import parse_settings
-from fedphd.common.errors import ConfigError
-from fedphd.common.events import Verdict, write_json
+from fedphd.common.errors import ConfigError, FedPhDError, exit_code_of
+from fedphd.common.events import Verdict, write_json, write_verdict
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE, part_of_data, take_data
 from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.resuming import (
@@ -25,7 +25,15 @@ from fedphd.deploy.launch.resuming import (
     stored_config,
     stored_data,
 )
-from fedphd.deploy.launch.runs import CLIENTS, Split, check_data, open_client_data, run_folder
+from fedphd.deploy.launch.runs import (
+    CLIENTS,
+    VERDICT,
+    Split,
+    check_data,
+    open_client_data,
+    run_folder,
+)
+from fedphd.deploy.report.leaving import leave_report
 from fedphd.deploy.simulation.run_config import MIN_CLIENTS
 
 # rich treats [default: ...] in a help text as mark-up and drops it; show_default is safe.
@@ -65,6 +73,10 @@ Resume = Annotated[
 GoOn = Annotated[
     bool,
     Option("--go-on", help="--resume the run in --run-dir if it holds one, else begin it there"),
+]
+Report = Annotated[
+    bool,
+    Option("--report/--no-report", help="write report.html into the run's folder at the end"),
 ]
 DryRun = Annotated[
     bool, Option("--dry-run", help="check and print the configuration, start nothing")
@@ -212,14 +224,27 @@ class Federation:
         return cls(config, data_before, open_split(config, data_before), resumed)
 
     @contextmanager
-    def begin(self, run_dir: Path | None) -> Iterator[tuple[Path, threading.Event]]:
-        """Make the run's folder unless it goes on; yield it, and the event that signals set."""
+    def begin(
+        self, run_dir: Path | None, *, report: bool
+    ) -> Iterator[tuple[Path, threading.Event]]:
+        """Make the run's folder unless it goes on; yield it, and the event that signals set.
+
+        A ``report`` is written at the end, also where the block raises FedPhDError.
+        """
         with stop_on_signal() as stop:
             folder = self.resumed or run_folder(run_dir, self.config.out_dir)
             say(f"data      {self.split}")
             self.split.write(folder)
             write_json(folder / CLIENTS, dict(self.data))
-            yield folder, stop
+            try:
+                yield folder, stop
+            except FedPhDError as error:
+                if not (folder / VERDICT).exists():
+                    write_verdict(folder / VERDICT, Verdict(exit_code_of(error), str(error)))
+                raise
+            finally:
+                if report:
+                    leave_report(folder, say)
 
 
 def end(verdict: Verdict, *, name: str = "") -> None:

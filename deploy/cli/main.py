@@ -18,6 +18,7 @@ from fedphd.deploy.cli.features import features_app, statistics
 from fedphd.deploy.cli.keys import keys_app
 from fedphd.deploy.cli.preflight import preflight
 from fedphd.deploy.cli.pseudo_labels import pseudo_labels
+from fedphd.deploy.cli.report import report as write_report
 from fedphd.deploy.cli.status import status
 from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
@@ -25,6 +26,7 @@ from fedphd.deploy.launch.local import run_local
 from fedphd.deploy.launch.resuming import check_unchanged, rewind, stored_config
 from fedphd.deploy.launch.runs import VERDICT, check_data, open_client_data, run_folder
 from fedphd.deploy.launch.versions import check_flower
+from fedphd.deploy.report.leaving import leave_report
 from fedphd.deploy.simulation.launcher import run_simulation
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
@@ -69,6 +71,7 @@ def cloud(
     go_on: flags.GoOn = False,
     insecure: flags.Insecure = False,
     settings: flags.Set = None,
+    report: flags.Report = True,
     dry_run: flags.DryRun = False,
 ) -> None:
     """Run the cloud: it owns the training run, averages the edges, prunes and evaluates."""
@@ -92,6 +95,8 @@ def cloud(
         except FedPhDError as error:
             verdict = Verdict(exit_code_of(error), str(error))
             write_verdict(folder / VERDICT, verdict)
+        if report:
+            leave_report(folder, flags.say)
     flags.end(verdict)
 
 
@@ -209,6 +214,7 @@ def local(
     resume: flags.Resume = None,
     go_on: flags.GoOn = False,
     settings: flags.Set = None,
+    report: flags.Report = True,
     dry_run: flags.DryRun = False,
 ) -> None:
     """Run a whole federation on this machine: one cloud, edges and clients as processes."""
@@ -217,7 +223,7 @@ def local(
     )
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
-    with run.begin(run_dir) as (folder, stop):
+    with run.begin(run_dir, report=report) as (folder, stop):
         verdict = run_local(
             run.config,
             data=run.data,
@@ -243,6 +249,7 @@ def simulate(
     resume: flags.Resume = None,
     go_on: flags.GoOn = False,
     settings: flags.Set = None,
+    report: flags.Report = True,
     dry_run: flags.DryRun = False,
 ) -> None:
     """Simulate a whole federation in Flower's simulation engine (Ray), with the same code."""
@@ -252,7 +259,7 @@ def simulate(
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
     clients = SimulatedClients(run.data, cpus=cpus, gpus=gpus)
-    with run.begin(run_dir) as (folder, stop):
+    with run.begin(run_dir, report=report) as (folder, stop):
         resumed = rewind(folder, flags.say) if former else None
         verdict = run_simulation(
             run.config,
@@ -268,6 +275,7 @@ def simulate(
 compare.register(app)
 app.command("pseudo-labels")(pseudo_labels)
 app.command("config")(explain_config)
+app.command("report")(write_report)
 for command in (evaluate, sample, statistics, status, preflight):
     app.command()(command)
 app.add_typer(features_app, name="features")

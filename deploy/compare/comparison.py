@@ -173,6 +173,7 @@ class Comparison:
     def report(self, failed: Mapping[str, str], *, command: str) -> list[Path]:
         """Write tables and plots of all finished runs, and why runs failed; returns the files."""
         # It takes half a second to import, and is only needed here.
+        from fedphd.deploy.compare.page import comparison_page
         from fedphd.deploy.compare.plots import draw_all
 
         out, runs = self.common.out, self.runs()
@@ -180,7 +181,17 @@ class Comparison:
         self.keep(runs)
         results = collect(self.runs(), failed)
         plots = draw_all(results, self.rows)
+        tuning = self._tuning_section()
+        page = comparison_page(
+            results,
+            self.plan,
+            self.rows,
+            command=command,
+            left_out=self._left_out(),
+            tuning=tuning,
+        )
         files = {
+            "report.html": page,
             "table.csv": to_csv(results),
             "pairs.csv": pairs_to_csv(results),
             "table.md": to_markdown(
@@ -189,7 +200,7 @@ class Comparison:
                 command=command,
                 plots=plots,
                 left_out=self._left_out(),
-                tuning=self._tuning_section(),
+                tuning=tuning,
             ),
         }
         for name, text in files.items():

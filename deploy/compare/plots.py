@@ -1,11 +1,12 @@
 """Plots of quality against what it cost, and all methods' samples in one picture."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -13,7 +14,7 @@ from PIL import Image
 from fedphd.deploy.compare.results import MethodResults, mean_and_spread
 from fedphd.deploy.compare.rows import CurvePoint, Rows
 
-_AXES: dict[str, tuple[str, Callable[[CurvePoint], float]]] = {
+AXES: dict[str, tuple[str, Callable[[CurvePoint], float]]] = {
     "rounds": ("cloud rounds", lambda point: float(point.cloud_rounds)),
     "cloud-bytes": ("bytes over the cloud's links", lambda point: float(point.cloud_bytes)),
     "compute": ("training FLOPs of all clients", lambda point: point.training_flops),
@@ -30,7 +31,7 @@ def draw_all(every: Sequence[MethodResults], rows: Rows) -> list[Path]:
     There are no curves without distances, and no grids without runs.
     """
     out = rows.out
-    curves = [path for kind in _AXES if _curves(every, kind, path := out / f"quality-{kind}.png")]
+    curves = [path for kind in AXES if _curves(every, kind, path := out / f"quality-{kind}.png")]
     grids = out / "sample-grids.png"
     return [*curves, *([grids] if _grids(every, rows, grids) else [])]
 
@@ -53,25 +54,35 @@ def mean_curve(
 
 
 def _curves(every: Sequence[MethodResults], kind: str, path: Path) -> bool:
-    """A line per method; False if none has a distance."""
-    label, horizontal = _AXES[kind]
+    """A line per method in a file; False if none has a distance."""
     figure = Figure(figsize=(9.0, 4.5), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
-    for results, marker, style in zip(every, cycle(_MARKERS), _STYLES, strict=False):
+    colours = [f"C{number}" for number in range(10)]
+    if not draw_curves(axes, every, kind, zip(cycle(colours), _STYLES, strict=False)):
+        return False
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    figure.savefig(path)
+    return True
+
+
+def draw_curves(
+    axes: Axes, every: Sequence[MethodResults], kind: str, looks: Iterable[tuple[str, str]]
+) -> bool:
+    """A line per method, of the colours and line styles in ``looks``; False without a distance."""
+    label, horizontal = AXES[kind]
+    for results, marker, (colour, style) in zip(every, cycle(_MARKERS), looks, strict=False):
         if curve := mean_curve(results, horizontal):
             x, mean, spread = np.array(curve).T
             seeds = len(results.runs)
             name = f"{results.method.title} ({seeds} seed{'s' if seeds > 1 else ''})"
-            (line,) = axes.plot(x, mean, marker=marker, linestyle=style, label=name)
-            axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.15)
+            axes.plot(x, mean, marker=marker, linestyle=style, color=colour, label=name)
+            axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
     if not axes.lines:
         return False
     axes.set(xlabel=label, ylabel="Frechet distance (EMA), log scale", yscale="log")
     if kind == "rounds":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    figure.savefig(path)
     return True
 
 

@@ -1,7 +1,9 @@
 """``table.md``: every finished run counts, every missing one is named."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -21,8 +23,26 @@ from fedphd.deploy.compare.results import (
 from fedphd.deploy.compare.sheets import differing, metrics_of
 from fedphd.deploy.launch.render import human_bytes, human_seconds
 
-# A heading, and the cell of a method below it.
-_Column = tuple[str, Callable[[MethodResults], str]]
+# The number that a cell begins with, such as -57 in "-57% [-60%, -52%]".
+_FIRST = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, and the cell of a method below it; ``number`` is what it is sorted by."""
+
+    heading: str
+    text: Callable[[MethodResults], str]
+    number: Callable[[MethodResults], float | None] | None = None
+
+    def value(self, results: MethodResults) -> float | None:
+        """The number in a method's cell, if it has one."""
+        if self.number:
+            return self.number(results)
+        found = _FIRST.match(self.text(results))
+        return float(found[0]) if found else None
+
+
 # A cost's heading, and how its mean is written.
 _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda v: f"{v / 1e6:.2f} M"),
@@ -37,7 +57,7 @@ _ANCHORS = {
     "one_class_missing": "real images without one class",
     "half_of_the_classes": "real images of half of the classes",
 }
-_NOTES = (
+NOTES = (
     "Mean ± sample standard deviation over seeds; a seed sets the weights, who takes part, "
     f"the choices and the split of the data. Against {REFERENCE}: means over the seeds that "
     "both methods have, and the 95% interval of a bootstrap over these seeds, in pairs (not with "
@@ -65,33 +85,38 @@ def to_markdown(
         left_out: methods without any run, and why.
         tuning: how the methods' own settings were chosen; "" if none were.
     """
-    missing = [
-        f"{results.method.name} seed {seed}: {reason}"
-        for results in every
-        for seed, reason in results.missing.items()
-    ]
     sections = [
         "# Methods compared",
-        _budget(plan),
-        _quality(every),
-        "\n".join(f"- {line}" for line in _scale(every)),
-        _others(every),
-        _costs(every, plan.common["schedule.edge_rounds"]),
-        _NOTES,
-        _list("Missing runs", [*left_out, *missing]) or "All planned runs are in the table.",
-        _list("One thing changed", _changes(every)),
+        budget(plan),
+        _table(quality_columns(every), every),
+        "\n".join(f"- {line}" for line in scale(every)),
+        _table(others, every) if (others := other_columns(every)) else "",
+        _table(cost_columns(every, plan), every),
+        NOTES,
+        _list("Missing runs", [*left_out, *missing(every)]) or "All planned runs are in the table.",
+        _list("One thing changed", changes(every)),
         tuning and f"## Tuning\n\n{tuning}",
-        _list("Protocol", _protocol(every)),
+        _list("Protocol", protocol(every)),
         *(f"![{path.stem}]({path.name})" for path in plots),
-        _list("Settings in which the methods differ", _own_settings(every)),
-        _list("Origin", [*_origins(every), f"written by `{command}`"]),
+        _list("Settings in which the methods differ", own_settings(every)),
+        _list("Origin", [*origins(every), f"written by `{command}`"]),
         "## Common settings",
         "\n".join(f"    {key} = {value!r}" for key, value in sorted(plan.common.items())),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _budget(plan: Plan) -> str:
+def missing(every: Iterable[MethodResults]) -> list[str]:
+    """Each run that is missing, and why."""
+    return [
+        f"{results.method.name} seed {seed}: {reason}"
+        for results in every
+        for seed, reason in results.missing.items()
+    ]
+
+
+def budget(plan: Plan) -> str:
+    """What every method may spend."""
     if plan.budget == Budget.rounds:
         common = plan.common
         amount = common["schedule.edge_rounds"] * common["training.local_amount"]
@@ -108,20 +133,21 @@ def _budget(plan: Plan) -> str:
     )
 
 
-def _quality(every: Sequence[MethodResults]) -> str:
-    columns: list[_Column] = [
-        ("n", lambda results: str(len(results.runs))),
-        ("Frechet distance", partial(_mean, DISTANCE)),
-        (f"against {REFERENCE}", partial(_against_reference, method(every, REFERENCE))),
+def quality_columns(every: Sequence[MethodResults]) -> list[Column]:
+    """How good the methods are, by the distance."""
+    columns = [
+        Column("n", lambda results: str(len(results.runs))),
+        Column("Frechet distance", partial(_mean, DISTANCE)),
+        Column(f"against {REFERENCE}", partial(_against_reference, method(every, REFERENCE))),
     ]
     if method(every, CEILING):
-        columns.append(("share of the gap", partial(_share_of_gap, every)))
+        columns.append(Column("share of the gap", partial(_share_of_gap, every)))
     if any(results.by_seed(RAW_DISTANCE) for results in every):
         columns += [
-            ("by raw weights", partial(_mean, RAW_DISTANCE)),
-            ("rank (raw)", partial(_ranks, every)),
+            Column("by raw weights", partial(_mean, RAW_DISTANCE)),
+            Column("rank (raw)", partial(_ranks, every)),
         ]
-    return _table(columns, every)
+    return columns
 
 
 def _against_reference(reference: MethodResults | None, results: MethodResults) -> str:
@@ -152,7 +178,7 @@ def _ranks(every: Sequence[MethodResults], results: MethodResults) -> str:
     return "{} ({})".format(*texts)
 
 
-def _scale(every: Sequence[MethodResults]) -> Iterator[str]:
+def scale(every: Sequence[MethodResults]) -> Iterator[str]:
     """What gives the distances a scale: those of real images, and whether training has ended."""
     runs = [run for results in every for run in results.runs]
     for name, title in _ANCHORS.items():
@@ -177,31 +203,37 @@ def _last_quarter(results: MethodResults) -> float | None:
     return end / before - 1
 
 
-def _others(every: Sequence[MethodResults]) -> str:
+def other_columns(every: Sequence[MethodResults]) -> list[Column]:
     """All further qualities; how far a kernel distance's own subsets spread is in the CSV."""
     shown = (DISTANCE, RAW_DISTANCE)
     names = [n for n in metrics_of(every) if n not in shown and not n.endswith("_std")]
-    columns: list[_Column] = [
-        (name.replace("_", " ").replace(".", " ").capitalize(), partial(_mean, name))
+    return [
+        Column(name.replace("_", " ").replace(".", " ").capitalize(), partial(_mean, name))
         for name in names
     ]
-    return _table(columns, every) if columns else ""
 
 
-def _costs(every: Sequence[MethodResults], edge_rounds: int) -> str:
-    columns: list[_Column] = [(head, partial(_mean, name)) for name, (head, _) in _COSTS.items()]
+def cost_columns(every: Sequence[MethodResults], plan: Plan) -> list[Column]:
+    """What the methods cost."""
+    columns = [
+        Column(head, partial(_mean, name), partial(_mean_number, name))
+        for name, (head, _) in _COSTS.items()
+    ]
     reference = method(every, REFERENCE)
     if reference is not None:
         at = list(_COSTS).index("cloud_bytes") + 1
         columns[at:at] = [
-            (heading, partial(_bytes_against, reference, times))
+            Column(heading, partial(_bytes_against, reference, times))
             for heading, times in (
                 (f"against {REFERENCE} at equal cloud rounds", 1),
-                (f"against {REFERENCE} at the cloud in every edge round", edge_rounds),
+                (
+                    f"against {REFERENCE} at the cloud in every edge round",
+                    plan.common["schedule.edge_rounds"],
+                ),
             )
         ]
-    rounds = ("cloud rounds", lambda results: str(results.config.schedule.intervals))
-    return _table([rounds, *columns], every)
+    rounds = Column("cloud rounds", lambda results: str(results.config.schedule.intervals))
+    return [rounds, *columns]
 
 
 def _bytes_against(reference: MethodResults, times: int, results: MethodResults) -> str:
@@ -213,12 +245,16 @@ def _bytes_against(reference: MethodResults, times: int, results: MethodResults)
     return f"{pair.relative:+.1%}" if pair else ""
 
 
-def _table(columns: Sequence[_Column], every: Sequence[MethodResults]) -> str:
-    columns = [("method", lambda results: results.method.title), *columns]
-    rows = [[heading for heading, _ in columns]]
-    rows += [[cell(results) for _, cell in columns] for results in every]
+def _table(columns: Sequence[Column], every: Sequence[MethodResults]) -> str:
+    columns = [Column("method", lambda results: results.method.title), *columns]
+    rows = [[column.heading for column in columns]]
+    rows += [[column.text(results) for column in columns] for results in every]
     head, *lines = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|---" * len(columns) + "|", *lines])
+
+
+def _mean_number(name: str, results: MethodResults) -> float | None:
+    return results.mean_and_spread(name)[0]
 
 
 def _mean(name: str, results: MethodResults) -> str:
@@ -230,7 +266,7 @@ def _mean(name: str, results: MethodResults) -> str:
     return f"{mean:.4g}" if spread is None else f"{mean:.4g} ± {spread:.2g}"
 
 
-def _changes(every: Sequence[MethodResults]) -> Iterator[str]:
+def changes(every: Sequence[MethodResults]) -> Iterator[str]:
     """Pairs of methods that differ in what gives the second its name, all else being equal."""
     for results in every:
         like = method(every, results.method.tuned_like or "")
@@ -239,7 +275,8 @@ def _changes(every: Sequence[MethodResults]) -> Iterator[str]:
             yield f"{like.method.title} against {results.method.title}: {pair.text}"
 
 
-def _protocol(every: Sequence[MethodResults]) -> list[str]:
+def protocol(every: Sequence[MethodResults]) -> list[str]:
+    """How the runs were evaluated; says so where that was not alike."""
     lines = ["sampler DDIM, eta 0, the same noise for all; EMA weights unless the column says raw"]
     found = defaultdict(list)
     for results in every:
@@ -252,7 +289,7 @@ def _protocol(every: Sequence[MethodResults]) -> list[str]:
     return lines + [f"{text}: {', '.join(runs)}" for text, runs in found.items()]
 
 
-def _own_settings(every: Sequence[MethodResults]) -> Iterator[str]:
+def own_settings(every: Sequence[MethodResults]) -> Iterator[str]:
     """What each method sets that another one sets otherwise."""
     keys = differing(every)
     for results in every:
@@ -261,7 +298,8 @@ def _own_settings(every: Sequence[MethodResults]) -> Iterator[str]:
         yield f"{title}: {own or 'nothing of its own'}"
 
 
-def _origins(every: Sequence[MethodResults]) -> list[str]:
+def origins(every: Sequence[MethodResults]) -> list[str]:
+    """Versions, commits and machines of the runs, and their splits of the data."""
     runs = [run for results in every for run in results.runs]
     origins = Counter(_joined(run.origin) for run in runs)
     splits = {run.seed: run.partition for run in runs if run.partition}

@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.config.text import write_config
 from fedphd.common.errors import ConfigError, FedPhDError, Interrupted, StartError
-from fedphd.common.events import Verdict, read_verdict
+from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.common.files import replaced
-from fedphd.common.history.events import Tail
+from fedphd.common.history.events import merged_lines
 from fedphd.deploy.launch.client_data import part_of_data
 from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
 from fedphd.deploy.launch.superlink import flower_environment, free_ports, start
@@ -99,7 +99,8 @@ class LocalCluster:
         values["superlink"] |= {**server, "address": cloud}
         values["state_dir"] = str(self._state / "cloud")
         resumed = ["--resume"] if self._resumed else ["--run-dir"]
-        self._start("cloud", values, *resumed, str(self._run_dir))
+        # Who started all of them reports, with the edges' events.
+        self._start("cloud", values, *resumed, str(self._run_dir), "--no-report")
         for number, address in enumerate(edges):
             name = f"edge-{number}"
             values = {"edge_id": name, "cloud": cloud, "state_dir": str(self._state / name)}
@@ -213,12 +214,15 @@ def run_local(
         verdict = cluster.wait(stop)
         if not stop.is_set():
             cluster.finish(10.0)
-        return verdict
     except OSError as error:
-        return Verdict(StartError.exit_code, f"cannot start a process: {error}")
+        verdict = Verdict(StartError.exit_code, f"cannot start a process: {error}")
     finally:
         cluster.stop()
         merge_events(run_dir / EVENTS, sorted(run_dir.glob(f"state/edge-*/{EDGE_EVENTS}")))
+    if verdict.exit_code:
+        # The cloud only knows that it was stopped.
+        write_verdict(run_dir / VERDICT, verdict)
+    return verdict
 
 
 def merge_events(path: Path, others: Iterable[Path]) -> None:
@@ -228,10 +232,6 @@ def merge_events(path: Path, others: Iterable[Path]) -> None:
     """
     if not path.exists():
         return
-    found: dict[str, dict[str, Any]] = {}
-    for log in (path, *others):
-        for event in Tail(log).new_lines() if log.exists() else ():
-            found.setdefault(json.dumps(event), event)
-    text = "".join(f"{line}\n" for line, _ in sorted(found.items(), key=lambda e: e[1]["time"]))
+    text = "".join(f"{json.dumps(line)}\n" for line in merged_lines((path, *others)))
     with replaced(path) as beside:
         beside.write_text(text, encoding="utf-8")

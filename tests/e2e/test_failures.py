@@ -126,6 +126,9 @@ def test_interrupting_local_ends_every_process(processes: Processes) -> None:
     # It waited for none of the work, which would have taken hours, and for every process.
     processes.wait_gone()
     assert "interrupted" in program.lines[-1]
+    page = (processes.folder / "run/report.html").read_text("utf-8")
+    assert "Interrupted" in page
+    assert f"of {MANY} intervals" in page
 
 
 def test_too_few_participants_are_named(processes: Processes) -> None:
@@ -138,6 +141,9 @@ def test_too_few_participants_are_named(processes: Processes) -> None:
     assert cloud.wait_exit() == 4
     expected = "there are 1 of 2 edges (edge-0) and 1 of 3 clients (client-0)"
     assert expected in cloud.lines[-1]
+    page = (site.run_dir / "report.html").read_text("utf-8")
+    assert expected in page
+    assert "too few participants (exit code 4)" in page
     # They are told why.
     for name in ("edge-0", "client-0"):
         assert site.programs[name].wait_exit() == 4

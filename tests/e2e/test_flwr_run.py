@@ -88,6 +88,7 @@ def test_it_runs_to_the_end(flwr_run: Run, folder: Path) -> None:
     text = flwr_run({**keys, **own, "settings": settings_text(others)})
     (run_dir,) = (folder / "runs").glob("2*")
     assert f"finished; everything is in {run_dir}" in text
+    assert "conv_in" in (run_dir / "report.html").read_text("utf-8")
     finished = [e for e in events(run_dir / "metrics.jsonl") if e["event"] == "interval"]
     assert [event["interval"] for event in finished] == [1, 2]
     assert finished[-1]["clients"] == [f"client-{number}" for number in range(NUM_NODES)]

@@ -57,6 +57,12 @@ def test_every_client_trains_in_every_round_at_one_edge(learned: Federation) -> 
         assert event["clients"] == ["client-0", "client-1", "client-2", "client-3"]
         assert event["client_rounds"] == 8
         assert event["failures"] == []
+        for edge_round in range(2):
+            at = [edge["trained"][edge_round] for edge in event["edges"].values()]
+            assert sorted(name for trained in at for name in trained) == event["clients"]
+        assert [edge["left_out"] for edge in event["edges"].values()] == [[[], []]] * 2
+        for edge in event["edges"].values():
+            assert sum(edge["label_distribution"]) == pytest.approx(1.0, abs=1e-3)
         assert sum(event["edge_weights"].values()) == pytest.approx(1.0)
 
 

@@ -38,6 +38,7 @@ SETTINGS: dict[str, Any] = {
 class Outcome:
     """What a run left, and printed."""
 
+    folder: Path
     weights: dict[str, torch.Tensor]
     ema: dict[str, torch.Tensor]
     rounds: dict[tuple[str, int, int], dict[str, Any]]
@@ -67,7 +68,7 @@ def finish(processes: Processes, program: Program, name: str) -> Outcome:
         for event in events(log)
         if event["event"] == "round"
     }
-    return Outcome(unet.state_dict(), ema.state_dict(), rounds, program.text)
+    return Outcome(folder, unet.state_dict(), ema.state_dict(), rounds, program.text)
 
 
 def tail(path: Path, lines: int = 40) -> str:

@@ -29,6 +29,7 @@ from fedphd.common.wire.messages import (
     Hello,
     HelloReply,
     IntervalReply,
+    RoundMembers,
 )
 from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import Payload
@@ -93,6 +94,7 @@ def test_reply_sums_up_the_rounds() -> None:
     assert reply.metrics.loss.value == pytest.approx(0.5)
     assert reply.mean_steps == 6.0
     assert reply.clients == ("first", "second")
+    assert reply.rounds == (RoundMembers(clients=("first", "second")),) * 2
     assert reply.failures == ()
     assert reply.network == NETWORK
 
@@ -120,6 +122,7 @@ def test_rounds_without_clients_count_in_the_mean_samples() -> None:
     assert weights.tolist() == [11.0, 21.0, 31.0]
     assert reply.samples_per_round == 2.5
     assert (reply.client_rounds, reply.mean_steps, reply.metrics.loss.value) == (1, 3.0, 0.5)
+    assert [one.clients for one in reply.rounds] == [("a",), (), (), ()]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +141,7 @@ def test_failures_of_all_rounds_are_reported() -> None:
     bad = FakeClient("bad", reply={"num_examples": 1})
     reply, _ = interval([bad, FakeClient("good")], plan(waits={"retry_s": 1e-9}))
     assert reply.failures == ("bad: claims 1 examples, but registered with 10",)
+    assert reply.rounds == (RoundMembers(clients=("good",), left_out=("bad",)),)
     assert reply.clients == ("good",)
 
 

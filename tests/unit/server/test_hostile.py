@@ -91,6 +91,9 @@ ABSURD: list[tuple[str, Any, str]] = [
     ("client_rounds", 10**18, f"claims {10**18} client rounds; at most 2 fit"),
     ("samples_per_round", -1.0, "malformed IntervalReply: samples_per_round"),
     ("clients", ["\x1b[2J"], "names a client '\\x1b[2J' is not a valid name"),
+    ("rounds", [{}] * 3, "claims 3 edge rounds; an interval has 2"),
+    ("rounds", [{"clients": ["x"]}], "names 'x' in a round, but not among its clients"),
+    ("rounds", [{"left_out": ["a b"]}], "names a client 'a b' is not a valid name"),
     ("interval", 2, "answers as bad for interval 2"),
 ]
 

@@ -242,3 +242,17 @@ def test_cifar10_reference_figures(
     costs = count_costs(unet) if ratio is None else prune_unet(unet, ratio=ratio).report.after
     assert round(costs.parameters / 1e6, 2) == million_parameters
     assert round(costs.macs / 1e9, 2) == giga_macs
+
+
+def test_layers_are_told_before_and_after() -> None:
+    report = prune_unet(build_unet(ModelConfig(), seed=2), ratio=0.25).report
+    layers = {layer.name: layer for layer in report.layers}
+    # 3 x 3 weights and a bias for each channel, at 64 pixels.
+    assert layers["conv_in"].channels == (32, 24)
+    assert layers["conv_in"].parameters == (320, 240)
+    assert layers["conv_in"].macs == (64 * 320, 64 * 240)
+    assert layers["conv_out"].parameters == (9 * 32 + 1, 9 * 24 + 1)
+    # All but the normalisations, which have a scale and a shift per channel.
+    for at, costs in enumerate((report.before, report.after)):
+        counted = sum(layer.parameters[at] for layer in report.layers)
+        assert 0.99 * costs.parameters < counted < costs.parameters

@@ -1,0 +1,172 @@
+"""How good a run's samples are, and its losses, over the intervals."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from fedphd.common.history.evaluation import EvaluationRecord
+from fedphd.common.history.events import RoundEnded
+from fedphd.deploy.launch.render import distance_name
+from fedphd.deploy.report.figures import DASHES, INK, MARKERS, MUTED, Canvas, Chart, series
+from fedphd.deploy.report.record import RunRecord
+
+_ANCHORS = {
+    "real": "real images",
+    "one_class_missing": "real, one class missing",
+    "half_of_the_classes": "real, half of the classes",
+}
+# Beyond that a scale of powers is easier to read.
+_LOG_RATIO = 10.0
+PERCENT = FuncFormatter(lambda value, _: f"{value:.0%}")
+
+
+def quality(record: RunRecord) -> Iterator[Chart]:
+    """The distance over the run, beside what real images get."""
+    measured = [e for e in record.evaluations if e.frechet_distance is not None]
+    if not measured:
+        return
+    canvas, name = Canvas(), distance_name(measured[-1])
+    axes = canvas.axes
+    x = [e.interval or 0 for e in measured]
+    y = [e.frechet_distance or 0.0 for e in measured]
+    axes.plot(x, y, color=series(0), marker=MARKERS[0], label="averaged weights (EMA)", zorder=3)
+    low = [*y]
+    if any(e.raw and e.raw.frechet_distance is not None for e in measured):
+        raw = [(e.raw.frechet_distance if e.raw else None) or np.nan for e in measured]
+        low += [value for value in raw if value == value]
+        axes.plot(x, raw, color=series(1), marker=MARKERS[1], ls="--", label="raw weights")
+    for anchor, text in _ANCHORS.items():
+        anchors = measured[-1].anchors
+        if anchors and (value := getattr(anchors, anchor)) is not None:
+            low.append(value)
+            axes.axhline(value, color=MUTED, lw=1, ls=":")
+            at = (1.0, value)
+            axes.annotate(
+                f"{text} {value:.1f}", at, (-2, 3), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", fontsize=8.4, color=MUTED,
+            )  # fmt: skip
+    canvas.legend()
+    positive = [value for value in low if value > 0]
+    if positive and max(positive) > _LOG_RATIO * min(positive):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.set_ylim(bottom=0)
+    over_intervals(axes, record)
+    path = ", ".join(
+        f"{value:.1f} {'after interval ' + str(at) if at else 'before training'}"
+        for at, value in zip(x, y, strict=True)
+    )
+    yield canvas.chart(
+        "distance",
+        title=f"{name} to real images",
+        alt=f"{name} of the samples, less is better: {path}.",
+        note=f"Less is better. {how_measured(measured[-1])}",
+    )
+
+
+def classes(record: RunRecord) -> Iterator[Chart]:
+    """In which classes the last samples are, beside the target."""
+    shares = record.evaluations[-1].class_shares if record.evaluations else None
+    if not shares or record.config is None:
+        return
+    canvas, target = Canvas(), record.config.target_distribution
+    at = np.arange(len(shares))
+    canvas.axes.bar(at, shares, color=series(0), width=0.78)
+    if len(target) == len(shares):
+        borders = [-0.5, *at + 0.5]
+        canvas.axes.step(borders, [*target, target[-1]], "--", where="post", color=INK, lw=1.2)
+    canvas.axes.yaxis.set_major_formatter(PERCENT)
+    canvas.axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+    canvas.axes.set(xlabel="class", xlim=(-0.7, len(shares) - 0.3))
+    texts = [f"{label} {share:.0%}" for label, share in enumerate(shares[:100])]
+    yield canvas.chart(
+        "classes",
+        title="Classes of the samples",
+        alt=f"Share of the last samples in each class, by the classifier: {', '.join(texts)}.",
+        note="Where the classifier puts the last samples. Dashed: the target.",
+    )
+
+
+def how_measured(evaluation: EvaluationRecord) -> str:
+    """What a distance needs beside it to be compared."""
+    return (
+        f"{evaluation.num_samples} samples in {evaluation.sampling_steps} DDIM steps against "
+        f"{evaluation.num_reference_images} real images, in features of {evaluation.features}."
+    )
+
+
+def losses(record: RunRecord) -> Iterator[Chart]:
+    """The training's loss, by edge and edge round where that is known; the validation loss."""
+    trained = [(one.interval, one.loss) for one in record.intervals if one.loss is not None]
+    if trained:
+        yield _training_loss(record, trained)
+    # Validated are the weights that an interval begins with.
+    checked = [
+        (one.interval - 1, one.validation_loss)
+        for one in record.intervals
+        if one.validation_loss is not None
+    ]
+    if checked:
+        canvas = Canvas()
+        canvas.axes.plot(*zip(*checked, strict=True), color=series(2), marker=MARKERS[2])
+        canvas.axes.set_ylim(bottom=0)
+        over_intervals(canvas.axes, record)
+        (_, first), (at, last) = checked[0], checked[-1]
+        yield canvas.chart(
+            "validation",
+            title="Validation loss",
+            alt=f"Loss on held out images: {first:.4f} before training, {last:.4f} after interval "
+            f"{at}.",
+            note="Of the cloud's weights, on images that the clients hold out.",
+        )
+
+
+def _training_loss(record: RunRecord, trained: Sequence[tuple[int, float]]) -> Chart:
+    canvas = Canvas()
+    by_edge: dict[str, list[RoundEnded]] = defaultdict(list)
+    for ended in record.rounds:
+        if ended.loss is not None:
+            by_edge[ended.node].append(ended)
+    # With more edges nobody could tell the lines apart.
+    for number, edge in enumerate(record.edges if len(record.edges) <= len(MARKERS) else ()):
+        rounds = by_edge[edge]
+        canvas.axes.plot(
+            [one.round / record.edge_rounds for one in rounds],
+            [one.loss or 0.0 for one in rounds],
+            color=series(number), lw=1, ls=DASHES[number % len(DASHES)], alpha=0.8, label=edge,
+        )  # fmt: skip
+    canvas.axes.plot(
+        *zip(*trained, strict=True), color=INK, marker=MARKERS[0], label="all", zorder=3
+    )
+    if by_edge:
+        canvas.legend()
+    canvas.axes.set_ylim(bottom=0)
+    over_intervals(canvas.axes, record)
+    return canvas.chart(
+        "loss",
+        title="Training loss",
+        alt=f"Mean training loss: {trained[0][1]:.4f} in interval {trained[0][0]}, "
+        f"{trained[-1][1]:.4f} in interval {trained[-1][0]}.",
+        note="Of the noise that the network guesses, over the steps of all clients"
+        + (", and thin by edge and edge round." if by_edge else "."),
+    )
+
+
+def over_intervals(axes: Axes, record: RunRecord, *, bars: bool = False) -> None:
+    """An axis of intervals, with the pruning on it: after an interval's value, or its bar."""
+    axes.set_xlabel("interval (cloud round)")
+    if not bars:
+        left, right = axes.get_xlim()
+        axes.set_xlim(min(0, left), max(right, len(record.intervals), 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if record.pruned and record.pruned.interval:
+        at = record.pruned.interval + 0.5 * bars
+        axes.axvline(at, color=MUTED, lw=1, ls="--", zorder=1)
+        axes.annotate(
+            "pruned", (at, 1.0), (3, -3), xycoords=("data", "axes fraction"),
+            textcoords="offset points", va="top", fontsize=8.4, color=MUTED,
+        )  # fmt: skip

@@ -1,0 +1,117 @@
+"""``report.html``: a page on a run, one file that loads nothing and is readable without scripts."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fedphd.common.files import replaced
+from fedphd.deploy.launch.render import distance_name, human_bytes, human_seconds
+from fedphd.deploy.report import costs, curves, figures, places, words
+from fedphd.deploy.report.pictures import BUDGET_BYTES, Picture, embedded, thinned
+from fedphd.deploy.report.record import RunRecord
+
+REPORT: Final = "report.html"
+_MOST_PROBLEMS = 50
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A page from ``templates/``; a name that it asks for and ``values`` lacks is an error."""
+    pages = Environment(
+        loader=PackageLoader("fedphd.deploy.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {
+        "bytes": human_bytes,
+        "seconds": human_seconds,
+        "at": words.at,
+        "setting": _setting,
+        "thousands": lambda number: f"{number:,}",
+    }
+    return pages.get_template(template).render({**values, "fedphd_version": version("fedphd")})
+
+
+def _setting(value: object) -> str:
+    """A setting's value as it is written in TOML, but for None."""
+    if value is None:
+        return "absent"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_setting, value))}]"
+    return str(value)
+
+
+def run_page(folder: Path) -> str:
+    """The page on the run in ``folder``; raises ConfigError as ``RunRecord.read``."""
+    record, now = RunRecord.read(folder), time.time()
+    with figures.style():
+        values = {
+            "record": record,
+            "title": folder.resolve().name,
+            "now": now,
+            "verdict": words.verdict(record, now),
+            "tiles": words.tiles(record),
+            "frames": _frames(record),
+            "curves": [
+                *curves.quality(record),
+                *curves.losses(record),
+                *curves.classes(record),
+            ],
+            "tree": [(edge, record.rounds_at(edge).most_common()) for edge in record.edges],
+            "heat_map": [*places.heat_map(record)],
+            "problems": record.problems[:_MOST_PROBLEMS],
+            "more_problems": len(record.problems[_MOST_PROBLEMS:]),
+            "balance": [*places.balance(record)],
+            "traffic": [*costs.traffic(record)],
+            "interval_bytes": costs.bytes_by_interval(record),
+            "times": [*costs.phases(record)],
+            "layers": [*costs.layers(record)],
+            "layer_rows": costs.in_order(record.pruned.layers) if record.pruned else [],
+        }
+    return render("run.html", values)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The samples after an interval, 0 before training, and how far they are from real ones."""
+
+    interval: int
+    picture: Picture
+    distance: str
+
+
+def _frames(record: RunRecord) -> list[Frame]:
+    """The grids of samples by interval, all of the same noise."""
+    files = thinned(sorted((record.folder / "grids").glob("interval-*.png")))
+    share = BUDGET_BYTES // max(1, len(files))
+    measured = {e.interval: e for e in record.evaluations if e.frechet_distance is not None}
+    frames = []
+    for file in files:
+        interval = int(file.stem.partition("-")[2])
+        found = measured.get(interval)
+        distance = f"{distance_name(found)} {found.frechet_distance:.1f}" if found else ""
+        frames.append(Frame(interval, embedded(file, share), distance))
+    return frames
+
+
+def write_page(path: Path, text: str) -> Path:
+    """Store a page; readers see the old one or the new one."""
+    with replaced(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the page on the run in ``folder`` to ``out``, or into it; returns where.
+
+    Raises ConfigError if there is no run, or it cannot be read; OSError if it cannot be written.
+    """
+    return write_page(out or folder / REPORT, run_page(folder))

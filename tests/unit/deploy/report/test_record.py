@@ -1,0 +1,84 @@
+"""What is read from a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.told import TRAINED, write_told
+
+from fedphd.common.errors import ConfigError
+from fedphd.common.events import Verdict
+from fedphd.deploy.report.record import Members, Problem, RunRecord, Setting
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    return RunRecord.read(write_told(tmp_path / "run"))
+
+
+def test_who_trained_where_is_known_for_every_edge_round(record: RunRecord) -> None:
+    assert list(record.members) == [1, 2, 3, 4, 5, 6]
+    assert record.members[1]["edge-1"] == Members([], ["client-2"])
+    # Edge round 2 of interval 2.
+    assert record.members[4]["edge-1"] == Members(["client-0", "client-2"], [])
+    assert record.rounds_at("edge-0") == {"client-0": 4, "client-1": 1, "client-2": 1}
+    assert record.edges == ["edge-0", "edge-1"]
+    assert record.client_names == ["client-0", "client-1", "client-2"]
+
+
+def test_the_clouds_events_alone_say_who_trained_where(tmp_path: Path) -> None:
+    folder = write_told(tmp_path / "run")
+    for log in folder.glob("state/*/events.jsonl"):
+        log.unlink()
+    record = RunRecord.read(folder)
+    assert record.rounds == []
+    assert record.members[4]["edge-1"].trained == TRAINED[2]["edge-1"][1]
+
+
+def test_the_interval_that_is_under_way_is_known_from_the_edges(tmp_path: Path) -> None:
+    folder = write_told(tmp_path / "run", verdict=None)
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if not ('"interval": 3' in line or '"ended"' in line)]
+    (folder / "metrics.jsonl").write_text("".join(kept), "utf-8")
+    record = RunRecord.read(folder)
+    assert [one.interval for one in record.intervals] == [1, 2]
+    assert record.members[5]["edge-1"].trained == ["client-1", "client-2"]
+
+
+def test_problems_say_who_why_and_when(record: RunRecord) -> None:
+    assert record.problems == [Problem("client-2", "reply <b>late</b>", 1, (1,))]
+
+
+def test_settings_that_differ_from_the_preset(record: RunRecord) -> None:
+    found = {setting.key: setting for setting in record.settings}
+    assert found["schedule.intervals"] == Setting("schedule.intervals", 3, 12)
+    assert found["evaluation.reference"].value is None
+    assert "training.learning_rate" not in found
+    # Where a machine keeps its things says nothing about the training.
+    assert not {key for key in found if key.startswith(("superlink", "out_dir", "state_dir"))}
+
+
+def test_origin_is_what_the_cloud_said(record: RunRecord) -> None:
+    assert record.origin == {"fedphd_version": "9.9", "commit": "abc123"}
+
+
+def test_clients_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder = write_told(tmp_path / "run")
+    log = folder / "metrics.jsonl"
+    log.write_text(log.read_text("utf-8").replace("client-1", "client-10"), "utf-8")
+    for place in folder.glob("state/*/events.jsonl"):
+        place.unlink()
+    assert RunRecord.read(folder).client_names == ["client-0", "client-2", "client-10"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run here"):
+        RunRecord.read(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = write_told(tmp_path / "run", verdict=Verdict(4, "too few"))
+    (folder / "partition.json").write_text("{", "utf-8")
+    with pytest.raises(ConfigError, match="its files cannot be read"):
+        RunRecord.read(folder)
