@@ -91,6 +91,36 @@ def classes(record: RunRecord) -> Iterator[Chart]:
     )
 
 
+def told_classes(record: RunRecord) -> Iterator[Chart]:
+    """How good the last samples of each class are, of a network that was told which to draw."""
+    last = record.evaluations[-1] if record.evaluations else None
+    if last is None or not last.class_distances:
+        return
+    known = {label: d for label, d in enumerate(last.class_distances) if d is not None}
+    if not known:
+        return
+    canvas = Canvas()
+    canvas.axes.bar([*known], [*known.values()], color=series(0), width=0.78)
+    for label, share in enumerate(last.class_coverages or ()):
+        if label in known and share is not None:
+            canvas.axes.annotate(
+                f"{share:.0%}", (label, known[label]), (0, 3), textcoords="offset points",
+                ha="center", fontsize=8.4, color=MUTED,
+            )  # fmt: skip
+    canvas.axes.set_ylim(0, 1.15 * max(known.values()))
+    canvas.axes.set_xlabel("class")
+    canvas.axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+    texts = [f"{label} {distance:.1f}" for label, distance in known.items()][:100]
+    yield canvas.chart(
+        "told_classes",
+        title="How good each class is",
+        alt=f"Frechet distance of the samples of each class: {', '.join(texts)}.",
+        note="Distance of the samples of a class to its real images, and above it the share of "
+        "these that have a sample nearby (coverage). A class has few images: compare the bars with "
+        "one another only.",
+    )
+
+
 def how_measured(evaluation: EvaluationRecord) -> str:
     """What a distance needs beside it to be compared."""
     return (

@@ -64,6 +64,7 @@ def run_page(folder: Path) -> str:
                 *curves.quality(record),
                 *curves.losses(record),
                 *curves.classes(record),
+                *curves.told_classes(record),
             ],
             "tree": [(edge, record.rounds_at(edge).most_common()) for edge in record.edges],
             "heat_map": [*places.heat_map(record)],

@@ -123,6 +123,7 @@ def evaluation(interval: int) -> Evaluation:
         quality=Quality(
             frechet_distance=DISTANCES[interval], class_shares=(0.4, 0.3, 0.2, 0.1),
             least_class=3, least_class_ratio=0.4,
+            class_distances=(30.0, 40.5, None, 70.0), class_coverages=(0.9, 0.75, None, 0.5),
         ),
         raw=Quality(frechet_distance=DISTANCES[interval] + 5),
         protocol=Protocol(

@@ -57,6 +57,13 @@ def page(finished: Path) -> Page:
     return page_of(finished)
 
 
+def test_how_good_each_class_is_of_a_network_that_was_told(finished: Path) -> None:
+    page = run_page(finished)
+    assert "How good each class is" in page
+    assert "Frechet distance of the samples of each class: 0 30.0, 1 40.5, 3 70.0." in page
+    assert ">75%<" in page
+
+
 def test_it_has_every_part(page: Page) -> None:
     assert [section["id"] for section in page.all("section")] == list(PARTS)
     linked = [a["href"] for a in page.all("a")]
@@ -102,7 +109,7 @@ def test_every_picture_says_what_it_shows(page: Page) -> None:
     assert len(images) == 5  # before training, three intervals, and the one of the slider
     assert all(image["alt"] for image in images)
     figures = [svg for svg in page.all("svg") if svg.get("aria-hidden") != "true"]
-    assert len(figures) == 12
+    assert len(figures) == 13
     assert all(svg["role"] == "img" and len(svg["aria-label"] or "") > 20 for svg in figures)
 
 
