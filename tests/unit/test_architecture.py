@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy.apps": {*COMMON, *ROLES, "deploy.launch", "deploy.simulation"},
     "deploy.bundle": {"deploy.apps"},
     "deploy.compare": {*COMMON, "deploy.launch", "deploy.simulation"},
+    "deploy.share": {*COMMON, "deploy.launch"},
     "deploy.cli": {
         *COMMON,
         *ROLES,
@@ -46,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "deploy.launch",
         "deploy.simulation",
         "deploy.compare",
+        "deploy.share",
     },
 }
 LARGEST_SHARE = 1 / 6
