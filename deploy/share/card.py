@@ -291,5 +291,5 @@ class Card:
             "Carbon: not measured. An estimate on two assumptions, "
             f"{FLOP_PER_JOULE / 1e9:g} GFLOP per joule (a CPU; a GPU does many times as many) and "
             f"{GRAMS_PER_KWH:g} g of CO2eq per kWh: about {grams:.2g} g of CO2eq for the "
-            "training's FLOPs. Idle time, traffic, evaluation and the machines themselves are not in it"
+            "training's FLOPs. Idle time, traffic, evaluation and the machines are not in it"
         )
