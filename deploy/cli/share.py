@@ -8,10 +8,12 @@ from typer import Argument, Option
 from fedphd.common.config.roles import DeviceName
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.cli.flags import say
+from fedphd.deploy.share.places import CARD, is_export
 
 if TYPE_CHECKING:
     from fedphd.deploy.share.folder import Choices
 
+# In a run's folder.
 EXPORT = "export"
 
 
@@ -69,7 +71,6 @@ def push(
     ] = False,
 ) -> None:
     """Upload a model to the Hugging Face hub; a run is exported into RUN/export before."""
-    from fedphd.deploy.share.folder import Choices, is_export
     from fedphd.deploy.share.hub import check_name, check_token, upload
 
     # Before the export, which takes a minute.
@@ -82,6 +83,8 @@ def push(
             _check_recent(folder, run)
             say(f"{folder}: is there already and is uploaded as it is")
         else:
+            from fedphd.deploy.share.folder import Choices
+
             _export(run, folder, Choices(name=name))
     say(f"uploaded to {upload(folder, name, private=private)}")
 
@@ -91,7 +94,7 @@ def _export(run: Path, out: Path, choices: "Choices") -> None:
 
     done = export_run(run, out, choices)
     kind = "pruned, so it needs fedphd" if done.pruned else "dense, so it needs diffusers alone"
-    say(f"wrote {out}: {choices.weights} weights, {kind}; {out}/README.md has the code to open it")
+    say(f"wrote {out}: {choices.weights} weights, {kind}; {out / CARD} has the code to open it")
     if done.onnx_difference is not None:
         say(
             f"onnx: ONNX Runtime and torch differ by at most {done.onnx_difference:.2g}, over "
@@ -104,7 +107,7 @@ def _check_recent(folder: Path, run: Path) -> None:
     from fedphd.common.unet.checkpoint import checkpoint_of
 
     state = checkpoint_of(run) / "state.json"
-    if state.exists() and state.stat().st_mtime > (folder / "README.md").stat().st_mtime:
+    if state.exists() and state.stat().st_mtime > (folder / CARD).stat().st_mtime:
         raise ConfigError(
             f"{folder} is older than the run's checkpoint: remove it, so that it is made again, or "
             f"push it by its own name: fedphd push {folder} NAME"

@@ -242,10 +242,8 @@ class Card:
         named = _CLASSIFIER.fullmatch(record.features)
         if named is None:
             return record.features
-        public = {
-            name.rpartition("/")[2] for name in (*KNOWN_DATA, *filter(None, [self.data.name]))
-        }
-        return f"features of a classifier of {named[1] if named[1] in public else 'such images'}"
+        known = {name.rpartition("/")[2] for name in (*KNOWN_DATA, self.data.name or "")}
+        return f"features of a small classifier{f' of {named[1]}' if named[1] in known else ''}"
 
     def _quality(self, record: EvaluationRecord, found: Quality) -> Iterator[tuple[str, str]]:
         """Rows of the table of numbers."""

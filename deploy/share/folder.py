@@ -21,12 +21,8 @@ from fedphd.deploy.launch.client_data import part_of_data
 from fedphd.deploy.launch.resuming import stored_config, stored_data
 from fedphd.deploy.share.card import KNOWN_DATA, Card, Data, WeightsName
 from fedphd.deploy.share.onnx_network import check_onnx, write_onnx
+from fedphd.deploy.share.places import CARD, INDEX, ONNX, SAMPLES, SCHEDULER, UNET
 
-CARD = "README.md"
-SAMPLES = "samples.png"
-INDEX = "model_index.json"
-ONNX = "onnx"
-_UNET, _SCHEDULER = "unet", "scheduler"
 _ROWS, _STEPS, _SEED, _BATCH_SIZE = 8, 50, 0, 64
 
 
@@ -65,11 +61,6 @@ class Exported:
     onnx_difference: float | None
 
 
-def is_export(folder: Path) -> bool:
-    """Whether ``folder`` is one that ``export_run`` wrote, rather than a run's."""
-    return (folder / CARD).is_file() and (folder / INDEX).is_file()
-
-
 def export_run(run: Path, out: Path, choices: Choices) -> Exported:
     """Write the network of a run's folder, or of its checkpoint, into a new folder ``out``.
 
@@ -91,7 +82,7 @@ def export_run(run: Path, out: Path, choices: Choices) -> Exported:
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        exported = _write(beside, stored, progress, choices, _data_of(run, choices.dataset))
+        exported = _write(beside, stored, progress, choices, data_of(run, choices.dataset))
         if out.exists():
             out.rmdir()
         beside.rename(out)
@@ -112,14 +103,14 @@ def _write(
     pruned = isinstance(unet, PrunedUNet)
     # As in evaluation: diffusers clips the image but not the noise, which costs quality.
     scheduler = DDIMScheduler.from_config(stored.scheduler.config, clip_sample=False)
-    unet.save_pretrained(folder / _UNET)
-    scheduler.save_pretrained(folder / _SCHEDULER)
+    unet.save_pretrained(folder / UNET)
+    scheduler.save_pretrained(folder / SCHEDULER)
     kind = type(unet)
     index = {
         "_class_name": "DDIMPipeline",
         "_diffusers_version": diffusers.__version__,
-        _UNET: [kind.__module__ if pruned else "diffusers", kind.__name__],
-        _SCHEDULER: ["diffusers", "DDIMScheduler"],
+        UNET: [kind.__module__ if pruned else "diffusers", kind.__name__],
+        SCHEDULER: ["diffusers", "DDIMScheduler"],
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     steps = min(_STEPS, int(scheduler.config["num_train_timesteps"]))
@@ -151,8 +142,11 @@ def _write(
     return pruned, difference
 
 
-def _data_of(run: Path, named: str | None) -> Data:
-    """What may be said of the images of the run in ``run``: less where each client had its own."""
+def data_of(run: Path, named: str | None) -> Data:
+    """What may be said of the images of the run in ``run``: less where each client had its own.
+
+    ``named`` is the data set's name that the user gives.
+    """
     try:
         content = json.loads((run / PARTITION_FILE).read_text("utf-8"))
         part = part_of_data(stored_config(run), 0, stored_data(run))

@@ -15,7 +15,7 @@ _TOKEN_HELP = (
     "make one with write access at https://huggingface.co/settings/tokens, then `hf auth login`, "
     "or set HF_TOKEN"
 )
-_UNAUTHORISED, _FORBIDDEN = 401, 403
+_UNAUTHORISED, _FORBIDDEN, _SERVERS_FAULT = 401, 403, 500
 
 
 def check_name(name: str) -> None:
@@ -79,34 +79,27 @@ def _translated(endpoint: str, folder: Path, name: str) -> Iterator[None]:
     # The library raises a RuntimeError for a file whose upload failed, and a ValueError for an
     # answer that it does not understand, or a card that the hub does not take.
     except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise _ours(_root(error), endpoint, again) from error
+        raise _ours(error, endpoint, again) from error
 
 
-def _root(error: BaseException) -> BaseException:
-    """The answer or the break of the connection that an error was made of, or itself."""
-    while error.__cause__ is not None and not isinstance(error, httpx.HTTPError):
-        error = error.__cause__
-    return error
-
-
-def _ours(error: BaseException, endpoint: str, again: str) -> FedPhDError:
-    if isinstance(error, httpx.TransportError):
+def _ours(error: Exception, endpoint: str, again: str) -> FedPhDError:
+    """The error for people; ``again`` says how to go on once its cause is mended."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, httpx.HTTPError):
+        cause = cause.__cause__
+    hub, said = f"the Hugging Face hub at {endpoint}", str(error)
+    if isinstance(cause, httpx.TransportError):
         return ConnectionLostError(
-            f"the Hugging Face hub at {endpoint} cannot be reached ({error}): look at the "
-            f"connection, or at HF_ENDPOINT; {again}"
+            f"{hub} cannot be reached ({cause}): look at the connection, or at HF_ENDPOINT; {again}"
         )
-    said = str(error)
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        said = error.server_message or f"status {status}"
+    if isinstance(cause, HfHubHTTPError):
+        status = cause.response.status_code
         if status in (_UNAUTHORISED, _FORBIDDEN):
-            return ConfigError(
-                f"the Hugging Face hub at {endpoint} refuses the token ({said}): {_TOKEN_HELP}; "
-                f"{again}"
-            )
-        if status >= 500:
+            said = cause.server_message or f"status {status}"
+            return ConfigError(f"{hub} refuses the token ({said}): {_TOKEN_HELP}; {again}")
+        if status >= _SERVERS_FAULT:
             return ConnectionLostError(
-                f"the Hugging Face hub at {endpoint} has a fault of its own ({said}): try later; "
-                f"{again}"
+                f"{hub} has a fault of its own (status {status}): try later; {again}"
             )
-    return ConfigError(f"the Hugging Face hub at {endpoint} did not take it ({said}); {again}")
+        said = f"{cause.server_message or said}" if cause is error else said
+    return ConfigError(f"{hub} did not take it ({said}): {again}")
