@@ -46,6 +46,7 @@ def upload(folder: Path, name: str, *, private: bool) -> str:
             is switched off by ``HF_HUB_OFFLINE``, or ``private`` is asked for and the model is
             there and public.
         ConnectionLostError: the hub cannot be reached.
+        FedPhDError: the upload failed otherwise.
     """
     check_name(name)
     check_token()
@@ -101,5 +102,10 @@ def _ours(error: Exception, endpoint: str, again: str) -> FedPhDError:
             return ConnectionLostError(
                 f"{hub} has a fault of its own (status {status}): try later; {again}"
             )
-        said = f"{cause.server_message or said}" if cause is error else said
-    return ConfigError(f"{hub} did not take it ({said}): {again}")
+        # Of a card, the hub's library says more than the hub's status.
+        said = (cause.server_message or said) if cause is error else said
+        return ConfigError(f"{hub} did not take it ({said}): {again}")
+    if isinstance(error, ValueError):
+        return ConfigError(f"{hub} did not take it ({said}): {again}")
+    why = said if cause is error else f"{said} {cause}"
+    return FedPhDError(f"the upload to {hub} failed ({why}): {again}")
