@@ -61,9 +61,10 @@ def plain_unet(unet: PrunedUNet) -> UNet2DModel:
     del own["time_feature_width"]
     # Building draws first weights, and the caller's random state must not move.
     with torch.random.fork_rng(devices=[]):
-        stock = UNet2DModel(**own)
+        stock: UNet2DModel = UNet2DModel(**own)
     stock.load_state_dict(unet.state_dict())
-    return stock.train(unet.training)
+    stock.train(unet.training)
+    return stock
 
 
 class _UNetDescription(ModelConfig):

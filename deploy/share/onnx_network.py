@@ -147,7 +147,7 @@ def _parts(graphs: Iterable[Any]) -> Iterator[Any]:
 
 
 def _check(noise: _Noise, model: "onnx.ModelProto") -> float:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
