@@ -52,6 +52,11 @@ def put_off_dynamo() -> None:
             sys.meta_path.insert(0, _Finder())
 
 
+def bring_dynamo() -> None:
+    """Import ``torch._dynamo`` itself now, for what takes it apart, as torch's ONNX exporter."""
+    _real()
+
+
 def _real() -> ModuleType:
     with _lock:
         if isinstance(sys.modules.get(_DYNAMO), _StandIn):

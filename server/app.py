@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.errors import FedPhDError, ParticipantsError, exit_code_of
 from fedphd.common.events import EventLog, Verdict
-from fedphd.common.history.events import PeerChanged
+from fedphd.common.history.events import PeerChanged, Said
 from fedphd.common.history.progress import Progress
 from fedphd.common.quality.evaluation import Evaluator
 from fedphd.common.quality.extractor import Extractor
@@ -45,6 +45,7 @@ from fedphd.server.pruning import count_costs
 from fedphd.server.report import Report
 from fedphd.server.statistics import collect_statistics
 from fedphd.server.strategy import FedPhD, IntervalStats, Stored
+from fedphd.server.tracking import Followed, Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +80,24 @@ class Cloud:
         self._elapsed_s = progress.elapsed_s if progress else 0.0
         self._traffic = progress.traffic if progress else Traffic()
         self._started_s = time.monotonic()
+        self.config.tracking.check_installed()
+        run_name = progress.run if progress else uuid4().hex
+        followed = Followed(
+            name=run_name,
+            run_dir=self.run_dir,
+            out_dir=self.config.out_dir,
+            settings=federation.model_dump(mode="json", exclude={"waits"}),
+            resumed=progress.interval if progress else None,
+        )
         self.report = Report(
             self.run_dir,
             federation,
             self.events,
             count_costs(unet),
-            resumed=(progress.reported, progress.interval) if progress else None,
+            Trackers.of(
+                self.config.tracking, followed, warn=lambda text: self.events.write(Said(text=text))
+            ),
+            resumed=progress.reported if progress else None,
         )
         evaluation, model = self.config.evaluation, self.config.model
         reference = load_reference(
@@ -110,7 +123,7 @@ class Cloud:
             on_pruned=self.report.pruned,
             # Before an interval: greet latecomers; continue as long as one edge has a client.
             gather=lambda: self.gather(1, 1),
-            run_name=progress.run if progress else uuid4().hex,
+            run_name=run_name,
             stored=stored_state(self.run_dir / CHECKPOINT, progress) if progress else None,
         )
 

@@ -1,10 +1,8 @@
-"""What a run leaves behind: events, TensorBoard, sample grids, the summary."""
+"""What a run leaves behind: events, sample grids, the summary, and what trackers get."""
 
 import json
 from pathlib import Path
 from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.data.partition import PARTITION_FILE
@@ -33,6 +31,7 @@ from fedphd.common.wire.metrics import MetricValues
 from fedphd.common.wire.traffic import Traffic
 from fedphd.server.statistics import ClientStatistics
 from fedphd.server.strategy import IntervalStats
+from fedphd.server.tracking import Trackers
 
 FLOAT_BYTES = 4
 
@@ -42,7 +41,8 @@ class Report:
 
     Args:
         costs: those of the dense U-Net.
-        resumed: what was gathered before the run was resumed, after so many intervals.
+        trackers: that follow the run; ``close`` closes them.
+        resumed: what was gathered before the run was resumed.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class Report:
         config: FederationConfig,
         events: EventLog,
         costs: Costs,
-        resumed: tuple[Reported, int] | None = None,
+        trackers: Trackers,
+        resumed: Reported | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._config = config
         self._events = events
-        self._so_far, interval = resumed or (Reported(dense=costs, costs=costs), 0)
+        self._trackers = trackers
+        self._so_far = resumed or Reported(dense=costs, costs=costs)
         # Bytes of the edges' links in this process count on from there.
         self._cloud_before = self._so_far.cloud
-        # TensorBoard hides what was drawn of intervals that come again.
-        purged = interval + 1 if resumed else None
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purged)
+        self._finished = False
 
     @property
     def so_far(self) -> Reported:
@@ -107,31 +107,26 @@ class Report:
             left_s=(intervals - stats.interval) * so_far.intervals_s / len(so_far.rounds),
         )
         self._events.write(ended)
-        self._draw(ended)
+        self._track(ended)
 
-    def _draw(self, ended: IntervalEnded) -> None:
-        """An interval in TensorBoard."""
-        step = ended.interval
-        for name in (
-            "mean_steps",
-            "ema_span",
-            "num_samples",
-            "seconds",
-            *MetricValues.model_fields,
-        ):
-            value = getattr(ended, name)
-            if value is not None:
-                # Validated are the weights that the previous interval ended with; 0: the initial.
-                at = step - 1 if name == "validation_loss" else step
-                self._board.add_scalar(f"interval/{name}", value, at)
-        for edge, share in ended.edge_weights.items():
-            self._board.add_scalar(f"edge_weight/{edge}", share, step)
-        for edge, score in ended.edge_homogeneity.items():
-            self._board.add_scalar(f"edge_homogeneity/{edge}", score, step)
-        self._board.add_scalar("bytes/client_edge", ended.client_edge_bytes, step)
-        self._board.add_scalar("bytes/edge_cloud", ended.edge_cloud_bytes, step)
-        self._board.add_scalar("network/parameters", ended.parameters, step)
-        self._board.add_scalar("cost/training_flops", self._training_flops, step)
+    def _track(self, ended: IntervalEnded) -> None:
+        """An interval's numbers for the trackers."""
+        names = ("mean_steps", "ema_span", "num_samples", "seconds", *MetricValues.model_fields)
+        found = {f"interval/{name}": getattr(ended, name) for name in names}
+        # Validated are the weights that the previous interval ended with; 0: the initial.
+        validation = found.pop("interval/validation_loss")
+        if validation is not None:
+            self._trackers.numbers({"interval/validation_loss": validation}, ended.interval - 1)
+        values = {
+            **{name: value for name, value in found.items() if value is not None},
+            **{f"edge_weight/{edge}": share for edge, share in ended.edge_weights.items()},
+            **{f"edge_homogeneity/{edge}": score for edge, score in ended.edge_homogeneity.items()},
+            "bytes/client_edge": ended.client_edge_bytes,
+            "bytes/edge_cloud": ended.edge_cloud_bytes,
+            "network/parameters": ended.parameters,
+            "cost/training_flops": self._training_flops,
+        }
+        self._trackers.numbers(values, ended.interval)
 
     def client_statistics(self, result: ClientStatistics, *, edge_cloud: Traffic) -> None:
         """Record that the clients gave the reference; ``edge_cloud`` as in ``interval``."""
@@ -176,17 +171,21 @@ class Report:
         what = f"after interval {interval}" if interval else "before training"
         self._events.write(Evaluated(what=what, weights="ema", **record.model_dump()))
         rows = self._config.evaluation.grid_rows
-        save_grid(result.samples, self._run_dir / "grids" / f"interval-{interval:04d}.png", rows)
+        grid = self._run_dir / "grids" / f"interval-{interval:04d}.png"
+        save_grid(result.samples, grid, rows)
         save_grid(result.samples, self._run_dir / "samples.png", rows)
-        for prefix, quality in (("quality", result.quality), ("quality_raw", result.raw)):
-            for name, value in quality.model_dump().items() if quality else ():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{prefix}/{name}", value, interval)
-        for label, share in enumerate(result.quality.class_shares or ()):
-            self._board.add_scalar(f"class_share/{label}", share, interval)
-        for label, distance in enumerate(result.quality.class_distances or ()):
-            if distance is not None:
-                self._board.add_scalar(f"class_distance/{label}", distance, interval)
+        values = {
+            f"{prefix}/{name}": value
+            for prefix, quality in (("quality", result.quality), ("quality_raw", result.raw))
+            for name, value in (quality.model_dump().items() if quality else ())
+            if isinstance(value, float)
+        }
+        shares = enumerate(result.quality.class_shares or ())
+        values |= {f"class_share/{label}": share for label, share in shares}
+        distances = enumerate(result.quality.class_distances or ())
+        values |= {f"class_distance/{label}": d for label, d in distances if d is not None}
+        self._trackers.numbers(values, interval)
+        self._trackers.picture(grid, interval)
 
     def summary(self, seconds: float) -> Summary:
         """Write ``summary.json`` and return it."""
@@ -230,6 +229,7 @@ class Report:
             seconds={**{k: round(v, 2) for k, v in so_far.phases.items()}, "total": seconds},
         )
         summary.write(self._run_dir)
+        self._finished = True
         return summary
 
     def _partition(self) -> dict[str, Any] | None:
@@ -238,5 +238,5 @@ class Report:
         return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
 
     def close(self) -> None:
-        """Flush TensorBoard's file."""
-        self._board.close()
+        """Let the trackers finish."""
+        self._trackers.close(finished=self._finished)

@@ -23,6 +23,7 @@ from fedphd.common.config.links import (
 )
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.config.text import merged, section_class, with_overrides
+from fedphd.common.config.tracking import TrackingConfig
 from fedphd.common.errors import ConfigError
 
 PRESETS = ("digits", "cifar10-16", "cifar10", "celeba")
@@ -58,6 +59,7 @@ class CloudConfig(FederationConfig):
     num_threads: int = setting(2, "CPU threads of this process", ge=1)
     superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     health: HealthConfig = Field(default_factory=HealthConfig)
 
     def federation(self) -> FederationConfig:

@@ -70,6 +70,25 @@ class PrunedUNet(UNet2DModel):
         return {*UNet2DModel._get_init_keys(UNet2DModel), "time_feature_width"}
 
 
+def plain_unet(unet: PrunedUNet) -> UNet2DModel:
+    """A stock ``UNet2DModel`` that computes the same with the same weights, where there is one.
+
+    A network that was never pruned has one; a pruned one, whose time features are wider than its
+    first level, is given back as it is.
+    """
+    config: Any = unet.config
+    if config["time_feature_width"] != config["block_out_channels"][0]:
+        return unet
+    own = {key: value for key, value in config.items() if not key.startswith("_")}
+    del own["time_feature_width"]
+    # Building draws first weights, and the caller's random state must not move.
+    with torch.random.fork_rng(devices=[]):
+        stock: UNet2DModel = UNet2DModel(**own)
+    stock.load_state_dict(unet.state_dict())
+    stock.train(unet.training)
+    return stock
+
+
 class _UNetDescription(ModelConfig):
     """A U-Net in a message: every key is required."""
 

@@ -19,6 +19,7 @@ from fedphd.deploy.cli.keys import keys_app
 from fedphd.deploy.cli.preflight import preflight
 from fedphd.deploy.cli.pseudo_labels import pseudo_labels
 from fedphd.deploy.cli.report import report as write_report
+from fedphd.deploy.cli.share import export, push
 from fedphd.deploy.cli.status import status
 from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
@@ -276,7 +277,7 @@ compare.register(app)
 app.command("pseudo-labels")(pseudo_labels)
 app.command("config")(explain_config)
 app.command("report")(write_report)
-for command in (evaluate, sample, statistics, status, preflight):
+for command in (evaluate, sample, export, push, statistics, status, preflight):
     app.command()(command)
 app.add_typer(features_app, name="features")
 app.add_typer(keys_app, name="keys")

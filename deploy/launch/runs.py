@@ -180,7 +180,8 @@ def show_summary(run_dir: Path, say: Say) -> None:
 
 
 def check_data(config: CloudConfig) -> None:
-    """Raise ConfigError if what evaluation needs is not there or has other classes."""
+    """Raise ConfigError if what the cloud needs is not there, or has other classes."""
+    config.tracking.check_installed()
     evaluation = config.evaluation
     if evaluation.wants_inception or evaluation.features_file or evaluation.reference_file:
         from fedphd.common.quality.reference import check_features

@@ -19,6 +19,7 @@ from fedphd.deploy.compare.plan import CommonSettings, Plan, PlannedRun, plan_ru
 from fedphd.deploy.launch.runs import EVENTS, SIMULATION
 from fedphd.server.report import Report
 from fedphd.server.strategy import IntervalStats
+from fedphd.server.tracking import Trackers
 
 ORIGIN = {"fedphd_version": "9.9", "commit": "abc123", "machine": "a test's"}
 METHODS = read_methods()
@@ -52,7 +53,7 @@ def write_finished(
     write_json(run.folder / SIMULATION, record)
     events = EventLog(run.folder / EVENTS, role="cloud", node="cloud")
     costs = Costs(parameters=parameters, macs=macs)
-    report = Report(run.folder, run.config.federation(), events, costs)
+    report = Report(run.folder, run.config.federation(), events, costs, Trackers({}, print))
     flat = run.config.topology == "flat"
     for interval, distance in enumerate(distances):
         if interval:

@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy.apps": {*COMMON, *ROLES, "deploy.launch", "deploy.report", "deploy.simulation"},
     "deploy.bundle": {"deploy.apps"},
     "deploy.compare": {*COMMON, "deploy.launch", "deploy.report", "deploy.simulation"},
+    "deploy.share": {*COMMON, "deploy.launch"},
     "deploy.cli": {
         *COMMON,
         *ROLES,
@@ -48,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "deploy.report",
         "deploy.simulation",
         "deploy.compare",
+        "deploy.share",
     },
 }
 LARGEST_SHARE = 1 / 6

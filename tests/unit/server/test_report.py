@@ -12,6 +12,7 @@ from support.metrics import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedphd.common.config.run import FederationConfig
+from fedphd.common.config.tracking import TrackingConfig
 from fedphd.common.events import EventLog
 from fedphd.common.history.evaluation import Anchors, Protocol, Quality
 from fedphd.common.quality.evaluation import Evaluation
@@ -21,6 +22,7 @@ from fedphd.common.wire.traffic import Traffic
 from fedphd.server.report import Report
 from fedphd.server.statistics import ClientStatistics
 from fedphd.server.strategy import IntervalStats
+from fedphd.server.tracking import Followed, Trackers
 
 DENSE = Costs(parameters=10, macs=1000, encoder_macs=300)
 PRUNED = Costs(parameters=5, macs=600, encoder_macs=200)
@@ -54,7 +56,8 @@ def write_run(tmp_path: Path, settings: str) -> Path:
     """Three intervals, pruned after the second."""
     config = FederationConfig.model_validate_json(settings)
     log = EventLog(tmp_path / "metrics.jsonl", role="cloud", node="cloud")
-    report = Report(tmp_path, config, log, DENSE)
+    run = Followed(name="r", run_dir=tmp_path, out_dir=tmp_path, settings={})
+    report = Report(tmp_path, config, log, DENSE, Trackers.of(TrackingConfig(), run, print))
     asked = ClientStatistics(
         FeatureStatistics.zeros(2, 2), ["client-0"], ["client-1: late"], Traffic(sent_bytes=3), 0.5
     )

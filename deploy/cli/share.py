@@ -1,0 +1,114 @@
+"""``fedphd export`` and ``fedphd push``: a run's network for others."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from typer import Argument, Option
+
+from fedphd.common.config.roles import DeviceName
+from fedphd.common.errors import ConfigError
+from fedphd.deploy.cli.flags import say
+from fedphd.deploy.share.places import CARD, is_export
+
+if TYPE_CHECKING:
+    from fedphd.deploy.share.folder import Choices
+
+# In a run's folder.
+EXPORT = "export"
+
+
+def export(
+    run: Annotated[Path, Argument(metavar="RUN", help="a run's folder, or its checkpoint/")],
+    out: Annotated[Path, Option(help="folder to make")],
+    weights: Annotated[
+        Literal["averaged", "raw"], Option(help="the moving average, or the last raw weights")
+    ] = "averaged",
+    onnx: Annotated[
+        bool,
+        Option("--onnx", help="also write the network as ONNX, and check it (needs fedphd[onnx])"),
+    ] = False,
+    license_name: Annotated[
+        str | None,
+        Option(
+            "--license",
+            help="of the weights, for the card, as the hub names it: cc-by-4.0",
+            show_default="not stated",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        Option(
+            help="the clients' data set, for the card: a name on the hub, or any other",
+            show_default="named only if it is the digits or CIFAR-10",
+        ),
+    ] = None,
+    device: Annotated[
+        DeviceName, Option(help="where samples are drawn; auto is CUDA where there is one")
+    ] = "auto",
+) -> None:
+    """Make a folder that diffusers opens, with a model card and samples."""
+    from fedphd.common.unet.model import resolve_device
+    from fedphd.deploy.share.folder import Choices
+
+    choices = Choices(
+        weights=weights,
+        onnx=onnx,
+        license=license_name,
+        dataset=dataset,
+        device=resolve_device(device),
+    )
+    _export(run, out, choices)
+    say(f"to upload it: fedphd push {out} USER/MODEL")
+
+
+def push(
+    run: Annotated[
+        Path, Argument(metavar="RUN", help="a run's folder, or one that `fedphd export` made")
+    ],
+    name: Annotated[str, Argument(metavar="NAME", help="of the model on the hub: USER/MODEL")],
+    private: Annotated[
+        bool, Option("--private", help="only you, and whom you let in, see the model")
+    ] = False,
+) -> None:
+    """Upload a model to the Hugging Face hub; a run is exported into RUN/export before."""
+    from fedphd.deploy.share.hub import check_name, check_token, upload
+
+    # Before the export, which takes a minute.
+    check_name(name)
+    check_token()
+    folder = run
+    if not is_export(run):
+        folder = run / EXPORT
+        if is_export(folder):
+            _check_recent(folder, run)
+            say(f"{folder}: is there already and is uploaded as it is")
+        else:
+            from fedphd.deploy.share.folder import Choices
+
+            _export(run, folder, Choices(name=name))
+    say(f"uploaded to {upload(folder, name, private=private)}")
+
+
+def _export(run: Path, out: Path, choices: "Choices") -> None:
+    from fedphd.deploy.share.folder import export_run
+
+    done = export_run(run, out, choices)
+    kind = "pruned, so it needs fedphd" if done.pruned else "dense, so it needs diffusers alone"
+    say(f"wrote {out}: {choices.weights} weights, {kind}; {out / CARD} has the code to open it")
+    if done.onnx_difference is not None:
+        say(
+            f"onnx: ONNX Runtime and torch differ by at most {done.onnx_difference:.2g}, over "
+            "batches of 1 and 3"
+        )
+
+
+def _check_recent(folder: Path, run: Path) -> None:
+    """Raise ConfigError where the run has gone on since it was exported."""
+    from fedphd.common.unet.checkpoint import checkpoint_of
+
+    state = checkpoint_of(run) / "state.json"
+    if state.exists() and state.stat().st_mtime > (folder / CARD).stat().st_mtime:
+        raise ConfigError(
+            f"{folder} is older than the run's checkpoint: remove it, so that it is made again, or "
+            f"push it by its own name: fedphd push {folder} NAME"
+        )
