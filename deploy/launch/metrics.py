@@ -277,10 +277,9 @@ class Metrics(Collector):
     def _processes(self) -> Iterator[Sample]:
         own, serverapp = os.getpid(), self._serverapp
         yield from self._of_process("launcher", own)
-        flower = descendants(own)
+        flower = descendants(own) - {serverapp}
         if serverapp is not None:
             yield from self._of_process("serverapp", serverapp)
-            flower -= {serverapp, *descendants(serverapp)}
         found = [dict(_figures(pid)).get(_OF_PROCESS[0], 0.0) for pid in flower]
         yield _OF_PROCESS[0], sum(found), {"process": "flower"}
 
