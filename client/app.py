@@ -5,6 +5,7 @@ and its simulation call it in theirs.
 """
 
 import threading
+import time
 from collections.abc import Callable
 
 import torch
@@ -14,13 +15,16 @@ from flwr.clientapp import ClientApp
 from fedphd.client.choice import choose_edge
 from fedphd.client.flat_unet import UNetCache, received_layout
 from fedphd.client.statistics import summed_features
-from fedphd.client.trainer import ClientImages, Trainer
+from fedphd.client.trainer import ClientImages, Trainer, TrainResult
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.data.apart import Opening
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.errors import within
+from fedphd.common.events import Event
+from fedphd.common.history.events import Trained
 from fedphd.common.stores import StateStore
-from fedphd.common.unet.model import resolve_device
+from fedphd.common.timing import Stopwatch
+from fedphd.common.unet.model import gpu_memory, resolve_device
 from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire import messages, records
 from fedphd.common.wire.codecs import Codec
@@ -32,7 +36,7 @@ class ClientRuntime:
 
     ``on_finish`` is told the run's exit code and message when its end is announced. ``networks``
     may be shared with other clients that this thread plays; None: a cache of its own. ``opening``
-    may have begun to open the data.
+    may have begun to open the data. ``on_event`` is told what happens.
 
     Raises:
         ConfigError: the data cannot be read, or the device does not exist.
@@ -45,13 +49,14 @@ class ClientRuntime:
         on_finish: Callable[[messages.Finish], None] = lambda finish: None,
         networks: UNetCache | None = None,
         opening: Opening | None = None,
+        on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.config = config
         with within("data"):
             self._data = LabelledImages(config.data, opening.wait() if opening else None)
         self._labels = torch.from_numpy(self._data.labels[self._data.train_indices])
         self._trainer = Trainer(client_id=config.client_id, device=config.device, networks=networks)
-        self._on_finish = on_finish
+        self._on_finish, self._on_event = on_finish, on_event
         self._choices: dict[tuple[int, int, int, int], str] = {}
         self._training = threading.Lock()
         self._choosing = threading.Lock()
@@ -83,6 +88,7 @@ class ClientRuntime:
 
         ``state`` is where the trainer's state lies between messages; None: in this process.
         """
+        watch = Stopwatch()
         layout = received_layout(task)
         codec, variate = Codec(task.codec, layout), None
         received = records.read_coded(message, codec)
@@ -90,13 +96,18 @@ class ClientRuntime:
         if task.objective.method == "scaffold":
             variate = records.check_variate(records.read_variate(message, codec), layout)
         images = self._images(task.network)
+        watch.lap("reading")
         # Several edges may hand out work at once; the data and the optimiser exist once.
         with self._training:
+            watch.lap("waiting")
             if state is not None:
                 state.restore(self._trainer, task)
+                watch.lap("storing")
             result = self._trainer.train(task, weights, images, variate)
+            watch.lap("training")
             if state is not None:
                 state.store(self._trainer, task)
+                watch.lap("storing")
         sent = PartSubset(result.layout, task.send)
         reply = messages.TrainReply(
             client_id=self.config.client_id,
@@ -112,7 +123,27 @@ class ClientRuntime:
         base = None if up.is_exact else PartSubset(layout, task.send).take(weights)
         packed = up.pack(sent.take(result.weights), base)
         content = records.to_records(reply, packed, result.variate_change)
+        watch.lap("packing")
+        self._tell(task, result, watch.phases)
         return Message(content, reply_to=message)
+
+    def _tell(
+        self, task: messages.TrainTask, result: TrainResult, phases: dict[str, float]
+    ) -> None:
+        trained = Trained(
+            time=time.time(),
+            role="client",
+            node=self.config.client_id,
+            **result.metrics.values(),
+            interval=task.interval,
+            edge_round=task.edge_round,
+            images=len(self._labels),
+            steps=result.steps,
+            seconds=sum(phases.values()),
+            phases=phases,
+            gpu_memory=gpu_memory(self._trainer.device),
+        )
+        self._on_event(trained)
 
     def statistics(self, task: messages.StatisticsTask, message: Message) -> Message:
         """Sum up the features of the training images; ``message`` brings the extractor."""

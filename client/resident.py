@@ -93,7 +93,9 @@ class Resident:
         self._stop = stop
         self._status = status or StatusBoard("client", config.client_id)
         self.board = OfferBoard(len(config.edges))
-        self._runtime = ClientRuntime(config, on_finish=self._finish, opening=opening)
+        self._runtime = ClientRuntime(
+            config, on_finish=self._finish, opening=opening, on_event=self._status.event
+        )
         store = FileStore(config.state_folder / STATE, resident=True)
         self._app = build_app(lambda context: self._runtime, state_of=lambda context: store)
         self._nodes: list[Node] = []

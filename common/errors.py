@@ -24,6 +24,13 @@ side. Not translated: what Flower's own link of a ServerApp raises when it stops
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, get_args
+
+# Why a peer is left out of a round, in a word: no answer in time, none within ``waits.straggler_s``
+# after the others', one that was lost on its way, a peer that is not there, one that says that it
+# failed, an answer that cannot be used, and an update that is far too long.
+FailureKind = Literal["late", "straggler", "lost", "gone", "error", "malformed", "outlier"]
+FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
 
 class FedPhDError(Exception):
@@ -67,7 +74,14 @@ class Interrupted(FedPhDError):  # noqa: N818 - a request, nothing went wrong
 
 
 class ReplyError(FedPhDError):
-    """One peer's message is unusable (shape, dtype, NaN, count, late, lost); others are not."""
+    """One peer's message is unusable (shape, dtype, NaN, count, late, lost); others are not.
+
+    ``kind`` says why in a word.
+    """
+
+    def __init__(self, text: str, kind: FailureKind = "malformed") -> None:
+        super().__init__(text)
+        self.kind: FailureKind = kind
 
 
 EXIT_OK = 0

@@ -1,6 +1,11 @@
-"""Waiting: growing intervals between tries, and a delayed stop."""
+"""Waiting: growing intervals between tries, and a delayed stop; and where time went."""
 
 import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+ItemT = TypeVar("ItemT")
 
 
 class Backoff:
@@ -28,3 +33,32 @@ def stop_soon(stop: threading.Event, after_s: float) -> None:
     timer = threading.Timer(after_s, stop.set)
     timer.daemon = True
     timer.start()
+
+
+class Stopwatch:
+    """Divides the time from its making among phases, which follow one another.
+
+    Args:
+        clock: monotonic seconds.
+
+    Attributes:
+        phases: seconds of each phase.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.phases: dict[str, float] = {}
+        self._clock = clock
+        self._last_s = clock()
+
+    def lap(self, phase: str) -> None:
+        """The time since the last call was spent on ``phase``."""
+        last_s, self._last_s = self._last_s, self._clock()
+        self.phases[phase] = self.phases.get(phase, 0.0) + self._last_s - last_s
+
+    def waiting(self, items: Iterable[ItemT], phase: str, *, work: str) -> Iterator[ItemT]:
+        """``items``; until one comes is time for ``phase``, what is done with it is ``work``."""
+        for item in items:
+            self.lap(phase)
+            yield item
+            self.lap(work)
+        self.lap(phase)

@@ -12,6 +12,7 @@ from fedphd.common.config.roles import EdgeConfig
 from fedphd.common.config.run import ScheduleConfig, WaitConfig
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.events import LinkChanged, PeerChanged, RoundEnded
+from fedphd.common.homogeneity import homogeneity_score
 from fedphd.common.robust import UpdateBound
 from fedphd.common.stores import FileStore, StateStore
 from fedphd.common.timing import stop_soon
@@ -157,6 +158,8 @@ class EdgeService:
         self._rounds_done += 1
         self._rounds_s += stats.seconds
         done = (task.interval - 1) * schedule.edge_rounds + stats.edge_round
+        shares, target = strategy.offer.label_distribution, task.plan.target_distribution
+        norms = sorted(stats.update_norms)
         ended = RoundEnded(
             interval=task.interval,
             edge_round=stats.edge_round,
@@ -165,8 +168,14 @@ class EdgeService:
             **stats.metrics.values(),
             clients=stats.clients,
             num_samples=stats.num_samples,
-            label_distribution=[round(share, 4) for share in strategy.offer.label_distribution],
+            label_distribution=[round(share, 4) for share in shares],
+            target_distribution=[round(share, 4) for share in target],
+            homogeneity=homogeneity_score(shares, target) if strategy.offer.num_samples else None,
             failures=stats.failures,
+            failed=dict(stats.failed),
+            update_norm=norms[(len(norms) - 1) // 2] if norms else None,
+            largest_update_norm=norms[-1] if norms else None,
+            phases=stats.phases,
             sent_bytes=self.grid.traffic.sent_bytes,
             received_bytes=self.grid.traffic.received_bytes,
             seconds=stats.seconds,

@@ -55,7 +55,7 @@ class Questions:
             try:
                 self._attach(peer, read_payload(reply, ChooseReply), round_)
             except ReplyError as error:
-                round_.leave_out(peer, str(error))
+                round_.leave_out(peer, str(error), error.kind)
         if time.monotonic() - started_s >= wait_s:
             round_.others_silent = True
 

@@ -1,12 +1,14 @@
 """One edge round: who trains here, what the edge holds with them, and the round's figures."""
 
 import logging
-import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from fedphd.common.errors import FailureKind
+from fedphd.common.timing import Stopwatch
 from fedphd.common.unet.costs import images_of_steps
 from fedphd.common.wire.messages import TrainReply
 from fedphd.common.wire.metrics import TrainMetrics
@@ -19,7 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RoundStats:
-    """An edge round's figures; ``metrics`` weigh each client by its registered images."""
+    """An edge round's figures; ``metrics`` weigh each client by its registered images.
+
+    Attributes:
+        failures, failed: who is left out and why, for people; how many, by why.
+        update_norms: of all replies that were measured, per optimiser step.
+        phases: seconds of the round's phases.
+    """
 
     edge_round: int
     clients: list[str] = field(default_factory=list)
@@ -29,6 +37,9 @@ class RoundStats:
     images: int = 0
     failures: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    failed: Counter[FailureKind] = field(default_factory=Counter)
+    update_norms: list[float] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
     def add(self, answer: TrainReply, num_samples: int, batch_size: int) -> None:
@@ -63,6 +74,7 @@ class EdgeRound:
         offer: what the edge holds with the clients that have chosen it; at first, as given.
         trainees: these clients, by node id.
         part_set_of: the number of the part set that each sends back, by node id.
+        watch: times the round's phases; whoever works on the round says which that was.
         others_silent: a client waited in vain for the other edges' offers of this round.
     """
 
@@ -75,7 +87,7 @@ class EdgeRound:
         self.others_silent = False
         self._offer_before = offer
         self._roster = roster
-        self._started_s = time.monotonic()
+        self.watch = Stopwatch()
 
     def attach(self, peer: Peer, label_counts: tuple[int, ...]) -> None:
         """Count a client that chose this edge, in the very next offer."""
@@ -92,9 +104,10 @@ class EdgeRound:
         here = [node_of[name] for name in order if name in node_of]
         self.part_set_of = {n: (first + i) % num_part_sets for i, n in enumerate(here)}
 
-    def leave_out(self, peer: Peer, reason: str) -> None:
+    def leave_out(self, peer: Peer, reason: str, kind: FailureKind) -> None:
         """Continue without a client that failed, and leave it alone for a while."""
         reason = shown(reason)
+        self.stats.failed[kind] += 1
         self.stats.failures.append(f"{peer.name}: {reason}")
         self.stats.left_out.append(peer.name)
         logger.warning("round %d: %s is left out: %s", self.stats.edge_round, peer.name, reason)
@@ -111,4 +124,6 @@ class EdgeRound:
         for trainee in sorted(trained, key=lambda trainee: trainee.peer.name):
             self.offer = self.offer.with_client(trainee.label_counts)
             self.stats.clients.append(trainee.peer.name)
-        self.stats.seconds = time.monotonic() - self._started_s
+        self.watch.lap("averaging")
+        self.stats.phases = self.watch.phases
+        self.stats.seconds = sum(self.stats.phases.values())

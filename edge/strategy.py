@@ -110,6 +110,7 @@ class EdgeAverage(Strategy):
             edge_round=server_round,
         )
         self._questions.ask([peers[name] for name in sampled], round_, grid)
+        round_.watch.lap("asking")
         # Part sets go in turn over the clients in the round's seeded order, starting elsewhere in
         # each round: so all are sent, and a client alone sends them one after the other.
         first = (task.interval - 1) * schedule.edge_rounds + server_round
@@ -158,24 +159,27 @@ class EdgeAverage(Strategy):
         round_ = self._round
         assert round_ is not None, "Flower configures a round before it aggregates it"
         mean = PartAverage(self._layout, self.part_sets, self._new_average)
+        round_.watch.lap("sending")
+        came = round_.watch.waiting(replies, "training", work="averaging")
         trained: list[Trainee] = []
         for bound in self._bounds:
             bound.start()
-        for update in self._updates(round_, server_round, replies, mean):
+        for update in self._updates(round_, server_round, came, mean):
             norms = self._norms(update, mean, round_.weights)
+            round_.stats.update_norms += norms[:1]
             usable = self._bounds[update.part_set].offer(norms, update)
             trained += [self._count(one, mean, round_.stats) for one in usable]
         for bound in self._bounds:
             usable, dropped = bound.finish()
             trained += [self._count(one, mean, round_.stats) for one in usable]
             for update, why in dropped:
-                round_.leave_out(update.trainee.peer, why)
+                round_.leave_out(update.trainee.peer, why, "outlier")
         round_.finish(trained)
         self.offer = round_.offer
         self._on_round(round_.stats)
-        average, came = mean.applied_to(round_.weights)
-        self.averaged |= came
-        if not came:
+        average, sent = mean.applied_to(round_.weights)
+        self.averaged |= sent
+        if not sent:
             return None, None
         loss = round_.stats.metrics.loss.value or 0.0
         return records.weights_record(average), MetricRecord({"loss": loss})
@@ -212,7 +216,7 @@ class EdgeAverage(Strategy):
                     change = records.read_variate(reply, codec)
                     records.check_variate(change, codec.layout)
             except ReplyError as error:
-                round_.leave_out(peer, str(error))
+                round_.leave_out(peer, str(error), error.kind)
                 continue
             yield Update(trainee, part_set, answer, weights, change)
 

@@ -34,7 +34,13 @@ from fedphd.common.unet.checkpoint import (
     save_checkpoint,
     update_state,
 )
-from fedphd.common.unet.model import PrunedUNet, build_scheduler, build_unet, resolve_device
+from fedphd.common.unet.model import (
+    PrunedUNet,
+    build_scheduler,
+    build_unet,
+    gpu_memory,
+    resolve_device,
+)
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.messages import FINISH, Finish
 from fedphd.common.wire.records import to_records, weights_record
@@ -213,7 +219,7 @@ class Cloud:
 
     def _on_interval(self, stats: IntervalStats) -> None:
         # Only here: the evaluation of the interval before had the whole of this one.
-        self._wait_for_evaluation()
+        stats.phases["waiting_for_evaluation"] = self._wait_for_evaluation()
         self.report.interval(
             stats, sparse=self.strategy.sparse(stats.interval), edge_cloud=self.grid.traffic
         )
@@ -239,7 +245,7 @@ class Cloud:
     def _evaluate(self, progress: Progress, averaged: PrunedUNet, raw: PrunedUNet | None) -> None:
         """Evaluate a snapshot, beside the next interval, and note it in the checkpoint."""
         result = self.evaluator.evaluate(averaged, self.scheduler, raw)
-        self.report.evaluated(progress.interval, result)
+        self.report.evaluated(progress.interval, result, gpu_memory(self.device))
         if progress.interval:
             # Bytes and times stay those of the checkpoint: an interval is under way.
             record = result.record(progress.interval)
@@ -247,8 +253,11 @@ class Cloud:
             progress.events = self.events.count
             update_state(self.run_dir / CHECKPOINT, progress.model_dump(mode="json"))
 
-    def _wait_for_evaluation(self) -> None:
-        self.report.spent("waiting_for_evaluation", self._beside.wait())
+    def _wait_for_evaluation(self) -> float:
+        """Wait until nothing is evaluated; returns the seconds."""
+        waited_s = self._beside.wait()
+        self.report.spent("waiting_for_evaluation", waited_s)
+        return waited_s
 
     def _checkpoint(self, progress: Progress) -> None:
         save_checkpoint(

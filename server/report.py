@@ -1,7 +1,9 @@
 """What a run leaves behind: events, sample grids, the summary, and what trackers get."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedphd.common.config.run import FederationConfig
@@ -81,6 +83,7 @@ class Report:
         so_far = self._so_far
         passes = ENCODER_PASSES.get(self._config.objective.method, 0)
         flops = training_flops(so_far.costs, stats.images, encoder_passes=passes)
+        before = so_far.cloud
         so_far.rounds.append(
             IntervalCosts(
                 interval=stats.interval,
@@ -105,6 +108,7 @@ class Report:
             edge_cloud_bytes=so_far.cloud.total_bytes,
             training_flops=flops,
             left_s=(intervals - stats.interval) * so_far.intervals_s / len(so_far.rounds),
+            edge_cloud=so_far.cloud.minus(before),
         )
         self._events.write(ended)
         self._track(ended)
@@ -164,12 +168,20 @@ class Report:
         self._so_far.pruning, self._so_far.costs = report, report.after
         self._events.write(Pruned(interval=interval, **report.model_dump()))
 
-    def evaluated(self, interval: int, result: Evaluation) -> None:
-        """Record an evaluation, and draw its grid of samples."""
+    def evaluated(
+        self,
+        interval: int,
+        result: Evaluation,
+        gpu_memory: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Record an evaluation, and draw its grid of samples; ``gpu_memory`` as in its event."""
         record = result.record(interval)
         self._so_far.evaluations.append(record)
         what = f"after interval {interval}" if interval else "before training"
-        self._events.write(Evaluated(what=what, weights="ema", **record.model_dump()))
+        evaluated = Evaluated(
+            what=what, weights="ema", gpu_memory=dict(gpu_memory), **record.model_dump()
+        )
+        self._events.write(evaluated)
         rows = self._config.evaluation.grid_rows
         grid = self._run_dir / "grids" / f"interval-{interval:04d}.png"
         save_grid(result.samples, grid, rows)

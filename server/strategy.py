@@ -1,6 +1,5 @@
 """The cloud's strategy: average edges by size and homogeneity, prune once, keep the EMA."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedphd.common.config.run import FederationConfig
-from fedphd.common.errors import ReplyError
+from fedphd.common.errors import FailureKind, ReplyError
 from fedphd.common.history.events import EdgeFigures, IntervalFigures
 from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
 from fedphd.common.robust import (
@@ -24,6 +23,7 @@ from fedphd.common.robust import (
     trimmed_mean,
     update_norm,
 )
+from fedphd.common.timing import Stopwatch
 from fedphd.common.unet.costs import PruneReport
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
@@ -117,7 +117,7 @@ class FedPhD(Strategy):
         self._on_pruned = on_pruned
         self._gather = gather
         self._asked: dict[int, str] = {}
-        self._started_s = 0.0
+        self._watch = Stopwatch()
         if stored:
             self._restore(stored)
         elif config.pruning.mode == "one_shot":
@@ -162,7 +162,7 @@ class FedPhD(Strategy):
     ) -> Iterable[Message]:
         """Give every edge the model and its order for the interval."""
         self._gather()
-        self._started_s = time.monotonic()
+        self._watch = Stopwatch()
         interval = self.done + server_round
         travelling = self.travelling
         down = self.config.codecs.cloud_down
@@ -203,7 +203,8 @@ class FedPhD(Strategy):
         trained: list[EdgeUpdate] = []
         weights = self.weights()
         answered: set[str] = set()
-        for reply in replies:
+        self._watch.lap("sending")
+        for reply in self._watch.waiting(replies, "edges", work="averaging"):
             name = self._asked.get(reply.metadata.src_node_id)
             if name is None or name in answered:
                 stats.failures.append(f"{name or 'a stranger'}: an answer that nobody asked for")
@@ -214,7 +215,7 @@ class FedPhD(Strategy):
                     reply, name, interval, config=self.config, layout=self.layout, weights=weights
                 )
             except ReplyError as error:
-                self._leave_out(name, str(error), stats)
+                self._leave_out(name, str(error), stats, error.kind)
                 continue
             stats.failures += result.answer.failures
             stats.client_edge += result.answer.traffic
@@ -229,7 +230,9 @@ class FedPhD(Strategy):
         if trained:
             self._average(trained, stats)
         stats.ema_steps, stats.ema_span = self.ema.steps, self.ema.span
-        stats.seconds = time.monotonic() - self._started_s
+        self._watch.lap("averaging")
+        stats.phases = self._watch.phases
+        stats.seconds = sum(stats.phases.values())
         self._on_interval(stats)
         if self._prunes_after(interval):
             self._prune(interval)
@@ -238,8 +241,9 @@ class FedPhD(Strategy):
         loss = stats.metrics.loss.value or 0.0
         return records.weights_record(self.weights()), MetricRecord({"loss": loss})
 
-    def _leave_out(self, name: str, reason: str, stats: IntervalStats) -> None:
+    def _leave_out(self, name: str, reason: str, stats: IntervalStats, kind: FailureKind) -> None:
         reason = shown(reason)
+        stats.failed[kind] = stats.failed.get(kind, 0) + 1
         stats.failures.append(f"{name}: {reason}")
         self._roster.rest(name, reason)
 
@@ -264,7 +268,7 @@ class FedPhD(Strategy):
                 if why := excess(of_result, median, ratio):
                     dropped[result.answer.edge_id] = why
         for name, why in sorted(dropped.items()):
-            self._leave_out(name, why, stats)
+            self._leave_out(name, why, stats, "outlier")
         return [result for result in trained if result.answer.edge_id not in dropped]
 
     def _norms(self, result: EdgeUpdate, parts: tuple[Part, ...], sent: torch.Tensor) -> Norms:
@@ -300,6 +304,7 @@ class FedPhD(Strategy):
         average = self._averaged(trained, [float(share) for share in shares])
         if aggregation.step_size != 1:
             average = torch.lerp(self.weights(), average, aggregation.step_size)
+        stats.update_norm = update_norm(average, self.weights())
         self.unet.load_state_dict(self.layout.unpack(average))
         for result in trained:
             if self.variate is not None and result.change is not None:

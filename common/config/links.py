@@ -115,8 +115,24 @@ class HealthConfig(Section):
         "host:port that answers /live, /ready and /status; port 0: a free one, which health.json "
         "in state_dir names; null: none",
     )
+    metrics: bool = setting(False, "whether it answers /metrics too, for Prometheus")
+    client_names: bool = setting(False, "whether /metrics names clients, or only counts them")
+    class_shares: bool = setting(
+        False, "whether an edge's /metrics shows the share of each class among its clients' images"
+    )
 
     @field_validator("address")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
         return value if value is None or value.endswith(":0") else check_address(value)
+
+    @model_validator(mode="after")
+    def _asked_for(self) -> Self:
+        if self.metrics and self.address is None:
+            raise ValueError("health.metrics = true needs health.address, which is null")
+        for name in ("client_names", "class_shares"):
+            if getattr(self, name) and not self.metrics:
+                raise ValueError(
+                    f"health.{name} = true says what /metrics shows; it needs health.metrics = true"
+                )
+        return self

@@ -63,7 +63,15 @@ class LinkChanged(Event):
 
 
 class RoundEnded(Event, MetricValues):
-    """An edge round; it is number ``round`` of the run's ``rounds``. Bytes: since the start."""
+    """An edge round; it is number ``round`` of the run's ``rounds``. Bytes: since the start.
+
+    Attributes:
+        homogeneity: 2 less the distance of ``label_distribution`` from ``target_distribution``.
+        failed: clients that were left out, by why, one of ``FAILURE_KINDS``.
+        phases: seconds of the round's phases, which add up to ``seconds``.
+        update_norm, largest_update_norm: median and largest 2-norm of the clients' updates, per
+            optimiser step; None where ``aggregation.max_update_ratio`` is 0 or nobody answered.
+    """
 
     event: Literal["round"] = "round"
     interval: int
@@ -78,6 +86,12 @@ class RoundEnded(Event, MetricValues):
     received_bytes: int
     seconds: float
     left_s: float
+    target_distribution: list[float] = Field(default_factory=list)
+    homogeneity: float | None = None
+    failed: dict[str, int] = Field(default_factory=dict)
+    phases: dict[str, float] = Field(default_factory=dict)
+    update_norm: float | None = None
+    largest_update_norm: float | None = None
 
 
 class EdgeFigures(BaseModel):
@@ -95,6 +109,8 @@ class IntervalFigures(BaseModel):
     """Counts and shares of an interval at the cloud.
 
     The moving average has seen ``ema_steps`` client steps, and covers the last ``ema_span``.
+    ``failed`` and ``phases`` are as in ``RoundEnded``, of edges; ``update_norm`` is that of the
+    change of the global weights.
     """
 
     interval: int
@@ -111,11 +127,15 @@ class IntervalFigures(BaseModel):
     failures: list[str] = Field(default_factory=list)
     client_edge: Traffic = Traffic()
     seconds: float = 0.0
+    failed: dict[str, int] = Field(default_factory=dict)
+    phases: dict[str, float] = Field(default_factory=dict)
+    update_norm: float | None = None
 
 
 class IntervalEnded(Event, IntervalFigures, MetricValues):
     """An interval, one of ``intervals``. Bytes over the links: since the run's start.
 
+    ``edge_cloud`` is what this interval alone moved between the cloud and its edges, or clients.
     The validation loss is of the weights that the interval began with.
     """
 
@@ -128,6 +148,7 @@ class IntervalEnded(Event, IntervalFigures, MetricValues):
     edge_cloud_bytes: int
     training_flops: float
     left_s: float
+    edge_cloud: Traffic = Traffic()
 
 
 class Pruned(Event, PruneReport):
@@ -138,11 +159,31 @@ class Pruned(Event, PruneReport):
 
 
 class Evaluated(Event, EvaluationRecord):
-    """Samples of ``weights`` ("ema" or "raw") were measured."""
+    """Samples of ``weights`` ("ema" or "raw") were measured.
+
+    ``gpu_memory`` is as ``common/unet/model.py: gpu_memory`` says.
+    """
 
     event: Literal["evaluated"] = "evaluated"
     what: str
     weights: str
+    gpu_memory: dict[str, int] = Field(default_factory=dict)
+
+
+class Trained(Event, MetricValues):
+    """A client trained for an edge round; ``phases`` add up to ``seconds``.
+
+    A client writes no log: this reaches its own status and metrics only.
+    """
+
+    event: Literal["trained"] = "trained"
+    interval: int
+    edge_round: int
+    images: int
+    steps: int
+    seconds: float
+    phases: dict[str, float] = Field(default_factory=dict)
+    gpu_memory: dict[str, int] = Field(default_factory=dict)
 
 
 class StatisticsFigures(BaseModel):
@@ -167,7 +208,7 @@ _TYPES: dict[str, type[Event]] = {
     kind.model_fields["event"].default: kind
     for kind in (
         Started, Ended, Said, PeerChanged, LinkChanged, RoundEnded, IntervalEnded, Pruned,
-        Evaluated, StatisticsCollected,
+        Evaluated, StatisticsCollected, Trained,
     )
 }  # fmt: skip
 

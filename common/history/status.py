@@ -18,10 +18,12 @@ STALE_S = 30.0
 class PeerStatus(BaseModel):
     """A client of an edge, or an edge of the cloud; ``clients`` are those that an edge serves.
 
+    ``kind`` is "edge" or "client": the cloud of a flat federation has both.
     ``state`` is "connected", "left", "refused" or "failed", ``since`` and ``last_seen`` are Unix
     times.
     """
 
+    kind: str = "client"
     state: str
     since: float
     last_seen: float
@@ -59,7 +61,7 @@ class Status(BaseModel):
 class StatusBoard:
     """Keeps the status of one process; any thread may ask or tell.
 
-    ``clock`` is monotonic, in seconds.
+    ``clock`` is monotonic, in seconds. ``on_event``, which may be set, is told every event too.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class StatusBoard:
         self._lock = threading.Lock()
         self._running = role == "client"
         self._beat_s = clock()
+        self.on_event: Callable[[Event], None] = lambda event: None
 
     def beat(self) -> None:
         """The process's own loop came round."""
@@ -119,8 +122,11 @@ class StatusBoard:
                 case kinds.IntervalEnded():
                     status.interval, status.intervals = event.interval, event.intervals
                     self._seen(status, event.edge_weights, event.time)
+                case kinds.Trained():
+                    status.interval, status.edge_round = event.interval, event.edge_round
                 case _:
                     pass
+        self.on_event(event)
 
     @staticmethod
     def _peer(status: Status, event: kinds.PeerChanged) -> None:
@@ -136,6 +142,7 @@ class StatusBoard:
         # Who was late has answered, and is asked again.
         state = CONNECTED if event.change in ("joined", "late") else event.change
         status.peers[event.peer] = PeerStatus(
+            kind="client" if event.role == "edge" else "edge",
             state=state,
             since=event.time,
             last_seen=event.time,

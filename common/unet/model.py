@@ -115,6 +115,20 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def gpu_memory(device: torch.device) -> dict[str, int]:
+    """Bytes of a GPU's memory: "peak" of what tensors took, "reserved" by this process, "total".
+
+    Empty for a CPU.
+    """
+    if device.type != "cuda":
+        return {}
+    return {
+        "peak": torch.cuda.max_memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "total": torch.cuda.get_device_properties(device).total_memory,
+    }
+
+
 def build_unet(config: ModelConfig, *, seed: int) -> PrunedUNet:
     """The dense U-Net with random weights that follow from ``seed`` alone.
 

@@ -13,13 +13,15 @@ from itertools import chain, islice, zip_longest
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
-from flwr.app import Error, Message
+from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
+from fedphd.common.errors import FailureKind
 from fedphd.common.timing import Backoff
 from fedphd.common.wire import internals
+from fedphd.common.wire.failures import NoAnswerError
 from fedphd.common.wire.traffic import Traffic
 
 _POLL_FIRST_S: Final = 0.02
@@ -31,6 +33,11 @@ _REFUSED: Final = "its SuperLink refused the message"
 # In place of Flower's own text, which is too long for the line that an interval prints.
 _REASONS: Final = {
     ErrorCode.NODE_UNAVAILABLE: "no heartbeat from it: its process or its network is gone"
+}
+_KINDS: Final[dict[int, FailureKind]] = {
+    ErrorCode.NODE_UNAVAILABLE: "gone",
+    ErrorCode.MESSAGE_UNAVAILABLE: "lost",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "lost",
 }
 
 
@@ -151,7 +158,7 @@ class _Sent:
 class _Exchange:
     """The messages of one ``send_and_receive``: those to be sent, and those under way.
 
-    ``limit`` says how long a reply may take, for people.
+    ``limit`` says how long a reply may take, for people; one that takes longer is ``late``.
     """
 
     source: Iterator[Message]
@@ -162,6 +169,7 @@ class _Exchange:
     num_sent: int = 0
     num_answered: int = 0
     all_sent: bool = False
+    late: FailureKind = "late"
 
     def cut_short(self, now_s: float) -> None:
         """Bring the deadlines forward once there is a quorum; for good, so only once."""
@@ -172,7 +180,7 @@ class _Exchange:
             return
         self.quorum = None
         answered = f"{self.num_answered} of {self.num_sent} had answered"
-        self.limit = f"{quorum.grace_s:g} s after {answered}"
+        self.limit, self.late = f"{quorum.grace_s:g} s after {answered}", "straggler"
         for sent in self.pending.values():
             sent.deadline_s = min(sent.deadline_s, now_s + quorum.grace_s)
 
@@ -297,15 +305,15 @@ class StreamingGrid(WrappedGrid):
         while pending:
             # In order, the others may be there already: only the first can be late.
             first = dict(islice(pending.items(), 1 if in_order else None))
-            found: list[tuple[str, Message | str]]
+            found: list[tuple[str, Message | str | NoAnswerError]]
             found = [(key, _REFUSED) for key, sent in first.items() if sent.refused]
             if asked := [key for key, sent in first.items() if not sent.refused]:
                 found += self._replies.poll(asked)
             if found or self._replies.moving:
                 backoff.reset()
-            if not found:
-                late = self._given_up(first)
-                found = [(key, f"no reply within {exchange.limit}") for key in late]
+            if not found and (late := self._given_up(first)):
+                why = _no_answer(f"no reply within {exchange.limit}", exchange.late)
+                found = [(key, why) for key in late]
             if not found:
                 self._sleep(backoff.next_s())
             # A second reply to the same message, or one to another's, finds nobody who waits.
@@ -330,17 +338,21 @@ class StreamingGrid(WrappedGrid):
             self._late[message_id] = (pending[message_id].message, now_s)
         return late
 
-    def _accept(self, sent: Message, reply: Message | str) -> Message:
+    def _accept(self, sent: Message, reply: Message | str | NoAnswerError) -> Message:
         if isinstance(reply, str):
-            return _failure(sent, reply)
+            reply = _no_answer(reply, "lost")
+        if isinstance(reply, NoAnswerError):
+            return Message(reply, reply_to=sent)
         self.traffic += Traffic(received_bytes=internals.message_bytes(reply, {}))
         if reply.has_error():
             # Flower's own error replies name the SuperLink as their source, not the node.
             reason = _REASONS.get(reply.error.code, reply.error.reason or "unknown")
-            return _failure(sent, reason, reply.error.code)
+            kind = _KINDS.get(reply.error.code, "error")
+            return Message(NoAnswerError(reply.error.code, reason, kind), reply_to=sent)
         if reply.metadata.src_node_id != sent.metadata.dst_node_id:
             source = reply.metadata.src_node_id
-            return _failure(sent, f"its reply names node {source} as its source")
+            why = _no_answer(f"its reply names node {source} as its source", "malformed")
+            return Message(why, reply_to=sent)
         return reply
 
 
@@ -358,5 +370,5 @@ def streaming_grid(
     return StreamingGrid(grid, replies, in_order=in_order, clock=clock)
 
 
-def _failure(sent: Message, reason: str, code: int = ErrorCode.MESSAGE_UNAVAILABLE) -> Message:
-    return Message(Error(code, reason), reply_to=sent)
+def _no_answer(reason: str, kind: FailureKind) -> NoAnswerError:
+    return NoAnswerError(ErrorCode.MESSAGE_UNAVAILABLE, reason, kind)

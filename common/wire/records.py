@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.wire.codecs import Codec
+from fedphd.common.wire.failures import kind_of
 from fedphd.common.wire.messages import UNetSpec
 from fedphd.common.wire.payload import MOST_OF_CLIENT, Payload, shown
 
@@ -84,7 +85,9 @@ def to_array(values: torch.Tensor | Array) -> Array:
 def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
     """A message's scalars; raises ReplyError for an error reply or a malformed ``kind``."""
     if message.has_error():
-        raise ReplyError(f"error {message.error.code}: {shown(message.error.reason or 'unknown')}")
+        error = message.error
+        why = f"error {error.code}: {shown(error.reason or 'unknown')}"
+        raise ReplyError(why, kind_of(error))
     if not message.has_content():
         raise ReplyError("not a FedPhD message: it has no content")
     try:

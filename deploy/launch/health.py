@@ -1,12 +1,14 @@
 """``/live``, ``/ready`` and ``/status`` over HTTP, for supervisors and ``fedphd status``.
 
+And ``/metrics``, where a setting asks for it.
+
 Flower's own gRPC health service says SERVING whatever its ServerApp does.
 """
 
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,12 +16,14 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fedphd.common.config.links import HealthConfig
+from fedphd.common.errors import ConfigError
 from fedphd.common.events import write_json
 from fedphd.common.history.status import Status, StatusBoard
 
 logger = logging.getLogger(__name__)
 
 HEALTH = "health.json"
+_JSON = "application/json"
 _OK, _UNAVAILABLE, _NOT_FOUND = 200, 503, 404
 
 
@@ -34,6 +38,8 @@ class HealthAddress(BaseModel):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     board: StatusBoard
+    # The answer to /metrics and its type; None where it is off.
+    metrics: Callable[[], tuple[bytes, str]] | None = None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -49,16 +55,22 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(status.ready, {"ready": status.ready, "reason": status.reason})
             case "/status":
                 self._answer(True, status.model_dump(mode="json"))
+            case "/metrics" if self.server.metrics:
+                self._send(_OK, *self.server.metrics())
+            case "/metrics":
+                self._refuse("/metrics is off: health.metrics = true turns it on")
             case _:
-                self._send(_NOT_FOUND, {"error": "ask for /live, /ready or /status"})
+                self._refuse("ask for /live, /ready, /status or /metrics")
 
     def _answer(self, good: bool, content: object) -> None:
-        self._send(_OK if good else _UNAVAILABLE, content)
+        self._send(_OK if good else _UNAVAILABLE, json.dumps(content).encode())
 
-    def _send(self, code: int, content: object) -> None:
-        body = json.dumps(content).encode()
+    def _refuse(self, why: str) -> None:
+        self._send(_NOT_FOUND, json.dumps({"error": why}).encode())
+
+    def _send(self, code: int, body: bytes, content_type: str = _JSON) -> None:
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -68,14 +80,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(config: HealthConfig, board: StatusBoard, state_dir: Path) -> Iterator[str | None]:
+def serving(
+    config: HealthConfig, board: StatusBoard, state_dir: Path, run_dir: Path | None = None
+) -> Iterator[str | None]:
     """Answer while the block runs; yields the address, None where none is configured or free.
 
-    The state folder's ``health.json`` names it for ``fedphd status``.
+    The state folder's ``health.json`` names it for ``fedphd status``. Raises ConfigError where
+    ``health.metrics`` asks for what is not installed.
     """
     if config.address is None:
         yield None
         return
+    # First: what is not installed ends the start.
+    folders = {"state": state_dir, **({"run": run_dir} if run_dir else {})}
+    metrics = _metrics(config, board, folders) if config.metrics else None
     host, _, port = config.address.rpartition(":")
     try:
         server = _Server((host.strip("[]"), int(port)), _Handler)
@@ -84,7 +102,7 @@ def serving(config: HealthConfig, board: StatusBoard, state_dir: Path) -> Iterat
         logger.warning("health.address = %s: %s; nothing answers there", config.address, error)
         yield None
         return
-    server.board = board
+    server.board, server.metrics = board, metrics
     address = f"{host}:{server.server_address[1]}"
     status = board.snapshot()
     place = state_dir / HEALTH
@@ -100,6 +118,20 @@ def serving(config: HealthConfig, board: StatusBoard, state_dir: Path) -> Iterat
         server.shutdown()
         server.server_close()
         place.unlink(missing_ok=True)
+
+
+def _metrics(
+    config: HealthConfig, board: StatusBoard, folders: dict[str, Path]
+) -> Callable[[], tuple[bytes, str]]:
+    # Whoever does not ask for it does not pay for it.
+    try:
+        from fedphd.deploy.launch.metrics import CONTENT_TYPE, Metrics
+    except ImportError as error:
+        raise ConfigError(
+            f'health.metrics = true: {error}; pip install "fedphd[monitoring]", or leave it out'
+        ) from error
+    metrics = Metrics(config, board, folders)
+    return lambda: (metrics.text(), CONTENT_TYPE)
 
 
 def parse_status(body: bytes) -> Status:

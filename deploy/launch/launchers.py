@@ -67,7 +67,7 @@ def run_cloud(
     board = StatusBoard("cloud", "cloud")
     with (
         started(SuperLink(config.superlink, config.state_dir)) as link,
-        serving(config.health, board, config.state_dir),
+        serving(config.health, board, config.state_dir, run_dir),
     ):
         watches = _watches(link, file, say)
         say(f"cloud     listening on {config.superlink.address}; run folder {run_dir}")

@@ -95,6 +95,8 @@ class LocalCluster:
         # Nothing leaves this machine.
         server = {**certificates, "insecure": authority is None}
         node = {"root_certificates": authority} if authority else {"insecure": True}
+        # Each answers at a free port of its own.
+        health = self._config.health.model_dump(exclude={"address"})
         values = self._config.model_dump(mode="json")
         values["superlink"] |= {**server, "address": cloud}
         values["state_dir"] = str(self._state / "cloud")
@@ -105,7 +107,8 @@ class LocalCluster:
             name = f"edge-{number}"
             values = {"edge_id": name, "cloud": cloud, "state_dir": str(self._state / name)}
             superlink = {**server, "address": address}
-            self._start(name, {**values, "superlink": superlink, "node": node})
+            values |= {"superlink": superlink, "node": node, "health": health}
+            self._start(name, values)
         for number in range(schedule.min_clients):
             name = f"client-{number}"
             data = part_of_data(self._config, number, self._data)
@@ -113,7 +116,7 @@ class LocalCluster:
             values = {"client_id": name, "edges": edges or [cloud], "device": self._config.device}
             values["data"] = data.model_dump(mode="json", exclude_none=True)
             values["state_dir"] = str(self._state / name)
-            self._start(name, {**values, "node": node})
+            self._start(name, {**values, "node": node, "health": health})
 
     def _start(self, name: str, values: Mapping[str, object], *flags: str) -> None:
         """Start a participant, such as ``edge-0``, with a configuration file of its own."""

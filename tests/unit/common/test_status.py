@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedphd.common.events import Event
 from fedphd.common.history.events import (
     SERVES,
     Ended,
@@ -10,6 +11,7 @@ from fedphd.common.history.events import (
     PeerChanged,
     RoundEnded,
     Started,
+    Trained,
 )
 from fedphd.common.history.status import STALE_S, StatusBoard
 
@@ -99,6 +101,23 @@ def test_a_peer_that_failed_and_answers_again_is_connected() -> None:
     status = board.snapshot()
     assert (status.interval, status.edge_round) == (3, 2)
     assert (status.peers["client-0"].state, status.peers["client-0"].last_seen) == ("connected", 5)
+
+
+def test_a_client_says_which_round_it_trained_in_last() -> None:
+    board = StatusBoard("client", "client-0")
+    told = list[Event]()
+    board.on_event = told.append
+    board.event(Trained(interval=3, edge_round=2, images=1, steps=1, seconds=1.0))
+    assert (board.snapshot().interval, board.snapshot().edge_round) == (3, 2)
+    assert [event.event for event in told] == ["trained"]
+
+
+def test_a_peer_is_of_the_role_that_tells_of_it() -> None:
+    board = StatusBoard("cloud", "cloud")
+    for role, peer in (("cloud", "cloud"), ("edge", "client-0")):
+        board.event(PeerChanged(role=role, peer=peer, change="joined", detail=""))
+    kinds = {name: peer.kind for name, peer in board.snapshot().peers.items()}
+    assert kinds == {"cloud": "edge", "client-0": "client"}
 
 
 def test_a_peer_that_was_late_is_connected() -> None:

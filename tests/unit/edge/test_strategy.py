@@ -99,6 +99,10 @@ def test_average_of_two_clients_by_their_samples() -> None:
     assert stats.metrics.loss.value == pytest.approx((10 * 0.2 + 30 * 0.6) / 40)
     assert stats.mean_steps == 3.0
     assert stats.failures == []
+    # Each of three weights moved by 1 and by 5; a step of 10 and of 30 images is one batch.
+    assert stats.update_norms == pytest.approx([math.sqrt(3), 5 * math.sqrt(3)])
+    assert stats.phases.keys() == {"asking", "sending", "training", "averaging"}
+    assert stats.seconds == pytest.approx(sum(stats.phases.values()))
 
 
 def test_validation_counts_those_that_hold_out_images() -> None:
@@ -288,6 +292,7 @@ def test_bad_reply_leaves_out_its_client_only(
     [[failure], later] = [stats.failures for stats in world.told]
     assert failure.startswith(f"bad: {reason}") or f"bad: error 3: {reason}" == failure
     assert later == [], "a client that failed is left alone for a while"
+    assert world.told[0].failed == {"late" if "silent" in badly else "malformed": 1}
     assert world.failed == [("bad", failure.removeprefix("bad: "))]
     # 2 rounds of 10 + 30; nothing of the bad client.
     assert world.strategy.offer.num_samples == 80.0
@@ -306,6 +311,7 @@ def test_client_whose_training_fails_says_why() -> None:
     [failure] = world.told[0].failures
     assert failure.startswith("bad: error ")
     assert failure.endswith("RuntimeError: the disk is full")
+    assert world.told[0].failed == {"error": 1}
 
 
 def test_later_offers_do_not_hold_a_failed_client() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.metrics import metrics
+from support.tiny import events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedphd.common.config.run import FederationConfig
@@ -72,7 +73,8 @@ def write_run(tmp_path: Path, settings: str) -> Path:
             ema_steps=10.0 * interval,
             ema_span=1.5 * interval,
         )
-        report.interval(stats, sparse=False, edge_cloud=Traffic(sent_bytes=edge_cloud))
+        moved = Traffic(sent_bytes=edge_cloud - 10, received_bytes=10)
+        report.interval(stats, sparse=False, edge_cloud=moved)
         if interval == 2:
             report.pruned(2, PRUNE_REPORT)
     report.evaluated(3, EVALUATION)
@@ -102,10 +104,14 @@ def test_an_evaluation_is_told_whole_with_its_protocol(folder: Path) -> None:
     raw = told.pop("raw")
     assert told == expected
     assert (raw["frechet_distance"], raw["precision"]) == (20.0, 0.75)
-    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    (event,) = [e for e in map(json.loads, lines) if e["event"] == "evaluated"]
+    (event,) = [e for e in lines(folder) if e["event"] == "evaluated"]
     assert {key: event[key] for key in expected} == expected
     assert (event["weights"], event["raw"]["frechet_distance"]) == ("ema", 20.0)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The run's events."""
+    return events(folder / "metrics.jsonl")
 
 
 def test_tensorboard_gets_every_number(folder: Path) -> None:
@@ -132,6 +138,8 @@ def test_costs_per_round_and_link(folder: Path) -> None:
     assert [row["client_edge_bytes"] for row in rows] == [1000, 2000, 3000]
     # The edges' count runs from the start of the run.
     assert [row["edge_cloud_bytes"] for row in rows] == [100, 200, 50]
+    told = [e["edge_cloud"] for e in lines(folder) if e["event"] == "interval"]
+    assert told == [{"sent_bytes": size, "received_bytes": 0} for size in (100, 200, 50)]
     asked = summary(folder)["client_statistics"]
     assert (asked["client_edge_bytes"], asked["edge_cloud_bytes"]) == (3, 10)
     assert asked["failures"] == ["client-1: late"]

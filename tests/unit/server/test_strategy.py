@@ -215,6 +215,7 @@ def test_bad_edge_is_left_out(badly: dict[str, Any], reason: str) -> None:
     [failure] = first.failures
     assert failure.startswith("bad: ")
     assert reason in failure
+    assert first.failed == {"late" if "silent" in badly else "malformed": 1}
     assert first.edge_weights == {"good": 1.0}
     assert second.failures == [], "an edge that failed is left alone for a while"
     assert list(world.roster.everyone) == ["bad", "good"]

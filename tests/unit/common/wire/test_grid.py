@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from support.memory import RUN_ID, FakeTime, MemoryGrid, streaming
 
+from fedphd.common.wire.failures import kind_of
 from fedphd.common.wire.grid import PlainReplies, Quorum, StreamingGrid, streaming_grid
 from fedphd.common.wire.traffic import Traffic
 
@@ -72,11 +73,11 @@ def test_messages_are_sent_at_once_but_replies_come_lazily() -> None:
     assert 2.0 <= time.now_s < 2.3
 
 
-def test_waits_grow_from_20_to_250_ms_and_begin_anew_after_a_reply() -> None:
+def test_waits_grow_from_20_to_100_ms_and_begin_anew_after_a_reply() -> None:
     memory = MemoryGrid({2: silent, 3: silent})
     time = FakeTime({1.0: answer_later(memory, 2)})
     list(streaming(memory, time=time, in_order=False).send_and_receive(to(2, 3), timeout=1.1))
-    assert time.slept_s[:6] == [0.02, 0.04, 0.08, 0.16, 0.25, 0.25]
+    assert time.slept_s[:6] == [0.02, 0.04, 0.08, 0.1, 0.1, 0.1]
     first = time.slept_s.index(0.02, 1)
     assert sum(time.slept_s[:first]) >= 1.0
 
@@ -87,6 +88,7 @@ def test_time_out_is_an_error_reply_of_the_asked_node() -> None:
     first, late = grid.send_and_receive(to(2, 3), timeout=2.5)
     assert not first.has_error()
     assert late.error.reason == "no reply within 2.5 s"
+    assert kind_of(late.error) == "late"
     assert late.metadata.src_node_id == 3
     assert 2.5 <= time.now_s <= 2.75 + 1e-9
 
@@ -117,6 +119,7 @@ def test_error_of_a_node_keeps_code_and_reason() -> None:
 
     [reply] = streaming(MemoryGrid({7: refuses})).send_and_receive(to(7), timeout=1.0)
     assert (reply.error.code, reply.error.reason) == (203, "out of memory")
+    assert kind_of(reply.error) == "error"
     assert reply.metadata.src_node_id == 7
 
 
@@ -127,6 +130,7 @@ def test_node_that_is_gone_is_said_shortly() -> None:
     [reply] = streaming(MemoryGrid({7: gone})).send_and_receive(to(7), timeout=1.0)
     reason = "no heartbeat from it: its process or its network is gone"
     assert (reply.error.code, reply.error.reason) == (ErrorCode.NODE_UNAVAILABLE, reason)
+    assert kind_of(reply.error) == "gone"
 
 
 def test_exception_of_a_node_is_its_reason() -> None:
@@ -143,6 +147,7 @@ def test_reply_in_another_nodes_name_is_an_error_of_the_asked_one() -> None:
     grid = streaming(MemoryGrid({2: pretends, 3: echo}))
     first, second = grid.send_and_receive(to(2, 3), timeout=1.0)
     assert first.error.reason == "its reply names node 3 as its source"
+    assert kind_of(first.error) == "malformed"
     assert first.metadata.src_node_id == 2
     assert not second.has_error()
 
@@ -246,7 +251,9 @@ def test_lost_replies_say_why_and_are_forgotten_when_late() -> None:
     grid = StreamingGrid(memory, replies, clock=time.clock, sleep=time.sleep)
     pending = grid.send_and_receive(to(2, 3), timeout=1.0)
     first, second = (message.metadata.message_id for message in memory.pushed)
-    assert [r.error.reason for r in pending] == ["its upload stalled", "no reply within 1 s"]
+    failed = [r.error for r in pending]
+    assert [error.reason for error in failed] == ["its upload stalled", "no reply within 1 s"]
+    assert [kind_of(error) for error in failed] == ["lost", "late"]
     assert replies.forgotten == [second]
 
 
@@ -335,6 +342,7 @@ def test_once_enough_have_answered_the_others_have_little_time(quorate: Quorate)
     assert sources([r for r in replies if not r.has_error()]) == [2, 3, 4]
     late = [r for r in replies if r.has_error()]
     assert [r.error.reason for r in late] == ["no reply within 10 s after 3 of 5 had answered"] * 2
+    assert [kind_of(r.error) for r in late] == ["straggler"] * 2
     assert time.now_s == pytest.approx(12.0, abs=0.6)
 
 

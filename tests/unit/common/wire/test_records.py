@@ -16,6 +16,7 @@ from support.metrics import metrics
 from fedphd.common.config.run import DiffusionConfig, FederationConfig, TrainingConfig
 from fedphd.common.errors import ReplyError
 from fedphd.common.unet.layout import TensorLayout
+from fedphd.common.wire.failures import NoAnswerError
 from fedphd.common.wire.messages import (
     Ack,
     ExtractorSpec,
@@ -165,6 +166,11 @@ def test_variate_is_checked_like_the_weights() -> None:
 def test_error_reply_gives_code_and_reason() -> None:
     with pytest.raises(ReplyError, match=r"^error 5: no reply within 3 s$"):
         read_payload(Message(Error(5, "no reply within 3 s"), reply_to=asked()), Ack)
+    # Why there is no answer is said by the side that waited, and never by the peer.
+    for error, kind in ((NoAnswerError(5, "x", "late"), "late"), (Error(5, "late"), "error")):
+        with pytest.raises(ReplyError) as raised:
+            read_payload(Message(error, reply_to=asked()), Ack)
+        assert raised.value.kind == kind
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,14 @@ def test_written_configurations_fit_together(shell: Cluster) -> None:
         assert client.data.partition.seed == 5
 
 
+def test_metrics_are_those_of_everybody_at_addresses_of_their_own(shell: Cluster) -> None:
+    started(shell, **{"health.metrics": True, "health.address": "127.0.0.1:1234"})
+    edge = load_config(EdgeConfig, shell.state("edge-0"))
+    client = load_config(ClientConfig, shell.state("client-0"))
+    for health in (edge.health, client.health):
+        assert (health.metrics, health.address) == (True, "127.0.0.1:0")
+
+
 def test_a_flat_federation_has_no_edge(shell: Cluster) -> None:
     calls = started(shell, topology="flat")
     assert sorted(call[2] for call in calls) == ["client"] * 3 + ["cloud"]
