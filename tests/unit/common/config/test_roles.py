@@ -102,8 +102,8 @@ def test_federation_is_the_training_part() -> None:
     assert part.seed == 7
     assert part.model == cloud.model
     assert set(type(cloud).model_fields) - set(type(part).model_fields) == {
-        "preset", "out_dir", "state_dir", "checkpoint", "health", "device", "num_threads",
-        "superlink",
+        "preset", "out_dir", "state_dir", "checkpoint", "tracking", "health", "device",
+        "num_threads", "superlink",
     }  # fmt: skip
 
 
