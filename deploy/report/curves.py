@@ -43,10 +43,11 @@ def quality(record: RunRecord) -> Iterator[Chart]:
         if anchors and (value := getattr(anchors, anchor)) is not None:
             low.append(value)
             axes.axhline(value, color=MUTED, lw=1, ls=":")
-            at = (1.0, value)
+            # Where the curve is still high.
+            at = (0.0, value)
             axes.annotate(
-                f"{text} {value:.1f}", at, (-2, 3), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", fontsize=8.4, color=MUTED,
+                f"{text} {value:.1f}", at, (3, 3), xycoords=("axes fraction", "data"),
+                textcoords="offset points", fontsize=8.4, color=MUTED,
             )  # fmt: skip
     canvas.legend()
     positive = [value for value in low if value > 0]

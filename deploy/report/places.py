@@ -46,7 +46,7 @@ def balance(record: RunRecord) -> Iterator[Chart]:
     target = np.array(record.config.target_distribution)
     edges = [edge for edge in record.edges if edge in held]
     yield _held_labels(edges, held, target)
-    canvas, texts = Canvas(), []
+    canvas, texts, most = Canvas(), [], 0.01
     for number, edge in enumerate(edges):
         far = [(at, _distance(shares, target)) for at, shares in held[edge]]
         canvas.axes.plot(
@@ -54,7 +54,8 @@ def balance(record: RunRecord) -> Iterator[Chart]:
             ls=DASHES[number // len(MARKERS) % len(DASHES)], label=edge,
         )  # fmt: skip
         texts.append(f"{edge} {fmean(value for _, value in far):.0%}")
-    canvas.axes.set_ylim(0, None)
+        most = max(most, *(value for _, value in far))
+    canvas.axes.set_ylim(0, 1.15 * most)
     canvas.axes.yaxis.set_major_formatter(PERCENT)
     if len(edges) <= _LEGEND:
         canvas.legend()

@@ -78,7 +78,7 @@ def _came_out(record: RunRecord) -> Iterator[str]:
         yield sentence
     if pruned := record.pruned:
         before, after = pruned.before, pruned.after
-        sizes = (f"{costs.parameters / 1e6:.2f}\u00a0M" for costs in (before, after))
+        sizes = (_unbroken(f"{costs.parameters / 1e6:.2f} M") for costs in (before, after))
         when = f"after interval {pruned.interval}" if pruned.interval else "before training"
         yield (
             f"The network was pruned {when} to {1 - pruned.achieved_ratio:.0%} of its widths: "
@@ -86,10 +86,10 @@ def _came_out(record: RunRecord) -> Iterator[str]:
         )
     if rows := bytes_by_interval(record):
         moved, flat = sum(r.edge_cloud for r in rows), sum(r.equal_rounds for r in rows)
-        text = f"The cloud's links carried {human_bytes(moved)}"
+        text = f"The cloud's links carried {_unbroken(human_bytes(moved))}"
         if flat:
             share = 1 - moved / flat
-            than = f"flat FedAvg in as many cloud rounds ({human_bytes(flat)})"
+            than = f"flat FedAvg in as many cloud rounds ({_unbroken(human_bytes(flat))})"
             text += f", {abs(share):.0%} {'less' if share >= 0 else 'more'} than {than}"
         yield f"{text}."
     if clients := record.client_names:
@@ -99,6 +99,11 @@ def _came_out(record: RunRecord) -> Iterator[str]:
         missed = sum(len(members.left_out) for members in of_rounds)
         left_out = f"{missed} times one was left out" if missed else "nobody was left out"
         yield f"{len(clients)} clients trained at {place}; {left_out} of an edge round."
+
+
+def _unbroken(text: str) -> str:
+    """A number with its unit, on one line."""
+    return text.replace(" ", "\u00a0")
 
 
 def _quality(record: RunRecord) -> str:
