@@ -21,6 +21,7 @@ from fedphd.common.quality.evaluation import Evaluator
 from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.moments import STATISTICS_FILE, StatisticsFile
 from fedphd.common.quality.reference import fixed_extractor, load_reference, reference_of_statistics
+from fedphd.common.tracking import telling
 from fedphd.common.unet.checkpoint import (
     CHECKPOINT,
     Extras,
@@ -82,14 +83,15 @@ class Cloud:
             resumed=(progress.reported, progress.interval) if progress else None,
         )
         evaluation, model = self.config.evaluation, self.config.model
-        reference = load_reference(
-            evaluation,
-            image_size=model.image_size,
-            channels=model.channels,
-            num_classes=self.config.num_classes,
-            cache_dir=self.config.out_dir / ".cache",
-            device=self.device,
-        )
+        with telling(self.report.working):
+            reference = load_reference(
+                evaluation,
+                image_size=model.image_size,
+                channels=model.channels,
+                num_classes=self.config.num_classes,
+                cache_dir=self.config.out_dir / ".cache",
+                device=self.device,
+            )
         self.evaluator = Evaluator(evaluation, reference, device=self.device)
         # Made now, so that a wrong file ends the run before anybody is waited for.
         self.extractor = fixed_extractor(evaluation) if evaluation.reference_clients else None
@@ -216,7 +218,8 @@ class Cloud:
 
     def _evaluate(self, progress: Progress, averaged: PrunedUNet, raw: PrunedUNet | None) -> None:
         """Evaluate a snapshot, beside the next interval, and note it in the checkpoint."""
-        result = self.evaluator.evaluate(averaged, self.scheduler, raw)
+        with telling(self.report.working):
+            result = self.evaluator.evaluate(averaged, self.scheduler, raw)
         self.report.evaluated(progress.interval, result)
         if progress.interval:
             # Bytes and times stay those of the checkpoint: an interval is under way.

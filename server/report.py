@@ -1,6 +1,7 @@
 """What a run leaves behind: events, TensorBoard, sample grids, the summary."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedphd.common.history.events import (
     Said,
     StatisticsCollected,
     StatisticsFigures,
+    Working,
 )
 from fedphd.common.history.progress import Reported
 from fedphd.common.history.summary import Change, IntervalCosts, LinkBytes, Summary, TrainingCost
@@ -35,6 +37,7 @@ from fedphd.server.statistics import ClientStatistics
 from fedphd.server.strategy import IntervalStats
 
 FLOAT_BYTES = 4
+WORKING_S = 5.0
 
 
 class Report:
@@ -56,6 +59,7 @@ class Report:
         self._run_dir = run_dir
         self._config = config
         self._events = events
+        self._working, self._silent_until_s = "", 0.0
         self._so_far, interval = resumed or (Reported(dense=costs, costs=costs), 0)
         # Bytes of the edges' links in this process count on from there.
         self._cloud_before = self._so_far.cloud
@@ -71,6 +75,13 @@ class Report:
     def message(self, text: str) -> None:
         """Say something to people."""
         self._events.write(Said(text=text))
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """Say how far something is that takes long, seldom; as a ``tracking.Listener``."""
+        now_s = time.monotonic()
+        if now_s >= self._silent_until_s or (what != self._working and done < total):
+            self._working, self._silent_until_s = what, now_s + WORKING_S
+            self._events.write(Working(what=what, done=done, total=total))
 
     def spent(self, phase: str, seconds: float) -> None:
         """Add wall time to a phase of the run."""

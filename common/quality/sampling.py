@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.files import replaced
 from fedphd.common.rng import generator
+from fedphd.common.tracking import Steps
 from fedphd.common.unet.model import UNet2DModel
 
 SAMPLER = "DDIM, eta 0, no clipping"
@@ -24,6 +26,18 @@ _READABLE_SIZE = 48
 _SEPARATOR = 2
 _SEPARATOR_GREY = 128
 _MOST_ROWS = 32
+
+
+class _Pipeline(DDIMPipeline):
+    """One that counts its ``steps`` for whoever listens, and draws no bar of its own."""
+
+    steps: Steps
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        """Yield the items; each counts as done when the next is asked."""
+        for item in iterable or ():
+            yield item
+            self.steps.advance()
 
 
 def sample_images(
@@ -66,8 +80,8 @@ def sample_images(
     # diffusers clips the predicted image but continues with the unclipped noise, which costs
     # quality on images with many black or white pixels; the published sampler does not clip.
     sampler = DDIMScheduler.from_config(forward_process, clip_sample=False)
-    pipeline: Any = DDIMPipeline(local.eval(), sampler)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline: Any = _Pipeline(local.eval(), sampler)
+    pipeline.steps = Steps("sampling", steps * math.ceil(num / batch_size))
     try:
         batches = [
             _sample_batch(pipeline, range(start, min(start + batch_size, num)), steps, seed)

@@ -15,6 +15,7 @@ from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.config.text import parse_settings
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import Verdict, write_json
+from fedphd.deploy.cli.bars import bar
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE, part_of_data, take_data
 from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.resuming import (
@@ -25,7 +26,15 @@ from fedphd.deploy.launch.resuming import (
     stored_config,
     stored_data,
 )
-from fedphd.deploy.launch.runs import CLIENTS, Split, check_data, open_client_data, run_folder
+from fedphd.deploy.launch.runs import (
+    CLIENTS,
+    Say,
+    Split,
+    check_data,
+    open_client_data,
+    run_folder,
+)
+from fedphd.deploy.live.show import shown
 from fedphd.deploy.simulation.run_config import MIN_CLIENTS
 
 # rich treats [default: ...] in a help text as mark-up and drops it; show_default is safe.
@@ -68,6 +77,14 @@ GoOn = Annotated[
 ]
 DryRun = Annotated[
     bool, Option("--dry-run", help="check and print the configuration, start nothing")
+]
+Plain = Annotated[
+    bool,
+    Option(
+        "--plain",
+        help="a line for each event, as where the output is no terminal, in place of a picture of "
+        "the federation that is refreshed",
+    ),
 ]
 Insecure = Annotated[
     bool,
@@ -158,8 +175,9 @@ def end_dry_run(config: Section, *, dry_run: bool) -> None:
 
 def open_split(config: CloudConfig, data: Mapping[str, Any]) -> Split:
     """How the clients share their data; raises ConfigError if it or the cloud's is unusable."""
-    check_data(config)
-    return open_client_data(part_of_data(config, 0, data), config.num_classes)
+    with bar("reading data"):
+        check_data(config)
+        return open_client_data(part_of_data(config, 0, data), config.num_classes)
 
 
 def load_federation(
@@ -212,14 +230,20 @@ class Federation:
         return cls(config, data_before, open_split(config, data_before), resumed)
 
     @contextmanager
-    def begin(self, run_dir: Path | None) -> Iterator[tuple[Path, threading.Event]]:
-        """Make the run's folder unless it goes on; yield it, and the event that signals set."""
+    def begin(
+        self, run_dir: Path | None, *, plain: bool
+    ) -> Iterator[tuple[Path, threading.Event, Say]]:
+        """Make the run's folder unless it goes on, and show what happens there, as ``shown``.
+
+        Yields the folder, the event that signals set, and what takes the run's lines.
+        """
         with stop_on_signal() as stop:
             folder = self.resumed or run_folder(run_dir, self.config.out_dir)
-            say(f"data      {self.split}")
             self.split.write(folder)
             write_json(folder / CLIENTS, dict(self.data))
-            yield folder, stop
+            with shown(folder, say, self.config, plain=plain) as to_people:
+                to_people(f"data      {self.split}")
+                yield folder, stop, to_people
 
 
 def end(verdict: Verdict, *, name: str = "") -> None:

@@ -19,6 +19,7 @@ from fedphd.deploy.cli.keys import keys_app
 from fedphd.deploy.cli.preflight import preflight
 from fedphd.deploy.cli.pseudo_labels import pseudo_labels
 from fedphd.deploy.cli.status import status
+from fedphd.deploy.cli.top import top
 from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.local import run_local
@@ -208,6 +209,7 @@ def local(
     run_dir: flags.RunDir = None,
     resume: flags.Resume = None,
     go_on: flags.GoOn = False,
+    plain: flags.Plain = False,
     settings: flags.Set = None,
     dry_run: flags.DryRun = False,
 ) -> None:
@@ -217,13 +219,13 @@ def local(
     )
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
-    with run.begin(run_dir) as (folder, stop):
+    with run.begin(run_dir, plain=plain) as (folder, stop, say):
         verdict = run_local(
             run.config,
             data=run.data,
             run_dir=folder,
             stop=stop,
-            say=flags.say,
+            say=say,
             resumed=former is not None,
         )
     flags.end(verdict)
@@ -242,6 +244,7 @@ def simulate(
     run_dir: flags.RunDir = None,
     resume: flags.Resume = None,
     go_on: flags.GoOn = False,
+    plain: flags.Plain = False,
     settings: flags.Set = None,
     dry_run: flags.DryRun = False,
 ) -> None:
@@ -252,14 +255,14 @@ def simulate(
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
     clients = SimulatedClients(run.data, cpus=cpus, gpus=gpus)
-    with run.begin(run_dir) as (folder, stop):
-        resumed = rewind(folder, flags.say) if former else None
+    with run.begin(run_dir, plain=plain) as (folder, stop, say):
+        resumed = rewind(folder, say) if former else None
         verdict = run_simulation(
             run.config,
             clients=clients,
             run_dir=folder,
             stop=stop,
-            say=flags.say,
+            say=say,
             resumed=resumed,
         )
     flags.end(verdict)
@@ -268,7 +271,7 @@ def simulate(
 compare.register(app)
 app.command("pseudo-labels")(pseudo_labels)
 app.command("config")(explain_config)
-for command in (evaluate, sample, statistics, status, preflight):
+for command in (evaluate, sample, statistics, status, top, preflight):
     app.command()(command)
 app.add_typer(features_app, name="features")
 app.add_typer(keys_app, name="keys")

@@ -21,7 +21,7 @@ from fedphd.common.events import Verdict, read_verdict
 from fedphd.common.files import replaced
 from fedphd.common.history.events import Tail
 from fedphd.deploy.launch.client_data import part_of_data
-from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
+from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, LOGS, STOPPING, VERDICT, Say
 from fedphd.deploy.launch.superlink import flower_environment, free_ports, start
 
 FEDPHD = (sys.executable, "-m", "fedphd.deploy.cli")
@@ -117,7 +117,7 @@ class LocalCluster:
     def _start(self, name: str, values: Mapping[str, object], *flags: str) -> None:
         """Start a participant, such as ``edge-0``, with a configuration file of its own."""
         config = write_config(self._state / f"{name}.toml", values)
-        log = self._run_dir / "logs" / f"{name}.log"
+        log = self._run_dir / LOGS / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as errors:
             process = start(
@@ -141,7 +141,7 @@ class LocalCluster:
         cloud = self.roles[0]
         while cloud.process.poll() is None:
             if stop.is_set():
-                self._say(f"stopping  {len(self.roles)} processes")
+                self._say(f"{STOPPING}  {len(self.roles)} processes")
                 return Verdict(Interrupted.exit_code, "interrupted")
             for role in self.roles[1:]:
                 if (code := role.process.poll()) in (ConfigError.exit_code, StartError.exit_code):

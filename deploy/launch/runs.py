@@ -27,6 +27,9 @@ ROLE = "role.json"
 CONFIG = "config.json"
 SIMULATION = "simulation.json"
 CLIENTS = "clients.json"
+LOGS = "logs"
+# How the line begins that says that everybody is being ended.
+STOPPING = "stopping"
 # The key of a run configuration that says where the role file is.
 ROLE_FILE = "role-file"
 
