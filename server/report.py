@@ -79,7 +79,8 @@ class Report:
     def working(self, what: str, done: int, total: int) -> None:
         """Say how far something is that takes long, seldom; as a ``tracking.Listener``."""
         now_s = time.monotonic()
-        if now_s >= self._silent_until_s or (what != self._working and done < total):
+        # Its beginning and its end in any case.
+        if now_s >= self._silent_until_s or what != self._working or done >= total:
             self._working, self._silent_until_s = what, now_s + WORKING_S
             self._events.write(Working(what=what, done=done, total=total))
 

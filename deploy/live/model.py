@@ -145,7 +145,8 @@ class Federation:
     def _progress(self, server: Server, event: Event) -> None:
         match event:
             case kinds.Working():
-                self.working = event.what, event.done, event.total
+                under_way = event.done < event.total
+                self.working = (event.what, event.done, event.total) if under_way else None
             case kinds.RoundBegan():
                 self._began(server, event)
             case kinds.Replied():

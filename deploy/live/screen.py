@@ -16,7 +16,9 @@ from fedphd.deploy.live.model import ANSWERED, STARTS, TRAINS, Client, Federatio
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDE = 110
+_NARROW = 70
 _MESSAGES_SHARE = 4
+_FIGURES = (("loss", 6), ("took", 9), ("moved", 8), ("per second", 10))
 _STYLES = {TRAINS: "cyan", ANSWERED: "green", "failed": "red", "refused": "red", "left": "yellow"}
 
 
@@ -58,7 +60,7 @@ def draw(
     left = height - len(above) - len(head) - len(below) - 1
     table = _table(width)
     for row in _rows(run, max(1, left), now):
-        table.add_row(row.name, row.doing, *row.figures)
+        table.add_row(row.name, row.doing, *row.figures[: len(_columns(width))])
     return Group(*above, *head, table, *below)
 
 
@@ -71,7 +73,7 @@ def _messages(messages: Sequence[str], room: int) -> Iterator[Text]:
 
 
 def _headline(run: Federation, title: str, now: float) -> Text:
-    parts = [title]
+    parts = []
     if run.intervals:
         done, over = run.cloud.interval, run.ended is not None
         under_way = min(run.intervals, done if over else done + 1)
@@ -84,7 +86,7 @@ def _headline(run: Federation, title: str, now: float) -> Text:
         parts.append(f"about {human_seconds(left)} left")
     elif run.started is None:
         parts.append("starting")
-    return Text(" | ".join(parts), style="bold", no_wrap=True, overflow="ellipsis")
+    return Text(" | ".join([*parts, title]), style="bold", no_wrap=True, overflow="ellipsis")
 
 
 def _bar(run: Federation, width: int) -> Table:
@@ -130,9 +132,14 @@ def _table(width: int) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), expand=True, show_edge=False, header_style="dim")
     table.add_column("", no_wrap=True, overflow="ellipsis", max_width=30, ratio=None)
     table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
-    for name, columns in (("loss", 6), ("took", 9), ("moved", 8), ("per second", 10)):
+    for name, columns in _columns(width):
         table.add_column(name, no_wrap=True, justify="right", width=columns)
     return table
+
+
+def _columns(width: int) -> tuple[tuple[str, int], ...]:
+    """The figures that there is room for: names and widths."""
+    return _FIGURES if width >= _NARROW else _FIGURES[:1]
 
 
 def _rows(run: Federation, room: int, now: float) -> Iterator[Row]:
@@ -168,7 +175,7 @@ def _groups(
         bar = "   " if last else "│  "
         yield from _client_rows(run, clients, share, now, bar if server is not None else "")
     if hidden:
-        yield Row(Text("└─ "), Text(f"+ {hidden} more", style="dim"))
+        yield Row(Text(f"└─ + {hidden} more", style="dim"), Text())
 
 
 def share_out(wanted: Sequence[int], room: int) -> list[int]:
