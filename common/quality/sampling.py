@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ class _Pipeline(DDIMPipeline):
 
     steps: Steps
 
-    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+    def progress_bar(self, iterable: Iterable[Any], total: int | None = None) -> Iterator[Any]:
         """Yield the items; each counts as done when the next is asked."""
-        for item in iterable or ():
+        for item in iterable:
             yield item
             self.steps.advance()
 

@@ -23,8 +23,9 @@ from fedphd.deploy.cli.top import top
 from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.local import run_local
+from fedphd.deploy.launch.needs import advice, available_memory, cores
 from fedphd.deploy.launch.resuming import check_unchanged, rewind, stored_config
-from fedphd.deploy.launch.runs import VERDICT, check_data, open_client_data, run_folder
+from fedphd.deploy.launch.runs import VERDICT, check_data, discard, open_client_data, run_folder
 from fedphd.deploy.launch.versions import check_flower
 from fedphd.deploy.simulation.launcher import run_simulation
 from fedphd.deploy.simulation.run_config import SimulatedClients
@@ -93,6 +94,8 @@ def cloud(
         except FedPhDError as error:
             verdict = Verdict(exit_code_of(error), str(error))
             write_verdict(folder / VERDICT, verdict)
+        if former is None and run_dir is None:
+            discard(folder, verdict)
     flags.end(verdict)
 
 
@@ -219,16 +222,19 @@ def local(
     )
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
-    with run.begin(run_dir, plain=plain) as (folder, stop, say):
-        verdict = run_local(
+    with run.begin(run_dir, plain=plain) as begun:
+        needs = advice(run.config, cores=cores(), free_bytes=available_memory())
+        if needs:
+            begun.say(f"note      {needs}")
+        begun.verdict = run_local(
             run.config,
             data=run.data,
-            run_dir=folder,
-            stop=stop,
-            say=say,
+            run_dir=begun.folder,
+            stop=begun.stop,
+            say=begun.say,
             resumed=former is not None,
         )
-    flags.end(verdict)
+    flags.end(begun.verdict)
 
 
 @app.command()
@@ -255,17 +261,17 @@ def simulate(
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
     clients = SimulatedClients(run.data, cpus=cpus, gpus=gpus)
-    with run.begin(run_dir, plain=plain) as (folder, stop, say):
-        resumed = rewind(folder, say) if former else None
-        verdict = run_simulation(
+    with run.begin(run_dir, plain=plain) as begun:
+        resumed = rewind(begun.folder, begun.say) if former else None
+        begun.verdict = run_simulation(
             run.config,
             clients=clients,
-            run_dir=folder,
-            stop=stop,
-            say=say,
+            run_dir=begun.folder,
+            stop=begun.stop,
+            say=begun.say,
             resumed=resumed,
         )
-    flags.end(verdict)
+    flags.end(begun.verdict)
 
 
 compare.register(app)

@@ -145,7 +145,7 @@ class LocalCluster:
                 return Verdict(Interrupted.exit_code, "interrupted")
             for role in self.roles[1:]:
                 if (code := role.process.poll()) in (ConfigError.exit_code, StartError.exit_code):
-                    return Verdict(code, f"{role.name} could not start; see {role.log}{_why(role)}")
+                    return Verdict(code, f"{role.name} could not start{_why(role)}")
             time.sleep(POLL_S)
         verdict = read_verdict(self._run_dir / VERDICT)
         # A run without a verdict is not a success; a signal's code is negative.
@@ -176,9 +176,9 @@ class LocalCluster:
 
 
 def _why(role: Role) -> str:
-    """The error at the end of the log of a process that exited, if any."""
-    text = role.log.read_text("utf-8", "replace").rpartition("fedphd: ")[2].strip()
-    return f": {text}" if text else ""
+    """The error at the end of the log of a process that exited, or else where the log is."""
+    _, ours, text = role.log.read_text("utf-8", "replace").rpartition("fedphd: ")
+    return f": {text.strip()}" if ours else f"; see {role.log}"
 
 
 def _signal(roles: Iterable[Role], number: int) -> None:

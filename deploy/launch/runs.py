@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -13,8 +14,8 @@ from uuid import uuid4
 from fedphd.common.config.data import DataConfig, Section
 from fedphd.common.config.roles import CloudConfig, EdgeConfig
 from fedphd.common.data.partition import PARTITION_FILE
-from fedphd.common.errors import StartError, within
-from fedphd.common.events import Event, write_json
+from fedphd.common.errors import ConfigError, StartError, within
+from fedphd.common.events import Event, Verdict, write_json
 from fedphd.common.history.summary import SUMMARY, Summary
 from fedphd.common.wire.names import NAMES
 from fedphd.deploy.launch.render import render, render_summary
@@ -154,6 +155,21 @@ def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
     # A start that failed leaves a verdict, which must not be taken for this run's.
     (run_dir / VERDICT).unlink(missing_ok=True)
     return run_dir
+
+
+def discard(run_dir: Path, verdict: Verdict) -> None:
+    """Remove the folder of a run that could not start: nobody needs what is in it.
+
+    It stays where the verdict names a file in it, or where there is a checkpoint.
+    """
+    failed = verdict.exit_code in (ConfigError.exit_code, StartError.exit_code)
+    named = str(run_dir) in verdict.message
+    if failed and not named:
+        # It takes seconds to import.
+        from fedphd.common.unet.checkpoint import CHECKPOINT, has_checkpoint
+
+        if not has_checkpoint(run_dir / CHECKPOINT):
+            shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def prepare(
