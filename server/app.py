@@ -209,12 +209,22 @@ class Cloud:
             self._checkpoint(progress)
         every, last = self.config.evaluation.every_intervals, self.config.schedule.intervals
         done = {record.interval for record in self.report.so_far.evaluations}
-        if (interval % every and interval != last) or interval in done:
+        is_due = interval % every == 0 or interval == last
+        # Somebody who tries a run out need not wait for the first evaluation.
+        is_first = interval == 1 > self.strategy.done
+        if interval in done or not (is_due or is_first):
             return
         averaged = copy.deepcopy(self.strategy.unet)
         averaged.load_state_dict(self.strategy.ema.state)
+        if not is_due:
+            self._beside.start(lambda: self._preview(interval, averaged.eval()))
+            return
         raw = copy.deepcopy(self.strategy.unet) if self.config.evaluation.raw_too else None
         self._beside.start(lambda: self._evaluate(progress, averaged.eval(), raw))
+
+    def _preview(self, interval: int, averaged: PrunedUNet) -> None:
+        """Draw a grid of a snapshot's samples, without numbers."""
+        self.report.drawn(interval, self.evaluator.preview(averaged, self.scheduler))
 
     def _evaluate(self, progress: Progress, averaged: PrunedUNet, raw: PrunedUNet | None) -> None:
         """Evaluate a snapshot, beside the next interval, and note it in the checkpoint."""

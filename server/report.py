@@ -5,12 +5,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.events import EventLog
 from fedphd.common.history.events import (
+    Drawn,
     Evaluated,
     IntervalEnded,
     Pruned,
@@ -20,7 +22,14 @@ from fedphd.common.history.events import (
     Working,
 )
 from fedphd.common.history.progress import Reported
-from fedphd.common.history.summary import Change, IntervalCosts, LinkBytes, Summary, TrainingCost
+from fedphd.common.history.summary import (
+    SAMPLES,
+    Change,
+    IntervalCosts,
+    LinkBytes,
+    Summary,
+    TrainingCost,
+)
 from fedphd.common.quality.evaluation import Evaluation
 from fedphd.common.quality.sampling import save_grid
 from fedphd.common.unet.costs import (
@@ -187,15 +196,23 @@ class Report:
         self._so_far.evaluations.append(record)
         what = f"after interval {interval}" if interval else "before training"
         self._events.write(Evaluated(what=what, weights="ema", **record.model_dump()))
-        rows = self._config.evaluation.grid_rows
-        save_grid(result.samples, self._run_dir / "grids" / f"interval-{interval:04d}.png", rows)
-        save_grid(result.samples, self._run_dir / "samples.png", rows)
+        self._save_grids(interval, result.samples)
         for prefix, quality in (("quality", result.quality), ("quality_raw", result.raw)):
             for name, value in quality.model_dump().items() if quality else ():
                 if isinstance(value, float):
                     self._board.add_scalar(f"{prefix}/{name}", value, interval)
         for label, share in enumerate(result.quality.class_shares or ()):
             self._board.add_scalar(f"class_share/{label}", share, interval)
+
+    def drawn(self, interval: int, samples: Tensor) -> None:
+        """Draw samples that are not measured, (N, C, H, W), uint8, and say where they are."""
+        self._save_grids(interval, samples)
+        self._events.write(Drawn(interval=interval, path=str(self._run_dir / SAMPLES)))
+
+    def _save_grids(self, interval: int, samples: Tensor) -> None:
+        rows = self._config.evaluation.grid_rows
+        save_grid(samples, self._run_dir / "grids" / f"interval-{interval:04d}.png", rows)
+        save_grid(samples, self._run_dir / SAMPLES, rows)
 
     def summary(self, seconds: float) -> Summary:
         """Write ``summary.json`` and return it."""

@@ -163,6 +163,19 @@ class Evaluated(Event, EvaluationRecord):
     weights: str
 
 
+class Drawn(Event):
+    """Samples of the averaged weights after ``interval`` are in the file ``path``."""
+
+    event: Literal["drawn"] = "drawn"
+    interval: int
+    path: str
+
+    @property
+    def text(self) -> str:
+        """The same as a sentence for people."""
+        return f"first samples, after interval {self.interval}: {self.path}"
+
+
 class StatisticsFigures(BaseModel):
     """Reference statistics that the clients computed, and the bytes that this moved."""
 
@@ -185,7 +198,7 @@ _TYPES: dict[str, type[Event]] = {
     kind.model_fields["event"].default: kind
     for kind in (
         Started, Ended, Said, Working, PeerChanged, LinkChanged, RoundBegan, Replied, RoundEnded,
-        IntervalEnded, Pruned, Evaluated, StatisticsCollected,
+        IntervalEnded, Pruned, Evaluated, Drawn, StatisticsCollected,
     )
 }  # fmt: skip
 

@@ -77,6 +77,11 @@ class Evaluator:
             seconds=time.monotonic() - started,
         )
 
+    def preview(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> Tensor:
+        """Samples for one grid, the first of those that ``evaluate`` makes; raises as it does."""
+        num = min(self.config.num_samples, self.config.grid_rows**2)
+        return self._sample(unet, scheduler, num)
+
     @cached_property
     def anchors(self) -> Anchors | None:
         """What real images get; None where single reference images are not known."""
@@ -142,12 +147,14 @@ class Evaluator:
             **self._class_shares(reference, images, features),
         )
 
-    def _sample(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> Tensor:
+    def _sample(
+        self, unet: UNet2DModel, scheduler: DDPMScheduler, num: int | None = None
+    ) -> Tensor:
         config = self.config
         return sample_images(
             unet,
             scheduler,
-            num=config.num_samples,
+            num=num or config.num_samples,
             steps=config.sampling_steps,
             batch_size=config.batch_size,
             seed=config.seed,

@@ -16,7 +16,7 @@ from fedphd.common.config.roles import CloudConfig, EdgeConfig
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.errors import ConfigError, StartError, within
 from fedphd.common.events import Event, Verdict, write_json
-from fedphd.common.history.summary import SUMMARY, Summary
+from fedphd.common.history.summary import SAMPLES, SUMMARY, Summary
 from fedphd.common.wire.names import NAMES
 from fedphd.deploy.launch.render import render, render_summary
 from fedphd.deploy.launch.superlink import make_folder
@@ -196,6 +196,7 @@ def show_summary(run_dir: Path, say: Say) -> None:
     if (run_dir / SUMMARY).exists():
         say(f"\nfinished; everything is in {run_dir}")
         say(render_summary(Summary.read(run_dir)))
+        say(f"  {'samples in':<18} {run_dir / SAMPLES}")
 
 
 def check_data(config: CloudConfig) -> None:

@@ -81,6 +81,7 @@ class Federation:
 
     Attributes:
         intervals: of the whole run; 0 while nobody has said so.
+        samples: where the first ones are.
         working: what the cloud does beside training, with its steps: done, total.
         distances, measure: of the evaluations, and what they are called.
         started, ended: Unix times; None: not yet.
@@ -94,6 +95,7 @@ class Federation:
     parameters: int = 0
     distances: list[float] = field(default_factory=list)
     measure: str = ""
+    samples: str = ""
     working: tuple[str, int, int] | None = None
     started: float | None = None
     ended: float | None = None
@@ -155,6 +157,8 @@ class Federation:
                 self._round(server, event)
             case kinds.IntervalEnded():
                 self._interval(event)
+            case kinds.Drawn():
+                self.samples = event.path
             case kinds.Pruned():
                 self.parameters = event.after.parameters
             case kinds.Evaluated():

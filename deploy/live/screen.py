@@ -105,6 +105,8 @@ def _figures(run: Federation, width: int) -> Text:
         parts.append(f"{run.measure} {_course(run.distances, '.1f')}")
     if run.parameters:
         parts.append(f"{run.parameters / 1e6:.2f} M parameters")
+    if run.samples:
+        parts.append(run.samples)
     if run.working:
         what, done, total = run.working
         parts.append(f"{what} {done / max(1, total):.0%}")

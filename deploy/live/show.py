@@ -26,6 +26,8 @@ _ROUTINE = re.compile(
     r"ends: the run is over)|(data|running|resuming) .*|"
 )
 _SUMMARY = "finished; everything is in "
+# How lines after it begin that belong to it.
+_LAST = ("  ", "report ")
 _LAST_HEIGHT = 24
 
 
@@ -54,7 +56,7 @@ class Board:
         with self._lock:
             self._poll()
             for part in line.split("\n"):
-                if part.startswith(_SUMMARY) or (self._words and part.startswith("  ")):
+                if part.startswith(_SUMMARY) or (self._words and part.startswith(_LAST)):
                     self._words.append(part)
                 elif not self.follower.shows(part):
                     self._judge(part)

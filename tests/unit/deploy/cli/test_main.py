@@ -293,7 +293,9 @@ def test_clients_that_leave_classes_out_are_told_the_flags(tmp_path: Path) -> No
 
 
 def test_a_local_run_that_cannot_start_leaves_no_folder(tmp_path: Path) -> None:
-    done = fedphd("local", "--set", "superlink.node_keys=keys", cwd=tmp_path)
+    names = ("node_keys", "ssl_certfile", "ssl_keyfile", "ssl_ca_certfile")
+    words = [word for name in names for word in ("--set", f"superlink.{name}=keys")]
+    done = fedphd("local", *words, cwd=tmp_path)
     assert done.returncode == 2
     assert "superlink.node_keys = keys" in done.stderr
     assert list((tmp_path / "runs").iterdir()) == []
