@@ -252,10 +252,10 @@ def _edge_does(edge: Server) -> Text:
 def _client_does(run: Federation, client: Client, now: float) -> Text:
     if client.state == TRAINS:
         slow = run.is_slow(client, now)
-        usual = run.usual_s() or 0.0
-        text = f"trains for {human_seconds(now - client.since)}"
-        text += f", usually {usual:.0f} s" if slow else ""
-        return Text(text, style="yellow" if slow else "cyan")
+        took = human_seconds(now - client.since)
+        if slow:
+            return Text(f"slow: {took}, usually {run.usual_s() or 0.0:.0f} s", style="yellow")
+        return Text(f"trains for {took}", style=_STYLES[TRAINS])
     if client.state == ANSWERED:
         return Text(f"answered in {human_seconds(client.seconds or 0.0)}", style="green")
     return _state(client.state, client.detail)

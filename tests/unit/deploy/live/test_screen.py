@@ -76,7 +76,7 @@ def test_losses_and_distances_run_from_first_to_last() -> None:
 def test_stragglers_and_failures_are_marked() -> None:
     events = [*half_a_run(), peer(12, "edge-1", "client-3", "failed", "no heartbeat from it")]
     lines = drawn(events, now=1020.0, width=100)
-    assert any("client-2 trains for 12 s, usually 4 s " in line for line in lines)
+    assert any("client-2 slow: 12 s, usually 4 s " in line for line in lines)
     assert any("client-3 failed: no heartbeat from it" in line for line in lines)
 
 
