@@ -8,8 +8,11 @@ DEV := $(VENV)/.installed-dev
 .PHONY: demo demo-ceiling test test-slow cluster lint types check audit clean
 
 demo: $(INSTALLED)
-	@echo "== Running one cloud, two edges and six clients on this machine (about 6 minutes on 2 cores)"
+	@echo "== Running one cloud, two edges and six clients on this machine (about 6 minutes on 2 cores;"
+	@echo "   the first samples after about a minute: it says where)"
 	$(BIN)/fedphd local
+	@newest=$$(ls -td runs/*/ | head -1); if [ -f "$$newest"report.html ]; then \
+		echo "== The run's report: $$newest"report.html; fi
 
 demo-ceiling: $(INSTALLED)
 	@echo "== What the demo's network makes of all images in one place, with as many steps (about 8 minutes)"
@@ -50,7 +53,8 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "== Installing fedphd and the versions in constraints.txt into $(VENV)"
+	@echo "== Installing fedphd into $(VENV), with PyTorch, Flower, diffusers and $$(grep -c == constraints.txt)"
+	@echo "   pinned packages at the most (constraints.txt): a minute or two, up to 4 GB"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 

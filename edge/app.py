@@ -121,6 +121,7 @@ class EdgeService:
             grid=self.grid,
             roster=self.roster,
             on_round=lambda strategy, stats: self._on_round(task, strategy, stats),
+            on_event=self.events.write,
             shared_questions=self.shared_questions,
             bounds=self._bounds,
         )

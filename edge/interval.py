@@ -7,6 +7,7 @@ import torch
 from flwr.app import Array
 
 from fedphd.common.config.run import FederationConfig
+from fedphd.common.events import Event
 from fedphd.common.robust import UpdateBound
 from fedphd.common.unet.parts import PARTS, PartSubset, joined
 from fedphd.common.wire import records
@@ -37,6 +38,7 @@ def run_interval(
     grid: StreamingGrid,
     roster: Roster,
     on_round: Callable[[EdgeAverage, RoundStats], None],
+    on_event: Callable[[Event], None] = lambda event: None,
     shared_questions: bool = False,
     bounds: list[UpdateBound[Update]] | None = None,
 ) -> tuple[IntervalReply, Array | torch.Tensor, torch.Tensor | None]:
@@ -48,6 +50,7 @@ def run_interval(
         variate: SCAFFOLD's server variate, (numel,), float32; None for other methods.
         link: what the edge keeps of the cloud's weights and of its own changes.
         on_round: told about each finished round.
+        on_event: told about what happens within a round.
         shared_questions: as in ``edge/questions.py: Questions``.
         bounds: as in ``EdgeAverage``.
 
@@ -73,6 +76,7 @@ def run_interval(
         task,
         roster,
         on_round=lambda stats: on_round(strategy, stats),
+        on_event=on_event,
         shared_questions=shared_questions,
         variate=server,
         bounds=bounds,

@@ -1,6 +1,7 @@
 """One edge round: who trains here, what the edge holds with them, and the round's figures."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ class EdgeRound:
         self._offer_before = offer
         self._roster = roster
         self.watch = Stopwatch()
+        self._handed_out_s = time.monotonic()
 
     def attach(self, peer: Peer, label_counts: tuple[int, ...]) -> None:
         """Count a client that chose this edge, in the very next offer."""
@@ -103,6 +105,14 @@ class EdgeRound:
         node_of = {trainee.peer.name: node_id for node_id, trainee in self.trainees.items()}
         here = [node_of[name] for name in order if name in node_of]
         self.part_set_of = {n: (first + i) % num_part_sets for i, n in enumerate(here)}
+
+    def hand_out(self) -> None:
+        """The clients get their orders now."""
+        self._handed_out_s = time.monotonic()
+
+    def handed_out_for_s(self) -> float:
+        """Seconds since the clients got their orders."""
+        return time.monotonic() - self._handed_out_s
 
     def leave_out(self, peer: Peer, reason: str, kind: FailureKind) -> None:
         """Continue without a client that failed, and leave it alone for a while."""

@@ -11,6 +11,8 @@ from flwr.serverapp.strategy import Strategy
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import ReplyError
+from fedphd.common.events import Event
+from fedphd.common.history.events import Replied, RoundBegan
 from fedphd.common.rng import sample_participants
 from fedphd.common.robust import Norms, UpdateBound, norm_of, update_norm
 from fedphd.common.unet.layout import TensorLayout
@@ -57,9 +59,10 @@ class EdgeAverage(Strategy):
     others still train. A reply that is late, malformed or not finite leaves its client out of
     the round, and so does an update far longer than those of the others (``UpdateBound``).
 
-    ``on_round`` is told the statistics of each finished round; ``shared_questions`` is as in
-    ``Questions``; ``variate`` is SCAFFOLD's, where that is the method; ``bounds`` are those of
-    ``update_bounds``, which learn from round to round; None: they begin with this interval.
+    ``on_round`` is told the statistics of each finished round, ``on_event`` what happens within
+    it; ``shared_questions`` is as in ``Questions``; ``variate`` is SCAFFOLD's, where that is the
+    method; ``bounds`` are those of ``update_bounds``, which learn from round to round; None: they
+    begin with this interval.
 
     Attributes:
         offer: what the edge holds in this interval, after its last round.
@@ -74,6 +77,7 @@ class EdgeAverage(Strategy):
         roster: Roster,
         *,
         on_round: Callable[[RoundStats], None],
+        on_event: Callable[[Event], None] = lambda event: None,
         shared_questions: bool = False,
         variate: ServerVariate | None = None,
         bounds: list[UpdateBound[Update]] | None = None,
@@ -87,7 +91,7 @@ class EdgeAverage(Strategy):
         self._layout: TensorLayout = task.network.tensor_layout()
         self._roster = roster
         self._questions = Questions(edge_id, task, roster, shared=shared_questions)
-        self._on_round = on_round
+        self._on_round, self._on_event = on_round, on_event
         self._variate = variate
         self._bounds = update_bounds(task.plan) if bounds is None else bounds
         self._round: EdgeRound | None = None
@@ -123,7 +127,21 @@ class EdgeAverage(Strategy):
             variate = records.to_array(codec.pack(self._variate.current))
         tasks = [self._train_task(server_round, parts) for parts in self.part_sets]
         contents = [records.to_records(order, sent, variate) for order in tasks]
+        self._began(round_, first)
         return [Message(contents[round_.part_set_of[n]], n, TRAIN) for n in round_.trainees]
+
+    def _began(self, round_: EdgeRound, number: int) -> None:
+        """Say who trains in a round, which is the run's ``number``."""
+        names = sorted(trainee.peer.name for trainee in round_.trainees.values())
+        began = RoundBegan(
+            interval=self._task.interval,
+            edge_round=round_.stats.edge_round,
+            round=number,
+            rounds=self._task.plan.schedule.total_edge_rounds,
+            clients=names,
+        )
+        self._on_event(began)
+        round_.hand_out()
 
     def _train_task(self, edge_round: int, send: tuple[Part, ...]) -> TrainTask:
         task, plan = self._task, self._task.plan
@@ -218,7 +236,17 @@ class EdgeAverage(Strategy):
             except ReplyError as error:
                 round_.leave_out(peer, str(error), error.kind)
                 continue
+            self._on_event(self._replied(round_, answer))
             yield Update(trainee, part_set, answer, weights, change)
+
+    def _replied(self, round_: EdgeRound, answer: TrainReply) -> Replied:
+        return Replied(
+            interval=answer.interval,
+            edge_round=answer.edge_round,
+            client=answer.client_id,
+            loss=answer.metrics.loss.value,
+            seconds=round(round_.handed_out_for_s(), 3),
+        )
 
     def _norms(self, update: Update, mean: PartAverage, sent: torch.Tensor) -> Norms:
         """Of the update of the weights, and of the control variate's."""

@@ -46,6 +46,7 @@ from fedphd.common.wire.messages import FINISH, Finish
 from fedphd.common.wire.records import to_records, weights_record
 from fedphd.common.wire.roster import Bound, Roster
 from fedphd.common.wire.traffic import Traffic
+from fedphd.common.working import telling
 from fedphd.server.background import Background
 from fedphd.server.pruning import count_costs
 from fedphd.server.report import Report
@@ -106,14 +107,15 @@ class Cloud:
             resumed=progress.reported if progress else None,
         )
         evaluation, model = self.config.evaluation, self.config.model
-        reference = load_reference(
-            evaluation,
-            image_size=model.image_size,
-            channels=model.channels,
-            num_classes=self.config.num_classes,
-            cache_dir=self.config.out_dir / ".cache",
-            device=self.device,
-        )
+        with telling(self.report.working):
+            reference = load_reference(
+                evaluation,
+                image_size=model.image_size,
+                channels=model.channels,
+                num_classes=self.config.num_classes,
+                cache_dir=self.config.out_dir / ".cache",
+                device=self.device,
+            )
         self.evaluator = self._evaluator(reference)
         # Made now, so that a wrong file ends the run before anybody is waited for.
         self.extractor = fixed_extractor(evaluation) if evaluation.reference_clients else None
@@ -235,16 +237,27 @@ class Cloud:
             self._checkpoint(progress)
         every, last = self.config.evaluation.every_intervals, self.config.schedule.intervals
         done = {record.interval for record in self.report.so_far.evaluations}
-        if (interval % every and interval != last) or interval in done:
+        is_due = interval % every == 0 or interval == last
+        # Somebody who tries a run out need not wait for the first evaluation.
+        is_first = interval == 1 > self.strategy.done
+        if interval in done or not (is_due or is_first):
             return
         averaged = copy.deepcopy(self.strategy.unet)
         averaged.load_state_dict(self.strategy.ema.state)
+        if not is_due:
+            self._beside.start(lambda: self._preview(interval, averaged.eval()))
+            return
         raw = copy.deepcopy(self.strategy.unet) if self.config.evaluation.raw_too else None
         self._beside.start(lambda: self._evaluate(progress, averaged.eval(), raw))
 
+    def _preview(self, interval: int, averaged: PrunedUNet) -> None:
+        """Draw a grid of a snapshot's samples, without numbers."""
+        self.report.drawn(interval, self.evaluator.preview(averaged, self.scheduler))
+
     def _evaluate(self, progress: Progress, averaged: PrunedUNet, raw: PrunedUNet | None) -> None:
         """Evaluate a snapshot, beside the next interval, and note it in the checkpoint."""
-        result = self.evaluator.evaluate(averaged, self.scheduler, raw)
+        with telling(self.report.working):
+            result = self.evaluator.evaluate(averaged, self.scheduler, raw)
         self.report.evaluated(progress.interval, result, gpu_memory(self.device))
         if progress.interval:
             # Bytes and times stay those of the checkpoint: an interval is under way.

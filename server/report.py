@@ -1,24 +1,36 @@
 """What a run leaves behind: events, sample grids, the summary, and what trackers get."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.events import EventLog
 from fedphd.common.history.events import (
+    Drawn,
     Evaluated,
     IntervalEnded,
     Pruned,
     Said,
     StatisticsCollected,
     StatisticsFigures,
+    Working,
 )
 from fedphd.common.history.progress import Reported
-from fedphd.common.history.summary import Change, IntervalCosts, LinkBytes, Summary, TrainingCost
+from fedphd.common.history.summary import (
+    SAMPLES,
+    Change,
+    IntervalCosts,
+    LinkBytes,
+    Summary,
+    TrainingCost,
+)
 from fedphd.common.quality.evaluation import Evaluation
 from fedphd.common.quality.sampling import save_grid
 from fedphd.common.unet.costs import (
@@ -36,6 +48,7 @@ from fedphd.server.strategy import IntervalStats
 from fedphd.server.tracking import Trackers
 
 FLOAT_BYTES = 4
+WORKING_S = 5.0
 
 
 class Report:
@@ -60,6 +73,7 @@ class Report:
         self._config = config
         self._events = events
         self._trackers = trackers
+        self._working, self._silent_until_s = "", 0.0
         self._so_far = resumed or Reported(dense=costs, costs=costs)
         # Bytes of the edges' links in this process count on from there.
         self._cloud_before = self._so_far.cloud
@@ -73,6 +87,14 @@ class Report:
     def message(self, text: str) -> None:
         """Say something to people."""
         self._events.write(Said(text=text))
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """Say how far something is that takes long, seldom; as a ``tracking.Listener``."""
+        now_s = time.monotonic()
+        # Its beginning and its end in any case.
+        if now_s >= self._silent_until_s or what != self._working or done >= total:
+            self._working, self._silent_until_s = what, now_s + WORKING_S
+            self._events.write(Working(what=what, done=done, total=total))
 
     def spent(self, phase: str, seconds: float) -> None:
         """Add wall time to a phase of the run."""
@@ -182,10 +204,7 @@ class Report:
             what=what, weights="ema", gpu_memory=dict(gpu_memory), **record.model_dump()
         )
         self._events.write(evaluated)
-        rows = self._config.evaluation.grid_rows
-        grid = self._run_dir / "grids" / f"interval-{interval:04d}.png"
-        save_grid(result.samples, grid, rows)
-        save_grid(result.samples, self._run_dir / "samples.png", rows)
+        grid = self._save_grids(interval, result.samples)
         values = {
             f"{prefix}/{name}": value
             for prefix, quality in (("quality", result.quality), ("quality_raw", result.raw))
@@ -198,6 +217,18 @@ class Report:
         values |= {f"class_distance/{label}": d for label, d in distances if d is not None}
         self._trackers.numbers(values, interval)
         self._trackers.picture(grid, interval)
+
+    def drawn(self, interval: int, samples: Tensor) -> None:
+        """Draw samples that are not measured, (N, C, H, W), uint8, and say where they are."""
+        self._save_grids(interval, samples)
+        self._events.write(Drawn(interval=interval, path=str(self._run_dir / SAMPLES)))
+
+    def _save_grids(self, interval: int, samples: Tensor) -> Path:
+        rows = self._config.evaluation.grid_rows
+        grid = self._run_dir / "grids" / f"interval-{interval:04d}.png"
+        save_grid(samples, grid, rows)
+        save_grid(samples, self._run_dir / SAMPLES, rows)
+        return grid
 
     def summary(self, seconds: float) -> Summary:
         """Write ``summary.json`` and return it."""

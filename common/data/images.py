@@ -21,6 +21,7 @@ from fedphd.common.data.partition import all_parts, partition_name
 from fedphd.common.data.sources import Opened, open_source
 from fedphd.common.errors import ConfigError
 from fedphd.common.rng import generator
+from fedphd.common.working import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ def stack_pictures(
         raise ConfigError(f"channels = {channels}: images have one of {list(_MODES)} channels")
     images = np.empty((num, channels, size, size), dtype=np.uint8)
     resized_from: tuple[int, int] | None = None
-    for index, picture in enumerate(pictures):
+    for index, picture in enumerate(tracked(pictures, "reading images", num)):
         if picture.mode.startswith(_DEEP_MODES):
             raise ConfigError(
                 f"source = {source!r} has images of mode {picture.mode}, which have more than 8 "

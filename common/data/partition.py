@@ -127,8 +127,8 @@ def _check_classes_covered(labels: Indices, config: PartitionConfig) -> None:
         raise ConfigError(
             f"{_described(config)} and classes_per_partition = {per_part} leaves out "
             f"{num_classes - config.num_partitions * per_part} of {num_classes} classes; use at "
-            f"least {-(-num_classes // per_part)} parts or "
-            f"{-(-num_classes // config.num_partitions)} classes per part"
+            f"least {-(-num_classes // per_part)} parts (num_partitions), or "
+            f"{-(-num_classes // config.num_partitions)} classes per part (classes_per_partition)"
         )
 
 

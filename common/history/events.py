@@ -62,6 +62,37 @@ class LinkChanged(Event):
     change: str
 
 
+class Working(Event):
+    """A part of the work that takes long: ``done`` of ``total`` steps of ``what``."""
+
+    event: Literal["working"] = "working"
+    what: str
+    done: int
+    total: int
+
+
+class RoundBegan(Event):
+    """An edge has asked ``clients``, who chose it, to train; numbers as in ``RoundEnded``."""
+
+    event: Literal["round_began"] = "round_began"
+    interval: int
+    edge_round: int
+    round: int
+    rounds: int
+    clients: list[str]
+
+
+class Replied(Event):
+    """A client's weights came, ``seconds`` after it was asked, and are whole."""
+
+    event: Literal["replied"] = "replied"
+    interval: int
+    edge_round: int
+    client: str
+    loss: float | None
+    seconds: float
+
+
 class RoundEnded(Event, MetricValues):
     """An edge round; it is number ``round`` of the run's ``rounds``. Bytes: since the start.
 
@@ -186,6 +217,19 @@ class Trained(Event, MetricValues):
     gpu_memory: dict[str, int] = Field(default_factory=dict)
 
 
+class Drawn(Event):
+    """Samples of the averaged weights after ``interval`` are in the file ``path``."""
+
+    event: Literal["drawn"] = "drawn"
+    interval: int
+    path: str
+
+    @property
+    def text(self) -> str:
+        """The same as a sentence for people."""
+        return f"first samples, after interval {self.interval}: {self.path}"
+
+
 class StatisticsFigures(BaseModel):
     """Reference statistics that the clients computed, and the bytes that this moved."""
 
@@ -207,8 +251,8 @@ class StatisticsCollected(Event, StatisticsFigures):
 _TYPES: dict[str, type[Event]] = {
     kind.model_fields["event"].default: kind
     for kind in (
-        Started, Ended, Said, PeerChanged, LinkChanged, RoundEnded, IntervalEnded, Pruned,
-        Evaluated, StatisticsCollected, Trained,
+        Started, Ended, Said, Working, PeerChanged, LinkChanged, RoundBegan, Replied, RoundEnded,
+        IntervalEnded, Pruned, Evaluated, Drawn, StatisticsCollected, Trained,
     )
 }  # fmt: skip
 
@@ -221,25 +265,25 @@ def read_event(line: dict[str, Any]) -> Event | None:
 
 @dataclass
 class Tail:
-    """Reads the JSON lines that are appended to a file."""
+    """Reads the JSON lines that are appended to a file; the next one is at ``position``."""
 
     path: Path
-    _position: int = 0
+    position: int = 0
 
     def skip(self, size: int) -> None:
         """Pass over the first ``size`` bytes, whole lines."""
-        self._position = size
+        self.position = size
 
     def new_lines(self) -> Iterator[dict[str, Any]]:
         """What came since the last call, as plain values; an unfinished last line waits."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
-            file.seek(self._position)
+            file.seek(self.position)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                self._position += len(line)
+                self.position += len(line)
                 yield json.loads(line)
 
     def new_events(self) -> Iterator[Event]:

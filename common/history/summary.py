@@ -11,6 +11,7 @@ from fedphd.common.history.events import StatisticsFigures
 from fedphd.common.unet.costs import PruneReport
 
 SUMMARY = "summary.json"
+SAMPLES = "samples.png"
 
 
 class Change(BaseModel):

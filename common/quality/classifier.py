@@ -22,6 +22,7 @@ from fedphd.common.errors import ConfigError
 from fedphd.common.files import replaced
 from fedphd.common.quality.extractor import FeatureClassifier
 from fedphd.common.rng import derive_seed, generator
+from fedphd.common.working import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def train_classifier(
     num_steps = settings.epochs * -(-len(kept) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps)
     with _threads_for(reference):
-        for _ in range(settings.epochs):
+        epochs = range(settings.epochs)
+        for _ in tracked(epochs, "training the feature classifier", settings.epochs):
             shuffled = torch.randperm(len(kept), generator=noise)
             for batch in map(kept.subset, torch.split(shuffled, settings.batch_size)):
                 scores = model.logits(batch.images.to(device))

@@ -83,6 +83,11 @@ class Evaluator:
             seconds=time.monotonic() - started,
         )
 
+    def preview(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> Tensor:
+        """Samples for one grid, the first of those that ``evaluate`` makes; raises as it does."""
+        num = min(self.config.num_samples, self.config.grid_rows**2)
+        return self._sample(unet, scheduler, num)
+
     @cached_property
     def labels(self) -> Tensor | None:
         """Classes of the samples, (num_samples,), int64; None where the network knows none."""
@@ -160,12 +165,14 @@ class Evaluator:
             **_by_class(reference, features, labels),
         )
 
-    def _sample(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> Tensor:
+    def _sample(
+        self, unet: UNet2DModel, scheduler: DDPMScheduler, num: int | None = None
+    ) -> Tensor:
         config = self.config
         return sample_images(
             unet,
             scheduler,
-            num=config.num_samples,
+            num=num or config.num_samples,
             steps=config.sampling_steps,
             batch_size=config.batch_size,
             seed=config.seed,

@@ -23,6 +23,7 @@ from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.rng import generator
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.wire.messages import ExtractorSpec
+from fedphd.common.working import tracked
 
 _FORMAT = "fedphd-features-1"
 _SMALL_IMAGE = 16
@@ -133,7 +134,8 @@ class Extractor:
     @torch.no_grad()
     def _batches(self, images: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
         network = self.network.to(device)
-        for batch in torch.split(images, batch_size):
+        batches = torch.split(images, batch_size)
+        for batch in tracked(batches, "computing features", len(batches)):
             yield network(batch.to(device)).cpu()
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,25 @@ from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.files import replaced
 from fedphd.common.rng import generator
 from fedphd.common.unet.model import PrunedUNet, UNet2DModel, UNet2DOutput
+from fedphd.common.working import Steps
 
 SAMPLER = "DDIM, eta 0, no clipping"
 _READABLE_SIZE = 48
 _SEPARATOR = 2
 _SEPARATOR_GREY = 128
 _MOST_ROWS = 32
+
+
+class _Pipeline(DDIMPipeline):
+    """One that counts its ``steps`` for whoever listens, and draws no bar of its own."""
+
+    steps: Steps
+
+    def progress_bar(self, iterable: Iterable[Any], total: int | None = None) -> Iterator[Any]:
+        """Yield the items; each counts as done when the next is asked."""
+        for item in iterable:
+            yield item
+            self.steps.advance()
 
 
 def sample_images(
@@ -72,6 +85,7 @@ def sample_images(
     # quality on images with many black or white pixels; the published sampler does not clip.
     sampler = DDIMScheduler.from_config(forward_process, clip_sample=False)
     local.eval()
+    counted = Steps("sampling", steps * math.ceil(num / batch_size))
     try:
         batches = []
         for start in range(0, num, batch_size):
@@ -79,8 +93,8 @@ def sample_images(
             told = local
             if labels is not None:
                 told = _Told(local, labels[indices.start : indices.stop].to(device), guidance)
-            pipeline: Any = DDIMPipeline(told, sampler)
-            pipeline.set_progress_bar_config(disable=True)
+            pipeline: Any = _Pipeline(told, sampler)
+            pipeline.steps = counted
             batches.append(_sample_batch(pipeline, indices, steps, seed))
     finally:
         network.train(was_training)

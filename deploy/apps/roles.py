@@ -17,6 +17,7 @@ from fedphd.common.errors import ConfigError, Interrupted, StartError, exit_code
 from fedphd.common.events import Event, EventLog, Verdict, write_verdict
 from fedphd.common.history.events import Ended, Started
 from fedphd.common.wire.names import BoundNames
+from fedphd.deploy.apps.refused import stand_last, words_of
 from fedphd.deploy.launch import runs
 from fedphd.deploy.launch.origin import origin
 from fedphd.deploy.report.leaving import leave_report
@@ -70,8 +71,8 @@ def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
     """Run what ``flwr run`` submitted without a launcher: make its folder, show its events.
 
     Raises:
-        ConfigError: a setting of the run configuration is wrong; also printed, since Flower
-            shows what its ServerApp raises between two pages of tracebacks.
+        ConfigError: a setting of the run configuration is wrong; also printed, and the last
+            that Flower says.
     """
     try:
         num_nodes = count_nodes(grid)
@@ -80,7 +81,8 @@ def run_simulated(grid: Grid, run_config: Mapping[str, Any]) -> None:
         data = client_config(run_config, 0, num_nodes).data
         split = runs.open_client_data(data, config.num_classes)
     except ConfigError as error:
-        print(f"fedphd: refused before the start: {error}", flush=True)
+        print(f"fedphd: {words_of(error)}", flush=True)
+        stand_last(error)
         raise
     run_dir = runs.run_folder(None, config.out_dir.absolute())
     print(f"run folder {run_dir}\ndata {split}", flush=True)

@@ -9,6 +9,7 @@ from typer import Argument, Option
 from fedphd.common.config.roles import CloudConfig, DeviceName
 from fedphd.common.errors import ConfigError
 from fedphd.common.history.events import Evaluated
+from fedphd.deploy.cli.bars import bar
 from fedphd.deploy.cli.flags import Set, overrides, say
 from fedphd.deploy.launch.render import render
 
@@ -65,7 +66,8 @@ def evaluate(
     flags = {f"evaluation.{key}": value for key, value in given.items()}
     config = run.config(run.reference_changes(reference) | overrides(flags, settings))
     cache = CloudConfig().out_dir / ".cache"
-    result = run.evaluate(config, cache_dir=cache, device=resolve_device(device))
+    with bar("evaluating"):
+        result = run.evaluate(config, cache_dir=cache, device=resolve_device(device))
     record = result.record(run.state.get("interval"))
     if as_json:
         of = {"checkpoint": str(checkpoint), "weights": weights}
@@ -123,10 +125,11 @@ def sample(
         raise ConfigError(f"--out = {out}: images are written as PNG; name a .png file or a folder")
     run = StoredRun.load(checkpoint_of(checkpoint), weights)
     on, told = resolve_device(device), _told(run.unet.no_label, num, label, guidance)
-    images = sample_images(
-        run.unet, run.scheduler, num=num, steps=steps, batch_size=BATCH_SIZE, seed=seed, device=on,
-        labels=told, guidance=guidance,
-    )  # fmt: skip
+    with bar("sampling"):
+        images = sample_images(
+            run.unet, run.scheduler, num=num, steps=steps, batch_size=BATCH_SIZE, seed=seed,
+            device=on, labels=told, guidance=guidance,
+        )  # fmt: skip
     written = save_samples(images, out)
     single = f" and {len(written) - 1} single images" if len(written) > 1 else ""
     say(f"wrote {written[0]}{single}: {num} images, {steps} DDIM steps, {weights} weights")

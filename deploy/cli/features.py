@@ -7,8 +7,10 @@ from typer import Option, Typer
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
+from fedphd.deploy.cli.bars import bar
 from fedphd.deploy.cli.flags import ConfigFile, Preset, Set, overrides, say
 
+READING = "reading data"
 Data = Annotated[str, Option(help="labelled images: digits, a Hugging Face name or a local path")]
 Out = Annotated[Path, Option(help="file to write (.safetensors)")]
 features_app = Typer(no_args_is_help=True, help="Features in which images are compared.")
@@ -31,10 +33,11 @@ def train(
 
     evaluation, model = resolved.evaluation, resolved.model
     assert evaluation.reference is not None
-    source = LabelledImages(evaluation.reference)
-    images = source.decode(image_size=model.image_size, channels=model.channels)
     cache, device = resolved.out_dir / ".cache", resolve_device(resolved.device)
-    extractor = trained_classifier(evaluation, images, cache_dir=cache, device=device)
+    with bar(READING):
+        source = LabelledImages(evaluation.reference)
+        images = source.decode(image_size=model.image_size, channels=model.channels)
+        extractor = trained_classifier(evaluation, images, cache_dir=cache, device=device)
     save_extractor(extractor, out)
     name, shape = extractor.spec.name, extractor.image_shape
     say(f"wrote {out}: {name}, trained on {len(images)} images {shape}")
@@ -71,13 +74,14 @@ def statistics(
             "evaluation.inception_weights=FILE"
         )
     assert evaluation.reference is not None
-    source = LabelledImages(evaluation.reference)
-    source.check_classes(resolved.num_classes)
-    images = source.decode(image_size=model.image_size, channels=model.channels)
     classes, device = resolved.num_classes, resolve_device(resolved.device)
-    summed = extractor.statistics(
-        images, num_classes=classes, batch_size=evaluation.batch_size, device=device
-    )
+    with bar(READING):
+        source = LabelledImages(evaluation.reference)
+        source.check_classes(classes)
+        images = source.decode(image_size=model.image_size, channels=model.channels)
+        summed = extractor.statistics(
+            images, num_classes=classes, batch_size=evaluation.batch_size, device=device
+        )
     StatisticsFile(summed, extractor.spec.name, extractor.fingerprint()).save(out)
     say(f"wrote {out}: {summed.count} images in features of {extractor.spec.name}")
     say(f"SHA-256 of count, mean and covariance: {summed.sha256()}")

@@ -4,7 +4,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -15,6 +15,7 @@ from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.config.text import parse_settings
 from fedphd.common.errors import ConfigError, FedPhDError, exit_code_of
 from fedphd.common.events import Verdict, write_json, write_verdict
+from fedphd.deploy.cli.bars import bar
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE, part_of_data, take_data
 from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.resuming import (
@@ -28,14 +29,18 @@ from fedphd.deploy.launch.resuming import (
 from fedphd.deploy.launch.runs import (
     CLIENTS,
     VERDICT,
+    Say,
     Split,
     check_data,
+    discard,
     open_client_data,
     run_folder,
 )
+from fedphd.deploy.live.show import shown
 from fedphd.deploy.report.leaving import leave_report
 from fedphd.deploy.simulation.run_config import MIN_CLIENTS
 
+NUM_EDGES_KEY = "schedule.num_edges"
 # rich treats [default: ...] in a help text as mark-up and drops it; show_default is safe.
 ConfigFile = Annotated[
     Path | None,
@@ -80,6 +85,14 @@ Report = Annotated[
 ]
 DryRun = Annotated[
     bool, Option("--dry-run", help="check and print the configuration, start nothing")
+]
+Plain = Annotated[
+    bool,
+    Option(
+        "--plain",
+        help="a line for each event, as where the output is no terminal, in place of a picture of "
+        "the federation that is refreshed",
+    ),
 ]
 Insecure = Annotated[
     bool,
@@ -157,7 +170,7 @@ def take_flags(
     settings: list[str] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Flags of a whole federation and ``--set``: settings of the cloud, and of clients' data."""
-    flags = {"preset": preset, "schedule.num_edges": num_edges, MIN_CLIENTS: num_clients}
+    flags = {"preset": preset, NUM_EDGES_KEY: num_edges, MIN_CLIENTS: num_clients}
     return take_data(overrides({**flags, SOURCE: data, CLASSES: classes_per_client}, settings))
 
 
@@ -168,10 +181,27 @@ def end_dry_run(config: Section, *, dry_run: bool) -> None:
         raise Exit(0)
 
 
+def check_edges(topology: str, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a number of edges is given for a federation that has none."""
+    if topology == "flat" and (given := values.get(NUM_EDGES_KEY)) is not None:
+        raise ConfigError(
+            f"--edges ({NUM_EDGES_KEY}) = {given}, but a flat federation has no edges: leave it "
+            "out, or set topology=hierarchical"
+        )
+
+
 def open_split(config: CloudConfig, data: Mapping[str, Any]) -> Split:
     """How the clients share their data; raises ConfigError if it or the cloud's is unusable."""
-    check_data(config)
-    return open_client_data(part_of_data(config, 0, data), config.num_classes)
+    with bar("reading data"):
+        check_data(config)
+        try:
+            return open_client_data(part_of_data(config, 0, data), config.num_classes)
+        except ConfigError as error:
+            # Parts are clients here, which have flags.
+            if "num_partitions" not in str(error):
+                raise
+            flags = "--clients (num_partitions) and --classes-per-client (classes_per_partition)"
+            raise ConfigError(f"{error}; the flags are {flags}") from error
 
 
 def load_federation(
@@ -182,6 +212,7 @@ def load_federation(
     A dry run prints the configuration and ends here with success.
     """
     config = load_config(CloudConfig, path, values)
+    check_edges(config.topology, values)
     split = open_split(config, data)
     if dry_run:
         # Standard output is the configuration alone.
@@ -224,27 +255,44 @@ class Federation:
         return cls(config, data_before, open_split(config, data_before), resumed)
 
     @contextmanager
-    def begin(
-        self, run_dir: Path | None, *, report: bool
-    ) -> Iterator[tuple[Path, threading.Event]]:
-        """Make the run's folder unless it goes on; yield it, and the event that signals set.
+    def begin(self, run_dir: Path | None, *, plain: bool, report: bool) -> Iterator["Begun"]:
+        """Make the run's folder unless it goes on, and show what happens there, as ``shown``.
 
-        A ``report`` is written at the end, also where the block raises FedPhDError.
+        A folder that it made in ``out_dir`` is removed again where the run could not start. A
+        ``report`` is written at the end, also where the block raises FedPhDError.
         """
         with stop_on_signal() as stop:
             folder = self.resumed or run_folder(run_dir, self.config.out_dir)
-            say(f"data      {self.split}")
             self.split.write(folder)
             write_json(folder / CLIENTS, dict(self.data))
+            begun = Begun(folder, stop, say)
             try:
-                yield folder, stop
+                with shown(folder, say, self.config, plain=plain) as begun.say:
+                    begun.say(f"data      {self.split}")
+                    yield begun
             except FedPhDError as error:
+                begun.verdict = Verdict(exit_code_of(error), str(error))
                 if not (folder / VERDICT).exists():
-                    write_verdict(folder / VERDICT, Verdict(exit_code_of(error), str(error)))
+                    write_verdict(folder / VERDICT, begun.verdict)
                 raise
             finally:
-                if report:
+                if self.resumed is None and run_dir is None:
+                    discard(folder, begun.verdict)
+                if report and folder.exists():
                     leave_report(folder, say)
+
+
+@dataclass
+class Begun:
+    """A run that begins: its folder, the event that signals set, and what takes its lines.
+
+    ``verdict`` is how it ended.
+    """
+
+    folder: Path
+    stop: threading.Event
+    say: Say
+    verdict: Verdict = field(default_factory=Verdict)
 
 
 def end(verdict: Verdict, *, name: str = "") -> None:

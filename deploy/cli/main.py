@@ -21,11 +21,13 @@ from fedphd.deploy.cli.pseudo_labels import pseudo_labels
 from fedphd.deploy.cli.report import report as write_report
 from fedphd.deploy.cli.share import export, push
 from fedphd.deploy.cli.status import status
+from fedphd.deploy.cli.top import top
 from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.local import run_local
+from fedphd.deploy.launch.needs import advice, available_memory, cores
 from fedphd.deploy.launch.resuming import check_unchanged, rewind, stored_config
-from fedphd.deploy.launch.runs import VERDICT, check_data, open_client_data, run_folder
+from fedphd.deploy.launch.runs import VERDICT, check_data, discard, open_client_data, run_folder
 from fedphd.deploy.launch.versions import check_flower
 from fedphd.deploy.report.leaving import leave_report
 from fedphd.deploy.simulation.launcher import run_simulation
@@ -96,7 +98,9 @@ def cloud(
         except FedPhDError as error:
             verdict = Verdict(exit_code_of(error), str(error))
             write_verdict(folder / VERDICT, verdict)
-        if report:
+        if former is None and run_dir is None:
+            discard(folder, verdict)
+        if report and folder.exists():
             leave_report(folder, flags.say)
     flags.end(verdict)
 
@@ -214,6 +218,7 @@ def local(
     run_dir: flags.RunDir = None,
     resume: flags.Resume = None,
     go_on: flags.GoOn = False,
+    plain: flags.Plain = False,
     settings: flags.Set = None,
     report: flags.Report = True,
     dry_run: flags.DryRun = False,
@@ -224,16 +229,19 @@ def local(
     )
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
-    with run.begin(run_dir, report=report) as (folder, stop):
-        verdict = run_local(
+    with run.begin(run_dir, plain=plain, report=report) as begun:
+        needs = advice(run.config, cores=cores(), free_bytes=available_memory())
+        if needs:
+            begun.say(f"note      {needs}")
+        begun.verdict = run_local(
             run.config,
             data=run.data,
-            run_dir=folder,
-            stop=stop,
-            say=flags.say,
+            run_dir=begun.folder,
+            stop=begun.stop,
+            say=begun.say,
             resumed=former is not None,
         )
-    flags.end(verdict)
+    flags.end(begun.verdict)
 
 
 @app.command()
@@ -249,6 +257,7 @@ def simulate(
     run_dir: flags.RunDir = None,
     resume: flags.Resume = None,
     go_on: flags.GoOn = False,
+    plain: flags.Plain = False,
     settings: flags.Set = None,
     report: flags.Report = True,
     dry_run: flags.DryRun = False,
@@ -260,24 +269,24 @@ def simulate(
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
     clients = SimulatedClients(run.data, cpus=cpus, gpus=gpus)
-    with run.begin(run_dir, report=report) as (folder, stop):
-        resumed = rewind(folder, flags.say) if former else None
-        verdict = run_simulation(
+    with run.begin(run_dir, plain=plain, report=report) as begun:
+        resumed = rewind(begun.folder, begun.say) if former else None
+        begun.verdict = run_simulation(
             run.config,
             clients=clients,
-            run_dir=folder,
-            stop=stop,
-            say=flags.say,
+            run_dir=begun.folder,
+            stop=begun.stop,
+            say=begun.say,
             resumed=resumed,
         )
-    flags.end(verdict)
+    flags.end(begun.verdict)
 
 
 compare.register(app)
 app.command("pseudo-labels")(pseudo_labels)
 app.command("config")(explain_config)
 app.command("report")(write_report)
-for command in (evaluate, sample, export, push, statistics, status, preflight):
+for command in (evaluate, sample, export, push, statistics, status, top, preflight):
     app.command()(command)
 app.add_typer(features_app, name="features")
 app.add_typer(keys_app, name="keys")

@@ -11,6 +11,7 @@ from fedphd.common.config.data import DataConfig
 from fedphd.common.config.roles import validate
 from fedphd.common.data.labels import write_labels
 from fedphd.common.errors import ConfigError
+from fedphd.deploy.cli.bars import bar
 from fedphd.deploy.cli.flags import Set, overrides, say
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ def pseudo_labels(
     from fedphd.common.data.images import stack_pictures
     from fedphd.common.data.sources import open_pictures
 
-    pictures = open_pictures(config)
-    read = pictures.read(np.arange(pictures.num))
-    images = stack_pictures(read, pictures.num, image_size, channels, config.source)
-    labels = cluster(images, num_classes=num_classes, num_components=components, seed=seed)
+    with bar("reading data"):
+        pictures = open_pictures(config)
+        read = pictures.read(np.arange(pictures.num))
+        images = stack_pictures(read, pictures.num, image_size, channels, config.source)
+    with bar("clustering"):
+        labels = cluster(images, num_classes=num_classes, num_components=components, seed=seed)
     write_labels(out, labels.tolist(), pictures.names())
     counts = ", ".join(map(str, np.bincount(labels)))
     say(f"wrote     {out}: {len(labels)} labels; images per class {counts}")

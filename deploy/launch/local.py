@@ -21,7 +21,7 @@ from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.common.files import replaced
 from fedphd.common.history.events import merged_lines
 from fedphd.deploy.launch.client_data import part_of_data
-from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, VERDICT, Say
+from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, LOGS, STOPPING, VERDICT, Say
 from fedphd.deploy.launch.superlink import flower_environment, free_ports, start
 
 FEDPHD = (sys.executable, "-m", "fedphd.deploy.cli")
@@ -121,7 +121,7 @@ class LocalCluster:
     def _start(self, name: str, values: Mapping[str, object], *flags: str) -> None:
         """Start a participant, such as ``edge-0``, with a configuration file of its own."""
         config = write_config(self._state / f"{name}.toml", values)
-        log = self._run_dir / "logs" / f"{name}.log"
+        log = self._run_dir / LOGS / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as errors:
             process = start(
@@ -145,11 +145,11 @@ class LocalCluster:
         cloud = self.roles[0]
         while cloud.process.poll() is None:
             if stop.is_set():
-                self._say(f"stopping  {len(self.roles)} processes")
+                self._say(f"{STOPPING}  {len(self.roles)} processes")
                 return Verdict(Interrupted.exit_code, "interrupted")
             for role in self.roles[1:]:
                 if (code := role.process.poll()) in (ConfigError.exit_code, StartError.exit_code):
-                    return Verdict(code, f"{role.name} could not start; see {role.log}{_why(role)}")
+                    return Verdict(code, f"{role.name} could not start{_why(role)}")
             time.sleep(POLL_S)
         verdict = read_verdict(self._run_dir / VERDICT)
         # A run without a verdict is not a success; a signal's code is negative.
@@ -180,9 +180,9 @@ class LocalCluster:
 
 
 def _why(role: Role) -> str:
-    """The error at the end of the log of a process that exited, if any."""
-    text = role.log.read_text("utf-8", "replace").rpartition("fedphd: ")[2].strip()
-    return f": {text}" if text else ""
+    """The error at the end of the log of a process that exited, or else where the log is."""
+    _, ours, text = role.log.read_text("utf-8", "replace").rpartition("fedphd: ")
+    return f": {text.strip()}" if ours else f"; see {role.log}"
 
 
 def _signal(roles: Iterable[Role], number: int) -> None:

@@ -11,7 +11,6 @@ import ssl
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.deploy.keys.files import read_certificate
 from fedphd.deploy.keys.registered import registered
+from fedphd.deploy.launch.needs import available_memory
 from fedphd.deploy.launch.superlink import check_free
 from fedphd.deploy.launch.versions import flower_problem
 
@@ -144,19 +144,11 @@ def _memory(role: str, model: ModelConfig | None) -> Check:
     from fedphd.common.unet.model import count_parameters
 
     needed = _COPIES[role] * _FLOAT_BYTES * count_parameters(model)
-    free = _available_memory()
+    free = available_memory()
     text = f"{needed / 2**30:.2f} GiB for the network's copies, {free / 2**30:.1f} GiB free"
     if needed > free:
         return Check(name, "failed", text, "use a machine with more memory, or a smaller network")
     return Check(name, "ok", text)
-
-
-def _available_memory() -> int:
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _server(config: SuperLinkConfig) -> Iterator[Check]:

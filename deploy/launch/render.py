@@ -32,7 +32,7 @@ def render(event: Event) -> str | None:
                 f"reference statistics of {event.num_images} images of {len(event.clients)} "
                 f"clients | {event.seconds:.1f} s{_without(event.failures)}"
             )
-        case events.Said():
+        case events.Said() | events.Drawn():
             text = event.text
         case _:
             return None

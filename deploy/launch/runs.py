@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -13,9 +14,9 @@ from uuid import uuid4
 from fedphd.common.config.data import DataConfig, Section
 from fedphd.common.config.roles import CloudConfig, EdgeConfig
 from fedphd.common.data.partition import PARTITION_FILE
-from fedphd.common.errors import StartError, within
-from fedphd.common.events import Event, write_json
-from fedphd.common.history.summary import SUMMARY, Summary
+from fedphd.common.errors import ConfigError, StartError, within
+from fedphd.common.events import Event, Verdict, write_json
+from fedphd.common.history.summary import SAMPLES, SUMMARY, Summary
 from fedphd.common.wire.names import NAMES
 from fedphd.deploy.launch.render import render, render_summary
 from fedphd.deploy.launch.superlink import make_folder
@@ -27,6 +28,9 @@ ROLE = "role.json"
 CONFIG = "config.json"
 SIMULATION = "simulation.json"
 CLIENTS = "clients.json"
+LOGS = "logs"
+# How the line begins that says that everybody is being ended.
+STOPPING = "stopping"
 # The key of a run configuration that says where the role file is.
 ROLE_FILE = "role-file"
 
@@ -153,6 +157,21 @@ def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
     return run_dir
 
 
+def discard(run_dir: Path, verdict: Verdict) -> None:
+    """Remove the folder of a run that could not start: nobody needs what is in it.
+
+    It stays where the verdict names a file in it, or where there is a checkpoint.
+    """
+    failed = verdict.exit_code in (ConfigError.exit_code, StartError.exit_code)
+    named = str(run_dir) in verdict.message
+    if failed and not named:
+        # It takes seconds to import.
+        from fedphd.common.unet.checkpoint import CHECKPOINT, has_checkpoint
+
+        if not has_checkpoint(run_dir / CHECKPOINT):
+            shutil.rmtree(run_dir, ignore_errors=True)
+
+
 def prepare(
     role: Literal["cloud", "simulation"],
     config: CloudConfig,
@@ -177,6 +196,7 @@ def show_summary(run_dir: Path, say: Say) -> None:
     if (run_dir / SUMMARY).exists():
         say(f"\nfinished; everything is in {run_dir}")
         say(render_summary(Summary.read(run_dir)))
+        say(f"  {'samples in':<18} {run_dir / SAMPLES}")
 
 
 def check_data(config: CloudConfig) -> None:

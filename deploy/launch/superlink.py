@@ -42,9 +42,11 @@ def flower_environment(home: Path) -> dict[str, str]:
     """Environment for Flower's processes: a home of their own, and no calls home."""
     # Flower's modules set it, also in a process that only imports them; a SuperLink would then keep
     # quiet about handshakes that failed.
-    quiet = {"GRPC_VERBOSITY"} if os.environ.get("GRPC_VERBOSITY") == "error" else set()
+    left_out = {"GRPC_VERBOSITY"} if os.environ.get("GRPC_VERBOSITY") == "error" else set()
+    # Jupyter and some CI set them; `flwr --format json` would then colour what is read here.
+    left_out |= {"FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"}
     return {
-        **{key: value for key, value in os.environ.items() if key not in quiet},
+        **{key: value for key, value in os.environ.items() if key not in left_out},
         "FLWR_HOME": str(home.resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -182,4 +182,5 @@ def test_a_wrong_configuration_is_refused(processes: Processes) -> None:
 def test_clients_that_leave_out_classes_are_refused(processes: Processes) -> None:
     program = processes.start("local", "--clients", "3", "--dry-run")
     assert program.wait_exit() == 2
-    assert "use at least 5 parts or 4 classes per part" in program.text
+    assert "use at least 5 parts (num_partitions), or 4 classes per part" in program.text
+    assert "--clients (num_partitions) and --classes-per-client" in program.text

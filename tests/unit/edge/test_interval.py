@@ -234,6 +234,26 @@ def test_service_answers_an_interval_and_logs_its_rounds(service: Make, tmp_path
     assert rounds[0]["label_distribution"] == [0.5, 0.5]
 
 
+def test_service_logs_who_trains_and_who_has_answered_while_others_train(
+    service: Make, tmp_path: Path
+) -> None:
+    broken = FakeClient("b")
+    broken.silent = {TRAIN}
+    world = service(FakeClient("a"), broken, FakeClient("c", edge="edge-1"))
+    world.ask(
+        TRAIN, interval_task(plan(schedule={"edge_rounds": 1}, waits={"round_s": 0.2})), START
+    )
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    began, replied, *_ = (e for e in events if e["event"] in ("round_began", "replied", "round"))
+    assert (began["event"], began["clients"]) == ("round_began", ["a", "b"])
+    assert (replied["event"], replied["client"]) == ("replied", "a")
+    assert replied["loss"] is not None
+    assert 0 <= replied["seconds"] < 60
+    kinds = [event["event"] for event in events]
+    # The reply is told before the round's end, for which the edge waits.
+    assert kinds.index("replied") < kinds.index("round")
+
+
 def test_service_sends_weights_on_as_they_came(service: Make) -> None:
     world = service(FakeClient("a"), FakeClient("b"))
     received = Array(START.numpy())

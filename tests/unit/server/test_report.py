@@ -20,6 +20,7 @@ from fedphd.common.quality.evaluation import Evaluation
 from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.unet.costs import Costs, PruneReport
 from fedphd.common.wire.traffic import Traffic
+from fedphd.common.working import Steps, telling, tracked
 from fedphd.server.report import Report
 from fedphd.server.statistics import ClientStatistics
 from fedphd.server.strategy import IntervalStats
@@ -168,3 +169,17 @@ def test_moons_further_passes_are_counted(tmp_path: Path) -> None:
     write_run(tmp_path, '{"topology": "flat", "objective": {"method": "moon"}}')
     rows = summary(tmp_path)["rounds"]
     assert [row["training_flops"] for row in rows] == [144_000, 144_000, 88_000]
+
+
+def test_long_work_is_told_at_its_beginning_and_end_and_seldom_between(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "metrics.jsonl", role="cloud", node="cloud")
+    report = Report(tmp_path, FederationConfig(), log, DENSE)
+    with telling(report.working):
+        for _ in tracked(range(1000), "sampling", 1000):
+            pass
+        Steps("features", 2)
+    report.close()
+    log.close()
+    lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
+    told = [(e["what"], e["done"], e["total"]) for e in map(json.loads, lines)]
+    assert told == [("sampling", 0, 1000), ("sampling", 1000, 1000), ("features", 0, 2)]

@@ -221,7 +221,7 @@ def test_help_explains_every_flag_with_its_default(name: str) -> None:
     for option in options:
         assert max(option.opts, key=len) in text
         assert getattr(option, "help", None), option.name
-    plain = ("dry_run", "as_json", "go_on", "insecure", "help")
+    plain = ("plain", "dry_run", "as_json", "go_on", "insecure", "help")
     with_default = [option for option in options if option.name not in plain]
     assert text.count("[default: ") == len(with_default)
 
@@ -262,3 +262,41 @@ def test_commands_start_without_the_heavy_libraries() -> None:
 def test_flags_that_were_not_given_override_nothing() -> None:
     assert overrides({"a": None, "b": 0, "c": ""}, None) == {"b": 0, "c": ""}
     assert overrides({"a": 1, "b": 2}, ["a=null"]) == {"a": None, "b": 2}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("local", "--edges", "3", "--set", "topology=flat", "--set", "pruning.mode=none"),
+        ("compare", "--edges", "3", "--methods", "fedavg", "--dry-run"),
+    ],
+)
+def test_a_number_of_edges_beside_a_flat_federation_is_refused(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = fedphd(*command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        "--edges (schedule.num_edges) = 3, but a flat federation has no edges: leave it out, or "
+        "set topology=hierarchical"
+    ) in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_clients_that_leave_classes_out_are_told_the_flags(tmp_path: Path) -> None:
+    done = fedphd("simulate", "--clients", "3", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().endswith(
+        "use at least 5 parts (num_partitions), or 4 classes per part (classes_per_partition); "
+        "the flags are --clients (num_partitions) and --classes-per-client "
+        "(classes_per_partition)"
+    )
+
+
+def test_a_local_run_that_cannot_start_leaves_no_folder(tmp_path: Path) -> None:
+    names = ("node_keys", "ssl_certfile", "ssl_keyfile", "ssl_ca_certfile")
+    words = [word for name in names for word in ("--set", f"superlink.{name}=keys")]
+    done = fedphd("local", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "superlink.node_keys = keys" in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -25,7 +25,7 @@ from fedphd.deploy.launch.launchers import (
     run_edge,
     stop_on_signal,
 )
-from fedphd.deploy.launch.runs import RoleFile, new_run_dir, run_folder
+from fedphd.deploy.launch.runs import RoleFile, discard, new_run_dir, run_folder
 from fedphd.deploy.launch.superlink import SuperLink
 
 
@@ -202,3 +202,30 @@ def test_interrupted_process_ends_within_its_handler(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "set\n"
         assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "stays"),
+    [
+        (2, "device = cuda: there is none", False),
+        (3, "superlink.address = 1.2.3.4:5: cannot listen", False),
+        (3, "the SuperLink ended; see {folder}/state/cloud/superlink.log", True),
+        (1, "internal", True),
+        (0, "finished", True),
+        (130, "interrupted", True),
+    ],
+)
+def test_a_run_that_could_not_start_leaves_no_folder(
+    tmp_path: Path, code: int, message: str, stays: bool
+) -> None:
+    folder = new_run_dir(tmp_path)
+    (folder / "logs").mkdir()
+    discard(folder, Verdict(code, message.format(folder=folder)))
+    assert folder.exists() == stays
+
+
+def test_a_checkpoint_is_never_thrown_away(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "state.json").write_text("{}", "utf-8")
+    discard(tmp_path, Verdict(2, "device = cuda: there is none"))
+    assert (tmp_path / "checkpoint").exists()

@@ -110,7 +110,7 @@ def test_memory_and_disk_are_compared_with_what_is_needed(
     config = load_config(CloudConfig, overrides={"out_dir": str(tmp_path / "runs")})
     assert found(config)["memory"].outcome == found(config)["disk"].outcome == "ok"
     assert found(config, None)["memory"].outcome == "skipped"
-    monkeypatch.setattr(preflight, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
     monkeypatch.setattr(preflight, "LEAST_DISK", 2**60)
     assert found(config)["memory"].outcome == found(config)["disk"].outcome == "failed"
 

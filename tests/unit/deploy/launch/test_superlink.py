@@ -81,6 +81,15 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
             make_folder(path, "state_dir")
 
 
+def test_colours_that_a_notebook_forces_do_not_reach_flowers_json(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("CLICOLOR_FORCE", "1")
+    environment = flower_environment(Path("state/flwr"))
+    assert not {"FORCE_COLOR", "CLICOLOR_FORCE"} & environment.keys()
+
+
 def test_environment_has_a_home_and_makes_no_calls_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

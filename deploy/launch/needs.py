@@ -1,0 +1,49 @@
+"""What a federation of processes needs of this machine, said before it starts."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from fedphd.common.config.roles import CloudConfig
+from fedphd.deploy.launch.render import human_bytes, human_seconds
+
+# Measured on the demo, each with its SuperLink and ServerApp, and with the command for the cloud:
+# proportional set sizes.
+CLIENT_BYTES: Final = 300_000_000
+EDGE_BYTES: Final = 460_000_000
+CLOUD_BYTES: Final = 1_150_000_000
+# With more, a round takes about as long as it would one client after the other.
+CLIENTS_PER_CORE: Final = 4
+# What a process computes on one core until it is there.
+START_S: Final = 5.0
+
+
+def advice(config: CloudConfig, *, cores: int, free_bytes: int) -> str | None:
+    """What to say before so many processes start on this machine; None where they fit."""
+    edges = 0 if config.topology == "flat" else config.schedule.num_edges
+    clients = config.schedule.min_clients
+    needed = CLOUD_BYTES + edges * EDGE_BYTES + clients * CLIENT_BYTES
+    if clients <= CLIENTS_PER_CORE * cores and needed <= free_bytes:
+        return None
+    start_s = START_S * clients / cores
+    return (
+        f"{1 + edges + clients} processes on {cores} core(s) need about {human_bytes(needed)} of "
+        f"memory ({human_bytes(free_bytes)} are free), and about {human_seconds(start_s)} until "
+        f"all have started; fedphd simulate, with the same flags, runs {clients} clients in one "
+        "process per core"
+    )
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """The bytes of memory that programs can still have."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
