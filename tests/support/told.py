@@ -19,6 +19,7 @@ from fedphd.common.wire.traffic import Traffic
 from fedphd.deploy.launch.runs import CLIENTS, CONFIG, EVENTS, VERDICT
 from fedphd.server.report import Report
 from fedphd.server.strategy import IntervalStats
+from fedphd.server.tracking import Trackers
 
 FINISHED = Verdict()
 DENSE, PRUNED = Costs(parameters=1000, macs=8000), Costs(parameters=600, macs=5000)
@@ -56,7 +57,7 @@ def write_told(folder: Path, *, intervals: int = 3, verdict: Verdict | None = FI
     for name in TRAINED[1]:
         log.write(PeerChanged(peer=name, change="joined", detail=""))
         log.write(PeerChanged(peer=name, change="serves", detail="client-0,client-1,client-2"))
-    report = Report(folder, config.federation(), log, DENSE)
+    report = Report(folder, config.federation(), log, DENSE, Trackers({}, print))
     report.evaluated(0, evaluation(0))
     for interval in range(1, intervals + 1):
         _write_interval(report, folder, interval)

@@ -173,7 +173,7 @@ def test_moons_further_passes_are_counted(tmp_path: Path) -> None:
 
 def test_long_work_is_told_at_its_beginning_and_end_and_seldom_between(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "metrics.jsonl", role="cloud", node="cloud")
-    report = Report(tmp_path, FederationConfig(), log, DENSE)
+    report = Report(tmp_path, FederationConfig(), log, DENSE, Trackers({}, print))
     with telling(report.working):
         for _ in tracked(range(1000), "sampling", 1000):
             pass
