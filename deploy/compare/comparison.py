@@ -1,7 +1,8 @@
 """A whole comparison: plan it, run what is missing, write the report."""
 
+import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.deploy.compare.budget import Budget, RoundBytes
 from fedphd.deploy.compare.methods import Method, choose_methods
 from fedphd.deploy.compare.plan import CommonSettings, Plan, PlannedRun, plan_run
-from fedphd.deploy.compare.results import collect, result_of
+from fedphd.deploy.compare.results import MethodResults, collect, result_of
 from fedphd.deploy.compare.rows import Rows
 from fedphd.deploy.compare.runner import Runner
 from fedphd.deploy.compare.sheets import pairs_to_csv, to_csv
@@ -21,6 +22,8 @@ from fedphd.deploy.launch.client_data import take_data
 from fedphd.deploy.launch.render import human_bytes
 from fedphd.deploy.launch.runs import Say
 from fedphd.deploy.simulation.run_config import SimulatedClients
+
+logger = logging.getLogger(__name__)
 
 PROBE_ROUNDS = 2
 SAMPLES = "samples.png"
@@ -173,7 +176,6 @@ class Comparison:
     def report(self, failed: Mapping[str, str], *, command: str) -> list[Path]:
         """Write tables and plots of all finished runs, and why runs failed; returns the files."""
         # It takes half a second to import, and is only needed here.
-        from fedphd.deploy.compare.page import comparison_page
         from fedphd.deploy.compare.plots import draw_all
 
         out, runs = self.common.out, self.runs()
@@ -181,31 +183,28 @@ class Comparison:
         self.keep(runs)
         results = collect(self.runs(), failed)
         plots = draw_all(results, self.rows)
-        tuning = self._tuning_section()
-        page = comparison_page(
-            results,
-            self.plan,
-            self.rows,
-            command=command,
-            left_out=self._left_out(),
-            tuning=tuning,
-        )
+        left_out, tuning = self._left_out(), self._tuning_section()
+        words: dict[str, Any] = {"command": command, "left_out": left_out, "tuning": tuning}
         files = {
-            "report.html": page,
             "table.csv": to_csv(results),
             "pairs.csv": pairs_to_csv(results),
-            "table.md": to_markdown(
-                results,
-                self.plan,
-                command=command,
-                plots=plots,
-                left_out=self._left_out(),
-                tuning=tuning,
-            ),
+            "table.md": to_markdown(results, self.plan, plots=plots, **words),
         }
         for name, text in files.items():
             (out / name).write_text(text, encoding="utf-8")
-        return [*(out / name for name in files), *plots]
+        return [*(out / name for name in files), *plots, *self._page(results, words)]
+
+    def _page(self, results: Sequence[MethodResults], words: Mapping[str, Any]) -> list[Path]:
+        """Write the same as one page; none, and a warning, if that fails."""
+        from fedphd.deploy.compare.page import comparison_page
+        from fedphd.deploy.report.page import REPORT, write_page
+
+        try:
+            page = comparison_page(results, self.plan, self.rows, **words)
+            return [write_page(self.common.out / REPORT, page)]
+        except Exception as error:
+            logger.warning("%s: no report was written: %s", self.common.out, error, exc_info=True)
+            return []
 
     def _tuning_section(self) -> str:
         tuning = self.plan.tuning

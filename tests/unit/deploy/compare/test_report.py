@@ -153,6 +153,33 @@ def test_pictures_show_every_method(made: Comparison) -> None:
     assert all(f"]({path.name})" in files[2].read_text("utf-8") for path in pictures)
 
 
+def test_the_page_has_what_the_tables_have(made: Comparison) -> None:
+    made.report({"fedphd-seed-2": "too few <clients>"}, command="c")
+    page = (made.common.out / "report.html").read_text("utf-8")
+    # The mean of 10, 20 and 60, and of 6 and 12; FedPhD's against FedAvg's over the same seeds.
+    for text in (
+        "FedPhD has the least Frechet distance, 9.0 \u00b1 4.2; FedAvg has 30.0.",
+        '<td class="nowrap" data-value="30.0">30 \u00b1 26</td>',
+        '<td class="nowrap" data-value="-40.0">-40%, 2 of 2 seeds</td>',
+        "fedphd seed 2: too few &lt;clients&gt;",
+        'alt="Grid of samples of FedPhD, seed 1"',
+    ):
+        assert text in page, text
+    assert len(page.encode()) < 2_000_000
+    assert "http:" not in page
+    assert "https:" not in page
+
+
+def test_a_page_that_fails_leaves_the_tables(
+    made: Comparison, caplog: pytest.LogCaptureFixture
+) -> None:
+    (made.common.out / "report.html").mkdir()
+    files = made.report({}, command="c")
+    assert "report.html" not in [path.name for path in files]
+    assert "no report was written" in caplog.text
+    assert (made.common.out / "table.md").exists()
+
+
 def colours_of(path: Path) -> set[tuple[int, ...]]:
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
@@ -164,7 +191,7 @@ def test_without_distances_there_are_samples_but_no_curves(common: CommonSetting
     write_finished(made.runs()[0], distances=[None, None, None])
     files = made.report({}, command="c")
     assert [path.name for path in files] == [
-        "table.csv", "pairs.csv", "table.md", "sample-grids.png",
+        "table.csv", "pairs.csv", "table.md", "sample-grids.png", "report.html",
     ]  # fmt: skip
 
 

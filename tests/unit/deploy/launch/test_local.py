@@ -13,7 +13,7 @@ from support.waiting import HANG_S, wait_until
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.config.text import parse_settings
 from fedphd.common.errors import ConfigError
-from fedphd.common.events import Verdict, write_verdict
+from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.deploy.launch.local import LocalCluster, merge_events, run_local
 from fedphd.deploy.launch.processes import alive
 
@@ -115,7 +115,8 @@ def test_a_flat_federation_has_no_edge(shell: Cluster) -> None:
 def test_cloud_gets_the_given_configuration(shell: Cluster, overrides: dict[str, Any]) -> None:
     call = next(call for call in started(shell, **overrides) if call[2] == "cloud")
     assert call[3:5] == ["--config", str(shell.state("cloud"))]
-    assert call[-2:] == ["--run-dir", str(shell.run_dir)]
+    # Whoever starts them all writes the report.
+    assert call[-3:] == ["--run-dir", str(shell.run_dir), "--no-report"]
     settings = [call[place + 1] for place, word in enumerate(call) if word == "--set"]
     cloud = load_config(CloudConfig, shell.state("cloud"), parse_settings(settings))
     given = {"schedule.num_edges": 2, "schedule.min_clients": 3, **overrides}
@@ -213,6 +214,8 @@ def test_program_that_cannot_be_started_is_a_start_error(shell: Cluster) -> None
     )
     assert verdict.exit_code == 3
     assert verdict.message.startswith("cannot start a process: ")
+    # The cloud left none, or only that it was stopped.
+    assert read_verdict(shell.run_dir / "verdict.json") == verdict
 
 
 def test_processes_make_no_calls_home(shell: Cluster) -> None:
