@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,10 @@ from fedphd.common.errors import FedPhDError
 
 # How long the end of a run waits for a tracker to take what it has not taken yet.
 CLOSE_S: Final = 30.0
+# How long a library itself waits for its server.
+_LIBRARY_S: Final = 20.0
 _PICTURE: Final = "samples"
+_LONGEST_REASON: Final = 200
 
 
 class Tracker(ABC):
@@ -163,6 +167,11 @@ class WandB(Tracker):
                 disable_git=True,
                 x_disable_meta=True,
                 x_disable_stats=True,
+                x_save_requirements=False,
+                # It waits for minutes otherwise, at the process's end too.
+                init_timeout=_LIBRARY_S,
+                finish_timeout=_LIBRARY_S,
+                finish_timeout_raises=True,
             ),
         )
         # Its own steps only go forward, but a validation loss is told with the next interval.
@@ -264,7 +273,7 @@ class _Line:
                 job(tracker)
         # Whatever a library raises, the run goes on.
         except Exception as error:
-            self._fail(f"{type(error).__name__}: {error}")
+            self._fail(f"{type(error).__name__}: {shorten(str(error), _LONGEST_REASON)}")
 
     def _fail(self, why: str) -> None:
         if not self._failed:
