@@ -18,7 +18,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _WIDE = 110
 _NARROW = 70
 _MESSAGES_SHARE = 4
-_FIGURES = (("loss", 6), ("took", 9), ("moved", 8), ("per second", 10))
+_FIGURES = (("loss", 6), ("took", 10), ("moved", 8), ("per second", 10))
 _STYLES = {TRAINS: "cyan", ANSWERED: "green", "failed": "red", "refused": "red", "left": "yellow"}
 
 

@@ -121,8 +121,13 @@ def test_run_folder_is_complete(learned: Federation) -> None:
     assert [e["interval"] for e in learned.events("evaluated")] == [0, 2, 4]
     joined = [e["peer"] for e in learned.events("peer") if e["change"] == "joined"]
     assert sorted(joined) == ["edge-0", "edge-1"], "whoever answers first joins first"
-    for name in ("samples.png", "grids/interval-0000.png", "grids/interval-0004.png"):
+    for name in ("samples.png", *(f"grids/interval-{n:04d}.png" for n in (0, 1, 2, 4))):
         assert (learned.run_dir / name).stat().st_size > 0
+    # Evaluated are intervals 2 and 4; somebody who looks on sees samples before.
+    (first,) = learned.events("drawn")
+    assert (first["interval"], first["path"]) == (1, str(learned.run_dir / "samples.png"))
+    images = [learned.run_dir / "grids" / f"interval-{n:04d}.png" for n in (0, 1, 2)]
+    assert len({image.read_bytes() for image in images}) == 3
 
 
 def test_bytes_on_the_links(learned: Federation) -> None:

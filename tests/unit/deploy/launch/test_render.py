@@ -70,6 +70,19 @@ def test_tail_goes_on_where_a_reader_left_off(tmp_path: Path) -> None:
     assert list(tail.new_lines()) == [{"n": 1}, {"n": 2}]
 
 
+def test_first_samples_are_one_line() -> None:
+    drawn = {"event": "drawn", "node": "cloud", "interval": 1, "path": "runs/x/samples.png"}
+    assert render(drawn) == "cloud     first samples, after interval 1: runs/x/samples.png"
+
+
+@pytest.mark.parametrize("kind", ["working", "round_began", "replied"])
+def test_what_only_a_picture_shows_is_no_line(kind: str) -> None:
+    values = {"event": kind, "what": "sampling", "done": 1, "total": 2, "interval": 1,
+              "edge_round": 1, "round": 1, "rounds": 2, "clients": [], "client": "client-0",
+              "loss": None, "seconds": 1.0}  # fmt: skip
+    assert render(values) is None
+
+
 def test_round_is_one_line() -> None:
     assert render(ROUND) == (
         "edge-0    interval  2 round 3  loss 0.1235 | 2 clients (0,11) | 1.5 MB so far | 2.0 s | "
