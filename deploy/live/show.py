@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from fedphd.common.config.roles import CloudConfig
+from fedphd.common.errors import FedPhDError
 from fedphd.deploy.launch.runs import LOGS, STOPPING, Say
 from fedphd.deploy.live.follow import Follower
 from fedphd.deploy.live.screen import draw
@@ -71,7 +72,9 @@ class Board:
             self.follower.federation.is_there(routine["node"])
 
     def _poll(self) -> None:
-        self.follower.poll()
+        # Whoever tells a line must go on, whatever is in the logs.
+        with suppress(OSError, ValueError, FedPhDError):
+            self.follower.poll()
         new = self.follower.loud[self._taken :]
         self._taken += len(new)
         for line in new:

@@ -70,6 +70,17 @@ def test_every_other_line_and_trouble_are_seen_above_once(tmp_path: Path) -> Non
     ]
 
 
+def test_a_damaged_log_does_not_stop_what_is_said(tmp_path: Path) -> None:
+    board = board_of(write_run(tmp_path, half_a_run()))
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write("{half a line\n")
+    append(tmp_path / "metrics.jsonl", [peer(13, "edge-1", "client-1", "failed", "gone")])
+    (tmp_path / "config.json").write_text("x", encoding="utf-8")
+    for line in ("client-2  127.0.0.1:1 lost, trying again", "edge-0    refused somebody"):
+        board.say(line)
+    assert "edge-0    refused somebody" in messages(board)
+
+
 def test_a_client_that_reached_an_edge_no_longer_starts(tmp_path: Path) -> None:
     board = board_of(write_run(tmp_path, []))
     board.say("client-4  127.0.0.1:35169 connected")
