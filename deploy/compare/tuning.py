@@ -18,6 +18,8 @@ from fedphd.deploy.launch.runs import Say
 
 TUNE = "--tune"
 EXAMPLE = "training.learning_rate=0.002,0.001,0.004"
+# What every error of a training that diverged names.
+DIVERGED = "training.learning_rate"
 
 
 def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -100,7 +102,9 @@ class Tuner:
     def choose(self, runner: Runner, stop: threading.Event, say: Say) -> None:
         """Run what is missing and store what is chosen in the plan.
 
-        Returns early once ``stop`` is set. Raises FedPhDError if all values of a key failed.
+        Returns early once ``stop`` is set. Raises FedPhDError if all values of a key failed, or one
+        for another reason than that its training diverged: then nothing is chosen, since a full
+        disk or a busy machine says nothing about a value.
         """
         for depth in range(max(map(len, self._keys.values()), default=0)):
             asked = {
@@ -114,6 +118,12 @@ class Tuner:
             failed = runner.run(runs, stop)
             if stop.is_set():
                 break
+            if outside := {name: why for name, why in failed.items() if DIVERGED not in why}:
+                name, why = next(iter(outside.items()))
+                raise FedPhDError(
+                    f"{len(outside)} tuning run(s) failed for another reason than a value's own, so "
+                    f"nothing is chosen; the same command tries them again. {name}: {why}"
+                )
             for name, pairs in asked.items():
                 key = self._keys[name][depth]
                 chosen = self._best(name, key, pairs, failed)

@@ -346,7 +346,7 @@ def test_files_that_are_not_what_they_should_be_are_named(tmp_path: Path) -> Non
 def test_a_hub_name_that_cannot_be_reached_suggests_a_local_path(tmp_path: Path) -> None:
     program = (
         "from fedphd.common.data.images import LabelledImages\n"
-        "from fedphd.common.config.run import DataConfig\n"
+        "from fedphd.common.config.data import DataConfig\n"
         "LabelledImages(DataConfig(source='nobody/nothing'))\n"
     )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}

@@ -40,7 +40,9 @@ class Finisher(Runner):
             config = run.config
             distance = self.distances[config.training.learning_rate, config.aggregation.factor]
             if distance < 0:
-                failed[run.name] = "diverged"
+                failed[run.name] = "diverged; lower training.learning_rate"
+            elif distance == 0:
+                failed[run.name] = "killed by signal 9"
             else:
                 write_finished(run, distances=[90.0, distance + run.seed - 100])
                 self._keep(run)
@@ -131,6 +133,24 @@ def test_a_value_that_diverges_loses_and_all_of_them_are_an_error(common: Common
     assert other.tuner is not None
     with pytest.raises(FedPhDError, match=r"no value of .* works for fedavg: diverged"):
         other.tuner.choose(Finisher(out, {(0.002, 2.0): -1.0}), threading.Event(), print)
+
+
+def test_nothing_is_chosen_where_a_run_failed_for_a_reason_of_the_machine(
+    common: CommonSettings,
+) -> None:
+    made = asked(common, ["fedavg"], training__learning_rate=[0.002, 0.004])
+    assert made.tuner is not None
+    assert made.plan.tuning is not None
+    with pytest.raises(FedPhDError, match=r"nothing is chosen; .* killed by signal 9"):
+        made.tuner.choose(
+            Finisher(common, {(0.002, 2.0): 60.0, (0.004, 2.0): 0.0}), threading.Event(), print
+        )
+    assert made.plan.tuning.chosen == {}
+    # The same again, on a machine that is well.
+    made.tuner.choose(
+        Finisher(common, {(0.002, 2.0): 60.0, (0.004, 2.0): 50.0}), threading.Event(), print
+    )
+    assert made.plan.tuning.chosen["fedavg"][RATE] == 0.004
 
 
 def test_seeds_of_tuning_and_of_results_differ(common: CommonSettings) -> None:
