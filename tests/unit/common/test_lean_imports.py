@@ -44,6 +44,8 @@ def test_a_client_trains_without_compiler_and_transformers() -> None:
         "import torch._dynamo.config; print(2.0 if torch._dynamo.config.verbose is False else 0)",
         "import torch._inductor.config; print(2.0 if torch._dynamo.is_compiling() is False else 0)",
         "from torch._dynamo.eval_frame import OptimizedModule as M; print(2.0 if M else 0)",
+        "fedphd.common.lean_imports.bring_dynamo(); import torch._dynamo as d;"
+        "print(2.0 if 'optimize' in vars(d) else 0)",
     ],
 )
 def test_the_compiler_is_there_for_whoever_needs_it(code: str) -> None:
