@@ -121,7 +121,7 @@ class Tuner:
             if outside := {name: why for name, why in failed.items() if DIVERGED not in why}:
                 name, why = next(iter(outside.items()))
                 raise FedPhDError(
-                    f"{len(outside)} tuning run(s) failed for another reason than a value's own, so "
+                    f"{len(outside)} tuning run(s) failed for another reason than their values, so "
                     f"nothing is chosen; the same command tries them again. {name}: {why}"
                 )
             for name, pairs in asked.items():
