@@ -99,7 +99,8 @@ def test_a_real_run_leaves_its_page(driver: Chrome, local_run: Outcome) -> None:
     # Three clients at two edges, two intervals of two edge rounds.
     heat = driver.find_element(By.CSS_SELECTOR, "#places figure svg").get_attribute("aria-label")
     assert "3 clients trained in edge rounds 1 to 4" in str(heat)
-    assert len(driver.find_elements(By.CSS_SELECTOR, "#samples .strip li")) == 2
+    # Before training, the first grid, and the evaluation at the end.
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#samples .strip li")) == 3
     assert "conv_in" in str(driver.find_element(By.ID, "pruning").get_attribute("textContent"))
 
 
