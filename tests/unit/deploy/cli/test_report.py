@@ -39,10 +39,10 @@ def die(
     federation: Federation, run_dir: Path, *, report: bool, verdict: Verdict | None = None
 ) -> None:
     """A run that raises, after its ServerApp left a ``verdict``."""
-    with federation.begin(run_dir, report=report) as (folder, _):
-        prepare("simulation", federation.config, folder)
+    with federation.begin(run_dir, plain=True, report=report) as begun:
+        prepare("simulation", federation.config, begun.folder)
         if verdict:
-            write_verdict(folder / "verdict.json", verdict)
+            write_verdict(begun.folder / "verdict.json", verdict)
         raise FedPhDError("the ServerApp died")
 
 
@@ -70,7 +70,7 @@ def test_a_verdict_that_is_there_stays(tmp_path: Path, federation: Federation) -
 def test_a_finished_run_ends_well_without_a_report(
     tmp_path: Path, federation: Federation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with federation.begin(tmp_path / "run", report=True) as (folder, _):
-        (folder / CONFIG).write_text("{", "utf-8")
+    with federation.begin(tmp_path / "run", plain=True, report=True) as begun:
+        (begun.folder / CONFIG).write_text("{", "utf-8")
     assert "no report was written" in caplog.text
-    assert not (folder / "report.html").exists()
+    assert not (begun.folder / "report.html").exists()
