@@ -142,7 +142,7 @@ class Terminal:
             raise AssertionError(f"the screen still shows:\n{self.text}") from None
         return found[0]
 
-    def wait_exit(self, within_s: float = 60.0) -> int:
+    def wait_exit(self, within_s: float = HANG_S) -> int:
         """The command's exit code; all that it wrote is on the screen then."""
         code = self.process.wait(within_s)
         self._reader.join()
