@@ -35,6 +35,7 @@ PROGRAMS = Path(sys.executable).parent
 BUNDLE = Path(__file__).parents[1] / "bundle"
 _PR_SET_PDEATHSIG = 1
 _RAY_FREES = "RAY_free_objects_batch_size"
+_RAY_NICENESS = "RAY_worker_niceness"
 _JSON = ("--format", "json")
 
 
@@ -59,6 +60,9 @@ def flower_environment(home: Path) -> dict[str, str]:
         # By default Ray frees the objects in its store once a second or a hundred at a time. Here
         # each is a network, and all of them stay mapped into the ServerApp's process until then.
         _RAY_FREES: os.environ.get(_RAY_FREES, "1"),
+        # By default Ray's workers, which are the clients, give way to every other process: beside
+        # other work they answer too late.
+        _RAY_NICENESS: os.environ.get(_RAY_NICENESS, "0"),
         # At INFO a SuperLink logs a line whenever a node asks for messages.
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
         "PATH": f"{PROGRAMS}{os.pathsep}" + os.environ.get("PATH", ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,8 @@ def test_an_interrupt_leaves_top_and_a_clean_terminal(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", half_a_run())
     with Terminal([*FEDPHD, "top", str(run)], *NARROW) as terminal:
         terminal.wait_for(lambda text: "client-5" in text)
+        # The first picture is there before the command has done all that it begins with.
+        time.sleep(1.0)
         terminal.type("\x03")
         assert terminal.wait_exit() == 0
         assert (terminal.is_alternate, terminal.has_cursor) == (False, True)
