@@ -23,7 +23,6 @@ from fedphd.client.steps import (
     noised,
     validation_loss,
     warmed_up,
-    without_some,
 )
 from fedphd.client.trainer import Trainer, TrainResult
 from fedphd.common.config.run import DiffusionConfig, ModelConfig, TrainingConfig
@@ -424,36 +423,3 @@ def test_devices() -> None:
 def test_missing_cuda_is_a_wrong_setting() -> None:
     with pytest.raises(ConfigError, match='use "auto" or "cpu"'):
         Trainer(client_id="client-0", device="cuda")
-
-
-CONDITIONAL = WIDE.model_copy(update={"class_conditional": True, "num_class_embeds": 4})
-
-
-def test_a_class_conditional_network_learns_from_the_labels() -> None:
-    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
-    training = TRAINING.model_copy(update={"label_dropout": 0.0})
-    given: dict[str, Any] = {"model": CONDITIONAL, "training": training}
-    told, again = (train(labels=labels, **given).weights for _ in range(2))
-    assert torch.equal(told, again)
-    assert not torch.equal(told, train(labels=labels.flip(0), **given).weights)
-    before = named(flat_weights(CONDITIONAL), CONDITIONAL)["class_embedding.weight"]
-    after = named(told, CONDITIONAL)["class_embedding.weight"]
-    moved = (after != before).any(1)
-    # Nobody was without a label.
-    assert moved.tolist() == [True, True, True, False]
-    without = train(labels=labels, **{**given, "training": training.model_copy(
-        update={"label_dropout": 1.0})})  # fmt: skip
-    after = named(without.weights, CONDITIONAL)["class_embedding.weight"]
-    assert (after != before).any(1).tolist() == [False, False, False, True]
-
-
-def test_labels_are_left_out_as_often_as_configured() -> None:
-    labels = torch.arange(10).repeat(1000)
-    kept = without_some(labels, 0.1, 10, generator("drop"))
-    assert 0.08 < float((kept == 10).double().mean()) < 0.12
-    assert torch.equal(kept[kept != 10], labels[kept != 10])
-
-
-def test_a_label_that_the_network_does_not_know_is_refused() -> None:
-    with pytest.raises(ConfigError, match="knows 3 classes, the images have labels up to 3"):
-        train(labels=torch.full((10,), 3), model=CONDITIONAL)
