@@ -74,10 +74,11 @@ def plain_unet(unet: PrunedUNet) -> UNet2DModel:
     """A stock ``UNet2DModel`` that computes the same with the same weights, where there is one.
 
     A network that was never pruned has one; a pruned one, whose time features are wider than its
-    first level, is given back as it is.
+    first level, is given back as it is. So is a class-conditional one, which the stock class does
+    not use without a class, as a pipeline does.
     """
     config: Any = unet.config
-    if config["time_feature_width"] != config["block_out_channels"][0]:
+    if unet.no_label is not None or config["time_feature_width"] != config["block_out_channels"][0]:
         return unet
     own = {key: value for key, value in config.items() if not key.startswith("_")}
     del own["time_feature_width"]

@@ -93,8 +93,11 @@ def _export(run: Path, out: Path, choices: "Choices") -> None:
     from fedphd.deploy.share.folder import export_run
 
     done = export_run(run, out, choices)
-    kind = "pruned, so it needs fedphd" if done.pruned else "dense, so it needs diffusers alone"
-    say(f"wrote {out}: {choices.weights} weights, {kind}; {out / CARD} has the code to open it")
+    needs = "fedphd" if done.own_class else "diffusers alone"
+    say(
+        f"wrote {out}: {choices.weights} weights, which need {needs}; "
+        f"{out / CARD} has the code to open it"
+    )
     if done.onnx_difference is not None:
         say(
             f"onnx: ONNX Runtime and torch differ by at most {done.onnx_difference:.2g}, over "

@@ -65,7 +65,7 @@ class Card:
     """A run as far as it is, which of its weights are shared, and how they were sampled.
 
     Attributes:
-        pruned: the network needs this package's class.
+        own_class: the network needs this package's class.
         name: the model's name on the hub, if it is known.
         license: of the weights, as the hub names it.
         num_samples, steps, seed: of ``samples.png``.
@@ -76,7 +76,7 @@ class Card:
     progress: Progress
     data: Data
     weights: WeightsName
-    pruned: bool
+    own_class: bool
     name: str | None
     license: str | None
     num_samples: int
@@ -108,7 +108,8 @@ class Card:
             "costs": self._costs(),
             "averaged": self.weights == "averaged",
             "ema": self._ema(),
-            "pruned": self.pruned,
+            "pruned": self.progress.reported.pruning is not None,
+            "own_class": self.own_class,
             "place": self.name or ".",
             "num_samples": self.num_samples,
             "steps": self.steps,
@@ -153,7 +154,11 @@ class Card:
             library_name="diffusers",
             pipeline_tag=_TASK,
             license=self.license,
-            tags=[*tags, *(["pruning"] if self.pruned else []), *(["onnx"] if self.onnx else [])],
+            tags=[
+                *tags,
+                *(["pruning"] if self.progress.reported.pruning else []),
+                *(["onnx"] if self.onnx else []),
+            ],
             datasets=self.data.on_hub or None,
             eval_results=results or None,
             model_name=self._title if results else None,

@@ -52,12 +52,12 @@ class Exported:
     """What was written.
 
     Attributes:
-        pruned: the network needs this package's class.
+        own_class: the network needs this package's class: it is pruned, or class-conditional.
         onnx_difference: the largest between ONNX Runtime's output and torch's; None without ONNX.
     """
 
     folder: Path
-    pruned: bool
+    own_class: bool
     onnx_difference: float | None
 
 
@@ -98,9 +98,9 @@ def export_run(run: Path, out: Path, choices: Choices) -> Exported:
 def _write(
     folder: Path, stored: StoredRun, progress: Progress, choices: Choices, data: Data
 ) -> tuple[bool, float | None]:
-    """Fill ``folder``; whether the network is pruned, and how far ONNX differs."""
+    """Fill ``folder``; whether the network is of our own class, and how far ONNX differs."""
     unet = plain_unet(stored.unet)
-    pruned = isinstance(unet, PrunedUNet)
+    own_class = isinstance(unet, PrunedUNet)
     # As in evaluation: diffusers clips the image but not the noise, which costs quality.
     scheduler = DDIMScheduler.from_config(stored.scheduler.config, clip_sample=False)
     unet.save_pretrained(folder / UNET)
@@ -109,7 +109,7 @@ def _write(
     index = {
         "_class_name": "DDIMPipeline",
         "_diffusers_version": diffusers.__version__,
-        UNET: [kind.__module__ if pruned else "diffusers", kind.__name__],
+        UNET: [kind.__module__ if own_class else "diffusers", kind.__name__],
         SCHEDULER: ["diffusers", "DDIMScheduler"],
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
@@ -130,7 +130,7 @@ def _write(
         progress=progress,
         data=data,
         weights=choices.weights,
-        pruned=pruned,
+        own_class=own_class,
         name=choices.name,
         license=choices.license,
         num_samples=len(images),
@@ -139,7 +139,7 @@ def _write(
         onnx=choices.onnx,
     )
     (folder / CARD).write_text(card.text(), "utf-8")
-    return pruned, difference
+    return own_class, difference
 
 
 def data_of(run: Path, named: str | None) -> Data:

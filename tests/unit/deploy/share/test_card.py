@@ -28,7 +28,7 @@ def card_of(run: Path, **changes: Any) -> Card:
     stored = StoredRun.load(run / "checkpoint", "ema")
     fields: dict[str, Any] = {
         "config": stored.config({}), "progress": Progress.read(run / "checkpoint"),
-        "data": data_of(run, None), "weights": "averaged", "pruned": True, "name": None,
+        "data": data_of(run, None), "weights": "averaged", "own_class": True, "name": None,
         "license": None, "num_samples": 64, "steps": 50, "seed": 0, "onnx": False,
     }  # fmt: skip
     return Card(**{**fields, **changes})
@@ -126,7 +126,7 @@ def test_a_run_that_is_not_done_says_so_and_claims_no_number(run: Path) -> None:
 def test_a_run_whose_clients_came_with_their_own_images(tmp_path: Path) -> None:
     run = write_exportable(tmp_path / "run", pruned=False, topology="flat")
     (run / "partition.json").unlink()
-    card = card_of(run, data=data_of(run, None), pruned=False).text()
+    card = card_of(run, data=data_of(run, None), own_class=False).text()
     assert problems(card) == []
     for part in ("At least 6 clients; what each holds is not known here", "Not pruned",
                  "Flat: the cloud averages its clients", "links between clients and cloud: 2.0 MB",

@@ -18,8 +18,9 @@ from support.disk import files_limited_to
 from support.exportable import CLIENT, SECRETS, write_exportable
 from typer.testing import CliRunner
 
+from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ConfigError
-from fedphd.common.unet.model import PrunedUNet, UNet2DModel, plain_unet
+from fedphd.common.unet.model import PrunedUNet, UNet2DModel, build_unet, plain_unet
 from fedphd.deploy.cli.main import app
 from fedphd.deploy.share.folder import Choices, export_run
 
@@ -90,6 +91,12 @@ def test_a_pruned_network_stays_what_it_is(pruned: Path) -> None:
     assert plain_unet(unet) is unet
 
 
+def test_a_class_conditional_network_stays_what_it_is() -> None:
+    """A pipeline names no class, which diffusers' own network would refuse."""
+    unet = build_unet(ModelConfig(class_conditional=True, num_class_embeds=4), seed=0)
+    assert plain_unet(unet) is unet
+
+
 def test_the_scheduler_does_not_clip(exported: Path) -> None:
     config = json.loads((exported / "pruned/scheduler/scheduler_config.json").read_text("utf-8"))
     assert (config["_class_name"], config["clip_sample"]) == ("DDIMScheduler", False)
@@ -153,7 +160,7 @@ def test_the_command_says_what_it_made(
     out = tmp_path / "out"
     done = CliRunner().invoke(app, ["export", str(pruned), "--out", str(out)])
     assert done.exit_code == 0, done.output
-    assert f"wrote {out}: averaged weights, pruned, so it needs fedphd" in done.stdout
+    assert f"wrote {out}: averaged weights, which need fedphd" in done.stdout
     assert f"fedphd push {out} USER/MODEL" in done.stdout
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     refused = CliRunner().invoke(
