@@ -239,7 +239,7 @@ class Cloud:
         done = {record.interval for record in self.report.so_far.evaluations}
         is_due = interval % every == 0 or interval == last
         # Somebody who tries a run out need not wait for the first evaluation.
-        is_first = interval == 1 > self.strategy.done
+        is_first = interval == 1 and self.strategy.done == 0
         if interval in done or not (is_due or is_first):
             return
         averaged = copy.deepcopy(self.strategy.unet)
