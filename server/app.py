@@ -245,7 +245,7 @@ class Cloud:
         averaged = copy.deepcopy(self.strategy.unet)
         averaged.load_state_dict(self.strategy.ema.state)
         if not is_due:
-            self._beside.start(lambda: self._preview(interval, averaged.eval()))
+            self._beside.start(lambda: self._preview(interval, averaged.eval()), awaited=True)
             return
         raw = copy.deepcopy(self.strategy.unet) if self.config.evaluation.raw_too else None
         self._beside.start(lambda: self._evaluate(progress, averaged.eval(), raw))

@@ -1,4 +1,4 @@
-"""Work beside the run, for which nobody needs to wait: evaluation of a snapshot."""
+"""Work beside the run, for which the run need not wait: samples and distance of a snapshot."""
 
 import os
 import threading
@@ -12,18 +12,21 @@ _NICENESS: Final = 10
 
 
 class Background:
-    """One job at a time, in a thread of its own, at low priority."""
+    """One job at a time, in a thread of its own."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def start(self, job: Callable[[], None]) -> None:
-        """Begin a job; the one before it has been waited for."""
+    def start(self, job: Callable[[], None], *, awaited: bool = False) -> None:
+        """Begin a job; the one before it has been waited for.
+
+        It has a low priority, unless it is ``awaited`` by somebody who looks on.
+        """
         if self._thread is not None:
             raise RuntimeError("the job before has not been waited for")
         # A process that is told to end does not wait for it.
-        self._thread = threading.Thread(target=self._run, args=(job,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(job, awaited), daemon=True)
         self._thread.start()
 
     def wait(self) -> float:
@@ -40,10 +43,11 @@ class Background:
             raise error
         return time.monotonic() - started_s
 
-    def _run(self, job: Callable[[], None]) -> None:
-        # On Linux the priority is the thread's, and that of threads which it starts.
-        with suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    def _run(self, job: Callable[[], None], awaited: bool) -> None:
+        if not awaited:
+            # On Linux the priority is the thread's, and that of threads which it starts.
+            with suppress(OSError, AttributeError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
             job()
         except BaseException as error:

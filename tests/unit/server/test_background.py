@@ -28,6 +28,17 @@ def test_a_job_runs_beside_its_caller_at_low_priority() -> None:
     assert os.getpriority(os.PRIO_PROCESS, 0) == ours
 
 
+def test_a_job_that_somebody_looks_for_has_its_callers_priority() -> None:
+    beside, ours = Background(), os.getpriority(os.PRIO_PROCESS, 0)
+    priorities = []
+    beside.start(
+        lambda: priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())),
+        awaited=True,
+    )
+    beside.wait()
+    assert priorities == [ours]
+
+
 def test_there_is_nothing_to_wait_for_at_first() -> None:
     assert Background().wait() < 1
 
