@@ -19,13 +19,11 @@ from flwr.common.typing import Run
 from flwr.serverapp import Grid
 
 from fedphd.common.errors import FailureKind
-from fedphd.common.timing import Backoff
 from fedphd.common.wire import internals
 from fedphd.common.wire.failures import NoAnswerError
+from fedphd.common.wire.rhythm import near_s
 from fedphd.common.wire.traffic import Traffic
 
-_POLL_FIRST_S: Final = 0.02
-_POLL_LAST_S: Final = 0.1
 _PUSH_BATCH: Final = 32
 # 0.7 of 10 messages are 7, whatever floats make of it.
 _ROUNDING: Final = 1e-9
@@ -301,7 +299,7 @@ class StreamingGrid(WrappedGrid):
         return max(0, min(_PUSH_BATCH, self._window - num_pending))
 
     def _receive_all(self, exchange: _Exchange, in_order: bool) -> Iterator[Message]:
-        backoff, pending = Backoff(_POLL_FIRST_S, _POLL_LAST_S), exchange.pending
+        since_s, pending = self._clock(), exchange.pending
         while pending:
             # In order, the others may be there already: only the first can be late.
             first = dict(islice(pending.items(), 1 if in_order else None))
@@ -310,12 +308,12 @@ class StreamingGrid(WrappedGrid):
             if asked := [key for key, sent in first.items() if not sent.refused]:
                 found += self._replies.poll(asked)
             if found or self._replies.moving:
-                backoff.reset()
+                since_s = self._clock()
             if not found and (late := self._given_up(first)):
                 why = _no_answer(f"no reply within {exchange.limit}", exchange.late)
                 found = [(key, why) for key in late]
             if not found:
-                self._sleep(backoff.next_s())
+                self._sleep(near_s(self._clock() - since_s))
             # A second reply to the same message, or one to another's, finds nobody who waits.
             came = [
                 (pending.pop(message_id).message, reply)

@@ -38,6 +38,7 @@ from fedphd.common.errors import ConfigError, ConnectionLostError, ReplyError
 from fedphd.common.timing import Backoff
 from fedphd.common.wire.diagnosis import IN_USE, explain
 from fedphd.common.wire.internals import assign_id, cut_up, inflated
+from fedphd.common.wire.rhythm import Rhythm
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,6 @@ _QUICK_CALL_S: Final = 10.0
 _GOODBYE_S: Final = 2.0
 _HICCUP_S: Final = 3.0
 _POLL_FIRST_S: Final = 0.02
-_POLL_LAST_S: Final = 0.15
 # Objects of a message that travel at a time.
 _TRANSFERS: Final = 2
 _FORGOTTEN: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
@@ -167,12 +167,12 @@ class Node:
     def _serve(self, connection: _Connection) -> str:
         """Answer messages until the connection or the process ends; return why it was lost."""
         threading.Thread(target=self._beat, args=(connection,), daemon=True).start()
-        backoff = Backoff(_POLL_FIRST_S, _POLL_LAST_S)
+        rhythm = Rhythm(self.clock)
         silent_since_s: float | None = None
         try:
             while not self.stop.is_set() and not connection.lost.is_set():
                 try:
-                    busy = self._serve_one(connection)
+                    busy = self._serve_one(connection, rhythm)
                     silent_since_s = None
                 except grpc.RpcError as error:
                     busy, now_s = False, self.clock()
@@ -180,20 +180,19 @@ class Node:
                     # A short hiccup keeps the registration: a new one would lose what is queued.
                     if error.code() in _FORGOTTEN or now_s - silent_since_s > _HICCUP_S:
                         return _say(error)
-                if busy:
-                    backoff.reset()
-                else:
-                    self.stop.wait(backoff.next_s())
+                if not busy:
+                    self.stop.wait(rhythm.next_s())
             return "the SuperLink no longer knows this node"
         finally:
             self._leave(connection)
 
-    def _serve_one(self, connection: _Connection) -> bool:
+    def _serve_one(self, connection: _Connection, rhythm: Rhythm) -> bool:
         """Answer one message; False if there is none."""
         request = fleet_pb2.PullMessagesRequest(node=connection.node)
         response = connection.stub.PullMessages(request, timeout=CALL_S)
         if not response.messages_list:
             return False
+        rhythm.came()
         head = message_from_proto(response.messages_list[0])
         try:
             self._push(
@@ -204,6 +203,7 @@ class Node:
             # PERMISSION_DENIED: the run has ended, so nobody waits for an answer.
             if error.code() != grpc.StatusCode.PERMISSION_DENIED:
                 raise
+        rhythm.answered(head.metadata.message_type)
         return True
 
     def _answer_to(self, connection: _Connection, head: Message, tree: Any) -> Message:

@@ -73,13 +73,20 @@ def test_messages_are_sent_at_once_but_replies_come_lazily() -> None:
     assert 2.0 <= time.now_s < 2.3
 
 
-def test_waits_grow_from_20_to_100_ms_and_begin_anew_after_a_reply() -> None:
+def test_waits_grow_with_the_time_waited_and_begin_anew_after_a_reply() -> None:
     memory = MemoryGrid({2: silent, 3: silent})
-    time = FakeTime({1.0: answer_later(memory, 2)})
-    list(streaming(memory, time=time, in_order=False).send_and_receive(to(2, 3), timeout=1.1))
-    assert time.slept_s[:6] == [0.02, 0.04, 0.08, 0.1, 0.1, 0.1]
-    first = time.slept_s.index(0.02, 1)
-    assert sum(time.slept_s[:first]) >= 1.0
+    time = FakeTime({10.0: answer_later(memory, 2)})
+    list(streaming(memory, time=time, in_order=False).send_and_receive(to(2, 3), timeout=11))
+    before_s, waited_s = 0.0, []
+    for slept_s in time.slept_s:
+        waited_s.append((before_s, slept_s))
+        before_s += slept_s
+    assert time.slept_s[:5] == pytest.approx([0.02, 0.02, 0.02, 0.03, 0.045])
+    assert {slept_s for before_s, slept_s in waited_s if 0.2 < before_s < 5.0} == {0.1}
+    # 2% of the time waited.
+    last_s, last = next(pair for pair in waited_s if pair[0] > 9.5)
+    assert last == pytest.approx(0.02 * last_s)
+    assert next(slept_s for before_s, slept_s in waited_s if before_s >= 10.0) == 0.02
 
 
 def test_time_out_is_an_error_reply_of_the_asked_node() -> None:
