@@ -8,8 +8,8 @@ DEV := $(VENV)/.installed-dev
 .PHONY: demo demo-ceiling test test-slow cluster lint types check audit clean
 
 demo: $(INSTALLED)
-	@echo "== Running one cloud, two edges and six clients on this machine (about 6 minutes on 2 cores;"
-	@echo "   the first samples after about a minute: it says where)"
+	@echo "== Running one cloud, two edges and six clients on this machine (6 to 11 minutes on 2 cores;"
+	@echo "   the first samples after one to three: it says where)"
 	$(BIN)/fedphd local
 	@newest=$$(ls -td runs/*/ | head -1); if [ -f "$$newest"report.html ]; then \
 		echo "== The run's report: $$newest"report.html; fi
@@ -19,8 +19,8 @@ demo-ceiling: $(INSTALLED)
 	$(BIN)/fedphd compare --methods centralised --seeds 0 --out runs/demo-ceiling
 
 test: $(DEV)
-	@echo "== Running the tests"
-	$(BIN)/pytest -q
+	@echo "== Running the tests, two at a time"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
 
 test-slow: $(DEV)
 	@echo "== Running the slow tests"
