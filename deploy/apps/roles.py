@@ -17,6 +17,7 @@ from fedphd.common.errors import ConfigError, Interrupted, StartError, exit_code
 from fedphd.common.events import Event, EventLog, Verdict, write_verdict
 from fedphd.common.history.events import Ended, Started
 from fedphd.common.wire.names import BoundNames
+from fedphd.common.wire.raypool import replace_lost_actors
 from fedphd.deploy.apps.refused import stand_last, words_of
 from fedphd.deploy.launch import runs
 from fedphd.deploy.launch.origin import origin
@@ -128,7 +129,11 @@ def _run(grid: Grid, file: runs.RoleFile, events: EventLog) -> Verdict:
     cloud = validate(CloudConfig, file.config, source="role file")
     simulated = file.role == "simulation"
     kept = Path(file.run_dir) / "state"
-    edges = grid_of_edges(grid, cloud, events, simulated=simulated, bound=bound, folder=kept)
+    edges = grid_of_edges(
+        grid, cloud, events, simulated=simulated, bound=bound, folder=kept, cores=file.cores
+    )
+    if simulated:
+        replace_lost_actors()
     try:
         run_dir = Path(file.run_dir)
         return cloud_app.main(

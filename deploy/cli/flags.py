@@ -132,6 +132,15 @@ Data = Annotated[
 ClassesPerClient = Annotated[int, Option(min=1, help="classes of images that each client holds")]
 Cpus = Annotated[int, Option(min=1, help="CPU cores per client; fewer cores, fewer at a time")]
 Gpus = Annotated[float, Option(min=0.0, help="GPUs per client, parts allowed")]
+RayAddress = Annotated[
+    str | None,
+    Option(
+        metavar="HOST:PORT",
+        envvar="RAY_ADDRESS",
+        help="a running Ray cluster whose machines train the clients; all must see the run folder",
+        show_default="Ray on this machine alone",
+    ),
+]
 
 
 def say(line: str) -> None:

@@ -30,6 +30,7 @@ from fedphd.deploy.launch.resuming import check_unchanged, rewind, stored_config
 from fedphd.deploy.launch.runs import VERDICT, check_data, discard, open_client_data, run_folder
 from fedphd.deploy.launch.versions import check_flower
 from fedphd.deploy.report.leaving import leave_report
+from fedphd.deploy.simulation.cluster import Cluster
 from fedphd.deploy.simulation.launcher import run_simulation
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
@@ -254,6 +255,7 @@ def simulate(
     classes_per_client: flags.ClassesPerClient = 2,
     cpus: flags.Cpus = 1,
     gpus: flags.Gpus = 0.0,
+    ray_address: flags.RayAddress = None,
     run_dir: flags.RunDir = None,
     resume: flags.Resume = None,
     go_on: flags.GoOn = False,
@@ -269,6 +271,7 @@ def simulate(
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
     clients = SimulatedClients(run.data, cpus=cpus, gpus=gpus)
+    cluster = Cluster.at(ray_address) if ray_address else None
     with run.begin(run_dir, plain=plain, report=report) as begun:
         resumed = rewind(begun.folder, begun.say) if former else None
         begun.verdict = run_simulation(
@@ -278,6 +281,7 @@ def simulate(
             stop=begun.stop,
             say=begun.say,
             resumed=resumed,
+            cluster=cluster,
         )
     flags.end(begun.verdict)
 

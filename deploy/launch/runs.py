@@ -55,6 +55,7 @@ class RoleFile:
     """What a launcher hands over to the ServerApp: what to run, and where to write.
 
     ``names`` is the file with the names that nodes' keys are bound to; "" where anybody may join.
+    ``cores`` are those on which clients are simulated, 0: this machine's.
     """
 
     role: RoleName
@@ -67,10 +68,16 @@ class RoleFile:
     resumed: bool = False
     events_before: int = 0
     events_size: int = 0
+    cores: int = 0
 
     @classmethod
     def of(
-        cls, role: RoleName, config: Section, folder: Path, resumed: Resumed | None = None
+        cls,
+        role: RoleName,
+        config: Section,
+        folder: Path,
+        resumed: Resumed | None = None,
+        cores: int = 0,
     ) -> Self:
         """The hand-over of a role whose files all lie in ``folder``; ``resumed``: it goes on."""
         folder = folder.resolve()
@@ -90,6 +97,7 @@ class RoleFile:
             resumed=so_far.interval > 0,
             events_before=so_far.events,
             events_size=so_far.events_size,
+            cores=cores,
         )
 
     @property
@@ -177,9 +185,10 @@ def prepare(
     config: CloudConfig,
     run_dir: Path,
     resumed: Resumed | None = None,
+    cores: int = 0,
 ) -> RoleFile:
     """Store the resolved configuration and the role file in ``run_dir``; return the latter."""
-    file = RoleFile.of(role, config, run_dir, resumed)
+    file = RoleFile.of(role, config, run_dir, resumed, cores)
     write_json(run_dir / CONFIG, file.config)
     file.write()
     return file

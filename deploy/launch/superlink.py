@@ -34,6 +34,7 @@ CHILDREN_S = 1.0
 PROGRAMS = Path(sys.executable).parent
 BUNDLE = Path(__file__).parents[1] / "bundle"
 _PR_SET_PDEATHSIG = 1
+_RAY_ADDRESS = "RAY_ADDRESS"
 _RAY_FREES = "RAY_free_objects_batch_size"
 _RAY_NICENESS = "RAY_worker_niceness"
 _JSON = ("--format", "json")
@@ -121,6 +122,7 @@ class SuperLink:
 
     Args:
         simulation: nodes are simulated, so none connects.
+        ray_address: host:port of the Ray cluster that simulates them; None: one of its own.
         programs: folder of Flower's commands.
         stop_s: seconds that it has to end when it is asked to.
         children_s: seconds that processes which it started have to end after it.
@@ -135,6 +137,7 @@ class SuperLink:
         state_dir: Path,
         *,
         simulation: bool = False,
+        ray_address: str | None = None,
         programs: Path = PROGRAMS,
         stop_s: float = STOP_S,
         children_s: float = CHILDREN_S,
@@ -153,6 +156,8 @@ class SuperLink:
         self.log = state_dir / "superlink.log"
         self._control, self._serverappio = (f"127.0.0.1:{port}" for port in free_ports(2))
         self._environment = flower_environment(self._home)
+        if ray_address is not None:
+            self._environment[_RAY_ADDRESS] = ray_address
         self._run_id = ""
         with self.log.open("wb") as log:
             self.process = start(self._command(), self._environment, stdout=log, stderr=log)

@@ -19,6 +19,7 @@ from fedphd.deploy.launch.runs import (
     show_summary,
 )
 from fedphd.deploy.launch.superlink import SuperLink
+from fedphd.deploy.simulation.cluster import Cluster
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 
@@ -30,19 +31,25 @@ def run_simulation(
     stop: threading.Event,
     say: Say,
     resumed: Resumed | None = None,
+    cluster: Cluster | None = None,
 ) -> Verdict:
     """Simulate cloud, edges and clients by ``flwr run`` on a SuperLink of our own.
 
     Flower's home goes into ``run_dir`` too, so that simulations can run side by side. ``stop`` is
     set from outside to end early; ``say`` gets the lines for people. ``resumed`` says how far the
-    run in ``run_dir`` is, if it goes on.
+    run in ``run_dir`` is, if it goes on. Clients train on the ``cluster``, whose machines must all
+    see ``run_dir``; None: on this machine.
     """
     config = config.model_copy(update={"state_dir": run_dir / "state"})
-    file = prepare("simulation", config, run_dir, resumed)
+    file = prepare("simulation", config, run_dir, resumed, cluster.cpus if cluster else 0)
     federation = clients.federation(config)
     record = {"clients": clients.record(config), "federation": federation, "origin": origin()}
     write_json(run_dir / SIMULATION, record)
-    with started(SuperLink(config.superlink, config.state_dir, simulation=True)) as link:
+    if cluster is not None:
+        say(f"cluster   {cluster}")
+    address = cluster.address if cluster else None
+    link = SuperLink(config.superlink, config.state_dir, simulation=True, ray_address=address)
+    with started(link):
         run_config = {**clients.run_config(config), ROLE_FILE: str(file.path)}
         say(f"running   {link.submit(run_config, federation)}")
         with file.settled():

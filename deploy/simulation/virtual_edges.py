@@ -194,18 +194,20 @@ class SharedClients(WrappedGrid):
                 self._send_waiting()
 
 
-def _grid_of_edge(clients: Grid, shared: SharedClients, num_edges: int) -> StreamingGrid:
+def _grid_of_edge(
+    clients: Grid, shared: SharedClients, num_edges: int, num_trainings: int
+) -> StreamingGrid:
     """An edge's way to the clients; real ones, over gRPC, may all work at the same time."""
     if internals.reaches_nodes_over_grpc(clients):
         return streaming_grid(clients, upload_stall_s=float("inf"), in_order=False)
-    window = max(_WINDOW, _num_trainings())
+    window = max(_WINDOW, num_trainings)
     replies = PlainReplies(shared, shared.forget)
     return StreamingGrid(shared, replies, window=-(-window // num_edges))
 
 
-def _num_trainings() -> int:
+def _num_trainings(cores: int) -> int:
     """More than the simulation has processes, or some of these would be idle."""
-    return max(_TRAININGS, 4 * (os.cpu_count() or 1))
+    return max(_TRAININGS, 4 * (cores or os.cpu_count() or 1))
 
 
 def grid_of_edges(
@@ -216,17 +218,19 @@ def grid_of_edges(
     simulated: bool,
     bound: Bound | None = None,
     folder: Path | None = None,
+    cores: int = 0,
 ) -> Grid:
     """The grid of edges that a cloud works with, made of the ``grid`` that Flower gives it.
 
     That one's nodes are edge processes, or clients: ``simulated`` ones, or of a flat federation,
     with names ``bound`` as in ``Roster``. What simulated edges must find again is in ``folder``.
+    Clients are simulated on ``cores``, 0: this machine's.
     """
     if config.topology == "flat":
-        return VirtualEdges(grid, ["cloud"], events, bound)
+        return VirtualEdges(grid, ["cloud"], events, bound, cores=cores)
     if simulated:
         names = [f"edge-{number}" for number in range(config.schedule.num_edges)]
-        return VirtualEdges(grid, names, events, folder=folder)
+        return VirtualEdges(grid, names, events, folder=folder, cores=cores)
     return grid
 
 
@@ -244,15 +248,18 @@ class VirtualEdges(WrappedGrid):
         events: EventLog,
         bound: Bound | None = None,
         folder: Path | None = None,
+        *,
+        cores: int = 0,
     ) -> None:
         super().__init__(clients)
-        shared = SharedClients(clients, len(edge_ids), max_trainings=_num_trainings())
+        num_trainings = _num_trainings(cores)
+        shared = SharedClients(clients, len(edge_ids), max_trainings=num_trainings)
         self._edges: dict[int, EdgeService] = {}
         for number, edge_id in enumerate(edge_ids, start=1):
             store = FileStore(folder / edge_id / STATE, resident=True) if folder else None
             self._edges[number] = EdgeService(
                 edge_id,
-                _grid_of_edge(clients, shared, len(edge_ids)),
+                _grid_of_edge(clients, shared, len(edge_ids), num_trainings),
                 events.sibling(role="edge", node=edge_id),
                 threading.Event(),
                 shared_questions=len(edge_ids) > 1,

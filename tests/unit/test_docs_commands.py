@@ -173,6 +173,14 @@ def check_docker(words: list[str], folder: Path) -> None:
     assert set(named) <= set(services)
 
 
+def check_ray(words: list[str], folder: Path) -> None:
+    """A start of Ray, with flags that it has."""
+    from ray.scripts.scripts import start
+
+    assert words[1] == "start"
+    start.make_context("start", words[2:])
+
+
 PROGRAMS = {
     "docker": check_docker,
     "fedphd": check_fedphd,
@@ -184,6 +192,7 @@ PROGRAMS = {
     "docs/results/cifar10-16.sh": check_script,
     "docs/results/digits.sh": check_script,
     "export": lambda words, folder: None,
+    "ray": check_ray,
     "pip": lambda words, folder: None,
     "rm": lambda words, folder: None,
     "ssh-keygen": lambda words, folder: None,

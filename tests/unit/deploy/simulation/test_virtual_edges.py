@@ -150,7 +150,7 @@ def test_nothing_is_kept_of_what_nobody_waits_for(before_the_answer: bool) -> No
 def test_an_edge_that_gives_up_is_not_kept_waiting_for() -> None:
     world = World()
     world.client.silent = {TRAIN}
-    edge = _grid_of_edge(world.memory, world.shared, 2)
+    edge = _grid_of_edge(world.memory, world.shared, 2, num_trainings=16)
     order = Message(to_records(Hello(asking="edge-0")), NODE, TRAIN)
     [reply] = edge.send_and_receive([order], timeout=0.0)
     assert reply.error.reason == "no reply within 0 s"

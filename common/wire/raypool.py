@@ -1,0 +1,69 @@
+"""Flower's simulation where one of Ray's actors is lost, as on a cluster that loses a machine.
+
+Flower hands a lost actor the next message, and the next: it fails at once, is idle again, and so
+takes nearly every message of the run. Here it leaves the pool, and another takes its place as soon
+as the cluster has started one. Until then there are more threads than actors, so that one may find
+none although it has looked: it waits.
+"""
+
+import threading
+from typing import Any, Final
+
+# Then the message that nobody has taken fails.
+_WAIT_S: Final = 60.0
+
+
+def replace_lost_actors() -> None:
+    """Mend the pool of the simulation in this process, once, before or while it works."""
+    # Only a simulation has Ray, which takes a second to import.
+    import ray
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+    from ray.exceptions import RayActorError
+
+    if hasattr(BasicActorPool, "replaces_lost_actors"):
+        return
+    fetch = BasicActorPool.fetch_result_and_return_actor_to_pool
+    give_back = BasicActorPool.add_actor_back_to_pool
+    submit = BasicActorPool.submit
+    changed, lost = threading.Condition(), set[Any]()
+
+    def submitted(pool: BasicActorPool, actor_fn: Any, job: Any) -> Any:
+        with changed:
+            changed.wait_for(lambda: pool.pool, _WAIT_S)
+            return submit(pool, actor_fn, job)
+
+    def fetched(pool: BasicActorPool, future: Any) -> Any:
+        try:
+            return fetch(pool, future)
+        except RayActorError:
+            with changed:
+                lost.add(future)
+            raise
+
+    def given_back(pool: BasicActorPool, future: Any) -> None:
+        with changed:
+            if future not in lost:
+                give_back(pool, future)
+                changed.notify()
+                return
+            lost.remove(future)
+            pool._future_to_actor.pop(future)
+            pool.num_actors -= 1
+        threading.Thread(target=started, args=(pool,), daemon=True).start()
+
+    def started(pool: BasicActorPool) -> None:
+        create: Any = pool.create_actor_fn
+        actor = create()
+        # Without room for it, this takes until there is a new machine, or for ever. A message
+        # to the actor would wait as long.
+        ray.get(actor.__ray_ready__.remote())
+        with changed:
+            pool.pool.append(actor)
+            pool.num_actors += 1
+            changed.notify()
+
+    mended: Any = BasicActorPool
+    mended.submit = submitted
+    mended.fetch_result_and_return_actor_to_pool = fetched
+    mended.add_actor_back_to_pool = given_back
+    mended.replaces_lost_actors = True
