@@ -1,4 +1,4 @@
-"""Finding a Ray cluster: what is not there is said with the fix; a real one is counted end to end."""
+"""Finding a Ray cluster: what is not there is said with the fix."""
 
 from __future__ import annotations
 
