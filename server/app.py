@@ -268,7 +268,9 @@ class Cloud:
 
     def _wait_for_evaluation(self) -> float:
         """Wait until nothing is evaluated; returns the seconds."""
-        waited_s = self._beside.wait()
+        waited_s = self._beside.wait(
+            lambda: self.report.message("waits until the last evaluation is done")
+        )
         self.report.spent("waiting_for_evaluation", waited_s)
         return waited_s
 

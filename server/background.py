@@ -9,6 +9,7 @@ from typing import Final
 
 # Training on the same machine goes first, as long as it has something to do.
 _NICENESS: Final = 10
+LONG_S: Final = 5.0
 
 
 class Background:
@@ -29,14 +30,17 @@ class Background:
         self._thread = threading.Thread(target=self._run, args=(job, awaited), daemon=True)
         self._thread.start()
 
-    def wait(self) -> float:
+    def wait(self, on_long: Callable[[], None] = lambda: None) -> float:
         """Wait for the job, if there is one; returns for how many seconds.
 
-        Raises what the job raised.
+        ``on_long`` is called where it takes more than ``LONG_S``. Raises what the job raised.
         """
         started_s = time.monotonic()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(LONG_S)
+            if self._thread.is_alive():
+                on_long()
+                self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None

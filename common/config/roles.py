@@ -204,7 +204,7 @@ def _did_you_mean(cls: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     if section is None:
         return ""
     if near := difflib.get_close_matches(str(loc[-1]), section.model_fields, n=1):
-        return f"; did you mean {near[0]!r}?"
+        return f"; did you mean {'.'.join([*map(str, loc[:-1]), near[0]])!r}?"
     return f"; known keys: {', '.join(sorted(section.model_fields))}"
 
 

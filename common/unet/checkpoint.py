@@ -183,13 +183,16 @@ def load_checkpoint(
     Raises:
         ConfigError: there is no checkpoint, or a part is missing or damaged; names it.
     """
-    whole = _whole(folder)
-    if not (whole / _STATE).exists() and not (whole / _UNET).exists():
-        raise ConfigError(f"checkpoint {folder}: that folder holds none; name a run's folder")
+    whole = _checked(folder)
     unet, averaged = _load_unet(whole / _UNET), _load_unet(whole / _UNET_EMA)
     config = _read_json(whole / _SCHEDULER / "scheduler_config.json")
     scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
     return unet, averaged, scheduler, _read_json(whole / _STATE)
+
+
+def check_holds_checkpoint(folder: Path) -> None:
+    """Raise ConfigError where a run's folder, or a checkpoint's, has no checkpoint."""
+    _checked(checkpoint_of(folder))
 
 
 def checkpoint_of(folder: Path) -> Path:
@@ -213,6 +216,17 @@ def _whole(folder: Path) -> Path:
     if old.is_dir():
         return new if new.is_dir() else old
     raise ConfigError(f"checkpoint {folder}: there is no such folder; name a run's folder")
+
+
+def _checked(folder: Path) -> Path:
+    """As ``_whole``, of a folder that is a checkpoint."""
+    whole = _whole(folder)
+    if not (whole / _STATE).exists() and not (whole / _UNET).exists():
+        raise ConfigError(
+            f"checkpoint {folder}: that folder holds none; name the folder of a run that has done "
+            "an interval"
+        )
+    return whole
 
 
 def _finish_swap(folder: Path) -> None:

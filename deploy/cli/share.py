@@ -71,10 +71,13 @@ def push(
     ] = False,
 ) -> None:
     """Upload a model to the Hugging Face hub; a run is exported into RUN/export before."""
+    from fedphd.common.unet.checkpoint import check_holds_checkpoint
     from fedphd.deploy.share.hub import check_name, check_token, upload
 
     # Before the export, which takes a minute.
     check_name(name)
+    if not is_export(run):
+        check_holds_checkpoint(run)
     check_token()
     folder = run
     if not is_export(run):
@@ -98,6 +101,10 @@ def _export(run: Path, out: Path, choices: "Choices") -> None:
         f"wrote {out}: {choices.weights} weights, which need {needs}; "
         f"{out / CARD} has the code to open it"
     )
+    if done.done < done.intervals:
+        say(f"an early version: the run has done {done.done} of {done.intervals} cloud rounds")
+    if not done.is_measured:
+        say("the run has not measured these weights: the card gives no distance of theirs")
     if done.onnx_difference is not None:
         say(
             f"onnx: ONNX Runtime and torch differ by at most {done.onnx_difference:.2g}, over "

@@ -61,9 +61,18 @@ def status(
 
 
 def find(folder: Path) -> Iterator[HealthAddress]:
-    """The health addresses that state folders below ``folder`` name: cloud, edges, clients."""
+    """The health addresses that state folders below ``folder`` name: cloud, edges, clients.
+
+    In a folder of runs those of the newest.
+    """
     places = [*folder.glob(f"*/{HEALTH}"), *folder.glob(f".fedphd/*/{HEALTH}")]
     places += folder.glob(f"state/*/{HEALTH}")
+    if not places:
+        # Of `fedphd local` the last that was started.
+        below = [*folder.glob(f"runs/*/state/*/{HEALTH}"), *folder.glob(f"*/state/*/{HEALTH}")]
+        runs = {place.parents[2] for place in below}
+        newest = max(runs, key=lambda run: run.stat().st_mtime, default=None)
+        places = [place for place in below if place.parents[2] == newest]
     read = [HealthAddress.model_validate_json(place.read_text("utf-8")) for place in set(places)]
     order = {"cloud": 0, "edge": 1, "client": 2}
     yield from sorted(read, key=lambda one: (order.get(one.role, 3), one.node))

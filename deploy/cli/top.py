@@ -8,7 +8,7 @@ from rich.console import Console
 from typer import Argument
 
 from fedphd.common.config.roles import CloudConfig
-from fedphd.common.errors import FedPhDError
+from fedphd.common.errors import ConfigError
 from fedphd.deploy.live.show import Board, is_terminal, refreshed
 
 POLL_S = 0.5
@@ -45,8 +45,8 @@ def top(
 
 
 def newest(out_dir: Path) -> Path:
-    """The newest run's folder in ``out_dir``; raises FedPhDError if there is none."""
+    """The newest run's folder in ``out_dir``; raises ConfigError if there is none."""
     folders = [place.parent for place in out_dir.glob("*/config.json")]
     if not folders:
-        raise FedPhDError(f"no run is in {out_dir}/; name a run's folder: fedphd top FOLDER")
+        raise ConfigError(f"no run is in {out_dir}/; name a run's folder: fedphd top FOLDER")
     return max(folders, key=lambda folder: (folder / "config.json").stat().st_mtime)

@@ -35,6 +35,10 @@ def has_ended(run_dir: Path) -> bool:
 def stored_config(run_dir: Path) -> CloudConfig:
     """The configuration of the run in ``run_dir``; raises ConfigError if there is none."""
     path = run_dir / CONFIG
+    if run_dir.is_dir() and not path.exists():
+        raise ConfigError(
+            f"--resume {run_dir}: no run has begun there ({CONFIG} is missing); start a new one"
+        )
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

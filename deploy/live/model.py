@@ -84,6 +84,7 @@ class Federation:
         samples: where the first ones are.
         working: what the cloud does beside training, with its steps: done, total.
         distances, measure: of the evaluations, and what they are called.
+        measured_after: the interval of the last of them, 0 before training.
         started, ended: Unix times; None: not yet.
         verdict: exit code and message of the cloud's end.
     """
@@ -94,6 +95,7 @@ class Federation:
     intervals: int = 0
     parameters: int = 0
     distances: list[float] = field(default_factory=list)
+    measured_after: int = 0
     measure: str = ""
     samples: str = ""
     working: tuple[str, int, int] | None = None
@@ -165,6 +167,7 @@ class Federation:
                 self.working, self.measure = None, distance_name(event)
                 if event.frechet_distance is not None:
                     self.distances.append(event.frechet_distance)
+                    self.measured_after = event.interval or 0
             case _:
                 pass
 

@@ -102,7 +102,8 @@ def _figures(run: Federation, width: int) -> Text:
     if losses := run.cloud.losses:
         parts.append(f"loss {_course(losses)} {spark(losses, 20 if width >= _WIDE else 8)}")
     if run.distances:
-        parts.append(f"{run.measure} {_course(run.distances, '.1f')}")
+        when = f"after interval {run.measured_after}" if run.measured_after else "before training"
+        parts.append(f"{run.measure} {_course(run.distances, '.1f')} {when}")
     if run.parameters:
         parts.append(f"{run.parameters / 1e6:.2f} M parameters")
     if run.samples:

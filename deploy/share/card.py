@@ -35,6 +35,10 @@ KNOWN_DATA: Final = {"digits": "scikit-learn's digits", "uoft-cs/cifar10": "CIFA
 _CLASSIFIER: Final = re.compile(r"classifier\((.*)\)")
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Data:
     """What may be said of the clients' images.
@@ -96,6 +100,7 @@ class Card:
     def _values(self) -> dict[str, Any]:
         """What the template names."""
         model, measured, record = self.config.model, self._measured, self._record
+        is_current = self.is_measured
         return {
             "metadata": self._metadata().to_yaml(),
             "title": self._title,
@@ -119,9 +124,10 @@ class Card:
             "method": list(self._method()),
             "quality": list(self._quality(record, measured)) if record and measured else [],
             "protocol": self._protocol(record) if record else "",
+            "measured_after": record.interval if record else 0,
             "not_fid": bool(measured) and not self._is_fid(record),
             "least_class": measured.least_class if measured else None,
-            "least_class_ratio": measured.least_class_ratio if measured else None,
+            "least_class_ratio": measured.least_class_ratio if measured and is_current else None,
             "cost": list(self._cost()),
             "licensed": self.license is not None,
         }
@@ -138,7 +144,7 @@ class Card:
         measured, record = self._measured, self._record
         results = []
         # The hub takes a number for one of the model's as it is shared.
-        if record and measured and record.interval == self.progress.interval:
+        if record and measured and self.is_measured:
             fid = self._is_fid(record)
             results = [
                 EvalResult(
@@ -151,7 +157,8 @@ class Card:
                 )
             ]
         return ModelCardData(
-            library_name="diffusers",
+            # By this the hub shows how a model is opened.
+            library_name="fedphd" if self.own_class else "diffusers",
             pipeline_tag=_TASK,
             license=self.license,
             tags=[
@@ -165,6 +172,12 @@ class Card:
         )
 
     @property
+    def is_measured(self) -> bool:
+        """Whether the numbers are those of the shared weights."""
+        record, done = self._record, self.progress.interval
+        return record is not None and self._measured is not None and record.interval == done
+
+    @property
     def _record(self) -> EvaluationRecord | None:
         """The last evaluation."""
         records = self.progress.reported.evaluations
@@ -172,8 +185,13 @@ class Card:
 
     @property
     def _measured(self) -> Quality | None:
-        """What it found of the shared weights, if they have a distance."""
+        """What it found of the shared weights, if they have a distance.
+
+        Of an early version, what was found of an earlier one; not of the untrained network.
+        """
         record = self._record
+        if record and not record.interval and self.progress.interval:
+            return None
         found = record if record is None or self.weights == "averaged" else record.raw
         return found if found and found.frechet_distance is not None else None
 
@@ -211,9 +229,9 @@ class Card:
                 f"`{config.selection.policy}`"
             )
         yield (
-            f"{self.progress.interval} cloud rounds of {schedule.edge_rounds} edge rounds, in each "
-            f"{schedule.participation:.0%} of the clients, {training.local_amount} local "
-            f"{training.local_unit}"
+            f"{_count(self.progress.interval, 'cloud round')} of {schedule.edge_rounds} edge "
+            f"rounds, in each {schedule.participation:.0%} of the clients, "
+            f"{training.local_amount} local {training.local_unit}"
         )
         yield (
             f"{training.optimizer}, learning rate {training.learning_rate:g}, batches of "

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import diffusers
@@ -54,11 +54,16 @@ class Exported:
     Attributes:
         own_class: the network needs this package's class: it is pruned, or class-conditional.
         onnx_difference: the largest between ONNX Runtime's output and torch's; None without ONNX.
+        done, intervals: cloud rounds of the run, so far and in all.
+        is_measured: whether the run has measured these weights.
     """
 
     folder: Path
     own_class: bool
     onnx_difference: float | None
+    done: int
+    intervals: int
+    is_measured: bool
 
 
 def export_run(run: Path, out: Path, choices: Choices) -> Exported:
@@ -76,8 +81,9 @@ def export_run(run: Path, out: Path, choices: Choices) -> Exported:
     if choices.onnx:
         check_onnx()
     checkpoint = checkpoint_of(run)
-    progress = Progress.read(checkpoint)
+    # First, since it knows best what to say where there is none.
     stored = StoredRun.load(checkpoint, "ema" if choices.weights == "averaged" else "raw")
+    progress = Progress.read(checkpoint)
     beside = out.with_name(f".{out.name}.new")
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -92,18 +98,21 @@ def export_run(run: Path, out: Path, choices: Choices) -> Exported:
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return Exported(out, *exported)
+    return replace(exported, folder=out)
 
 
 def _write(
     folder: Path, stored: StoredRun, progress: Progress, choices: Choices, data: Data
-) -> tuple[bool, float | None]:
-    """Fill ``folder``; whether the network is of our own class, and how far ONNX differs."""
+) -> Exported:
+    """Fill ``folder``."""
     unet = plain_unet(stored.unet)
     own_class = isinstance(unet, PrunedUNet)
     # As in evaluation: diffusers clips the image but not the noise, which costs quality.
     scheduler = DDIMScheduler.from_config(stored.scheduler.config, clip_sample=False)
     unet.save_pretrained(folder / UNET)
+    # safetensors leaves its files to their owner alone; this folder is for others.
+    for weights in (folder / UNET).glob("*.safetensors"):
+        shutil.copymode(folder / UNET / "config.json", weights)
     scheduler.save_pretrained(folder / SCHEDULER)
     kind = type(unet)
     index = {
@@ -139,7 +148,9 @@ def _write(
         onnx=choices.onnx,
     )
     (folder / CARD).write_text(card.text(), "utf-8")
-    return own_class, difference
+    return Exported(
+        folder, own_class, difference, progress.interval, progress.intervals, card.is_measured
+    )
 
 
 def data_of(run: Path, named: str | None) -> Data:

@@ -223,7 +223,10 @@ def test_commands_of_a_manual_work(path: Path, site: Path, monkeypatch: pytest.M
         ("fedphd local --klients 6", "--klients"),
         ("fedphd locale", "No such command 'locale'"),
         ("fedphd local --clients six", "'six' is not a valid int"),
-        ("fedphd local --set schedule.interval=3", "unknown key; did you mean 'intervals'"),
+        (
+            "fedphd local --set schedule.interval=3",
+            "unknown key; did you mean 'schedule.intervals'",
+        ),
         ("fedphd simulate --set data.colour=red", "data.colour"),
         ("fedphd cloud --config nowhere.toml", "nowhere.toml: cannot be read"),
         (

@@ -39,6 +39,21 @@ def test_a_job_that_somebody_looks_for_has_its_callers_priority() -> None:
     assert priorities == [ours]
 
 
+def test_a_long_wait_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedphd.server.background.LONG_S", 0.05)
+    beside, go, told = Background(), threading.Event(), list[str]()
+
+    def on_long() -> None:
+        told.append("long")
+        go.set()
+
+    beside.start(lambda: go.wait(10) and None)
+    beside.wait(on_long)
+    beside.start(lambda: None)
+    beside.wait(on_long)
+    assert told == ["long"]
+
+
 def test_there_is_nothing_to_wait_for_at_first() -> None:
     assert Background().wait() < 1
 

@@ -95,7 +95,7 @@ def test_flags_reach_their_fields() -> None:
         (["cloud", "--set", "training.batch_size=0"],
          "training.batch_size = 0: input should be greater than or equal to 1 (images per step)"),
         (["cloud", "--set", "schedule.interval=3"],
-         "schedule.interval: unknown key; did you mean 'intervals'?"),
+         "schedule.interval: unknown key; did you mean 'schedule.intervals'?"),
         (["cloud", "--set", "schedule.intervals=3"],
          "pruning.sparse_rounds = 25 prunes after the last of 15 edge rounds"),
         (["cloud", "--preset", "mnist"], "preset = 'mnist': unknown; choose one of digits"),

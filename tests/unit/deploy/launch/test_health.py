@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from urllib.error import HTTPError
@@ -18,7 +19,7 @@ from fedphd.common.errors import ConfigError, ConnectionLostError
 from fedphd.common.history.events import SERVES, LinkChanged, PeerChanged, Started
 from fedphd.common.history.status import StatusBoard
 from fedphd.deploy.cli.status import ask, draw, find
-from fedphd.deploy.launch.health import HEALTH, serving
+from fedphd.deploy.launch.health import HEALTH, HealthAddress, serving
 
 
 def get(address: str, path: str) -> tuple[int, dict[str, object]]:
@@ -93,6 +94,20 @@ def test_the_tree_has_clients_below_their_edges(tmp_path: Path) -> None:
         "└── edge-1 failed: late | seen 59 s ago",
         "    └── client-8",
     ]
+
+
+def test_in_a_folder_of_runs_it_finds_the_newest(tmp_path: Path) -> None:
+    for number, run in enumerate(("20261101-120000", "20261102-120000")):
+        for name in ("cloud", "edge-0"):
+            state = tmp_path / "runs" / run / "state" / name
+            state.mkdir(parents=True)
+            found = HealthAddress(node=name, role=name.partition("-")[0], address=f"a:{number}")
+            (state / HEALTH).write_text(found.model_dump_json(), "utf-8")
+        os.utime(tmp_path / "runs" / run, (number, number))
+    for folder in (tmp_path, tmp_path / "runs", tmp_path / "runs/20261102-120000"):
+        assert [(one.node, one.address) for one in find(folder)] == [
+            ("cloud", "a:1"), ("edge-0", "a:1"),
+        ]  # fmt: skip
 
 
 def test_the_command_names_what_is_missing(tmp_path: Path) -> None:

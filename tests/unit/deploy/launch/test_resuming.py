@@ -75,7 +75,7 @@ def test_what_defines_the_training_must_stay(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"--resume {tmp_path}: no run to go on with"):
+    with pytest.raises(ConfigError, match=f"--resume {tmp_path}: no run has begun there"):
         stored_config(tmp_path)
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match=f"--resume {tmp_path}: no run to go on with"):

@@ -9,7 +9,7 @@ from rich.console import Console
 from support.happened import began, half_a_run, interval, over, peer
 
 from fedphd.common.events import Event
-from fedphd.common.history.events import Working
+from fedphd.common.history.events import Evaluated, Working
 from fedphd.deploy.live.model import Federation
 from fedphd.deploy.live.screen import draw, share_out, spark
 
@@ -71,6 +71,20 @@ def test_losses_and_distances_run_from_first_to_last() -> None:
     working = Working(what="sampling", done=3, total=10, role="cloud", node="cloud")
     events = [interval(20, 1, loss=0.5), interval(30, 2, loss=0.125), working]
     assert drawn(events)[2] == "loss 0.5000 -> 0.1250 █▁ | 0.70 M parameters | sampling 30%"
+
+
+def test_a_distance_says_of_when_it_is() -> None:
+    def measured(at: int, distance: float) -> Evaluated:
+        return Evaluated(
+            what="", weights="ema", interval=at, frechet_distance=distance, features="inception",
+            num_samples=64, sampling_steps=20, seed=0, sampler="DDIM", seconds=1.0,
+            role="cloud", node="cloud",
+        )  # fmt: skip
+
+    assert drawn([measured(0, 350.0)])[2].startswith("Frechet distance 350.0 before training")
+    later = drawn([measured(0, 350.0), interval(20, 1, loss=0.5), measured(1, 60.0)])[2]
+    assert "Frechet distance 350.0 -> 60.0" in later
+    assert "after interval 1" in later
 
 
 def test_stragglers_and_failures_are_marked() -> None:

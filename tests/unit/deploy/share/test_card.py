@@ -52,7 +52,7 @@ def test_a_card_of_a_run_with_private_images(run: Path) -> None:
     assert problems(card) == []
     values = metadata(card)
     assert (values["library_name"], values["pipeline_tag"]) == (
-        "diffusers", "unconditional-image-generation",
+        "fedphd", "unconditional-image-generation",
     )  # fmt: skip
     assert "pruning" in values["tags"]
     assert values.keys().isdisjoint({"datasets", "license"})
@@ -82,6 +82,42 @@ def test_a_card_of_a_run_with_private_images(run: Path) -> None:
     ):
         assert part in card, part
     assert "{%" not in card
+
+
+def at(card: Card, *, done: int, measured_after: int) -> Card:
+    """The same of a run that has done so many intervals, last evaluated after that one."""
+    reported = card.progress.reported
+    record = reported.evaluations[-1].model_copy(update={"interval": measured_after})
+    of = reported.model_copy(update={"evaluations": [record]})
+    changes = {"reported": of, "interval": done, "intervals": 12}
+    return replace(card, progress=card.progress.model_copy(update=changes))
+
+
+def test_numbers_of_the_untrained_network_are_not_those_of_an_early_version(run: Path) -> None:
+    card = at(card_of(run), done=1, measured_after=0)
+    text = card.text()
+    assert "the run had done 1 of its 12 cloud rounds" in text
+    assert "- 1 cloud round of " in text
+    assert "These weights were not measured." in text
+    assert "12.5" not in text
+    assert "is drawn least" not in text
+    assert not card.is_measured
+
+
+def test_numbers_of_an_earlier_round_are_called_so(run: Path) -> None:
+    card = at(card_of(run), done=5, measured_after=4)
+    text = card.text()
+    assert "These weights were not measured. Those of an earlier cloud round were:" in text
+    assert "After cloud round 4: 64 samples" in text
+    assert "is drawn least" not in text
+    assert not card.is_measured
+    current = at(card_of(run), done=4, measured_after=4)
+    assert current.is_measured
+    assert "not measured" not in current.text().replace("Carbon: not measured", "")
+
+
+def test_a_dense_network_is_opened_by_diffusers_alone(run: Path) -> None:
+    assert metadata(card_of(run, own_class=False).text())["library_name"] == "diffusers"
 
 
 def test_emissions_are_an_estimate_with_its_assumptions(run: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_no_half_folder(dense: Path, tmp_path: Path) -> None:
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(ConfigError, match=r"state.json is missing"):
+    with pytest.raises(ConfigError, match="that folder holds none; name the folder of a run"):
         export_run(tmp_path / "run", tmp_path / "out", Choices())
 
 
@@ -162,6 +162,9 @@ def test_the_command_says_what_it_made(
     assert done.exit_code == 0, done.output
     assert f"wrote {out}: averaged weights, which need fedphd" in done.stdout
     assert f"fedphd push {out} USER/MODEL" in done.stdout
+    # Others shall read it, whoever made it.
+    modes = {path.stat().st_mode for path in out.rglob("*") if path.is_file()}
+    assert len(modes) == 1
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     refused = CliRunner().invoke(
         app, ["export", str(pruned), "--out", str(tmp_path / "other"), "--onnx"]

@@ -123,6 +123,14 @@ def test_without_a_good_token_nothing_is_lost(
     assert hub.models == {}
 
 
+def test_what_is_no_run_is_said_before_a_token_is_asked_for(
+    hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ConfigError, match="there is no such folder; name a run's folder"):
+        raise push(tmp_path / "nowhere", "ada/digits").exception or AssertionError
+
+
 def test_an_unreachable_hub_is_named_and_the_export_kept(
     hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
