@@ -13,7 +13,7 @@ from typer import Exit, Option
 from fedphd.common.config.data import Section
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.config.text import parse_settings
-from fedphd.common.errors import ConfigError, FedPhDError, exit_code_of
+from fedphd.common.errors import ConfigError, FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_json, write_verdict
 from fedphd.deploy.cli.bars import bar
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE, part_of_data, take_data
@@ -289,6 +289,8 @@ class Federation:
                     discard(folder, begun.verdict)
                 if report and folder.exists():
                     leave_report(folder, say)
+                if begun.verdict.exit_code == Interrupted.exit_code and holds_run(folder):
+                    say(f"to go on  the same command with --resume {folder}")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from uuid import uuid4
 from fedphd.common.config.data import DataConfig, Section
 from fedphd.common.config.roles import CloudConfig, EdgeConfig
 from fedphd.common.data.partition import PARTITION_FILE
-from fedphd.common.errors import ConfigError, StartError, within
+from fedphd.common.errors import ConfigError, Interrupted, StartError, within
 from fedphd.common.events import Event, Verdict, write_json
 from fedphd.common.history.summary import SAMPLES, SUMMARY, Summary
 from fedphd.common.wire.names import NAMES
@@ -166,11 +166,12 @@ def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
 
 
 def discard(run_dir: Path, verdict: Verdict) -> None:
-    """Remove the folder of a run that could not start: nobody needs what is in it.
+    """Remove the folder of a run that did not start: nobody needs what is in it.
 
     It stays where the verdict names a file in it, or where there is a checkpoint.
     """
     failed = verdict.exit_code in (ConfigError.exit_code, StartError.exit_code)
+    failed |= verdict.exit_code == Interrupted.exit_code and not (run_dir / CONFIG).exists()
     named = str(run_dir) in verdict.message
     if failed and not named:
         # It takes seconds to import.

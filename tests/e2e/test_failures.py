@@ -126,6 +126,7 @@ def test_interrupting_local_ends_every_process(processes: Processes) -> None:
     # It waited for none of the work, which would have taken hours, and for every process.
     processes.wait_gone()
     assert "interrupted" in program.lines[-1]
+    assert program.lines[-2] == "to go on  the same command with --resume run"
     page = (processes.folder / "run/report.html").read_text("utf-8")
     assert "Interrupted" in page
     assert f"of {MANY} intervals" in page

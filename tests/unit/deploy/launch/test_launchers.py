@@ -220,8 +220,15 @@ def test_a_run_that_could_not_start_leaves_no_folder(
 ) -> None:
     folder = new_run_dir(tmp_path)
     (folder / "logs").mkdir()
+    (folder / "config.json").write_text("{}", "utf-8")
     discard(folder, Verdict(code, message.format(folder=folder)))
     assert folder.exists() == stays
+
+
+def test_a_run_that_was_interrupted_before_it_began_leaves_no_folder(tmp_path: Path) -> None:
+    folder = new_run_dir(tmp_path)
+    discard(folder, Verdict(130, "interrupted"))
+    assert not folder.exists()
 
 
 def test_a_checkpoint_is_never_thrown_away(tmp_path: Path) -> None:
