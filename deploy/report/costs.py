@@ -19,6 +19,8 @@ _MOST_LAYERS = 60
 _WAITING = "waiting_for_evaluation"
 # Of the longest interval: what is shorter nobody would see.
 _SHORT_WAIT = 0.01
+# Above the highest bar, for a word.
+_ROOM = 1.15
 _PHASES = {
     "waiting_for_participants": "waiting for participants",
     "client_statistics": "clients' reference statistics",
@@ -177,16 +179,17 @@ def _by_interval(record: RunRecord, height: float) -> Chart:
                 [one.interval for one in chosen], [one.seconds / unit for one in chosen], 0.75,
                 color=series(colour), label=name,
             )  # fmt: skip
-    texts = [
-        f"{human_seconds(s)} after interval {one.interval}"
-        for one, s in zip(record.intervals, waited, strict=True)
-        if s >= _SHORT_WAIT * most
-    ]
-    if texts:
+    long = {at: s for at, s in enumerate(waited) if s > _SHORT_WAIT * most}
+    if long:
         canvas.axes.bar(
-            [one.interval for one in record.intervals], np.array(waited) / unit, 0.75,
-            bottom=np.array(times) / unit, color=MUTED, label=_PHASES[_WAITING],
+            [record.intervals[at].interval for at in long], [s / unit for s in long.values()], 0.75,
+            bottom=[times[at] / unit for at in long], color=MUTED, label=_PHASES[_WAITING],
         )  # fmt: skip
+    texts = [
+        f"{human_seconds(s)} after interval {record.intervals[at].interval}"
+        for at, s in long.items()
+    ]
+    canvas.axes.set_ylim(0, _ROOM * max(most / unit, 1e-9))
     canvas.legend()
     over_intervals(canvas.axes, record, bars=True)
     canvas.axes.set_xlim(0.3, record.intervals[-1].interval + 0.7)

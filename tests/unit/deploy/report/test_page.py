@@ -167,6 +167,18 @@ def test_every_picture_says_what_it_shows(page: Page) -> None:
     assert all(svg["role"] == "img" and len(svg["aria-label"] or "") > 20 for svg in figures)
 
 
+def test_pixels_stay_squares_where_the_picture_is_not_made_smaller(page: Page) -> None:
+    crisp = [image for image in page.all("img") if image.get("class") == "crisp"]
+    assert len(crisp) == 1
+    assert ".viewer .crisp { image-rendering: pixelated; }" in page.text
+
+
+def test_axes_say_what_they_are_in(finished: Path) -> None:
+    words = re.findall(r">([^<>\n]+)</text>", run_page(finished))
+    assert {"distance, logarithmic", "loss", "seconds", "kB", "share of the samples"} <= {*words}
+    assert not {"0 k", "0 s", "0 B"} & {*words}
+
+
 def test_alternative_texts_have_the_numbers(page: Page) -> None:
     texts = " ".join(svg.get("aria-label") or "" for svg in page.all("svg"))
     for text in (
