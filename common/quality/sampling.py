@@ -23,8 +23,10 @@ from fedphd.common.working import Steps
 
 SAMPLER = "DDIM, eta 0, no clipping"
 _READABLE_SIZE = 48
-_SEPARATOR = 2
-_SEPARATOR_GREY = 128
+_LEAST_GAP = 2
+# Of an image: less of it, and neighbours run into one another where a page makes them small.
+_GAP_SHARE = 8
+_GAP_GREY = 128
 _MOST_ROWS = 32
 
 
@@ -165,8 +167,9 @@ def save_grid(images: Tensor, path: Path, rows: int) -> None:
     """Write the first ``rows`` x ``rows`` images as one PNG; its folder is made if it is missing.
 
     They are (N, C, H, W), uint8, C of 1 (grey), 3 (RGB) or 4 (RGBA). Every pixel of an image
-    smaller than 48 pixels becomes a square block, so that the image is at least 48 wide. Places
-    without an image stay grey. A reader sees the old file or the new one, never a part.
+    smaller than 48 pixels becomes a square block, so that the image is at least 48 wide. Gaps of
+    an eighth of an image, and places without one, are grey. A reader sees the old file or the new
+    one, never a part.
 
     Raises:
         OSError: the file cannot be written.
@@ -203,16 +206,18 @@ def save_samples(images: Tensor, out: Path) -> list[Path]:
 
 
 def _grid(images: Tensor, columns: int) -> NDArray[np.uint8]:
-    """Images in rows of ``columns`` with separators, (height, width, C), uint8."""
+    """Images in rows of ``columns`` with grey gaps, (height, width, C), uint8."""
     _, channels, size, _ = images.shape
     scale = -(-_READABLE_SIZE // size)
     tiles = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3).permute(0, 2, 3, 1).cpu()
-    tile, pitch = size * scale, size * scale + _SEPARATOR
-    side = columns * pitch + _SEPARATOR
-    canvas = np.full((side, side, channels), _SEPARATOR_GREY, dtype=np.uint8)
+    tile = size * scale
+    gap = max(_LEAST_GAP, tile // _GAP_SHARE)
+    pitch = tile + gap
+    side = columns * pitch + gap
+    canvas = np.full((side, side, channels), _GAP_GREY, dtype=np.uint8)
     for index, pixels in enumerate(tiles.numpy()):
-        top = _SEPARATOR + index // columns * pitch
-        left = _SEPARATOR + index % columns * pitch
+        top = gap + index // columns * pitch
+        left = gap + index % columns * pitch
         canvas[top : top + tile, left : left + tile] = pixels
     return canvas
 

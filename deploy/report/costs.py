@@ -5,22 +5,28 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from fedphd.common.unet.costs import LayerChange
 from fedphd.deploy.launch.render import human_bytes, human_seconds
-from fedphd.deploy.report.curves import over_intervals
+from fedphd.deploy.report import axes as units
+from fedphd.deploy.report.axes import over_intervals
 from fedphd.deploy.report.figures import INK, MUTED, WIDTH, Canvas, Chart, series
 from fedphd.deploy.report.record import RunRecord
 
 _FLOAT_BYTES = 4
 _MOST_LAYERS = 60
+_WAITING = "waiting_for_evaluation"
+# Of the longest interval: what is shorter nobody would see.
+_SHORT_WAIT = 0.01
+# Above the highest bar, for a word.
+_ROOM = 1.15
 _PHASES = {
     "waiting_for_participants": "waiting for participants",
     "client_statistics": "clients' reference statistics",
     "sparse_training": "sparse training",
     "training": "training",
-    "waiting_for_evaluation": "waiting for evaluation",
+    _WAITING: "waiting for evaluation",
 }
 
 
@@ -70,14 +76,16 @@ def traffic(record: RunRecord) -> Iterator[Chart]:
     else:
         links.append(("client to edge and back", [row.client_edge for row in rows], 1))
     width, canvas = 0.8 / len(links), Canvas()
+    flat = [row.equal_rounds for row in rows]
+    unit = units.sizes(canvas.axes, max(*flat, *(max(values) for _, values, _ in links)))
     for place, (name, values, colour) in enumerate(links):
         left = at - 0.4 + (place + 0.5) * width
-        canvas.axes.bar(left, values, width * 0.94, color=series(colour), label=name)
-    flat = [row.equal_rounds for row in rows]
+        height = np.array(values) / unit
+        canvas.axes.bar(left, height, width * 0.94, color=series(colour), label=name)
     canvas.axes.hlines(
-        flat, at - 0.45, at + 0.45, color=INK, lw=1.6, label="flat FedAvg, as many cloud rounds"
-    )
-    _bytes_axis(canvas.axes)
+        np.array(flat) / unit, at - 0.45, at + 0.45, color=INK, lw=1.6,
+        label="flat FedAvg, as many cloud rounds",
+    )  # fmt: skip
     canvas.legend(columns=2)
     over_intervals(canvas.axes, record, bars=True)
     canvas.axes.set_xlim(at[0] - 0.7, at[-1] + 0.7)
@@ -132,11 +140,6 @@ def _horizontal(axes: Axes, bars: Sequence[tuple[str, float, str]], text: object
         )  # fmt: skip
 
 
-def _bytes_axis(axes: Axes) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
-
-
 def phases(record: RunRecord) -> Iterator[Chart]:
     """The seconds of each phase."""
     found = {name: s for name, s in record.phases.items() if s > 0}
@@ -159,28 +162,47 @@ def phases(record: RunRecord) -> Iterator[Chart]:
         note="Wall time at the cloud. Evaluations run beside the next interval: what counts is how "
         "long they were waited for.",
     )
-    seconds = [(one.interval, one.seconds) for one in record.intervals]
-    if len(seconds) > 1:
-        canvas = Canvas(height=max(2.2, 0.5 + 0.42 * len(bars)))
-        sparse = {one.interval for one in record.intervals if one.sparse}
-        for name, colour, chosen in (
-            ("sparse training", 3, [pair for pair in seconds if pair[0] in sparse]),
-            ("training", 0, [pair for pair in seconds if pair[0] not in sparse]),
-        ):
-            if chosen:
-                at, took = zip(*chosen, strict=True)
-                canvas.axes.bar(at, took, 0.75, color=series(colour), label=name)
-        canvas.axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_seconds(value)))
-        canvas.legend()
-        over_intervals(canvas.axes, record, bars=True)
-        canvas.axes.set_xlim(0.3, seconds[-1][0] + 0.7)
-        times = [s for _, s in seconds]
-        yield canvas.chart(
-            "interval-seconds",
-            title="Time by interval",
-            alt=f"Time of an interval: from {human_seconds(min(times))} to "
-            f"{human_seconds(max(times))}.",
-        )
+    if len(record.intervals) > 1:
+        yield _by_interval(record, height=max(2.2, 0.5 + 0.42 * len(bars)))
+
+
+def _by_interval(record: RunRecord, height: float) -> Chart:
+    """The seconds of each interval, and how long an evaluation was waited for after it."""
+    waited = [one.phases.get(_WAITING, 0.0) for one in record.intervals]
+    times = [one.seconds for one in record.intervals]
+    most = max(map(sum, zip(times, waited, strict=True)))
+    canvas = Canvas(height=height)
+    unit = units.seconds(canvas.axes, most)
+    for name, colour, sparse in (("sparse training", 3, True), ("training", 0, False)):
+        if chosen := [one for one in record.intervals if one.sparse is sparse]:
+            canvas.axes.bar(
+                [one.interval for one in chosen], [one.seconds / unit for one in chosen], 0.75,
+                color=series(colour), label=name,
+            )  # fmt: skip
+    long = {at: s for at, s in enumerate(waited) if s > _SHORT_WAIT * most}
+    if long:
+        canvas.axes.bar(
+            [record.intervals[at].interval for at in long], [s / unit for s in long.values()], 0.75,
+            bottom=[times[at] / unit for at in long], color=MUTED, label=_PHASES[_WAITING],
+        )  # fmt: skip
+    texts = [
+        f"{human_seconds(s)} after interval {record.intervals[at].interval}"
+        for at, s in long.items()
+    ]
+    canvas.axes.set_ylim(0, _ROOM * max(most / unit, 1e-9))
+    canvas.legend()
+    over_intervals(canvas.axes, record, bars=True)
+    canvas.axes.set_xlim(0.3, record.intervals[-1].interval + 0.7)
+    return canvas.chart(
+        "interval-seconds",
+        title="Time by interval",
+        alt=f"Time of an interval: from {human_seconds(min(times))} to "
+        f"{human_seconds(max(times))}"
+        + (f"; an evaluation was waited for {', '.join(texts)}." if texts else "."),
+        note="Grey: the next interval began later, since an evaluation was not done yet."
+        if texts
+        else "",
+    )
 
 
 def layers(record: RunRecord) -> Iterator[Chart]:
@@ -200,7 +222,9 @@ def layers(record: RunRecord) -> Iterator[Chart]:
     axes.set_xlim(0, 1.01 * max(before))
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1000:g} k"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1000:g} k" if value else "0")
+    )
     axes.set_xlabel("parameters")
     canvas.legend()
     largest = max(found, key=lambda one: one.parameters[0] - one.parameters[1])

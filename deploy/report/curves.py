@@ -4,29 +4,36 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedphd.common.history.evaluation import EvaluationRecord
 from fedphd.common.history.events import RoundEnded
 from fedphd.deploy.launch.render import distance_name
-from fedphd.deploy.report.figures import DASHES, INK, MARKERS, MUTED, Canvas, Chart, series
-from fedphd.deploy.report.record import RunRecord
+from fedphd.deploy.report.axes import labels_beside, over_intervals, shares
+from fedphd.deploy.report.figures import (
+    DASHES,
+    INK,
+    MARKERS,
+    MUTED,
+    WIDTH,
+    Canvas,
+    Chart,
+    series,
+)
+from fedphd.deploy.report.record import RunRecord, when
 
 _ANCHORS = {
     "real": "real images",
-    "one_class_missing": "real, one class missing",
-    "half_of_the_classes": "real, half of the classes",
+    "one_class_missing": "all classes but one",
+    "half_of_the_classes": "half of the classes",
 }
 # Beyond that a scale of powers is easier to read.
 _LOG_RATIO = 10.0
-PERCENT = FuncFormatter(lambda value, _: f"{value:.0%}")
 
 
 def quality(record: RunRecord) -> Iterator[Chart]:
     """The distance over the run, beside what real images get."""
-    measured = [e for e in record.evaluations if e.frechet_distance is not None]
-    if not measured:
+    if not (measured := record.measured):
         return
     canvas, name = Canvas(), distance_name(measured[-1])
     axes = canvas.axes
@@ -38,57 +45,57 @@ def quality(record: RunRecord) -> Iterator[Chart]:
         raw = [(e.raw.frechet_distance if e.raw else None) or np.nan for e in measured]
         low += [value for value in raw if value == value]
         axes.plot(x, raw, color=series(1), marker=MARKERS[1], ls="--", label="raw weights")
+    real = []
     for anchor, text in _ANCHORS.items():
         anchors = measured[-1].anchors
         if anchors and (value := getattr(anchors, anchor)) is not None:
-            low.append(value)
             axes.axhline(value, color=MUTED, lw=1, ls=":")
-            # Where the curve is still high.
-            at = (0.0, value)
-            axes.annotate(
-                f"{text} {value:.1f}", at, (3, 3), xycoords=("axes fraction", "data"),
-                textcoords="offset points", fontsize=8.4, color=MUTED,
-            )  # fmt: skip
+            real.append((value, f"{text} {value:.1f}"))
+    low += [value for value, _ in real]
     canvas.legend()
     positive = [value for value in low if value > 0]
+    axes.set_ylabel("distance")
     if positive and max(positive) > _LOG_RATIO * min(positive):
         axes.set_yscale("log")
+        axes.set_ylabel("distance, logarithmic")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.set_ylim(bottom=0)
     over_intervals(axes, record)
-    path = ", ".join(
-        f"{value:.1f} {'after interval ' + str(at) if at else 'before training'}"
-        for at, value in zip(x, y, strict=True)
-    )
+    labels_beside(axes, real)
+    path = ", ".join(f"{value:.1f} {when(at)}" for at, value in zip(x, y, strict=True))
     yield canvas.chart(
         "distance",
         title=f"{name} to real images",
         alt=f"{name} of the samples, less is better: {path}.",
-        note=f"Less is better. {how_measured(measured[-1])}",
+        note=f"Less is better. {how_measured(measured[-1])}"
+        + (" Dotted: what real images get." if real else ""),
     )
 
 
-def classes(record: RunRecord) -> Iterator[Chart]:
+def classes(record: RunRecord, *, wide: bool = False) -> Iterator[Chart]:
     """In which classes the last samples are, beside the target."""
-    shares = record.evaluations[-1].class_shares if record.evaluations else None
-    if not shares or record.config is None:
+    last = record.evaluations[-1] if record.evaluations else None
+    if last is None or not last.class_shares or record.config is None:
         return
-    canvas, target = Canvas(), record.config.target_distribution
-    at = np.arange(len(shares))
-    canvas.axes.bar(at, shares, color=series(0), width=0.78)
-    if len(target) == len(shares):
+    canvas, target = Canvas(2 * WIDTH, 2.4) if wide else Canvas(), record.config.target_distribution
+    found = last.class_shares
+    at = np.arange(len(found))
+    canvas.axes.bar(at, found, color=series(0), width=0.78)
+    if len(target) == len(found):
         borders = [-0.5, *at + 0.5]
         canvas.axes.step(borders, [*target, target[-1]], "--", where="post", color=INK, lw=1.2)
-    canvas.axes.yaxis.set_major_formatter(PERCENT)
+    shares(canvas.axes)
     canvas.axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
-    canvas.axes.set(xlabel="class", xlim=(-0.7, len(shares) - 0.3))
-    texts = [f"{label} {share:.0%}" for label, share in enumerate(shares[:100])]
+    canvas.axes.set(xlabel="class", ylabel="share of the samples", xlim=(-0.7, len(found) - 0.3))
+    texts = [f"{label} {share:.0%}" for label, share in enumerate(found[:100])]
     yield canvas.chart(
         "classes",
-        title="Classes of the samples",
-        alt=f"Share of the last samples in each class, by the classifier: {', '.join(texts)}.",
-        note="Where the classifier puts the last samples. Dashed: the target.",
+        title=f"Classes of the samples {when(last.interval)}",
+        alt=f"Share of the samples {when(last.interval)} in each class, by the classifier: "
+        f"{', '.join(texts)}.",
+        note="Where the classifier puts the samples. Dashed: the target.",
+        wide=wide,
     )
 
 
@@ -109,12 +116,12 @@ def told_classes(record: RunRecord) -> Iterator[Chart]:
                 ha="center", fontsize=8.4, color=MUTED,
             )  # fmt: skip
     canvas.axes.set_ylim(0, 1.15 * max(known.values()))
-    canvas.axes.set_xlabel("class")
+    canvas.axes.set(xlabel="class", ylabel="Frechet distance")
     canvas.axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
     texts = [f"{label} {distance:.1f}" for label, distance in known.items()][:100]
     yield canvas.chart(
         "told_classes",
-        title="How good each class is",
+        title=f"How good each class is {when(last.interval)}",
         alt=f"Frechet distance of the samples of each class: {', '.join(texts)}.",
         note="Distance of the samples of a class to its real images, and above it the share of "
         "these that have a sample nearby (coverage). A class has few images: compare the bars with "
@@ -145,6 +152,7 @@ def losses(record: RunRecord) -> Iterator[Chart]:
         canvas = Canvas()
         canvas.axes.plot(*zip(*checked, strict=True), color=series(2), marker=MARKERS[2])
         canvas.axes.set_ylim(bottom=0)
+        canvas.axes.set_ylabel("loss")
         over_intervals(canvas.axes, record)
         (_, first), (at, last) = checked[0], checked[-1]
         yield canvas.chart(
@@ -176,6 +184,7 @@ def _training_loss(record: RunRecord, trained: Sequence[tuple[int, float]]) -> C
     if by_edge:
         canvas.legend()
     canvas.axes.set_ylim(bottom=0)
+    canvas.axes.set_ylabel("loss")
     over_intervals(canvas.axes, record)
     return canvas.chart(
         "loss",
@@ -185,19 +194,3 @@ def _training_loss(record: RunRecord, trained: Sequence[tuple[int, float]]) -> C
         note="Of the noise that the network guesses, over the steps of all clients"
         + (", and thin by edge and edge round." if by_edge else "."),
     )
-
-
-def over_intervals(axes: Axes, record: RunRecord, *, bars: bool = False) -> None:
-    """An axis of intervals, with the pruning on it: after an interval's value, or its bar."""
-    axes.set_xlabel("interval (cloud round)")
-    if not bars:
-        left, right = axes.get_xlim()
-        axes.set_xlim(min(0, left), max(right, len(record.intervals), 1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if record.pruned and record.pruned.interval:
-        at = record.pruned.interval + 0.5 * bars
-        axes.axvline(at, color=MUTED, lw=1, ls="--", zorder=1)
-        axes.annotate(
-            "pruned", (at, 1.0), (3, -3), xycoords=("data", "axes fraction"),
-            textcoords="offset points", va="top", fontsize=8.4, color=MUTED,
-        )  # fmt: skip

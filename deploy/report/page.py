@@ -13,7 +13,7 @@ from fedphd.common.files import replaced
 from fedphd.deploy.launch.render import distance_name, human_bytes, human_seconds
 from fedphd.deploy.report import costs, curves, figures, places, words
 from fedphd.deploy.report.pictures import BUDGET_BYTES, Picture, embedded, thinned
-from fedphd.deploy.report.record import RunRecord
+from fedphd.deploy.report.record import RunRecord, when
 
 REPORT: Final = "report.html"
 _MOST_PROBLEMS = 50
@@ -53,19 +53,18 @@ def run_page(folder: Path) -> str:
     """The page on the run in ``folder``; raises ConfigError as ``RunRecord.read``."""
     record, now = RunRecord.read(folder), time.time()
     with figures.style():
+        drawn = [*curves.quality(record), *curves.losses(record), *curves.told_classes(record)]
+        # Two stand in a row: one that is left over has it for itself.
+        drawn += curves.classes(record, wide=len(drawn) % 2 == 0)
         values = {
             "record": record,
             "title": folder.resolve().name,
             "now": now,
             "verdict": words.verdict(record, now),
             "tiles": words.tiles(record),
+            "flops_convention": words.flops_convention(record),
             "frames": _frames(record),
-            "curves": [
-                *curves.quality(record),
-                *curves.losses(record),
-                *curves.classes(record),
-                *curves.told_classes(record),
-            ],
+            "curves": drawn,
             "tree": [(edge, record.rounds_at(edge).most_common()) for edge in record.edges],
             "heat_map": [*places.heat_map(record)],
             "problems": record.problems[:_MOST_PROBLEMS],
@@ -82,9 +81,9 @@ def run_page(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Frame:
-    """The samples after an interval, 0 before training, and how far they are from real ones."""
+    """Samples, when they were drawn, and how far they are from real ones, or why nobody knows."""
 
-    interval: int
+    when: str
     picture: Picture
     distance: str
 
@@ -93,13 +92,16 @@ def _frames(record: RunRecord) -> list[Frame]:
     """The grids of samples by interval, all of the same noise."""
     files = thinned(sorted((record.folder / "grids").glob("interval-*.png")))
     share = BUDGET_BYTES // max(1, len(files))
-    measured = {e.interval: e for e in record.evaluations if e.frechet_distance is not None}
+    evaluated = {one.interval: one for one in record.evaluations}
     frames = []
     for file in files:
         interval = int(file.stem.partition("-")[2])
-        found = measured.get(interval)
-        distance = f"{distance_name(found)} {found.frechet_distance:.1f}" if found else ""
-        frames.append(Frame(interval, embedded(file, share), distance))
+        distance = "drawn early, not measured"
+        if found := evaluated.get(interval):
+            distance = "no reference data, no distance"
+            if found.frechet_distance is not None:
+                distance = f"{distance_name(found)} {found.frechet_distance:.1f}"
+        frames.append(Frame(when(interval), embedded(file, share), distance))
     return frames
 
 

@@ -11,7 +11,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FixedLocator
 
-from fedphd.deploy.report.curves import PERCENT, over_intervals
+from fedphd.deploy.report.axes import over_intervals, shares
 from fedphd.deploy.report.figures import (
     BAD,
     DASHES,
@@ -48,7 +48,7 @@ def balance(record: RunRecord) -> Iterator[Chart]:
     yield _held_labels(edges, held, target)
     canvas, texts, most = Canvas(), [], 0.01
     for number, edge in enumerate(edges):
-        far = [(at, _distance(shares, target)) for at, shares in held[edge]]
+        far = [(at, _distance(one, target)) for at, one in held[edge]]
         canvas.axes.plot(
             *zip(*far, strict=True), color=series(number), marker=MARKERS[number % len(MARKERS)],
             ls=DASHES[number // len(MARKERS) % len(DASHES)], label=edge,
@@ -56,7 +56,8 @@ def balance(record: RunRecord) -> Iterator[Chart]:
         texts.append(f"{edge} {fmean(value for _, value in far):.0%}")
         most = max(most, *(value for _, value in far))
     canvas.axes.set_ylim(0, 1.15 * most)
-    canvas.axes.yaxis.set_major_formatter(PERCENT)
+    shares(canvas.axes)
+    canvas.axes.set_ylabel("labels to exchange")
     if len(edges) <= _LEGEND:
         canvas.legend()
     over_intervals(canvas.axes, record)
@@ -82,20 +83,22 @@ def _held_labels(
     canvas = Canvas(height=max(HEIGHT, 1.6 * rows + 0.2), rows=rows, columns=columns)
     at, texts = np.arange(len(target)), []
     for number, (edge, axes) in enumerate(zip(shown, canvas.all_axes, strict=False)):
-        shares = np.array([one for _, one in held[edge]])
-        mean = shares.mean(axis=0)
+        found = np.array([one for _, one in held[edge]])
+        mean = found.mean(axis=0)
         axes.bar(at, mean, color=series(number), width=0.78)
-        axes.vlines(at, shares.min(axis=0), shares.max(axis=0), color=INK, lw=1, alpha=0.55)
+        axes.vlines(at, found.min(axis=0), found.max(axis=0), color=INK, lw=1, alpha=0.55)
         axes.step(
             [-0.5, *at + 0.5], [*target, target[-1]], where="post", color=INK, lw=1.2, ls="--"
         )
         axes.set_title(edge, fontsize=10, loc="left")
-        axes.yaxis.set_major_formatter(PERCENT)
+        shares(axes)
         if len(target) <= 20:
             axes.set_xticks(at[:: 1 + (len(target) > 12)])
         texts.append(f"{edge} from {mean.min():.0%} to {mean.max():.0%} per class")
     for axes in canvas.all_axes[len(shown) :]:
         axes.set_visible(False)
+    for axes in canvas.all_axes[::columns]:
+        axes.set_ylabel("share of labels")
     for axes in canvas.all_axes[-columns:]:
         axes.set_xlabel("class")
     left_out = (

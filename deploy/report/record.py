@@ -121,6 +121,21 @@ class RunRecord:
         return _of(self.events, kinds.Evaluated)
 
     @cached_property
+    def measured(self) -> list[kinds.Evaluated]:
+        """Those evaluations that have a distance."""
+        return [one for one in self.evaluations if one.frechet_distance is not None]
+
+    @property
+    def next_evaluation(self) -> int | None:
+        """The interval after which is evaluated next; None if the run has ended."""
+        if self.config is None or self.verdict is not None:
+            return None
+        last = max((one.interval or 0 for one in self.evaluations), default=0)
+        every = self.config.evaluation.every_intervals
+        due = min(last // every * every + every, self.num_intervals)
+        return due if due > last else None
+
+    @cached_property
     def pruned(self) -> kinds.Pruned | None:
         """The pruning, once there was one."""
         return next(iter(_of(self.events, kinds.Pruned)), None)
@@ -264,6 +279,11 @@ class RunRecord:
         for ended in self.intervals:
             found["sparse_training" if ended.sparse else "training"] += ended.seconds
         return dict(found)
+
+
+def when(interval: int | None) -> str:
+    """When an interval's samples or network were made."""
+    return f"after interval {interval}" if interval else "before training"
 
 
 def natural(name: str) -> tuple[object, ...]:

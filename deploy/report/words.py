@@ -1,14 +1,15 @@
 """What came out of a run, in words; or how and why it failed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from fedphd.common.errors import EXIT_OK, Interrupted
+from fedphd.common.history.evaluation import Anchors
 from fedphd.deploy.launch.render import distance_name, human_bytes, human_seconds
-from fedphd.deploy.report.costs import bytes_by_interval
-from fedphd.deploy.report.record import RunRecord
+from fedphd.deploy.report.costs import IntervalBytes, bytes_by_interval
+from fedphd.deploy.report.record import RunRecord, when
 
 # What an exit code means, and what to do.
 EXIT_CODES: Final = {
@@ -19,6 +20,10 @@ EXIT_CODES: Final = {
     5: ("a connection was lost", "Start it again."),
     Interrupted.exit_code: ("it was interrupted", "Go on with --resume and the run's folder."),
 }
+# Distances whose ratio is at most this are about the same.
+_ABOUT: Final = 1.1
+# Half of the last digit that is written.
+_SHOWN: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -74,14 +79,13 @@ def _intervals(number: int) -> str:
 
 def _came_out(record: RunRecord) -> Iterator[str]:
     """A sentence for each thing that is known."""
-    if sentence := _quality(record):
-        yield sentence
+    yield from _quality(record)
     if pruned := record.pruned:
         before, after = pruned.before, pruned.after
         sizes = (_unbroken(f"{costs.parameters / 1e6:.2f} M") for costs in (before, after))
-        when = f"after interval {pruned.interval}" if pruned.interval else "before training"
         yield (
-            f"The network was pruned {when} to {1 - pruned.achieved_ratio:.0%} of its widths: "
+            f"The network was pruned {when(pruned.interval)} to "
+            f"{1 - pruned.achieved_ratio:.0%} of its widths: "
             "{} parameters became {}.".format(*sizes)
         )
     if rows := bytes_by_interval(record):
@@ -91,6 +95,9 @@ def _came_out(record: RunRecord) -> Iterator[str]:
             share = 1 - moved / flat
             than = f"flat FedAvg in as many cloud rounds ({_unbroken(human_bytes(flat))})"
             text += f", {abs(share):.0%} {'less' if share >= 0 else 'more'} than {than}"
+        if not record.is_flat:
+            nearby = human_bytes(sum(r.client_edge for r in rows))
+            text += f"; those between clients and edges carried {_unbroken(nearby)}"
         yield f"{text}."
     if clients := record.client_names:
         edges = len(record.edges)
@@ -106,33 +113,71 @@ def _unbroken(text: str) -> str:
     return text.replace(" ", "\u00a0")
 
 
-def _quality(record: RunRecord) -> str:
-    measured = [e for e in record.evaluations if e.frechet_distance is not None]
-    if not measured:
-        return ""
-    first, last = measured[0], measured[-1]
+def _quality(record: RunRecord) -> Iterator[str]:
+    """How far the samples are from real images, since when, and what that compares with."""
+    if not record.measured:
+        return
+    first, last = record.measured[0], record.measured[-1]
     name, value = distance_name(last), last.frechet_distance or 0.0
-    if len(measured) == 1:
-        text = f"The samples have a {name} of {value:.1f} to real images"
+    if len(record.measured) == 1:
+        since = when(last.interval).capitalize()
+        text = f"{since} the samples' {name} to real images was {value:.1f}"
     else:
         before = first.frechet_distance or 0.0
         way = "came down" if value < before else "went"
-        since = "before training" if not first.interval else f"after interval {first.interval}"
-        text = f"The samples' {name} to real images {way} from {before:.1f} {since} to {value:.1f}"
+        text = (
+            f"The samples' {name} to real images {way} from {before:.1f} {when(first.interval)} "
+            f"to {value:.1f} {when(last.interval)}"
+        )
+    if due := record.next_evaluation:
+        text += f"; it is measured next {when(due)}"
+    yield f"{text}."
     if last.anchors:
-        text += f"; as many real images have {last.anchors.real:.1f}"
-    return f"{text}."
+        yield compared(value, last.anchors)
+
+
+def compared(distance: float, anchors: Anchors) -> str:
+    """A sentence on where a distance stands between those of real images."""
+    text = f"{distance:.1f} is {_place(distance, anchors)}"
+    # What can be hoped for, where that is not what it stands beside.
+    best = "" if "all classes (" in text else f"; those of all classes get {anchors.real:.1f}"
+    return f"{text}{best}."
+
+
+def _place(distance: float, anchors: Anchors) -> str:
+    named = (
+        (anchors.real, "all classes"),
+        (anchors.one_class_missing, "all classes but one"),
+        (anchors.half_of_the_classes, "half of the classes"),
+    )
+    known = sorted((value, of) for value, of in named if value is not None)
+    for value, of in known:
+        is_near = value <= distance * _ABOUT and distance <= value * _ABOUT
+        if is_near or abs(distance - value) < _SHOWN:
+            return f"about what real images of {of} ({value:.1f}) get"
+    below = [pair for pair in known if pair[0] < distance]
+    above = [pair for pair in known if pair[0] > distance]
+    if not below:
+        value, of = above[0]
+        return f"less than what real images of {of} ({value:.1f}) get"
+    value, of = below[-1]
+    if above:
+        most, others = above[0]
+        return f"between what real images of {of} ({value:.1f}) and of {others} ({most:.1f}) get"
+    far = f"{distance / value:.1f} times" if value > 0 else "more than"
+    return f"{far} what real images of {of} ({value:.1f}) get"
 
 
 def tiles(record: RunRecord) -> list[Tile]:
     """The numbers that stand out."""
     found = []
-    measured = [e for e in record.evaluations if e.frechet_distance is not None]
-    if measured:
-        last = measured[-1]
-        beside = f"from {measured[0].frechet_distance:.1f}" if len(measured) > 1 else ""
+    if record.measured:
+        last = record.measured[-1]
+        beside = when(last.interval)
+        if len(record.measured) > 1:
+            beside += f", from {record.measured[0].frechet_distance:.1f}"
         if last.anchors:
-            beside += f"{', ' if beside else ''}real images {last.anchors.real:.1f}"
+            beside += f"; real images {last.anchors.real:.1f}"
         found.append(Tile(distance_name(last), f"{last.frechet_distance:.1f}", beside))
     if record.intervals:
         now = record.intervals[-1].parameters
@@ -142,15 +187,31 @@ def tiles(record: RunRecord) -> list[Tile]:
             before = f"from {record.pruned.before.parameters / 1e6:.2f} M"
         found.append(Tile("Parameters", f"{now / 1e6:.2f} M", before))
     if rows := bytes_by_interval(record):
-        moved, flat = sum(r.edge_cloud for r in rows), sum(r.equal_rounds for r in rows)
-        beside = ""
-        if flat:
-            beside = f"{moved / flat - 1:+.0%} against flat FedAvg".replace("-", "\u2212")
-        found.append(Tile("Over the cloud\u2019s links", human_bytes(moved), beside))
+        found.append(_traffic(record, rows))
     if record.num_intervals:
-        beside = f"{len(record.intervals)} of {record.num_intervals} intervals"
-        found.append(Tile("Time", human_seconds(record.elapsed_s), beside))
+        done = f"{len(record.intervals)} of {record.num_intervals} intervals"
+        found.append(Tile("Time", human_seconds(record.elapsed_s), done))
     return found
+
+
+def _traffic(record: RunRecord, rows: Sequence[IntervalBytes]) -> Tile:
+    """The cloud's bytes, and beside them what was moved elsewhere instead."""
+    moved, flat = sum(r.edge_cloud for r in rows), sum(r.equal_rounds for r in rows)
+    beside = []
+    if flat:
+        share = f"{moved / flat - 1:+.0%}".replace("-", "\u2212")
+        beside.append(f"{share} against flat FedAvg in as many cloud rounds")
+    if not record.is_flat:
+        nearby = human_bytes(sum(r.client_edge for r in rows))
+        beside.append(f"{_unbroken(nearby)} between clients and edges")
+    return Tile("Over the cloud\u2019s links", human_bytes(moved), "; ".join(beside))
+
+
+def flops_convention(record: RunRecord) -> str:
+    """How the summary counts arithmetic, without what concerns MOON alone where nobody used it."""
+    text = record.summary.training_cost.convention if record.summary else ""
+    is_moon = record.config is not None and record.config.objective.method == "moon"
+    return text if is_moon else text.partition("; MOON")[0]
 
 
 def at(time_s: float) -> str:

@@ -243,7 +243,7 @@ class Card:
             when = "before the first round"
             if pruning.mode == "scheduled":
                 when = f"after {pruning.sparse_rounds} edge rounds of sparse training"
-            yield f"Pruned once, {when}: {report.achieved_ratio:.0%} of the widths"
+            yield f"Pruned once, {when}: to {1 - report.achieved_ratio:.0%} of its widths"
         else:
             yield "Not pruned"
         yield (

@@ -174,7 +174,7 @@ def test_too_many_steps_and_diverged_networks_are_refused(unet: PrunedUNet) -> N
         sample(unet)
 
 
-def test_grid_enlarges_digits_six_times_between_separators(tmp_path: Path) -> None:
+def test_grid_enlarges_digits_six_times_with_gaps_of_a_pixel(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "samples.png"
     save_grid(
         torch.stack([torch.full((1, 8, 8), 40 * index) for index in range(5)]).byte(), path, 2
@@ -182,14 +182,15 @@ def test_grid_enlarges_digits_six_times_between_separators(tmp_path: Path) -> No
     with Image.open(path) as image:
         assert image.mode == "L"
         pixels = np.asarray(image)
-    # Two tiles of 48 pixels and three separators of 2.
-    assert pixels.shape == (102, 102)
-    assert pixels[2, 2] == 0
-    assert pixels[49, 49] == 0
-    assert pixels[50, 50] == 128
-    assert pixels[52, 2] == 80
-    assert pixels[2, 52] == 40
-    assert pixels[99, 99] == 120
+    # Two tiles of 48 pixels and three gaps of 6.
+    assert pixels.shape == (114, 114)
+    assert pixels[6, 6] == 0
+    assert pixels[53, 53] == 0
+    assert [*pixels[54:60, 20]] == [128] * 6
+    assert pixels[60, 6] == 80
+    assert pixels[6, 60] == 40
+    assert pixels[107, 107] == 120
+    assert pixels[108, 108] == 128
     assert [entry.name for entry in path.parent.iterdir()] == ["samples.png"]
 
 
@@ -197,8 +198,8 @@ def test_grid_keeps_colours_and_leaves_missing_images_grey(tmp_path: Path) -> No
     red = torch.tensor([200, 0, 0], dtype=torch.uint8).reshape(1, 3, 1, 1).expand(1, 3, 64, 64)
     save_grid(red, tmp_path / "samples.png", 2)
     with Image.open(tmp_path / "samples.png") as image:
-        assert image.size == (134, 134)
-        assert image.getpixel((2, 2)) == (200, 0, 0)
+        assert image.size == (152, 152)
+        assert image.getpixel((8, 8)) == (200, 0, 0)
         assert image.getpixel((100, 100)) == (128, 128, 128)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from support.told import write_told
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.events import EdgeFigures, IntervalEnded
-from fedphd.deploy.launch.runs import EVENTS
+from fedphd.deploy.launch.runs import CONFIG, EVENTS
 from fedphd.deploy.report.leaving import leave_report
 from fedphd.deploy.report.page import run_page, write_report
 
@@ -74,14 +76,66 @@ def test_it_says_in_words_what_came_out(page: Page) -> None:
     for sentence in (
         "3 intervals in 75 s.",
         "The samples' Frechet distance to real images came down from 300.0 before training to "
-        "20.0; as many real images have 2.0.",
+        "20.0 after interval 3.",
+        "20.0 is 1.3 times what real images of half of the classes (15.0) get; those of all "
+        "classes get 2.0.",
         "The network was pruned after interval 1 to 75% of its widths",
         # 12 client rounds x 2 x 1000 parameters x 4 bytes, once per interval of 2 edge rounds.
         "The cloud's links carried 12.0 kB, 75% less than flat FedAvg in as many cloud rounds "
-        "(48.0 kB).",
+        "(48.0 kB); those between clients and edges carried 27.0 kB.",
         "3 clients trained at 2 edges; 1 times one was left out of an edge round.",
     ):
         assert sentence in page.text, sentence
+
+
+def test_its_cards_say_when_and_beside_what(page: Page) -> None:
+    for text in (
+        "Frechet distance20.0after interval 3, from 300.0; real images 2.0",
+        "12.0 kB\u221275% against flat FedAvg in as many cloud rounds; 27.0 kB between clients and "
+        "edges",
+        # The total of summary.json, as the terminal has it.
+        "Time75 s3 of 3 intervals",
+    ):
+        assert text in page.text.replace("\n", ""), text
+
+
+def test_it_says_what_homogeneity_is(page: Page) -> None:
+    assert "Homogeneity is 2 less the distance of the labels" in page.text
+    assert "homogeneity 0.90" in page.text
+
+
+def test_what_concerns_moon_alone_is_said_of_moon_alone(finished: Path, tmp_path: Path) -> None:
+    assert "3 x 2 x MACs x images" in run_page(finished)
+    assert "MOON" not in run_page(finished)
+    folder = shutil.copytree(finished, tmp_path / "run")
+    config = (folder / CONFIG).read_text("utf-8")
+    assert '"method": "fedavg"' in config
+    (folder / CONFIG).write_text(config.replace('"method": "fedavg"', '"method": "moon"'), "utf-8")
+    assert "MOON's two further forward passes" in page_of(folder).text
+
+
+def test_how_long_an_evaluation_was_waited_for_is_part_of_its_interval(
+    finished: Path, tmp_path: Path
+) -> None:
+    assert "an evaluation was waited for" not in run_page(finished)
+    folder = shutil.copytree(finished, tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / EVENTS).read_text("utf-8").splitlines()]
+    for event in lines:
+        if event["event"] == "interval" and event["interval"] == 2:
+            event["phases"] = {"waiting_for_evaluation": 5.0}
+    (folder / EVENTS).write_text("".join(f"{json.dumps(one)}\n" for one in lines), "utf-8")
+    alt = "from 20 s to 20 s; an evaluation was waited for 5 s after interval 2."
+    assert alt in run_page(folder)
+
+
+def test_a_chart_that_is_left_over_has_its_row_for_itself(finished: Path, tmp_path: Path) -> None:
+    """Distance, two losses and how good each class is come before: with the last it is alone."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    wide = 'role="region" aria-label="Classes of the samples after interval 3"'
+    assert wide in run_page(folder)
+    log = (folder / EVENTS).read_text("utf-8")
+    (folder / EVENTS).write_text(log.replace('"class_distances"', '"unknown"'), "utf-8")
+    assert wide not in run_page(folder)
 
 
 def test_it_has_settings_versions_split_and_citation(page: Page) -> None:
@@ -111,6 +165,18 @@ def test_every_picture_says_what_it_shows(page: Page) -> None:
     figures = [svg for svg in page.all("svg") if svg.get("aria-hidden") != "true"]
     assert len(figures) == 13
     assert all(svg["role"] == "img" and len(svg["aria-label"] or "") > 20 for svg in figures)
+
+
+def test_pixels_stay_squares_where_the_picture_is_not_made_smaller(page: Page) -> None:
+    crisp = [image for image in page.all("img") if image.get("class") == "crisp"]
+    assert len(crisp) == 1
+    assert ".viewer .crisp { image-rendering: pixelated; }" in page.text
+
+
+def test_axes_say_what_they_are_in(finished: Path) -> None:
+    words = re.findall(r">([^<>\n]+)</text>", run_page(finished))
+    assert {"distance, logarithmic", "loss", "seconds", "kB", "share of the samples"} <= {*words}
+    assert not {"0 k", "0 s", "0 B"} & {*words}
 
 
 def test_alternative_texts_have_the_numbers(page: Page) -> None:
@@ -149,6 +215,23 @@ def test_a_run_under_way_says_how_far_it_is(tmp_path: Path) -> None:
     page = page_of(write_told(tmp_path / "run", intervals=1, verdict=None))
     assert "Under way" in page.text
     assert "1 of 3 intervals are done" in page.text
+
+
+def test_a_run_that_was_measured_before_training_alone_says_so(tmp_path: Path) -> None:
+    folder = write_told(tmp_path / "run", intervals=1, verdict=None)
+    log = folder / EVENTS
+    lines = log.read_text("utf-8").splitlines(keepends=True)
+    log.write_text("".join(one for one in lines if '"what": "after interval 1"' not in one))
+    page = page_of(folder)
+    for text in (
+        # The last of 3; every fourth is evaluated.
+        "Before training the samples' Frechet distance to real images was 300.0; it is measured "
+        "next after interval 3.",
+        "Frechet distance300.0before training; real images 2.0",
+        "Classes of the samples before training",
+        "drawn early, not measured",
+    ):
+        assert text in page.text.replace("\n", ""), text
 
 
 def test_a_run_that_could_not_start_has_a_page(tmp_path: Path) -> None:

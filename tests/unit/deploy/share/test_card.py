@@ -68,7 +68,7 @@ def test_a_card_of_a_run_with_private_images(run: Path) -> None:
     for part in (
         "3 clients of 30 to 36 images each, 99 in all",
         "`pathological-2x3-seed0-00c0ffee`",
-        "Pruned once, after 5 edge rounds of sparse training: 50% of the widths",
+        "Pruned once, after 5 edge rounds of sparse training: to 50% of its widths",
         "| precision | 0.75 |",
         "| for scale | real images get 2.0 |",
         "After cloud round 2: 64 samples, DDIM, 20 steps, noise of seed 1234",

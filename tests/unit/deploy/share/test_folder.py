@@ -103,9 +103,9 @@ def test_the_scheduler_does_not_clip(exported: Path) -> None:
 
 
 def test_samples_are_a_grid_of_sixty_four(exported: Path) -> None:
-    # Pixels become squares of 6, eight of 48 and nine separators of 2.
+    # Pixels become squares of 6, eight of 48 and nine gaps of 6.
     with Image.open(exported / "dense/samples.png") as grid:
-        assert grid.size == (8 * 50 + 2, 8 * 50 + 2)
+        assert grid.size == (8 * 54 + 6, 8 * 54 + 6)
 
 
 def test_raw_weights_on_demand(exported: Path, dense: Path, tmp_path: Path) -> None:
