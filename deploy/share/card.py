@@ -307,7 +307,7 @@ class Card:
         else:
             to_edges = human_bytes(reported.client_edge.total_bytes)
             yield f"Over links: {to_edges} between clients and edges, {to_cloud} to the cloud"
-        yield f"Wall time until that round: {human_seconds(self.progress.elapsed_s)}"
+        yield f"Wall time of the run until its last round: {human_seconds(self.progress.elapsed_s)}"
         yield (
             "Carbon: not measured. An estimate on two assumptions, "
             f"{FLOP_PER_JOULE / 1e9:g} GFLOP per joule (a CPU; a GPU does many times as many) and "
