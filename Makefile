@@ -20,7 +20,7 @@ demo-ceiling: $(INSTALLED)
 
 test: $(DEV)
 	@echo "== Running the tests, two at a time"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 test-slow: $(DEV)
 	@echo "== Running the slow tests"
