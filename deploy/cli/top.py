@@ -1,6 +1,5 @@
 """``fedphd top``: a run's federation, refreshed in place, from the events in its folder."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ from typer import Argument
 
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.errors import ConfigError
+from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.live.show import Board, is_terminal, refreshed
 
 POLL_S = 0.5
@@ -35,13 +35,11 @@ def top(
     if not is_terminal() or board.follower.federation.ended is not None:
         board.last(console)
         return
-    try:
-        with refreshed(board, console):
-            while board.follower.federation.ended is None:
-                time.sleep(POLL_S)
-    except KeyboardInterrupt:
-        # It only looked on.
-        return
+    # An exception in the middle of drawing might leave a lock behind; and it only looks on, so that
+    # an interrupt is no failure.
+    with stop_on_signal() as stop, refreshed(board, console):
+        while board.follower.federation.ended is None and not stop.wait(POLL_S):
+            pass
 
 
 def newest(out_dir: Path) -> Path:

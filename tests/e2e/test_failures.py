@@ -176,7 +176,7 @@ def test_a_wrong_configuration_is_refused(processes: Processes) -> None:
     path = write_toml(processes.folder / "cloud.toml", {"schedule.interval": 3})
     program = processes.start("cloud", "--config", str(path))
     assert program.wait_exit() == 2
-    assert "schedule.interval: unknown key; did you mean 'intervals'?" in program.text
+    assert "schedule.interval: unknown key; did you mean 'schedule.intervals'?" in program.text
     assert not (processes.folder / "runs").exists()
 
 

@@ -142,7 +142,8 @@ def test_sample_writes_a_grid_or_single_images(fedphd: Any, shared: Path) -> Non
     text = fedphd("sample", "checkpoint", *options).stdout
     assert text == "wrote samples.png: 5 images, 2 DDIM steps, ema weights\n"
     with Image.open(shared / "samples.png") as grid:
-        assert grid.size == (152, 152)
+        # Three images of 48 in a row, with gaps of an eighth of one.
+        assert grid.size == (168, 168)
     text = fedphd("sample", "checkpoint", *options, "--out", "one by one").stdout
     assert "wrote one by one/grid.png and 5 single images" in text
     names = sorted(path.name for path in (shared / "one by one").iterdir())

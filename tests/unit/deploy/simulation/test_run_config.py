@@ -67,7 +67,10 @@ def test_the_clients_see_the_settings_that_have_keys_in_the_text_too() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ("schedule.intervalz=3", "schedule.intervalz: unknown key; did you mean 'intervals'?"),
+        (
+            "schedule.intervalz=3",
+            "schedule.intervalz: unknown key; did you mean 'schedule.intervals'?",
+        ),
         ("sede=3", "sede: unknown key; did you mean 'seed'?"),
         ("data.colour=red", "data.colour is not a setting of the clients' data; known: data.s"),
         ("superlink.address=a:1", "superlink.address: a simulation has no such setting"),
