@@ -42,7 +42,8 @@ class Cluster:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise StartError(
-                f"--ray-address {address}: not host:port; `ray start --head --port 6379` prints it"
+                f"--ray-address {address}: not host:port, which `ray start --head --port 6379` "
+                "prints; it may come from the environment's RAY_ADDRESS"
             )
         try:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
