@@ -175,13 +175,14 @@ def build_app(
     runtime_of: Callable[[Context], ClientRuntime],
     *,
     state_of: Callable[[Context], StateStore | None] = lambda context: None,
+    kind: type[ClientApp] = ClientApp,
 ) -> ClientApp:
     """The ClientApp, which answers by the runtime that a message's context belongs to.
 
     ``state_of`` gives the place for what the trainer must remember where the process may end
-    after each message; None: it stays in the runtime.
+    after each message; None: it stays in the runtime. ``kind`` is the app's class.
     """
-    app = ClientApp()
+    app = kind()
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 
 from fedphd.client.app import ClientRuntime, build_app
 from fedphd.client.flat_unet import UNetCache
@@ -69,4 +70,15 @@ def _is_simulated(context: Context) -> bool:
     return "partition-id" in context.node_config
 
 
-client_app = build_app(runtime_of, state_of=state_of)
+class _NamedApp(ClientApp):
+    """An app that is pickled as the name of the one in this module.
+
+    Flower's simulation pickles the app with every message. By value, which is how functions within
+    functions travel, that searches all loaded modules for each of them.
+    """
+
+    def __reduce__(self) -> str:
+        return "client_app"
+
+
+client_app = build_app(runtime_of, state_of=state_of, kind=_NamedApp)
