@@ -70,11 +70,11 @@ class LocalMethod(ABC):
         """The objective's loss, and what the method adds to it before the backward pass."""
 
     @abstractmethod
-    def correct(self, gradient: Tensor) -> float:
+    def correct(self, gradient: Tensor) -> Tensor | None:
         """Change ``gradient``, (numel,), in place, before it is clipped.
 
         Returns:
-            What that adds to the loss; 0 where it is not the gradient of a loss.
+            What that adds to the loss, a scalar; None where it is not the gradient of a loss.
         """
 
     @abstractmethod
@@ -97,8 +97,8 @@ class FedAvg(LocalMethod):
     def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
         return objective.loss(unet, batch), None
 
-    def correct(self, gradient: Tensor) -> float:
-        return 0.0
+    def correct(self, gradient: Tensor) -> None:
+        pass
 
     def observe(self, gradient: Tensor) -> None:
         pass
@@ -122,12 +122,12 @@ class FedProx(LocalMethod):
     def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
         return objective.loss(unet, batch), None
 
-    def correct(self, gradient: Tensor) -> float:
+    def correct(self, gradient: Tensor) -> Tensor:
         """Add mu * (w - w_received), the term's gradient; returns the term."""
         distance = self._weights - self._received
         gradient.add_(distance, alpha=self._mu)
         # Eq. 2: mu / 2 * ||w - w_received||^2
-        return self._mu / 2 * float(distance.square().sum())
+        return self._mu / 2 * distance.square().sum().double()
 
     def observe(self, gradient: Tensor) -> None:
         pass
@@ -183,8 +183,8 @@ class Moon(LocalMethod):
         finally:
             self._network.unet.train()
 
-    def correct(self, gradient: Tensor) -> float:
-        return 0.0
+    def correct(self, gradient: Tensor) -> None:
+        pass
 
     def observe(self, gradient: Tensor) -> None:
         pass
@@ -268,10 +268,9 @@ class Scaffold(LocalMethod):
     def losses(self, objective: Objective, unet: PrunedUNet, batch: Batch) -> Losses:
         return objective.loss(unet, batch), None
 
-    def correct(self, gradient: Tensor) -> float:
+    def correct(self, gradient: Tensor) -> None:
         """Add c - c_i, which is not the gradient of any loss."""
         gradient.add_(self._correction)
-        return 0.0
 
     def observe(self, gradient: Tensor) -> None:
         """Add up what the optimiser gets."""

@@ -1,7 +1,6 @@
 """The optimiser steps of one edge round, and the loss on images that are held out of them."""
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,9 +10,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.objectives import Batch, EpsilonObjective, LocalMethod, Objective
 from fedphd.client.precision import Arithmetic
+from fedphd.client.readings import Readings
 from fedphd.common.config.run import TrainingConfig
 from fedphd.common.data.images import ImageSet, to_model_range
-from fedphd.common.errors import FedPhDError
 from fedphd.common.unet.groups import GroupPenalty
 
 # Without gradients more images fit than in a training step.
@@ -34,38 +33,36 @@ class LocalRound:
     sparsity_lambda: float
     arithmetic: Arithmetic
     rng: torch.Generator
-    name: str
+    readings: Readings
 
-    def step(self, data: ImageSet, number: int, steps_before: int) -> dict[str, float]:
-        """One optimiser step on B images; returns its values of ``TrainMetrics``, by name.
+    def step(self, data: ImageSet, steps_before: int) -> None:
+        """One optimiser step on B images.
 
-        ``number`` is that of the step in its round, from 1; ``steps_before`` counts the steps of
-        this client in all its rounds.
+        ``steps_before`` counts the steps of this client in all its rounds. Nothing in here asks
+        the device for a value, which on a GPU would wait for it.
         """
         batch = self._draw(data)
         self.network.gradient.zero_()
         with self.arithmetic():
             loss, term = self.method.losses(self.objective, self.network.unet, batch)
-        total, penalty = loss if term is None else loss + term, 0.0
+        total, nothing = loss if term is None else loss + term, loss.new_zeros(())
+        penalty = nothing
         if self.penalty is not None:
-            group_norms = self.penalty()
-            total, penalty = total + self.sparsity_lambda * group_norms, group_norms.item()
+            penalty = self.penalty()
+            total = total + self.sparsity_lambda * penalty
         # torch leaves backward() untyped.
         total.backward()  # type: ignore[no-untyped-call]
         added = self.method.correct(self.network.gradient)
-        if term is not None:
-            added += term.item()
         norm = torch.nn.utils.clip_grad_norm_([self.network.flat], self.training.max_grad_norm)
-        self._check_finite(number, loss=loss.item(), gradient=norm.item())
+        self.readings.add(
+            loss=loss,
+            objective_term=sum((t.double() for t in (added, term) if t is not None), nothing),
+            sparsity_penalty=penalty,
+            gradient_norm=norm,
+        )
         self.method.observe(self.network.gradient)
         self.optimizer.param_groups[0]["lr"] = warmed_up(self.training, steps_before)
         self.optimizer.step()
-        return {
-            "loss": loss.item(),
-            "objective_term": added,
-            "sparsity_penalty": penalty,
-            "gradient_norm": norm.item(),
-        }
 
     def _draw(self, data: ImageSet) -> Batch:
         clean, labels = to_model_range(data.images), None
@@ -75,15 +72,6 @@ class LocalRound:
             labels = without_some(data.labels, self.training.label_dropout, no_label, self.rng)
         batch = noised(clean, self.scheduler, self.rng, self.network.flat.device, labels)
         return replace(batch, noisy=self.arithmetic.arranged(batch.noisy))
-
-    def _check_finite(self, number: int, *, loss: float, gradient: float) -> None:
-        if math.isfinite(loss) and math.isfinite(gradient):
-            return
-        raise FedPhDError(
-            f"{self.name}, step {number}: the loss is {loss:g}, its gradient's norm {gradient:g}; "
-            f"lower training.learning_rate (now {self.training.learning_rate:g}) or raise "
-            f"training.warmup_steps (now {self.training.warmup_steps})"
-        )
 
 
 def warmed_up(training: TrainingConfig, steps_before: int) -> float:
@@ -138,13 +126,21 @@ def noised(
     ``clean`` is (B, C, H, W), float32, in [-1, 1], on the CPU, and so is ``rng``: the draws are the
     same for every device. ``labels``, (B,), int64, are what the network is told.
     """
-    noise = torch.randn(clean.shape, generator=rng).to(device)
+    noise = sent(torch.randn(clean.shape, generator=rng), device)
     num_timesteps: int = scheduler.config["num_train_timesteps"]
-    timesteps = torch.randint(num_timesteps, (len(clean),), generator=rng).to(device)
+    timesteps = sent(torch.randint(num_timesteps, (len(clean),), generator=rng), device)
     # diffusers asks for int32 and means any whole numbers.
-    noisy = scheduler.add_noise(clean.to(device), noise, timesteps)  # type: ignore[arg-type]
-    told = None if labels is None else labels.to(device)
+    noisy = scheduler.add_noise(sent(clean, device), noise, timesteps)  # type: ignore[arg-type]
+    told = None if labels is None else sent(labels, device)
     return Batch(noisy=noisy, timesteps=timesteps, noise=noise, labels=told)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor``, which is on the CPU, on ``device``; does not wait for what a GPU is doing."""
+    if device.type == "cpu":
+        return tensor
+    # Out of other memory a copy first waits for all that the GPU was told.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from fedphd.client.flat_unet import FlatUNet, UNetCache
 from fedphd.client.local_state import MOMENTS, OWN_WEIGHTS, VARIATE, LocalState
 from fedphd.client.objectives import EpsilonObjective, Objective, local_method
 from fedphd.client.precision import Arithmetic, arithmetic_for
+from fedphd.client.readings import Readings
 from fedphd.client.steps import LocalRound, batches, validation_loss
 from fedphd.common.config.run import TrainingConfig
 from fedphd.common.data.images import ImageSet
@@ -146,6 +147,7 @@ class Trainer:
         arithmetic: Arithmetic,
     ) -> LocalRound:
         """What stays the same over the round's steps; ``network`` holds the received weights."""
+        whose = f"{self.whose}, interval {task.interval}, round {task.edge_round}"
         return LocalRound(
             network=network,
             scheduler=scheduler,
@@ -161,7 +163,7 @@ class Trainer:
             sparsity_lambda=task.sparsity_lambda,
             arithmetic=arithmetic,
             rng=generator("train", *self._draws(task)),
-            name=f"client {self.client_id}, interval {task.interval}, round {task.edge_round}",
+            readings=Readings(whose, task.training, self.device),
         )  # fmt: skip
 
     def _packed_change(
@@ -200,13 +202,17 @@ class Trainer:
             self._state.drop(*MOMENTS)
 
     def _run(self, round_: LocalRound, data: ImageSet) -> list[dict[str, float]]:
-        """All steps of a round."""
-        steps: list[dict[str, float]] = []
+        """All steps of a round; their values by name."""
         round_.network.unet.train()
-        for indices in batches(len(data), round_.training, round_.rng):
-            steps.append(round_.step(data.subset(indices), len(steps) + 1, self._steps))
-            self._steps += 1
-        return steps
+        try:
+            for indices in batches(len(data), round_.training, round_.rng):
+                round_.step(data.subset(indices), self._steps)
+                self._steps += 1
+            return round_.readings.read()
+        except FedPhDError:
+            # The moments have seen what is not finite, or half of a round.
+            self._state.drop(*MOMENTS)
+            raise
 
     @property
     def whose(self) -> str:
