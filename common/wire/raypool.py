@@ -7,10 +7,13 @@ none although it has looked: it waits.
 """
 
 import threading
+import time
 from typing import Any, Final
 
 # Then the message that nobody has taken fails.
 _WAIT_S: Final = 60.0
+# Between two tries to start an actor.
+_PAUSE_S: Final = 1.0
 
 
 def replace_lost_actors() -> None:
@@ -53,10 +56,16 @@ def replace_lost_actors() -> None:
 
     def started(pool: BasicActorPool) -> None:
         create: Any = pool.create_actor_fn
-        actor = create()
-        # Without room for it, this takes until there is a new machine, or for ever. A message
-        # to the actor would wait as long.
-        ray.get(actor.__ray_ready__.remote())
+        while True:
+            actor = create()
+            try:
+                # Without room for it, this takes until there is a new machine, or for ever. A
+                # message to the actor would wait as long.
+                ray.get(actor.__ray_ready__.remote())
+                break
+            except RayActorError:
+                # Lost again, before it was there.
+                time.sleep(_PAUSE_S)
         with changed:
             pool.pool.append(actor)
             pool.num_actors += 1

@@ -1,0 +1,91 @@
+"""Flower's pool of a simulation's actors on a real Ray, which loses some of them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+from ray.exceptions import RayActorError
+from support.waiting import wait_until
+
+from fedphd.common.wire.raypool import replace_lost_actors
+
+ACTORS = 2
+
+
+@ray.remote
+class Player:
+    """Plays clients; a file of the name ``fragile`` makes the next one die while it starts."""
+
+    def __init__(self, fragile: str) -> None:
+        if os.path.exists(fragile):  # noqa: PTH110 - Ray pickles what this class uses
+            os.remove(fragile)  # noqa: PTH107
+            os._exit(1)
+
+    def run(self, dies: bool, message: str, cid: str, context: str) -> tuple[str, int, str]:
+        """What Flower's actor is called with, and answers, as far as the pool looks at it."""
+        if dies:
+            os._exit(1)
+        return cid, os.getpid(), context
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    # Ray leaves files open, and says what it will do differently one day.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(num_cpus=ACTORS, include_dashboard=False, log_to_driver=False)
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.shutdown()
+        gc.collect()
+
+
+def pool_of(fragile: Path) -> Any:
+    pool: Any = BasicActorPool(Player, {"num_cpus": 1}, {"fragile": str(fragile)})
+    pool.add_actors_to_pool(ACTORS)
+    return pool
+
+
+def submitted(pool: Any, *, dies: bool = False) -> Any:
+    return pool.submit(lambda actor, *job: actor.run.remote(*job), (dies, "message", "0", "state"))
+
+
+def played(pool: Any, *, dies: bool = False) -> int:
+    """The process of the actor that answered, by the calls that Flower's backend makes."""
+    future = submitted(pool, dies=dies)
+    try:
+        pid, _ = pool.fetch_result_and_return_actor_to_pool(future)
+        return int(pid)
+    except RayActorError:
+        pool.add_actor_back_to_pool(future)
+        raise
+
+
+def test_a_lost_actor_is_replaced_also_by_one_that_is_lost_as_it_starts(tmp_path: Path) -> None:
+    replace_lost_actors()
+    fragile = tmp_path / "fragile"
+    pool = pool_of(fragile)
+    futures = [submitted(pool) for _ in range(ACTORS)]
+    before = {pool.fetch_result_and_return_actor_to_pool(future)[0] for future in futures}
+    fragile.touch()
+    with pytest.raises(RayActorError):
+        played(pool, dies=True)
+    # Whoever is lost answers nothing more: the other one does, until there are two again.
+    assert pool.num_actors == ACTORS - 1
+    assert played(pool) in before
+    wait_until(lambda: pool.num_actors == ACTORS)
+    assert not fragile.exists()
+    assert len(pool.pool) == ACTORS
+    # The pool takes whoever answered last, so both are asked together.
+    after = {pid for _, pid, _ in ray.get([submitted(pool) for _ in range(ACTORS)])}
+    assert len(after) == ACTORS
+    assert len(after & before) == 1
