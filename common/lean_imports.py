@@ -64,12 +64,26 @@ def _real() -> ModuleType:
         return importlib.import_module(_DYNAMO)
 
 
+class _NothingCompiled(ModuleType):
+    """Stands for ``torch._dynamo.eval_frame``: diffusers asks whether a module is compiled."""
+
+    class OptimizedModule:
+        """What no module is that was not compiled."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(_real().eval_frame, name)
+
+
 class _StandIn(ModuleType):
     """Answers what is asked of ``torch._dynamo`` where nothing is compiled; else imports it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.__spec__ = ModuleSpec(name, None, is_package=True)
+
+    eval_frame = _NothingCompiled(f"{_DYNAMO}.eval_frame")
 
     @staticmethod
     def disable(fn: Any = None, *arguments: Any, **options: Any) -> Any:

@@ -10,6 +10,7 @@ import json
 import math
 import operator
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,7 +60,13 @@ def sample_participants(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction = {fraction} is not in (0, 1]")
-    use = ("participants", seed, interval, edge_round)
-    ranked = sorted(set(client_ids), key=lambda name: (derive_seed(*use, name), name))
+    ranked = _ranked(frozenset(client_ids), seed, interval, edge_round)
     # 0.29 * 50 is 14.499999999999998 in floating point, but stands for 14.5.
-    return ranked[: max(1, math.floor(fraction * len(ranked) + 0.5 + 1e-9))]
+    return list(ranked[: max(1, math.floor(fraction * len(ranked) + 0.5 + 1e-9))])
+
+
+# The virtual edges of a process ask for the same.
+@lru_cache(maxsize=2)
+def _ranked(names: frozenset[str], seed: int, interval: int, edge_round: int) -> tuple[str, ...]:
+    use = ("participants", seed, interval, edge_round)
+    return tuple(sorted(names, key=lambda name: (derive_seed(*use, name), name)))

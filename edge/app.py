@@ -2,7 +2,9 @@
 
 import logging
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from flwr.app import Message
@@ -20,7 +22,7 @@ from fedphd.common.wire import messages, records
 from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.node import Node
-from fedphd.common.wire.roster import Bound, Roster
+from fedphd.common.wire.roster import Acquaintances, Bound, Peer, Roster
 from fedphd.edge.interval import run_interval
 from fedphd.edge.link import CloudLink
 from fedphd.edge.round import RoundStats
@@ -42,6 +44,8 @@ class EdgeService:
     Args:
         stop: set when the cloud says that the run is over.
         shared_questions: as in ``edge/questions.py: Questions``.
+        known, place: where several edges are in one process, whom they know together, and which
+            of them this one is: (its number, how many there are). It then speaks for its share.
         bound: as in ``Roster``.
         store: keeps what must outlive this process; None: nothing does.
         farewell_s: seconds after the answer to the cloud until ``stop`` is set.
@@ -52,6 +56,8 @@ class EdgeService:
     events: EventLog
     stop: threading.Event
     shared_questions: bool = False
+    known: Acquaintances = field(default_factory=Acquaintances)
+    place: tuple[int, int] = (0, 1)
     bound: Bound | None = None
     store: StateStore | None = None
     farewell_s: float = FAREWELL_S
@@ -73,6 +79,7 @@ class EdgeService:
             max_samples=schedule.max_client_samples,
             bound=self.bound,
             on_change=self._on_change,
+            known=self.known,
         )
 
     def handle(self, message: Message) -> Message:
@@ -90,11 +97,16 @@ class EdgeService:
 
     def _hello(self, message: Message) -> Message:
         self.roster.hello_s = records.read_payload(message, messages.Hello).wait_s
-        clients = {peer.name: peer.num_samples for peer in self.roster.refresh().values()}
+        clients = {p.name: p.num_samples for p in self._share(self.roster.refresh())}
         reply = messages.HelloReply(
             kind="edge", name=self.edge_id, clients=clients, holds=self._link.holds
         )
         return Message(records.to_records(reply), reply_to=message)
+
+    def _share(self, peers: Mapping[str, Peer]) -> Iterable[Peer]:
+        """Those whom this edge speaks for; all, where it is alone in its process."""
+        number, num_edges = self.place
+        return islice(peers.values(), number, None, num_edges)
 
     def _interval(self, message: Message) -> Message:
         task = records.read_payload(message, messages.IntervalTask)
@@ -140,7 +152,7 @@ class EdgeService:
     def _finish(self, message: Message) -> Message:
         finish = records.read_payload(message, messages.Finish)
         self.verdict = Verdict(finish.exit_code, finish.message)
-        content, peers = records.to_records(finish), self.roster.everyone.values()
+        content, peers = records.to_records(finish), self._share(self.roster.everyone)
         farewells = [Message(content, peer.node_id, messages.FINISH) for peer in peers]
         for reply in self.grid.send_and_receive(farewells, timeout=FINISH_S):
             if reply.has_error():

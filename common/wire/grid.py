@@ -157,17 +157,26 @@ class _Exchange:
     """The messages of one ``send_and_receive``: those to be sent, and those under way.
 
     ``limit`` says how long a reply may take, for people; one that takes longer is ``late``.
+    ``window`` is how many may be under way at a time; None: all.
     """
 
     source: Iterator[Message]
     timeout_s: float
     limit: str
     quorum: Quorum | None
+    window: int | None
     pending: dict[str, _Sent] = field(default_factory=dict)
     num_sent: int = 0
     num_answered: int = 0
     all_sent: bool = False
     late: FailureKind = "late"
+
+    @property
+    def room(self) -> int:
+        """How many messages may be sent now."""
+        if self.window is None:
+            return _PUSH_BATCH
+        return max(0, min(_PUSH_BATCH, self.window - len(self.pending)))
 
     def cut_short(self, now_s: float) -> None:
         """Bring the deadlines forward once there is a quorum; for good, so only once."""
@@ -190,7 +199,8 @@ class StreamingGrid(WrappedGrid):
         grid: Flower's grid of the running ServerApp.
         replies: how replies are pulled.
         in_order: yield replies in the order of the messages (reproducible sums).
-        window: messages that may be under way at a time, at least 1; None: all.
+        windows: by a message's type, how many of an exchange may be under way at a time, at least
+            1; of other types all.
         clock, sleep: monotonic seconds, and waiting; for tests.
     """
 
@@ -200,7 +210,7 @@ class StreamingGrid(WrappedGrid):
         replies: Replies,
         *,
         in_order: bool = False,
-        window: int | None = None,
+        windows: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -209,7 +219,7 @@ class StreamingGrid(WrappedGrid):
         self.in_order = in_order
         self._quorums: dict[str, Quorum] = {}
         self._late: dict[str, tuple[Message, float]] = {}
-        self._replies, self._window = replies, window
+        self._replies, self._windows = replies, dict(windows or {})
         self._clock, self._sleep = clock, sleep
 
     def configure(
@@ -261,11 +271,13 @@ class StreamingGrid(WrappedGrid):
             in_order: yield replies in the order of the messages; None: as the grid is set.
         """
         first = list(islice(source := iter(messages), 1))
+        kind = first[0].metadata.message_type if first else ""
         exchange = _Exchange(
             chain(first, source),
             timeout_s=float("inf") if timeout is None else timeout,
             limit=f"{timeout:g} s" if timeout is not None else "",
-            quorum=self._quorums.get(first[0].metadata.message_type) if first else None,
+            quorum=self._quorums.get(kind),
+            window=self._windows.get(kind),
         )
         self._send(exchange)
         return self._receive_all(exchange, self.in_order if in_order is None else in_order)
@@ -282,7 +294,7 @@ class StreamingGrid(WrappedGrid):
     def _send(self, exchange: _Exchange) -> None:
         """Send what the window has room for."""
         pending = exchange.pending
-        while room := self._room(len(pending)):
+        while room := exchange.room:
             if not (batch := list(islice(exchange.source, room))):
                 exchange.all_sent = True
                 return
@@ -292,11 +304,6 @@ class StreamingGrid(WrappedGrid):
                 deadline_s = self._clock() + exchange.timeout_s
                 sent = _Sent(internals.envelope(message), deadline_s, refused=not message_id)
                 pending[message_id or uuid4().hex] = sent
-
-    def _room(self, num_pending: int) -> int:
-        if self._window is None:
-            return _PUSH_BATCH
-        return max(0, min(_PUSH_BATCH, self._window - num_pending))
 
     def _receive_all(self, exchange: _Exchange, in_order: bool) -> Iterator[Message]:
         since_s, pending = self._clock(), exchange.pending

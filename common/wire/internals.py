@@ -1,4 +1,4 @@
-"""What the grids need of Flower's internals; ``node``, ``control`` and ``raypool`` know others.
+"""What the grids need of Flower's internals; ``node``, ``control`` and the simulation's mends too.
 
 Flower's public API offers none of this: replies pulled with bounds, sizes of messages as they
 travel, ids for messages that never reach a SuperLink. A newer Flower changes these files only.

@@ -29,6 +29,7 @@ def replace_lost_actors() -> None:
     give_back = BasicActorPool.add_actor_back_to_pool
     submit = BasicActorPool.submit
     changed, lost = threading.Condition(), set[Any]()
+    same: dict[str, Any] = {}
 
     def submitted(pool: BasicActorPool, actor_fn: Any, job: Any) -> Any:
         with changed:
@@ -37,7 +38,11 @@ def replace_lost_actors() -> None:
 
     def fetched(pool: BasicActorPool, future: Any) -> Any:
         try:
-            return fetch(pool, future)
+            message, context = fetch(pool, future)
+            # Flower keeps a node's context from message to message. Each brings a copy of the
+            # run's configuration with it, which is some 10 kB.
+            context.run_config = same.setdefault(str(context.run_config), context.run_config)
+            return message, context
         except RayActorError:
             with changed:
                 lost.add(future)

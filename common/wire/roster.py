@@ -1,6 +1,7 @@
 """Who is there: the nodes of a SuperLink, by the stable names that they give themselves."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
@@ -39,6 +40,25 @@ class Peer:
 
 
 @dataclass(eq=False)
+class Acquaintances:
+    """Who has introduced itself; the rosters of servers within one process may share it.
+
+    A node is then greeted by the server that comes first, for all of them.
+
+    Attributes:
+        peers: those that are connected, by name.
+        refused: until when a node is not asked again, in seconds of the rosters' clock.
+        told: (node id, name) of those whose name belongs to another node, once reported.
+        lock: held by whoever greets.
+    """
+
+    peers: dict[str, Peer] = field(default_factory=dict)
+    refused: dict[int, float] = field(default_factory=dict)
+    told: set[tuple[int, str]] = field(default_factory=set)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+@dataclass(eq=False)
 class Roster:
     """The peers of one SuperLink, all of one ``kind``, among the nodes of ``grid``.
 
@@ -50,6 +70,7 @@ class Roster:
         bound: the names that nodes' keys may speak for; None where anybody may join.
         on_change: told (name, "joined" | "left" | "refused" | "failed" | "late" | "serves",
             detail).
+        known: shared with the rosters of other servers in this process, if any.
         clock: monotonic seconds; for tests.
 
     Attributes:
@@ -65,40 +86,42 @@ class Roster:
     max_samples: int
     bound: Bound | None = None
     on_change: Change = lambda name, change, detail: None
+    known: Acquaintances = field(default_factory=Acquaintances)
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self.label_counts: dict[int, tuple[int, ...]] = {}
-        self._peers: dict[str, Peer] = {}
         self._resting: dict[str, float] = {}
-        self._refused: dict[int, float] = {}
-        self._told: set[tuple[int, str]] = set()
 
     def configure(self, *, hello_s: float, retry_s: float, max_samples: int) -> None:
         """Set the limits that a run's plan brings; drop clients that exceed them."""
         self.hello_s, self.retry_s, self.max_samples = hello_s, retry_s, max_samples
-        for peer in list(self._peers.values()):
-            if peer.num_samples > max_samples:
-                del self._peers[peer.name]
-                self._refused[peer.node_id] = float("inf")
-                reason = f"claims {peer.num_samples} images; at most {max_samples} are allowed"
-                self.on_change(peer.name, "refused", reason)
+        with self.known.lock:
+            for peer in list(self.known.peers.values()):
+                if peer.num_samples > max_samples:
+                    del self.known.peers[peer.name]
+                    self.known.refused[peer.node_id] = float("inf")
+                    reason = f"claims {peer.num_samples} images; at most {max_samples} are allowed"
+                    self.on_change(peer.name, "refused", reason)
 
     @property
     def peers(self) -> dict[str, Peer]:
         """Peers that may be asked now, by name, sorted."""
         now_s = self.clock()
         self._resting = {name: until for name, until in self._resting.items() if until > now_s}
-        return {n: self._peers[n] for n in sorted(self._peers) if n not in self._resting}
+        return {name: peer for name, peer in self.everyone.items() if name not in self._resting}
 
     @property
     def everyone(self) -> dict[str, Peer]:
         """All peers that are connected, also those that are left alone for a while."""
-        return {name: self._peers[name] for name in sorted(self._peers)}
+        with self.known.lock:
+            return dict(sorted(self.known.peers.items()))
 
     def name_of(self, node_id: int) -> str:
         """The name of a node, or its id if it has none yet."""
-        return next((p.name for p in self._peers.values() if p.node_id == node_id), str(node_id))
+        with self.known.lock:
+            names = (p.name for p in self.known.peers.values() if p.node_id == node_id)
+            return next(names, str(node_id))
 
     def rest(self, name: str, reason: str) -> None:
         """Leave a peer that failed alone for ``retry_s`` seconds."""
@@ -111,27 +134,32 @@ class Roster:
         A peer that failed because it was late is among them again once its answer has come.
         """
         self._note_late()
-        present = set(self.grid.get_node_ids())
-        for peer in list(self._peers.values()):
+        with self.known.lock:
+            self._greet(sorted(self._not_greeted(ask_again)))
+        return self.peers
+
+    def _not_greeted(self, ask_again: bool) -> set[int]:
+        """The nodes to greet now; forgets the peers whose nodes left."""
+        known, present = self.known, set(self.grid.get_node_ids())
+        for peer in list(known.peers.values()):
             if peer.node_id not in present:
-                del self._peers[peer.name]
+                del known.peers[peer.name]
                 self._resting.pop(peer.name, None)
                 self.label_counts.pop(peer.node_id, None)
                 self.on_change(peer.name, "left", "")
         now_s = self.clock()
-        known = {peer.node_id for peer in self._peers.values()}
-        waiting = {node_id for node_id, until in self._refused.items() if until > now_s}
-        resting = {self._peers[name].node_id for name in self._resting if name in self._peers}
-        ask = present - waiting - (resting if ask_again else known)
-        if ask:
-            self._greet(sorted(ask))
-        return self.peers
+        waiting = {node_id for node_id, until in known.refused.items() if until > now_s}
+        if ask_again:
+            left_alone = {known.peers[n].node_id for n in self._resting if n in known.peers}
+        else:
+            left_alone = {peer.node_id for peer in known.peers.values()}
+        return present - waiting - left_alone
 
     def _note_late(self) -> None:
         for reply in self.grid.late_replies():
             metadata = reply.message.metadata
             name = self.name_of(metadata.dst_node_id)
-            if name in self._peers:
+            if name in self.known.peers:
                 self._resting.pop(name, None)
                 kind = metadata.message_type
                 detail = f"its answer ({kind}) came {reply.late_s:.1f} s too late, and is dropped"
@@ -155,7 +183,7 @@ class Roster:
                 self._check_bound(node_id, answer.name)
                 self._welcome(node_id, answer)
             except ReplyError as error:
-                self._refused[node_id] = self.clock() + self.retry_s
+                self.known.refused[node_id] = self.clock() + self.retry_s
                 name = (self.bound and self.bound(node_id)) or self.name_of(node_id)
                 self.on_change(name, "refused", shown(str(error)))
 
@@ -194,20 +222,20 @@ class Roster:
             raise ReplyError(f"calls itself {name}, and its key is that of {owner}")
 
     def _welcome(self, node_id: int, reply: HelloReply) -> None:
-        old = self._peers.get(reply.name)
+        old = self.known.peers.get(reply.name)
         if old is not None and old.node_id != node_id and old.node_id in self.grid.get_node_ids():
             # Else anybody could take the place of a participant that is alive and well.
-            self._refused[node_id] = self.clock() + NAME_RETRY_S
-            if (node_id, reply.name) not in self._told:
-                self._told.add((node_id, reply.name))
+            self.known.refused[node_id] = self.clock() + NAME_RETRY_S
+            if (node_id, reply.name) not in self.known.told:
+                self.known.told.add((node_id, reply.name))
                 reason = f"node {node_id} uses this name too; it stays with the node that has it"
                 self.on_change(reply.name, "refused", reason)
             return
         peer = Peer(reply.name, node_id, reply.num_samples, dict(reply.clients), reply.holds)
-        self._peers[reply.name] = peer
+        self.known.peers[reply.name] = peer
         if old is not None and old.node_id != node_id:
             # The same participant is back under a new node id; nobody answers at the old one.
-            self._refused[old.node_id] = float("inf")
+            self.known.refused[old.node_id] = float("inf")
         if old is None or old.node_id != node_id:
             self._resting.pop(reply.name, None)
             self.on_change(reply.name, "joined", "again" if old else "")

@@ -24,17 +24,16 @@ from fedphd.common.events import EventLog
 from fedphd.common.stores import FileStore
 from fedphd.common.wire import internals
 from fedphd.common.wire.grid import PlainReplies, StreamingGrid, WrappedGrid, streaming_grid
-from fedphd.common.wire.messages import FINISH, HELLO, TRAIN
+from fedphd.common.wire.messages import FINISH, STATISTICS, TRAIN, Ack
 from fedphd.common.wire.offers import CHOOSE, EVERY_EDGE, Choose, OfferBook
 from fedphd.common.wire.records import read_payload, to_records
-from fedphd.common.wire.roster import Bound
+from fedphd.common.wire.roster import Acquaintances, Bound
 from fedphd.edge.app import STATE, EdgeService
 
-# Answered once for all edges.
-_ONCE = (HELLO, FINISH)
-# Flower's simulation searches all waiting messages for every node, ten times a second.
+# Messages with weights that edges may have under way at a time, all together: Flower's simulation
+# holds them, and the replies, in the ServerApp's process.
 _WINDOW = 64
-# It also holds them, and the replies, in the ServerApp's process.
+# Of these, clients that train.
 _TRAININGS = 16
 
 Key = tuple[Any, ...]
@@ -56,10 +55,10 @@ class _Question:
 class SharedClients(WrappedGrid):
     """One grid of clients, as several virtual edges use it at the same time.
 
-    What all edges ask of a client becomes one message: the greeting, the end of the run, and
-    the choice of an edge. The last holds all edges' offers, as a resident client brings them
-    together: it waits for every edge's offer of this edge round, as long as ``offer_wait_s``
-    allows; then it goes with the latest offers of the others (synchronised: without them).
+    What all edges ask of a client becomes one message: the choice of an edge. It holds all edges'
+    offers, as a resident client brings them together: it waits for every edge's offer of this
+    edge round, as long as ``offer_wait_s`` allows; then it goes with the latest offers of the
+    others (synchronised: without them). The end of the run need not be told.
 
     ``max_trainings`` clients train at a time, of all ``num_edges`` edges together; ``grid`` is
     Flower's, of the clients; ``clock``, monotonic, is for tests.
@@ -101,7 +100,12 @@ class SharedClients(WrappedGrid):
     def _add(self, message: Message) -> None:
         kind, node_id = message.metadata.message_type, message.metadata.dst_node_id
         asked = read_payload(message, Choose) if kind == CHOOSE else None
-        key: Key = (kind, node_id) if kind in _ONCE else (message.metadata.message_id,)
+        if kind == FINISH:
+            # It has no process that could end.
+            told = to_records(Ack(name=str(node_id)))
+            self._answers[message.metadata.message_id] = Message(told, reply_to=message)
+            return
+        key: Key = (message.metadata.message_id,)
         if asked is not None:
             key = (kind, node_id, asked.interval, asked.edge_round)
             self._note(asked)
@@ -131,7 +135,7 @@ class SharedClients(WrappedGrid):
             self._interval = asked.interval
             # An edge may be late by the end of an interval, not by more.
             oldest = asked.interval - 1
-            self._kept = {k: v for k, v in self._kept.items() if k[0] != CHOOSE or k[2] >= oldest}
+            self._kept = {key: answer for key, answer in self._kept.items() if key[2] >= oldest}
         if asked.interval == self._interval:
             self._book.note(asked)
 
@@ -175,7 +179,7 @@ class SharedClients(WrappedGrid):
 
     def _deliver(self, question: _Question, reply: Message) -> None:
         self._open.pop(question.key, None)
-        if question.kind in (*_ONCE, CHOOSE) and not reply.has_error():
+        if question.kind == CHOOSE and not reply.has_error():
             self._kept[question.key] = reply.content
         for asker in question.askers:
             message_id = asker.metadata.message_id
@@ -200,9 +204,9 @@ def _grid_of_edge(
     """An edge's way to the clients; real ones, over gRPC, may all work at the same time."""
     if internals.reaches_nodes_over_grpc(clients):
         return streaming_grid(clients, upload_stall_s=float("inf"), in_order=False)
-    window = max(_WINDOW, num_trainings)
+    window = -(-max(_WINDOW, num_trainings) // num_edges)
     replies = PlainReplies(shared, shared.forget)
-    return StreamingGrid(shared, replies, window=-(-window // num_edges))
+    return StreamingGrid(shared, replies, windows={TRAIN: window, STATISTICS: window})
 
 
 def _num_trainings(cores: int) -> int:
@@ -255,6 +259,7 @@ class VirtualEdges(WrappedGrid):
         num_trainings = _num_trainings(cores)
         shared = SharedClients(clients, len(edge_ids), max_trainings=num_trainings)
         self._edges: dict[int, EdgeService] = {}
+        known, alphabetical = Acquaintances(), sorted(edge_ids)
         for number, edge_id in enumerate(edge_ids, start=1):
             store = FileStore(folder / edge_id / STATE, resident=True) if folder else None
             self._edges[number] = EdgeService(
@@ -263,6 +268,9 @@ class VirtualEdges(WrappedGrid):
                 events.sibling(role="edge", node=edge_id),
                 threading.Event(),
                 shared_questions=len(edge_ids) > 1,
+                known=known,
+                # So each client is with the edge that would give its statistics.
+                place=(alphabetical.index(edge_id), len(edge_ids)),
                 bound=bound,
                 store=store,
             )

@@ -43,6 +43,7 @@ SETTINGS: dict[str, Any] = {
     "schedule.intervals": 1,
     "schedule.edge_rounds": 2,
     "schedule.query_batch": 100,
+    "waits.start_s": 1800.0,
     "pruning.mode": "none",
     "evaluation.reference": None,
     "evaluation.num_samples": 4,

@@ -52,6 +52,18 @@ def test_the_compiler_is_there_for_whoever_needs_it(code: str) -> None:
     assert python(f"{TRAIN}\n{code}\nassert 'torch._dynamo.eval_frame' in sys.modules") == "2.0\n"
 
 
+def test_a_pipeline_samples_without_the_compiler() -> None:
+    code = f"""{TRAIN}
+from diffusers import DDIMPipeline, DDIMScheduler
+pipeline = DDIMPipeline(unet, DDIMScheduler())
+pipeline.set_progress_bar_config(disable=True)
+print(pipeline(num_inference_steps=1, output_type="np").images.shape)
+print([name for name in {LEFT_OUT[:2]} if name in sys.modules])
+print(torch._dynamo.eval_frame.innermost_fn(len) is len)
+"""
+    assert python(code).splitlines() == ["(1, 8, 8, 1)", "[]", "True"]
+
+
 def test_the_rest_of_diffusers_is_there_and_its_classes_are_the_same() -> None:
     code = """
 import fedphd.client.resident

@@ -397,7 +397,10 @@ def test_no_more_messages_are_under_way_than_the_window_holds() -> None:
     memory = MemoryGrid({n: silent for n in (2, 3, 4, 5)})
     at = {0.5: answer_later(memory, 3), 1.0: answer_later(memory, 2)}
     time = FakeTime({**at, 2.0: answer_later(memory, 5), 3.0: answer_later(memory, 4)})
-    grid = StreamingGrid(memory, PlainReplies(memory), window=2, clock=time.clock, sleep=time.sleep)
+    grid = StreamingGrid(
+        memory, PlainReplies(memory), windows={"train": 2, "query": 1},
+        clock=time.clock, sleep=time.sleep,
+    )  # fmt: skip
     replies = grid.send_and_receive(to(2, 3, 4, 5), timeout=1.9)
     assert len(memory.pushed) == 2
     sent_after = [(next(replies).metadata.src_node_id, len(memory.pushed)) for _ in range(2)]
@@ -414,7 +417,7 @@ def test_a_window_loses_no_message(in_order: bool) -> None:
     memory, time = MemoryGrid(dict(nodes)), FakeTime()
     memory.refused = {5}
     grid = StreamingGrid(
-        memory, PlainReplies(memory), in_order=in_order, window=1,
+        memory, PlainReplies(memory), in_order=in_order, windows={"train": 1},
         clock=time.clock, sleep=time.sleep,
     )  # fmt: skip
     replies = list(grid.send_and_receive(to(*nodes), timeout=1.0))

@@ -10,7 +10,7 @@ from support.memory import FakeTime, Handler, MemoryGrid, streaming
 
 from fedphd.common.wire.messages import HELLO, Hello, HelloReply
 from fedphd.common.wire.records import read_payload, to_records
-from fedphd.common.wire.roster import GREET_BATCH, NAME_RETRY_S, Peer, Roster
+from fedphd.common.wire.roster import GREET_BATCH, NAME_RETRY_S, Acquaintances, Peer, Roster
 
 
 def introduces(name: str, num_samples: int = 10, **changes: Any) -> Handler:
@@ -39,6 +39,7 @@ class Fixture:
         *,
         kind: Literal["client", "edge"] = "client",
         bound: dict[int, str] | None = None,
+        known: Acquaintances | None = None,
     ) -> None:
         self.time = FakeTime()
         self.memory = MemoryGrid(nodes)
@@ -52,6 +53,7 @@ class Fixture:
             max_samples=100,
             bound=bound.get if bound is not None else None,
             on_change=lambda *change: self.changes.append(change),
+            known=known or Acquaintances(),
             clock=self.time.clock,
         )
 
@@ -260,3 +262,23 @@ def test_a_node_that_greets_others_first_gets_half_of_the_time() -> None:
 
     Fixture({5: listening}).roster.refresh()
     assert heard == [1.0]
+
+
+def test_servers_of_one_process_greet_a_node_once() -> None:
+    known = Acquaintances()
+    nodes = {5: introduces("a", 3), 6: introduces("b", 200)}
+    first, second = (Fixture(nodes, known=known) for _ in range(2))
+    assert list(first.roster.refresh()) == ["a"]
+    assert first.asked() == [5, 6]
+    # It is told once too, also that one was refused.
+    assert second.roster.refresh() == first.roster.peers
+    assert second.asked() == []
+    assert [change for _, change, _ in first.changes] == ["joined", "refused"]
+    assert second.changes == []
+    # Whoever failed at one is left alone there, and there alone.
+    first.roster.rest("a", "too late")
+    assert list(first.roster.peers) == []
+    assert list(second.roster.peers) == ["a"]
+    del second.memory.nodes[5]
+    assert list(second.roster.refresh()) == []
+    assert list(first.roster.everyone) == []

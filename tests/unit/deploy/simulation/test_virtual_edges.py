@@ -10,7 +10,7 @@ from flwr.app import Message
 from support.memory import FakeTime, MemoryGrid
 from support.peers import FakeClient
 
-from fedphd.common.wire.messages import FINISH, HELLO, TRAIN, Finish, Hello, HelloReply
+from fedphd.common.wire.messages import FINISH, HELLO, TRAIN, Ack, Finish, Hello
 from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply, Offer
 from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import read_payload, read_weights, to_records
@@ -50,38 +50,13 @@ class World:
         return [{o.edge_id: o.num_samples for o in asked.offers} for asked in self.client.asked]
 
 
-def test_a_client_is_greeted_once_for_all_edges() -> None:
+def test_simulated_clients_need_not_be_told_of_the_end() -> None:
     world = World()
-    first = world.ask(HELLO, Hello(asking="edge-0"))
-    second = world.ask(HELLO, Hello(asking="edge-1"))
-    answers = world.answers(first, second)
-    late = world.ask(HELLO, Hello(asking="edge-1"))
-    answers += world.answers(late)
-    assert [read_payload(a, HelloReply).name for a in answers] == ["client-0"] * 3
-    assert [a.metadata.reply_to_message_id for a in answers] == [first, second, late]
-    assert len(world.memory.pushed) == 1
-
-
-def failing(message: Message) -> Message:
-    raise ValueError("no data")
-
-
-def test_a_greeting_that_failed_is_asked_again() -> None:
-    world = World()
-    world.memory.nodes = {NODE: failing}
-    failed = world.ask(HELLO, Hello(asking="edge-0"))
-    [answer] = world.answers(failed)
-    assert answer.has_error()
-    world.memory.nodes = {NODE: world.client}
-    again = world.ask(HELLO, Hello(asking="edge-0"))
-    assert not world.answers(again)[0].has_error()
-
-
-def test_the_end_is_told_once() -> None:
-    world = World()
-    ids = [world.ask(FINISH, Finish(exit_code=0, message="done")) for _ in range(2)]
-    assert len(world.answers(*ids)) == 2
-    assert len(world.memory.pushed) == 1
+    told = world.ask(FINISH, Finish(exit_code=0, message="done"))
+    [answer] = world.answers(told)
+    assert answer.metadata.reply_to_message_id == told
+    assert read_payload(answer, Ack).name == str(NODE)
+    assert world.memory.pushed == []
 
 
 def test_a_question_waits_for_all_edges_offers() -> None:

@@ -1,0 +1,83 @@
+"""Messages in the store of Flower's simulation, the real one, with its nodes and its run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.typing import Run
+from flwr.proto.task_pb2 import Task
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.grid.inmemory_grid import InMemoryGrid
+
+from fedphd.common.wire.mailboxes import sort_messages_by_node
+
+
+class Simulation:
+    """A store, as ``flwr-simulation`` makes it."""
+
+    def __init__(self, num_nodes: int) -> None:
+        sort_messages_by_node()
+        factory = LinkStateFactory(
+            FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory()
+        )
+        self.state: Any = factory.state()
+        run = Run.create_empty(1)
+        run.primary_task_id, run.federation = 1, NOOP_FEDERATION
+        self.state.run_ids[1] = RunRecord(run=run)
+        self.state.task_store[1] = Task(task_id=1, run_id=1)
+        self.nodes = [self._node(number) for number in range(num_nodes)]
+        self.grid = InMemoryGrid(state_factory=factory)
+        self.grid.set_run(run)
+
+    def _node(self, number: int) -> int:
+        node: int = self.state.create_node("", "", bytes([number]) * 32, heartbeat_interval=1e6)
+        self.state.acknowledge_node_heartbeat(node, heartbeat_interval=1e6)
+        return node
+
+    def send(self, text: str, node: int, ttl: float = 60.0) -> None:
+        content = RecordDict({"text": ConfigRecord({"is": text})})
+        assert len(list(self.grid.push_messages([Message(content, node, "train", ttl=ttl)]))) == 1
+
+    def take(self, node: int, limit: int | None = 1) -> list[str]:
+        """What the simulation hands to a node."""
+        taken = self.state.get_message_ins(node_id=node, limit=limit)
+        return [message.content["text"]["is"] for message in taken]
+
+
+def test_each_node_gets_its_messages_in_turn_and_once() -> None:
+    world = Simulation(3)
+    first, second, third = world.nodes
+    for text, node in (("a", first), ("b", second), ("c", first), ("d", first)):
+        world.send(text, node)
+    assert [world.take(first), world.take(second), world.take(third)] == [["a"], ["b"], []]
+    assert world.take(first, None) == ["c", "d"]
+    assert [world.take(node, None) for node in world.nodes] == [[], [], []]
+
+
+def test_a_message_that_ran_out_of_time_is_not_handed_over() -> None:
+    world = Simulation(1)
+    [node] = world.nodes
+    world.send("late", node, ttl=0.001)
+    world.send("here", node)
+    world.state.message_ins_store[next(iter(world.state.message_ins_store))].metadata.ttl = 0.0
+    assert world.take(node) == ["here"]
+    assert len(world.state.message_ins_store) == 1
+
+
+def test_other_nodes_messages_are_not_looked_at() -> None:
+    world = Simulation(2)
+    busy, idle = world.nodes
+    for number in range(50):
+        world.send(str(number), busy)
+    looked: list[set[str]] = []
+    check = world.state._check_stored_messages
+    world.state._check_stored_messages = lambda ids: (looked.append(ids), check(ids))[1]
+    assert world.take(idle) == []
+    assert looked == []
+    assert world.take(busy) == ["0"]
+    assert [len(ids) for ids in looked] == [1]
