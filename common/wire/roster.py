@@ -3,9 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import Literal
 
 from flwr.app import Message
@@ -46,7 +47,7 @@ class Acquaintances:
     A node is then greeted by the server that comes first, for all of them.
 
     Attributes:
-        peers: those that are connected, by name.
+        peers: those that are connected, by name; changed by ``add`` and ``remove``.
         refused: until when a node is not asked again, in seconds of the rosters' clock.
         told: (node id, name) of those whose name belongs to another node, once reported.
         lock: held by whoever greets.
@@ -56,6 +57,25 @@ class Acquaintances:
     refused: dict[int, float] = field(default_factory=dict)
     told: set[tuple[int, str]] = field(default_factory=set)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    _sorted: Mapping[str, Peer] | None = None
+
+    def add(self, peer: Peer) -> None:
+        """Know a peer by its name, or know it better."""
+        with self.lock:
+            self.peers[peer.name], self._sorted = peer, None
+
+    def remove(self, name: str) -> None:
+        """Forget a peer."""
+        with self.lock:
+            self._sorted = None
+            del self.peers[name]
+
+    def everyone(self) -> Mapping[str, Peer]:
+        """The peers as they are now, sorted by name; many servers may ask in every round."""
+        with self.lock:
+            if self._sorted is None:
+                self._sorted = MappingProxyType(dict(sorted(self.peers.items())))
+            return self._sorted
 
 
 @dataclass(eq=False)
@@ -99,23 +119,24 @@ class Roster:
         with self.known.lock:
             for peer in list(self.known.peers.values()):
                 if peer.num_samples > max_samples:
-                    del self.known.peers[peer.name]
+                    self.known.remove(peer.name)
                     self.known.refused[peer.node_id] = float("inf")
                     reason = f"claims {peer.num_samples} images; at most {max_samples} are allowed"
                     self.on_change(peer.name, "refused", reason)
 
     @property
-    def peers(self) -> dict[str, Peer]:
+    def peers(self) -> Mapping[str, Peer]:
         """Peers that may be asked now, by name, sorted."""
         now_s = self.clock()
         self._resting = {name: until for name, until in self._resting.items() if until > now_s}
+        if not self._resting:
+            return self.everyone
         return {name: peer for name, peer in self.everyone.items() if name not in self._resting}
 
     @property
-    def everyone(self) -> dict[str, Peer]:
+    def everyone(self) -> Mapping[str, Peer]:
         """All peers that are connected, also those that are left alone for a while."""
-        with self.known.lock:
-            return dict(sorted(self.known.peers.items()))
+        return self.known.everyone()
 
     def name_of(self, node_id: int) -> str:
         """The name of a node, or its id if it has none yet."""
@@ -128,7 +149,7 @@ class Roster:
         self._resting[name] = self.clock() + self.retry_s
         self.on_change(name, "failed", reason)
 
-    def refresh(self, *, ask_again: bool = False) -> dict[str, Peer]:
+    def refresh(self, *, ask_again: bool = False) -> Mapping[str, Peer]:
         """Greet nodes that are new (or all), forget those that left; return ``peers``.
 
         A peer that failed because it was late is among them again once its answer has come.
@@ -143,7 +164,7 @@ class Roster:
         known, present = self.known, set(self.grid.get_node_ids())
         for peer in list(known.peers.values()):
             if peer.node_id not in present:
-                del known.peers[peer.name]
+                known.remove(peer.name)
                 self._resting.pop(peer.name, None)
                 self.label_counts.pop(peer.node_id, None)
                 self.on_change(peer.name, "left", "")
@@ -232,7 +253,7 @@ class Roster:
                 self.on_change(reply.name, "refused", reason)
             return
         peer = Peer(reply.name, node_id, reply.num_samples, dict(reply.clients), reply.holds)
-        self.known.peers[reply.name] = peer
+        self.known.add(peer)
         if old is not None and old.node_id != node_id:
             # The same participant is back under a new node id; nobody answers at the old one.
             self.known.refused[old.node_id] = float("inf")
