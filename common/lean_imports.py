@@ -2,7 +2,8 @@
 
 diffusers' U-Net brings all transformers of diffusers with it, and optimisers and diffusers bring
 torch's compiler, ``torch._dynamo``. Neither is used here, and they take 150 MB and 3 s in every
-process, of which a machine may run many. What is left out is there again for whoever needs it.
+process, of which a machine may run many. Flower's ClientApp brings its old clients, and with them
+two libraries for data bases: 29 MB. What is left out is there again for whoever needs it.
 """
 
 import functools
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, Final
@@ -41,6 +42,16 @@ def bare_packages(*names: str) -> Iterator[None]:
                 del sys.modules[name]
 
 
+def put_off_code_of(package: str) -> None:
+    """Let ``package`` run its own code when something of it is asked for, not when it is imported.
+
+    Its modules can be imported before that. A package that is imported already is left as it is.
+    """
+    with _lock:
+        if package not in sys.modules:
+            sys.meta_path.insert(0, _PackageFinder(package))
+
+
 def put_off_dynamo() -> None:
     """Let ``torch._dynamo`` be imported only when something of it is needed.
 
@@ -62,6 +73,54 @@ def _real() -> ModuleType:
         if isinstance(sys.modules.get(_DYNAMO), _StandIn):
             del sys.modules[_DYNAMO]
         return importlib.import_module(_DYNAMO)
+
+
+class _PackageFinder(MetaPathFinder):
+    """Finds one package where it is, and puts off its code."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self._package:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _PutOff(spec.loader)
+        return spec
+
+
+class _PutOff(Loader):
+    """Makes a package whose code ``real`` runs later."""
+
+    def __init__(self, real: Loader) -> None:
+        self._real = real
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _PutOffPackage(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # Who reads a package's source asks its loader.
+        module.__loader__ = self._real
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._real
+
+
+class _PutOffPackage(ModuleType):
+    """A package until something is asked for that only its own code can give."""
+
+    def __getattr__(self, name: str) -> Any:
+        # What importing asks of every package, and its code does not give.
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        with _lock:
+            if type(self) is _PutOffPackage:
+                # mypy takes the class for fixed.
+                self.__class__ = ModuleType  # type: ignore[assignment]
+                vars(self)["__loader__"].exec_module(self)
+        return getattr(self, name)
 
 
 class _NothingCompiled(ModuleType):

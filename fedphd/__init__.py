@@ -9,13 +9,14 @@ package for Python, editors and type checkers alike. What most users need is her
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from fedphd.common.lean_imports import put_off_dynamo
+from fedphd.common.lean_imports import put_off_code_of, put_off_dynamo
 
 if TYPE_CHECKING:
     from fedphd.common.unet.model import PrunedUNet
 
-# Before anything imports torch's compiler.
+# Before anything imports torch's compiler, or Flower.
 put_off_dynamo()
+put_off_code_of("flwr.client")
 
 __all__ = ["PrunedUNet", "__version__"]
 __version__ = version("fedphd")

@@ -11,6 +11,8 @@ LEFT_OUT = (
     "torch._dynamo.eval_frame",
     "torch._inductor",
     "diffusers.models.transformers.sana_transformer",
+    "sqlalchemy",
+    "alembic",
 )
 
 
@@ -82,3 +84,23 @@ marked = torch.compiler.disable(lambda x: x + torch._dynamo.is_compiling())
 assert torch.compile(lambda x: marked(2 * x), backend="eager")(torch.ones(1)).item() == 2.0
 """
     python(code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from flwr.client import NumPyClient as Client",
+        "from flwr.client.numpy_client import NumPyClient as Client",
+    ],
+)
+def test_flowers_old_clients_are_there_for_whoever_needs_them(code: str) -> None:
+    everything = """
+import flwr.client, inspect
+assert set(flwr.client.__all__) <= {*dir(flwr.client), 'ClientApp'}
+assert "NumPyClient" in inspect.getsource(flwr.client)
+from flwr.compat.client.app import start_client
+assert flwr.client.start_client is start_client
+"""
+    made = "print(Client().to_client().numpy_client is not None, Client.__module__)"
+    found = python(f"import fedphd.client.resident\n{code}\n{made}{everything}")
+    assert found == "True flwr.client.numpy_client\n"
