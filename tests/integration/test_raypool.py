@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from flwr.app import Context, RecordDict
 from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 from ray.exceptions import RayActorError
 from support.waiting import wait_until
@@ -29,7 +30,7 @@ class Player:
             os.remove(fragile)
             os._exit(1)
 
-    def run(self, dies: bool, message: str, cid: str, context: str) -> tuple[str, int, str]:
+    def run(self, dies: bool, message: str, cid: str, context: Context) -> tuple[str, int, Context]:
         """What Flower's actor is called with, and answers, as far as the pool looks at it."""
         if dies:
             os._exit(1)
@@ -56,15 +57,17 @@ def pool_of(fragile: Path) -> Any:
 
 
 def submitted(pool: Any, *, dies: bool = False) -> Any:
-    return pool.submit(lambda actor, *job: actor.run.remote(*job), (dies, "message", "0", "state"))
+    # Each message brings a context with a configuration of its own.
+    context = Context(1, 2, {}, RecordDict(), {"preset": "digits"})
+    return pool.submit(lambda actor, *job: actor.run.remote(*job), (dies, "message", "0", context))
 
 
-def played(pool: Any, *, dies: bool = False) -> int:
-    """The process of the actor that answered, by the calls that Flower's backend makes."""
+def played(pool: Any, *, dies: bool = False) -> tuple[int, Context]:
+    """The actor's process and the context, by the calls that Flower's backend makes."""
     future = submitted(pool, dies=dies)
     try:
-        pid, _ = pool.fetch_result_and_return_actor_to_pool(future)
-        return int(pid)
+        pid, context = pool.fetch_result_and_return_actor_to_pool(future)
+        return int(pid), context
     except RayActorError:
         pool.add_actor_back_to_pool(future)
         raise
@@ -81,7 +84,12 @@ def test_a_lost_actor_is_replaced_also_by_one_that_is_lost_as_it_starts(tmp_path
         played(pool, dies=True)
     # Whoever is lost answers nothing more: the other one does, until there are two again.
     assert pool.num_actors == ACTORS - 1
-    assert played(pool) in before
+    (pid, context), (_, again) = played(pool), played(pool)
+    assert pid in before
+    # A node's context is kept from message to message, so its configuration is held once.
+    assert context is not again
+    assert context.run_config == {"preset": "digits"}
+    assert context.run_config is again.run_config
     wait_until(lambda: pool.num_actors == ACTORS)
     assert not fragile.exists()
     assert len(pool.pool) == ACTORS
