@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -97,16 +97,23 @@ class EdgeService:
 
     def _hello(self, message: Message) -> Message:
         self.roster.hello_s = records.read_payload(message, messages.Hello).wait_s
-        clients = {p.name: p.num_samples for p in self._share(self.roster.refresh())}
+        peers: Iterable[Peer] = self.roster.refresh().values()
+        if self.place[1] > 1:
+            peers = self._share()
+        clients = {peer.name: peer.num_samples for peer in peers}
         reply = messages.HelloReply(
             kind="edge", name=self.edge_id, clients=clients, holds=self._link.holds
         )
         return Message(records.to_records(reply), reply_to=message)
 
-    def _share(self, peers: Mapping[str, Peer]) -> Iterable[Peer]:
-        """Those whom this edge speaks for; all, where it is alone in its process."""
+    def _share(self) -> Iterable[Peer]:
+        """Those whom this edge speaks for; all, where it is alone in its process.
+
+        Also those that it leaves alone for a while: others know nothing of that, and without them
+        the edges' shares would overlap, or leave somebody out.
+        """
         number, num_edges = self.place
-        return islice(peers.values(), number, None, num_edges)
+        return islice(self.roster.everyone.values(), number, None, num_edges)
 
     def _interval(self, message: Message) -> Message:
         task = records.read_payload(message, messages.IntervalTask)
@@ -152,7 +159,7 @@ class EdgeService:
     def _finish(self, message: Message) -> Message:
         finish = records.read_payload(message, messages.Finish)
         self.verdict = Verdict(finish.exit_code, finish.message)
-        content, peers = records.to_records(finish), self._share(self.roster.everyone)
+        content, peers = records.to_records(finish), self._share()
         farewells = [Message(content, peer.node_id, messages.FINISH) for peer in peers]
         for reply in self.grid.send_and_receive(farewells, timeout=FINISH_S):
             if reply.has_error():

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from fedphd.common.wire.records import (
     to_records,
     weights_array,
 )
-from fedphd.common.wire.roster import Roster
+from fedphd.common.wire.roster import Acquaintances, Roster
 from fedphd.edge.app import EdgeService
 from fedphd.edge.interval import run_interval
 from fedphd.edge.link import CloudLink
@@ -217,6 +218,29 @@ def test_service_introduces_its_clients(service: Make) -> None:
     world = service(FakeClient("b", (1, 2)), FakeClient("a", (4, 4)))
     reply = read_payload(world.ask(HELLO, Hello(asking="cloud")), HelloReply)
     assert (reply.kind, reply.name, reply.clients) == ("edge", "edge-0", {"a": 8, "b": 3})
+
+
+def test_edges_of_one_process_speak_for_everybody_once(tmp_path: Path) -> None:
+    memory = MemoryGrid({n: FakeClient(name, (1, 2)) for n, name in enumerate("abcde", start=2)})
+    known, said = Acquaintances(), list[list[str]]()
+    with closing(EventLog(tmp_path / "events.jsonl", role="edge", node="edge")) as events:
+        edges = [
+            EdgeService(
+                f"edge-{number}", streaming(memory, time=FakeTime()), events, threading.Event(),
+                known=known, place=(number, 2),
+            )
+            for number in range(2)
+        ]  # fmt: skip
+        for edge in edges:
+            edge.roster.refresh()
+        # Each leaves another one alone, which shifts nobody from one share to the other.
+        edges[0].roster.rest("a", "late")
+        edges[1].roster.rest("d", "late")
+        for edge in edges:
+            answer = edge.handle(Message(to_records(Hello(asking="cloud")), 9, HELLO))
+            said.append(list(read_payload(answer, HelloReply).clients))
+    assert said == [["a", "c", "e"], ["b", "d"]]
+    assert len(memory.pushed) == 5
 
 
 def test_service_answers_an_interval_and_logs_its_rounds(service: Make, tmp_path: Path) -> None:
