@@ -78,8 +78,11 @@ def bare_s(arguments: argparse.Namespace) -> float:
     for worker in workers:
         worker.stdout.readline()  # type: ignore[union-attr]
     # All are ready, and begin together.
-    answers = [worker.communicate(b"go\n")[0] for worker in workers]
-    if any(worker.wait() for worker in workers):
+    for worker in workers:
+        worker.stdin.write(b"go\n")  # type: ignore[union-attr]
+        worker.stdin.flush()  # type: ignore[union-attr]
+    answers = [worker.communicate()[0] for worker in workers]
+    if any(worker.returncode for worker in workers):
         raise RuntimeError("a process of the bare loop failed")
     return max(map(float, answers))
 
