@@ -21,7 +21,7 @@ from fedphd.deploy.compare.budget import Budget, Workload, evaluation_period, me
 from fedphd.deploy.compare.methods import Method, default_settings
 from fedphd.deploy.compare.rows import Row
 from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, KIND, part_of_data
-from fedphd.deploy.launch.runs import EVENTS, SIMULATION, open_client_data
+from fedphd.deploy.launch.runs import CONFIG, EVENTS, SIMULATION, open_client_data
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 PLAN = "compare.json"
@@ -115,15 +115,29 @@ class PlannedRun:
             before = {**default_settings(), **common, **self.row.settings}
             before = {key: value for key, value in before.items() if key in self.decisive}
         else:
-            path = self.folder / "config.json"
-            config = validate(CloudConfig, _read(path), source=str(path))
-            data = _read(self.folder / SIMULATION).get("clients", {})
-            before = decisive_settings(config, data)
+            before = self._settings_of_folder()
         if found := differences(before, self.decisive):
             raise ConfigError(
                 f"{self.folder} holds a finished run with other settings: {found}; set them as "
                 "they were, choose another --out, or move the folder away to run it again"
             )
+
+    def goes_on(self, origin: Mapping[str, str]) -> bool:
+        """Whether what an interrupted run left can go on, by the code and machine of ``origin``.
+
+        Other settings, other data, another commit or machine would make numbers of two kinds.
+        """
+        try:
+            same = _read(self.folder / SIMULATION).get("origin") == origin
+            return same and not differences(self._settings_of_folder(), self.decisive)
+        except ConfigError:
+            return False
+
+    def _settings_of_folder(self) -> dict[str, Any]:
+        """The decisive settings that its folder was begun with; raises ConfigError."""
+        path = self.folder / CONFIG
+        config = validate(CloudConfig, _read(path), source=str(path))
+        return decisive_settings(config, _read(self.folder / SIMULATION).get("clients", {}))
 
     def own_settings(self, common: Mapping[str, Any]) -> dict[str, Any]:
         """Its decisive settings that differ from the ``common`` ones, for its row."""

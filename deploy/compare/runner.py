@@ -19,8 +19,9 @@ from fedphd.common.events import read_verdict
 from fedphd.common.history.events import Evaluated
 from fedphd.deploy.compare.plan import PlannedRun
 from fedphd.deploy.compare.results import DISTANCE, result_of
+from fedphd.deploy.launch.origin import origin
 from fedphd.deploy.launch.render import human_bytes, human_seconds
-from fedphd.deploy.launch.runs import EVENTS, VERDICT, Say
+from fedphd.deploy.launch.runs import CONFIG, EVENTS, VERDICT, Say
 from fedphd.deploy.launch.superlink import die_with_parent, last_line
 
 POLL_S = 0.2
@@ -70,10 +71,12 @@ class Runner:
         return self._logs / f"{run.name}.log"
 
     def _start(self, run: PlannedRun) -> None:
-        set_aside(run.folder)
+        goes_on = run.goes_on(origin())
+        if not goes_on:
+            set_aside(run.folder)
         run.folder.mkdir(parents=True, exist_ok=True)
         self._logs.mkdir(parents=True, exist_ok=True)
-        with self._log(run).open("wb") as output:
+        with self._log(run).open("ab" if goes_on else "wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "fedphd.deploy.cli", *self.arguments(run)],
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -84,12 +87,15 @@ class Runner:
                 preexec_fn=die_with_parent,
             )
         self._running.append((run, process))
-        self._say(f"started   {run.name}; {self._log(run)}")
+        self._say(f"{'goes on' if goes_on else 'started'}   {run.name}; {self._log(run)}")
 
     def arguments(self, run: PlannedRun) -> list[str]:
-        """``simulate`` and its flags; the configuration goes into a file in the run's folder."""
+        """``simulate`` and its flags, with which it also goes on.
+
+        The configuration goes into a file in the run's folder.
+        """
         config = write_config(run.folder / REQUEST, run.config.model_dump(mode="json"))
-        arguments = ["simulate", *config, "--run-dir", str(run.folder)]
+        arguments = ["simulate", *config, "--run-dir", str(run.folder), "--go-on"]
         for key, value in run.clients.data.items():
             arguments += ["--set", f"{key}={json.dumps(value)}"]
         return [*arguments, "--cpus", str(run.clients.cpus), "--gpus", str(run.clients.gpus)]
@@ -118,8 +124,8 @@ class Runner:
 
 
 def set_aside(folder: Path) -> None:
-    """Move what a failed or interrupted run left to ``<folder>.failed``, ``.failed-2``, ..."""
-    if (folder / EVENTS).exists():
+    """Move what a run that cannot go on left to ``<folder>.failed``, ``.failed-2``, ..."""
+    if any((folder / name).exists() for name in (CONFIG, EVENTS)):
         suffixes = chain([".failed"], (f".failed-{number}" for number in count(2)))
         names = (folder.with_name(folder.name + suffix) for suffix in suffixes)
         folder.rename(next(name for name in names if not name.exists()))

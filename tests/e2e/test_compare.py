@@ -34,7 +34,7 @@ def test_methods_are_compared_and_finished_runs_are_kept(processes: Processes) -
     arguments = ["compare", "--out", "out", "--methods", "fedavg,fedphd", "--seeds", "0", *COMMON]
     stopped = processes.start(*arguments)
     stopped.wait_line("started   fedphd-seed-0")
-    wait_for(out / "fedphd/seed-0/metrics.jsonl")
+    wait_for(out / "fedphd/seed-0/checkpoint/state.json")
     stopped.process.send_signal(signal.SIGINT)
     assert stopped.wait_exit() == 130, stopped.text
     processes.wait_gone()
@@ -44,9 +44,11 @@ def test_methods_are_compared_and_finished_runs_are_kept(processes: Processes) -
     assert again.wait_exit(within_s=RUNS_S) == 0, again.text
     processes.wait_gone()
     assert "1 of 2 runs are finished already" in again.text
+    assert "goes on   fedphd-seed-0" in again.text
     assert "2 of 2 runs" in again.text
     assert (out / "fedavg/seed-0/summary.json").stat().st_mtime_ns == kept
-    assert (out / "fedphd/seed-0.failed").is_dir()
+    printed = (out / "logs/fedphd-seed-0.log").read_text("utf-8")
+    assert " after interval 1 of 2" in printed
     check_report(out)
 
 

@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
-from support.finished import METHODS, comparison, planned, write_finished
+from support.finished import METHODS, ORIGIN, comparison, planned, write_finished
 
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import write_json
+from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.plan import CommonSettings
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE
+from fedphd.deploy.launch.runs import SIMULATION
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 
@@ -74,6 +76,20 @@ def test_a_finished_run_with_other_settings_is_refused_by_name(common: CommonSet
         ConfigError, match=r"data.partition.classes_per_partition = 2, now 3; set them as"
     ):
         planned(dataclasses.replace(common, clients=others))[0].check(common.fixed())
+
+
+def test_a_run_goes_on_only_as_it_was_begun(common: CommonSettings) -> None:
+    run = planned(common)[0]
+    assert not run.goes_on(ORIGIN)
+    write_finished(run, distances=[9.0, 5.0])
+    (run.folder / SUMMARY).unlink()
+    assert run.goes_on(ORIGIN)
+    assert not run.goes_on({**ORIGIN, "commit": "def456"})
+    assert not planned(changed(common, **{"training.learning_rate": 0.01}))[0].goes_on(ORIGIN)
+    others = SimulatedClients({SOURCE: "digits", CLASSES: 3})
+    assert not planned(dataclasses.replace(common, clients=others))[0].goes_on(ORIGIN)
+    (run.folder / SIMULATION).write_text("{", encoding="utf-8")
+    assert not run.goes_on(ORIGIN)
 
 
 def test_settings_that_an_older_version_did_not_have_count_as_their_defaults(

@@ -29,6 +29,7 @@ def test_a_child_resolves_exactly_the_planned_settings(common: CommonSettings) -
     run = planned(replace(common, settings=settings))[1]
     run.folder.mkdir(parents=True)
     arguments = Runner(common.out, jobs=1, say=print).arguments(run)
+    arguments.remove("--go-on")
     values = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     assert arguments[0] == "simulate"
     assert values["--run-dir"] == str(run.folder)
@@ -61,14 +62,14 @@ def test_only_finished_runs_are_skipped_and_a_failed_start_is_reported(
     assert not broken.finished
 
 
-def test_what_an_interrupted_run_left_is_set_aside(tmp_path: Path) -> None:
+def test_what_cannot_go_on_is_set_aside(tmp_path: Path) -> None:
     folder = tmp_path / "seed-0"
-    for expected in ("seed-0.failed", "seed-0.failed-2"):
+    for expected, file in (("seed-0.failed", "metrics.jsonl"), ("seed-0.failed-2", "config.json")):
         folder.mkdir()
-        (folder / "metrics.jsonl").write_text(expected, encoding="utf-8")
+        (folder / file).write_text(expected, encoding="utf-8")
         set_aside(folder)
         assert not folder.exists()
-        assert (tmp_path / expected / "metrics.jsonl").read_text("utf-8") == expected
+        assert (tmp_path / expected / file).read_text("utf-8") == expected
     folder.mkdir()
     set_aside(folder)
     assert folder.exists()
