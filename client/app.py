@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedphd.client.choice import choose_edge
@@ -24,6 +24,7 @@ from fedphd.common.events import Event
 from fedphd.common.history.events import Trained
 from fedphd.common.stores import StateStore
 from fedphd.common.timing import Stopwatch
+from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import gpu_memory, resolve_device
 from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire import messages, records
@@ -108,6 +109,20 @@ class ClientRuntime:
             if state is not None:
                 state.store(self._trainer, task)
                 watch.lap("storing")
+            # Here, since the weights are those of the network that the next round trains.
+            content = self._reply(task, weights, layout, result)
+            watch.lap("packing")
+        self._tell(task, result, watch.phases)
+        return Message(content, reply_to=message)
+
+    def _reply(
+        self,
+        task: messages.TrainTask,
+        received: torch.Tensor,
+        layout: TensorLayout,
+        result: TrainResult,
+    ) -> RecordDict:
+        """The answer to ``task``, which brought the ``received`` weights of ``layout``."""
         sent = PartSubset(result.layout, task.send)
         reply = messages.TrainReply(
             client_id=self.config.client_id,
@@ -120,12 +135,9 @@ class ClientRuntime:
             seconds=result.seconds,
         )
         up = Codec(task.reply_codec, sent.chosen)
-        base = None if up.is_exact else PartSubset(layout, task.send).take(weights)
+        base = None if up.is_exact else PartSubset(layout, task.send).take(received)
         packed = up.pack(sent.take(result.weights), base)
-        content = records.to_records(reply, packed, result.variate_change)
-        watch.lap("packing")
-        self._tell(task, result, watch.phases)
-        return Message(content, reply_to=message)
+        return records.to_records(reply, packed, result.variate_change)
 
     def _tell(
         self, task: messages.TrainTask, result: TrainResult, phases: dict[str, float]

@@ -36,7 +36,7 @@ class FlatUNet:
         # diffusers' wrapper around to() has lost its types.
         self.unet.to(device)  # type: ignore[arg-type]
         self.layout = TensorLayout.of(self.unet.state_dict())
-        self.flat = torch.nn.Parameter(self.layout.pack(self.unet.state_dict()).to(device))
+        self.flat = torch.nn.Parameter(torch.empty(self.layout.numel, device=device))
         self.gradient = torch.zeros_like(self.flat)
         self.flat.grad = self.gradient
         values, gradients = self.layout.unpack(self.flat.data), self.layout.unpack(self.gradient)

@@ -39,7 +39,8 @@ class TrainResult:
     """One edge round of a client.
 
     Attributes:
-        weights: trained weights of the whole U-Net, (numel,), float32, on the CPU.
+        weights: trained weights of the whole U-Net, (numel,), float32, on the CPU; where it trains
+            there they are the network's own, until a trainer that shares it trains again.
         layout: their names and shapes.
         steps: optimiser steps taken.
         variate_change: of this client's control variate, as ``task.reply_codec`` packed it; None
@@ -126,7 +127,7 @@ class Trainer:
         change = self._packed_change(round_.method.finish(self._state), network.layout, task)
         self._remember(network, task)
         return TrainResult(
-            weights=network.flat.detach().to("cpu", copy=True),
+            weights=network.flat.detach().cpu(),
             layout=network.layout,
             metrics=TrainMetrics.of_steps(steps, validation_loss=validated),
             steps=len(steps),

@@ -104,6 +104,8 @@ class FedPhD(Strategy):
         # Intervals that were finished before this process.
         self.done = stored.interval if stored else 0
         self.unet = unet
+        # Those of the U-Net, once they were asked for; None after they changed.
+        self._weights: torch.Tensor | None = None
         self._part_sets = part_sets(config.exchange.parts)
         self.cut: Cut | None = None
         # SCAFFOLD's server variate c, (numel,), float32; it follows the layout of the weights.
@@ -124,7 +126,7 @@ class FedPhD(Strategy):
             self._prune(0)
 
     def _restore(self, stored: Stored) -> None:
-        self.unet, self.variate = stored.unet, stored.variate
+        self.unet, self._weights, self.variate = stored.unet, None, stored.variate
         self.broadcast = Broadcast(stored.held)
         self.cut = Cut.from_json(stored.cut) if stored.cut else None
         self.ema = Ema(
@@ -140,8 +142,10 @@ class FedPhD(Strategy):
         return TensorLayout.of(self.unet.state_dict())
 
     def weights(self) -> torch.Tensor:
-        """The current global weights, shape (numel,), float32."""
-        return self.layout.pack(self.unet.state_dict())
+        """The current global weights, shape (numel,), float32; never to be written to."""
+        if self._weights is None:
+            self._weights = self.layout.pack(self.unet.state_dict())
+        return self._weights
 
     def sparse(self, interval: int) -> bool:
         """Whether ``interval`` (from 1) belongs to the sparse phase."""
@@ -166,7 +170,8 @@ class FedPhD(Strategy):
         interval = self.done + server_round
         travelling = self.travelling
         down = self.config.codecs.cloud_down
-        link = self.broadcast.send(travelling.take(self.weights()), down, travelling.chosen)
+        whole, serialised = self.weights(), next(iter(arrays.values()))
+        link = self.broadcast.send(travelling.take(whole), down, travelling.chosen)
         task = IntervalTask(
             interval=interval,
             sparse=self.sparse(interval),
@@ -190,7 +195,8 @@ class FedPhD(Strategy):
             weights, base = link.for_edge(peer.holds)
             if base not in contents:
                 order = task.model_copy(update={"base": base})
-                contents[base] = records.to_records(order, weights, variate)
+                sent = serialised if weights is whole else weights
+                contents[base] = records.to_records(order, sent, variate)
             messages.append(Message(contents[base], peer.node_id, TRAIN))
         return messages
 
@@ -234,12 +240,11 @@ class FedPhD(Strategy):
         stats.phases = self._watch.phases
         stats.seconds = sum(stats.phases.values())
         self._on_interval(stats)
-        if self._prunes_after(interval):
+        if pruned := self._prunes_after(interval):
             self._prune(interval)
-        if not trained:
-            return None, None
-        loss = stats.metrics.loss.value or 0.0
-        return records.weights_record(self.weights()), MetricRecord({"loss": loss})
+        loss = MetricRecord({"loss": stats.metrics.loss.value or 0.0}) if trained else None
+        # Serialised here, for all edges of the next interval.
+        return records.weights_record(self.weights()) if trained or pruned else None, loss
 
     def _leave_out(self, name: str, reason: str, stats: IntervalStats, kind: FailureKind) -> None:
         reason = shown(reason)
@@ -306,6 +311,7 @@ class FedPhD(Strategy):
             average = torch.lerp(self.weights(), average, aggregation.step_size)
         stats.update_norm = update_norm(average, self.weights())
         self.unet.load_state_dict(self.layout.unpack(average))
+        self._weights = average
         for result in trained:
             if self.variate is not None and result.change is not None:
                 self.variate.add_(result.change)
@@ -358,7 +364,7 @@ class FedPhD(Strategy):
 
     def _prune(self, interval: int) -> None:
         pruned = prune_unet(self.unet, ratio=self.config.pruning.ratio)
-        self.unet, self.cut = pruned.unet, pruned.cut
+        self.unet, self.cut, self._weights = pruned.unet, pruned.cut, None
         self.ema.cut(pruned.cut)
         if self.variate is not None:
             self.variate = pruned.cut.apply_flat(self.variate, self.layout, power=-1)

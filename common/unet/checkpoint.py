@@ -89,7 +89,7 @@ def save_checkpoint(
     """
     new, old = _beside(folder)
     averaged = unet_from_config(unet_config(unet))
-    averaged.load_state_dict(dict(ema_state))
+    averaged.load_state_dict(dict(ema_state), assign=True)
     texts = {_STATE: json.dumps(state, indent=2), _INDEX: json.dumps(_PIPELINE, indent=2)}
     try:
         _finish_swap(folder)

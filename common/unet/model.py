@@ -174,9 +174,13 @@ def unet_from_config(
         ReplyError: a key is unknown, missing, of the wrong type or out of range, or the U-Net would
             be larger than ``max_parameters``; raised before anything of it is built.
     """
-    description = _described(config)
+    description, device = _described(config), torch.get_default_device()
     _check_size(description, description.time_feature_width, max_parameters)
-    return _build(description, time_feature_width=description.time_feature_width, seed=0)
+    # First weights would be drawn for nothing, which takes a second for some 30 million.
+    with torch.device("meta"):
+        unet = _build(description, time_feature_width=description.time_feature_width, seed=0)
+    unet.to_empty(device=device)
+    return unet
 
 
 def layout_of_config(config: Mapping[str, Any]) -> TensorLayout:

@@ -121,13 +121,22 @@ def test_description_of_the_dense_unet() -> None:
     assert unet_config(build_unet(ModelConfig(), seed=0)) == DIGITS
 
 
+def filled(unet: PrunedUNet) -> PrunedUNet:
+    """``unet`` with weights: a network that was built from a description has none yet."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.normal_(std=0.1)
+    return unet
+
+
 def test_description_survives_json_and_gives_the_same_network() -> None:
-    unet = unet_from_config(json.loads(json.dumps(PRUNED)))
+    unet = filled(unet_from_config(json.loads(json.dumps(PRUNED))))
     assert unet_config(unet) == PRUNED
     assert unet.time_embedding.linear_1.in_features == 32
     assert unet.time_embedding.linear_1.out_features == 4 * 24
     twin = unet_from_config(unet_config(unet))
     twin.load_state_dict(unet.state_dict())
+    assert torch.isfinite(predict(unet)).all()
     assert torch.equal(predict(twin), predict(unet))
 
 
@@ -151,7 +160,7 @@ def test_dense_network_computes_what_the_stock_class_computes() -> None:
 def test_pruned_network_is_stored_and_read_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    unet = unet_from_config(PRUNED)
+    unet = filled(unet_from_config(PRUNED))
     unet.save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
         back = PrunedUNet.from_pretrained(tmp_path, low_cpu_mem_usage=False)
