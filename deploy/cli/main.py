@@ -7,6 +7,7 @@ from typing import Annotated
 
 from typer import Exit, Option, Typer
 
+from fedphd.common.allocator import keep_freed_memory
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.errors import FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_verdict
@@ -180,6 +181,7 @@ def client(
         open_client_data(resolved.data)
     flags.end_dry_run(resolved, dry_run=dry_run)
     check_flower()
+    keep_freed_memory()
     from fedphd.common.data.apart import Opening
 
     # While it is opened, this process imports torch and diffusers: seconds, which other commands

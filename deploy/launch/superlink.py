@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
+from fedphd.common.allocator import allocator_environment
 from fedphd.common.config.links import SuperLinkConfig
 from fedphd.common.config.text import flower_pairs, to_toml
 from fedphd.common.errors import StartError
@@ -49,6 +50,7 @@ def flower_environment(home: Path) -> dict[str, str]:
     left_out |= {"FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"}
     return {
         **{key: value for key, value in os.environ.items() if key not in left_out},
+        **allocator_environment(),
         "FLWR_HOME": str(home.resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -56,8 +58,6 @@ def flower_environment(home: Path) -> dict[str, str]:
         # eight before it became Ray's server: "Timed out waiting for file ...
         # gcs_server_port". Flower and Ray only fork to start programs, which need no gRPC.
         "GRPC_ENABLE_FORK_SUPPORT": "0",
-        # Where 20 edges share a process, the memory that each thread's arena keeps adds up.
-        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
         # By default Ray frees the objects in its store once a second or a hundred at a time. Here
         # each is a network, and all of them stay mapped into the ServerApp's process until then.
         _RAY_FREES: os.environ.get(_RAY_FREES, "1"),
