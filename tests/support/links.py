@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_numbers = itertools.count(1)
+# Beside another process that has links, with addresses of their own.
+_numbers = itertools.count(os.getpid())
 
 
 def missing() -> str:
@@ -91,7 +92,7 @@ class Link:
 @contextmanager
 def linked() -> Iterator[Link]:
     """A new namespace, whose link goes with it."""
-    number = next(_numbers)
+    number = next(_numbers) % 256
     name = f"fedphd-{os.getpid()}-{number}"
     _call("ip", "netns", "add", name)
     try:
