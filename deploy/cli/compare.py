@@ -126,8 +126,6 @@ def compare(
         common=common.fixed(),
         tuning=tuning,
     )
-    chosen = {table[name].topology for name in plan.methods}
-    flags.check_edges("flat" if chosen == {"flat"} else "hierarchical", values)
     comparison = Comparison(common, table, plan.extending(out), byte_reference)
     base = common.base()
     # Each seed has a split of its own; the first one stands for all.

@@ -30,6 +30,13 @@ def test_dry_run_prints_the_arithmetic_and_starts_nothing(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_edges_may_be_given_before_there_is_a_method_that_has_them(tmp_path: Path) -> None:
+    """Whoever adds one later must give the same settings as in the beginning."""
+    flags = ["--methods", "fedavg", "--edges", "3", "--seeds", "0"]
+    done = fedphd("compare", "--dry-run", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
