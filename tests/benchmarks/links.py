@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peers import CLIENT, RUN, measured, network, stock
+from peers import CLIENT, LARGE, RUN, measured, stock
 from support.links import Link, linked, missing
 from support.processes import Processes
 from support.site import Site
@@ -56,7 +56,7 @@ def ours(codecs: dict[str, str], *, flat: bool, links: list[Link], processes: Pr
     """Seconds of the second interval; the first link is the cloud's, where that is behind one."""
     waits = {key: value for key, value in PATIENT.items() if key.startswith("waits.")}
     run = {
-        **network(), **RUN, **waits, **{f"wire.{hop}": name for hop, name in codecs.items()},
+        **LARGE.settings(), **RUN, **waits, **{f"wire.{hop}": name for hop, name in codecs.items()},
         "topology": "flat" if flat else "hierarchical", "schedule.intervals": 2,
         "schedule.min_clients": CLIENTS, "schedule.num_edges": 1,
     }  # fmt: skip
@@ -89,7 +89,7 @@ def seconds_of(name: str, megabits_per_s: float) -> float:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         processes = stack.enter_context(Processes(folder))
         if name == "stock":
-            moments = stock(flat=True, links=links)(processes, 1)
+            moments = stock(LARGE, flat=True, links=links)(processes, 1)
             return moments[1] - moments[0]
         return ours(CODECS.get(name, {}), flat=flat, links=links, processes=processes)
 

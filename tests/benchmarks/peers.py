@@ -9,6 +9,7 @@ out. Flower's clients add a constant to the weights, ours take one step of SGD, 
 
     python tests/benchmarks/peers.py                       # all, about 15 minutes
     python tests/benchmarks/peers.py --only stock-flat,fp32,int8 --rounds 2
+    python tests/benchmarks/peers.py --small --rounds 10   # 11 MB, one client: latency
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from fedphd.common.unet.model import build_unet
 from fedphd.common.wire.messages import PACKAGE_VERSION
 
 STOCK = Path(__file__).with_name("stock")
-CLIENTS = 4
 WITHIN_S = 1800.0
+# As many images as the largest number of clients needs, two each.
 CLIENT: dict[str, Any] = {
     "num_threads": 1,
-    "data.partition.num_partitions": CLIENTS,
+    "data.partition.num_partitions": 4,
     "data.partition.kind": "iid",
-    "data.max_images": 2 * CLIENTS,
+    "data.max_images": 8,
 }
 RUN: dict[str, Any] = {
     "topology": "flat",
@@ -61,7 +62,6 @@ RUN: dict[str, Any] = {
     "training.optimizer": "sgd",
     "schedule.edge_rounds": 1,
     "schedule.participation": 1.0,
-    "schedule.min_clients": CLIENTS,
     "pruning.mode": "none",
     "evaluation.every_intervals": 1000,
     "evaluation.num_samples": 2,
@@ -72,13 +72,36 @@ RUN: dict[str, Any] = {
 }
 
 
+Run = Callable[[Processes, int], list[float]]
+
+
+@dataclass(frozen=True)
+class Load:
+    """A network and how many clients train it; ``preset`` is the network's, but for ``model``."""
+
+    title: str
+    preset: str
+    model: dict[str, Any]
+    clients: int
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the U-Net, whatever the images' size."""
+        loaded = load_config(CloudConfig, None, {"preset": self.preset, **self.model})
+        model = loaded.model.model_dump(mode="json")
+        return {f"model.{key}": value for key, value in model.items() if value is not None}
+
+
+LARGE = Load("143 MB, 4 clients", "cifar10", {}, clients=4)
+SMALL = Load("11 MB, 1 client", "digits", {"model.block_out_channels": [64, 128]}, clients=1)
+
+
 @dataclass(frozen=True)
 class Case:
     """One row of the table; ``run`` gives the moments at which rounds ended, s since 1970."""
 
     name: str
     title: str
-    run: Callable[[Processes, int], list[float]]
+    run: Run
 
 
 class Watch:
@@ -123,12 +146,12 @@ class Watch:
         self._thread.join()
 
 
-def stock(flat: bool, links: Sequence[Link] = ()) -> Callable[[Processes, int], list[float]]:
+def stock(load: Load, flat: bool, links: Sequence[Link] = ()) -> Run:
     """Flower's stock SuperLink, SuperNodes and FedAvg; each node behind a link, if there are."""
 
     def run(processes: Processes, rounds: int) -> list[float]:
         folder = processes.folder
-        config = load_config(CloudConfig, None, {"preset": "cifar10"})
+        config = load_config(CloudConfig, None, load.settings())
         state = build_unet(config.model, seed=0).state_dict()
         shapes, times = folder / "shapes.json", folder / "times"
         shapes.write_text(json.dumps({name: list(t.shape) for name, t in state.items()}), "utf-8")
@@ -138,8 +161,8 @@ def stock(flat: bool, links: Sequence[Link] = ()) -> Callable[[Processes, int], 
             "--control-api-address", control, "--serverappio-api-address", "127.0.0.1:0",
             "--fleet-api-address", f"{'0.0.0.0' if links else '127.0.0.1'}:{port}",
         )  # fmt: skip
-        clients = len(links) or CLIENTS
-        for link in links or [None] * CLIENTS:
+        clients = len(links) or load.clients
+        for link in links or [None] * clients:
             processes.start_flower(
                 "flower-supernode", "--insecure",
                 "--superlink", f"{link.outside if link else '127.0.0.1'}:{port}",
@@ -168,13 +191,7 @@ def stock(flat: bool, links: Sequence[Link] = ()) -> Callable[[Processes, int], 
     return run
 
 
-def network() -> dict[str, Any]:
-    """The settings of the U-Net for CIFAR-10, whatever the images' size."""
-    model = load_config(CloudConfig, None, {"preset": "cifar10"}).model.model_dump(mode="json")
-    return {f"model.{key}": value for key, value in model.items() if value is not None}
-
-
-def measured(site: Site, *, clients: int = CLIENTS) -> list[float]:
+def measured(site: Site, *, clients: int) -> list[float]:
     """The moments at which the intervals of ``site`` ended, s since 1970, once it has ended."""
     running = dict(site.programs)
     while running:
@@ -185,20 +202,19 @@ def measured(site: Site, *, clients: int = CLIENTS) -> list[float]:
                 del running[name]
         time.sleep(0.2)
     ended = site.events("interval")
-    if ended[0]["parameters"] < 35e6:
-        raise RuntimeError(f"not the network for CIFAR-10: {ended[0]['parameters']} parameters")
     if any(len(event["clients"]) < clients for event in ended):
         raise RuntimeError("not all clients trained in every round")
     return [float(event["time"]) for event in ended]
 
 
-def ours(down: str, up: str, *, tls: bool) -> Callable[[Processes, int], list[float]]:
+def ours(load: Load, down: str, up: str, *, tls: bool) -> Run:
     """This project's cloud and clients."""
 
     def run(processes: Processes, rounds: int) -> list[float]:
         settings = {
-            **network(),
+            **load.settings(),
             **RUN,
+            "schedule.min_clients": load.clients,
             **{"wire.client_down": down, "wire.client_up": up},
             "schedule.intervals": rounds + 1,
         }
@@ -207,31 +223,31 @@ def ours(down: str, up: str, *, tls: bool) -> Callable[[Processes, int], list[fl
             keys = processes.folder / "keys"
             command = [sys.executable, "-m", "fedphd.deploy.cli", "keys", "dev", "--edges", "0"]
             subprocess.run(
-                [*command, "--clients", str(CLIENTS)], cwd=processes.folder, check=True,
+                [*command, "--clients", str(load.clients)], cwd=processes.folder, check=True,
                 stdout=subprocess.DEVNULL,
             )  # fmt: skip
         site = Site(processes, settings, edges=(), keys=keys)
         site.start("cloud")
-        for number in range(CLIENTS):
+        for number in range(load.clients):
             site.start(f"client-{number}", **CLIENT)
-        return measured(site)
+        return measured(site, clients=load.clients)
 
     return run
 
 
-def cases() -> list[Case]:
+def cases(load: Load = LARGE) -> list[Case]:
     """All rows."""
     rows = [
-        Case("stock", "Flower 1.31, an array per tensor", stock(False)),
-        Case("stock-flat", "Flower 1.31, one flat array", stock(True)),
+        Case("stock", "Flower 1.31, an array per tensor", stock(load, False)),
+        Case("stock-flat", "Flower 1.31, one flat array", stock(load, True)),
     ]
     for name, down, up in (
         ("fp32", "fp32", "fp32"), ("bf16", "bf16", "bf16"), ("int8", "bf16", "int8"),
         ("int8-both", "int8", "int8"), ("int4", "bf16", "int4"),
     ):  # fmt: skip
         title = f"this project, {down} down, {up} up"
-        rows.append(Case(name, title, ours(down, up, tls=False)))
-        rows.append(Case(f"{name}-tls", f"{title}, TLS and keys", ours(down, up, tls=True)))
+        rows.append(Case(name, title, ours(load, down, up, tls=False)))
+        rows.append(Case(f"{name}-tls", f"{title}, TLS and keys", ours(load, down, up, tls=True)))
     return rows
 
 
@@ -276,15 +292,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", help="names, with commas: " + ", ".join(c.name for c in cases()))
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--small", action="store_true", help="11 MB and one client")
     arguments = parser.parse_args()
+    load = SMALL if arguments.small else LARGE
     names = arguments.only.split(",") if arguments.only else [case.name for case in cases()]
     print(f"{os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}, ")
     print(f"fedphd {PACKAGE_VERSION}; {arguments.rounds} rounds after the first; 143 MB take:")
     print(", ".join(f"{name} {seconds:.2f} s" for name, seconds in limits_s().items()), "\n")
-    print("| 143 MB, 4 clients | round, s (least, median, most) | of the first row | CPU s | GB |")
+    print(f"| {load.title} | round, s (least, median, most) | of the first row | CPU s | GB |")
     print("|---|---|---|---|---|", flush=True)
     first = None
-    for case in (case for case in cases() if case.name in names):
+    for case in (case for case in cases(load) if case.name in names):
         with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
             watch = Watch(processes)
             moments = case.run(processes, arguments.rounds)
@@ -293,10 +311,10 @@ def main() -> None:
         cpu_s = (watch.cpu_s(moments[-1]) - watch.cpu_s(moments[0])) / len(seconds)
         middle = median(seconds)
         first = first or middle
-        spread = f"{min(seconds):.1f}, {middle:.1f}, {max(seconds):.1f}"
+        spread = f"{min(seconds):.3g}, {middle:.3g}, {max(seconds):.3g}"
         ratio = f"{middle / first:.2f}"
         print(
-            f"| {case.title} | {spread} | {ratio} | {cpu_s:.1f} | {watch.gigabytes:.1f} |",
+            f"| {case.title} | {spread} | {ratio} | {cpu_s:.2g} | {watch.gigabytes:.1f} |",
             flush=True,
         )
 

@@ -29,5 +29,10 @@ def main(grid: Grid, context: Context) -> None:
             file.write(f"{time.time()}\n")
         return None
 
-    strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=clients)
+    strategy = FedAvg(
+        fraction_train=1.0,
+        fraction_evaluate=0.0,
+        min_available_nodes=clients,
+        min_train_nodes=clients,
+    )
     strategy.start(grid, ArrayRecord(state), num_rounds=int(config["rounds"]), evaluate_fn=note)
