@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Flower makes tensors only where torch is imported already.
+import torch  # noqa: F401
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
