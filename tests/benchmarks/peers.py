@@ -314,7 +314,7 @@ def main() -> None:
         spread = f"{min(seconds):.3g}, {middle:.3g}, {max(seconds):.3g}"
         ratio = f"{middle / first:.2f}"
         print(
-            f"| {case.title} | {spread} | {ratio} | {cpu_s:.2g} | {watch.gigabytes:.1f} |",
+            f"| {case.title} | {spread} | {ratio} | {cpu_s:.3g} | {watch.gigabytes:.1f} |",
             flush=True,
         )
 
