@@ -164,7 +164,7 @@ class FedPhD(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Give every edge the model and its order for the interval."""
+        """Give every edge the model, serialised in ``arrays``, and its order for the interval."""
         self._gather()
         self._watch = Stopwatch()
         interval = self.done + server_round

@@ -21,6 +21,7 @@ from fedphd.deploy.compare.budget import Budget, Workload, evaluation_period, me
 from fedphd.deploy.compare.methods import Method, default_settings
 from fedphd.deploy.compare.rows import Row
 from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, KIND, part_of_data
+from fedphd.deploy.launch.origin import DIRTY
 from fedphd.deploy.launch.runs import CONFIG, EVENTS, SIMULATION, open_client_data
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
@@ -125,8 +126,11 @@ class PlannedRun:
     def goes_on(self, origin: Mapping[str, str]) -> bool:
         """Whether what an interrupted run left can go on, by the code and machine of ``origin``.
 
-        Other settings, other data, another commit or machine would make numbers of two kinds.
+        Other settings, other data, another commit or machine would make numbers of two kinds; and
+        of a checkout with changes nobody knows whether it is still the same.
         """
+        if origin["commit"].endswith(DIRTY):
+            return False
         try:
             same = _read(self.folder / SIMULATION).get("origin") == origin
             return same and not differences(self._settings_of_folder(), self.decisive)

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 UNKNOWN = "unknown"
+# At the end of a commit whose checkout has other files.
+DIRTY = "-dirty"
 _GIT_S = 10.0
 _LIBRARIES = ("torch", "diffusers", "flwr")
 
@@ -16,7 +18,7 @@ def commit() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return UNKNOWN
-    describe = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty"]
+    describe = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", f"--dirty={DIRTY}"]
     try:
         done = subprocess.run([*describe, "--exclude=*"], capture_output=True, timeout=_GIT_S)
     except (OSError, subprocess.SubprocessError):

@@ -84,7 +84,12 @@ def test_a_run_goes_on_only_as_it_was_begun(common: CommonSettings) -> None:
     write_finished(run, distances=[9.0, 5.0])
     (run.folder / SUMMARY).unlink()
     assert run.goes_on(ORIGIN)
+    record = json.loads((run.folder / SIMULATION).read_text("utf-8"))
+    changed_checkout = {**ORIGIN, "commit": "abc123-dirty"}
     assert not run.goes_on({**ORIGIN, "commit": "def456"})
+    write_json(run.folder / SIMULATION, {**record, "origin": changed_checkout})
+    assert not run.goes_on(changed_checkout)
+    write_json(run.folder / SIMULATION, record)
     assert not planned(changed(common, **{"training.learning_rate": 0.01}))[0].goes_on(ORIGIN)
     others = SimulatedClients({SOURCE: "digits", CLASSES: 3})
     assert not planned(dataclasses.replace(common, clients=others))[0].goes_on(ORIGIN)
