@@ -75,7 +75,7 @@ def ours(codecs: dict[str, str], *, flat: bool, links: list[Link], processes: Pr
         reached = {"edges": [f"{link.outside}:{site.ports[hub]}"]}
         parts = {"data.partition.num_partitions": CLIENTS, "data.max_images": 2 * CLIENTS}
         site.start(f"client-{number}", **{**CLIENT, **parts, **patient, **reached})
-    moments = measured(site, clients=CLIENTS)
+    moments = measured(site, LARGE, clients=CLIENTS)
     return moments[1] - moments[0]
 
 

@@ -77,12 +77,16 @@ Run = Callable[[Processes, int], list[float]]
 
 @dataclass(frozen=True)
 class Load:
-    """A network and how many clients train it; ``preset`` is the network's, but for ``model``."""
+    """A network and how many clients train it; ``preset`` is the network's, but for ``model``.
+
+    ``least_parameters`` makes sure that it is this network that was measured.
+    """
 
     title: str
     preset: str
     model: dict[str, Any]
     clients: int
+    least_parameters: float
 
     def settings(self) -> dict[str, Any]:
         """The settings of the U-Net, whatever the images' size."""
@@ -91,8 +95,11 @@ class Load:
         return {f"model.{key}": value for key, value in model.items() if value is not None}
 
 
-LARGE = Load("143 MB, 4 clients", "cifar10", {}, clients=4)
-SMALL = Load("11 MB, 1 client", "digits", {"model.block_out_channels": [64, 128]}, clients=1)
+LARGE = Load("143 MB, 4 clients", "cifar10", {}, clients=4, least_parameters=35e6)
+SMALL = Load(
+    "11 MB, 1 client", "digits", {"model.block_out_channels": [64, 128]},
+    clients=1, least_parameters=2.7e6,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ def stock(load: Load, flat: bool, links: Sequence[Link] = ()) -> Run:
     return run
 
 
-def measured(site: Site, *, clients: int) -> list[float]:
+def measured(site: Site, load: Load, *, clients: int | None = None) -> list[float]:
     """The moments at which the intervals of ``site`` ended, s since 1970, once it has ended."""
     running = dict(site.programs)
     while running:
@@ -202,7 +209,9 @@ def measured(site: Site, *, clients: int) -> list[float]:
                 del running[name]
         time.sleep(0.2)
     ended = site.events("interval")
-    if any(len(event["clients"]) < clients for event in ended):
+    if (found := ended[0]["parameters"]) < load.least_parameters:
+        raise RuntimeError(f"not the network of {load.title}: {found} parameters")
+    if any(len(event["clients"]) < (clients or load.clients) for event in ended):
         raise RuntimeError("not all clients trained in every round")
     return [float(event["time"]) for event in ended]
 
@@ -230,7 +239,7 @@ def ours(load: Load, down: str, up: str, *, tls: bool) -> Run:
         site.start("cloud")
         for number in range(load.clients):
             site.start(f"client-{number}", **CLIENT)
-        return measured(site, clients=load.clients)
+        return measured(site, load)
 
     return run
 
