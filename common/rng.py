@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,14 @@ def generator(*parts: int | str) -> "torch.Generator":
     import torch
 
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def permutation(num: int, *parts: int | str) -> NDArray[np.int64]:
+    """The numbers from 0 to ``num`` - 1 in a random order, (num,), by ``generator(*parts)``."""
+    import torch
+
+    order: NDArray[np.int64] = torch.randperm(num, generator=generator(*parts)).numpy()
+    return order
 
 
 def numpy_generator(*parts: int | str) -> np.random.Generator:

@@ -298,9 +298,9 @@ def _device(device: str) -> Check:
 
 def _data(config: ClientConfig) -> Check:
     def opened() -> str:
-        from fedphd.common.data.images import LabelledImages
+        from fedphd.common.data.labelled import LabelledData
 
-        data = LabelledImages(config.data)
+        data = LabelledData(config.data)
         classes = len(set(data.labels.tolist()))
         return f"{len(data.train_indices)} images of {classes} classes to train on"
 

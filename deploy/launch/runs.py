@@ -218,11 +218,11 @@ def check_data(config: CloudConfig) -> None:
 
         check_features(evaluation)
     if evaluation.reference:
-        # Imported here, since it takes seconds and an edge does not need it.
-        from fedphd.common.data.images import LabelledImages
+        # What is imported here takes time, and an edge does not need it.
+        from fedphd.common.data.labelled import LabelledData
 
         with within("evaluation.reference"):
-            LabelledImages(evaluation.reference).check_covers(config.num_classes)
+            LabelledData(evaluation.reference).check_covers(config.num_classes)
 
 
 @dataclass(frozen=True)
@@ -245,10 +245,10 @@ def open_client_data(data: DataConfig, num_classes: int | None = None) -> Split:
 
     Raises ConfigError if it cannot be read or cut, or has more than ``num_classes`` classes.
     """
-    from fedphd.common.data.images import LabelledImages
+    from fedphd.common.data.labelled import LabelledData
 
     with within("data"):
-        opened = LabelledImages(data)
+        opened = LabelledData(data)
         if num_classes is not None:
             opened.check_classes(num_classes)
     return Split(opened.partition_name or "whole data set", opened.part_sizes)

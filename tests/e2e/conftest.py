@@ -1,4 +1,4 @@
-"""Processes that end with their test, and a finished run that several tests compare with."""
+"""Processes that end with their test, a browser, a finished run that several tests compare with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium.webdriver import Chrome
+from support.browser import browser
 from support.processes import SLOW_S, Processes
 from support.same import Outcome, run
 
@@ -15,6 +17,12 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     """Starts programs in ``tmp_path``; nothing of them is left when the test ends."""
     with Processes(tmp_path) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    with browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="session")

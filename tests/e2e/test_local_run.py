@@ -13,6 +13,9 @@ import pytest
 import torch
 from diffusers import DDIMPipeline
 from safetensors.torch import load_file
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from support.browser import check_page
 from support.processes import Processes, command_of, connections
 from support.tiny import CLASSES_PER_CLIENT, PRUNED_WIDTHS, TINY, WIDTHS, events, flags
 
@@ -208,3 +211,14 @@ def test_our_bytes_are_those_that_flower_counted(run: Run) -> None:
     # Flower counts the envelopes, the greetings and the farewells as well.
     assert moved["edge_cloud"] == pytest.approx(counted[0], rel=0.02)
     assert moved["client_edge"] == pytest.approx(counted[1], rel=0.02)
+
+
+def test_it_leaves_a_page(driver: Chrome, run: Run) -> None:
+    check_page(driver, run.folder / "report.html")
+    assert "Finished" in driver.find_element(By.TAG_NAME, "h1").text
+    # Three clients at two edges, three intervals of two edge rounds.
+    heat = driver.find_element(By.CSS_SELECTOR, "#places figure svg").get_attribute("aria-label")
+    assert "3 clients trained in edge rounds 1 to 6" in str(heat)
+    # Before training, the first grid, and the evaluation at the end.
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#samples .strip li")) == 3
+    assert "conv_in" in str(driver.find_element(By.ID, "pruning").get_attribute("textContent"))

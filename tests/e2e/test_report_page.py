@@ -1,32 +1,21 @@
-"""The pages in a real browser: of a real run, of one with everything on it, of a comparison."""
+"""The pages in a real browser: of a run with everything on it, of a comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from support.browser import addresses, browser, complaints, low_contrasts, prefer, resize
+from support.browser import check_page, complaints, opened
 from support.finished import comparison, write_finished
-from support.same import Outcome
 from support.told import write_told
 
 from fedphd.common.events import Verdict
 from fedphd.deploy.compare.plan import CommonSettings
 from fedphd.deploy.report.page import write_report
 from fedphd.deploy.simulation.run_config import SimulatedClients
-
-SCHEMES = ("light", "dark")
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    with browser(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -49,41 +38,6 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(path for path in made.report({}, command="c") if path.name == "report.html")
 
 
-def opened(driver: Chrome, path: Path) -> Chrome:
-    """The page, with nothing logged before it."""
-    driver.get("about:blank")
-    complaints(driver)
-    addresses(driver)
-    resize(driver, 1280)
-    prefer(driver, "light")
-    driver.get(path.absolute().as_uri())
-    return driver
-
-
-def check_page(driver: Chrome, path: Path) -> None:
-    """What holds of every page."""
-    opened(driver, path)
-    assert {address.partition(":")[0] for address in addresses(driver)} <= {"file", "data"}
-    driver.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
-    for width in (1280, 400):
-        resize(driver, width)
-        wide: int = driver.execute_script("return document.documentElement.scrollWidth")
-        assert wide <= width
-    for scheme in SCHEMES:
-        prefer(driver, scheme)
-        number, low = low_contrasts(driver)
-        assert number > 40
-        assert low == [], scheme
-    for picture in driver.find_elements(By.CSS_SELECTOR, "img, figure svg"):
-        assert picture.get_attribute("alt") or picture.get_attribute("aria-label")
-        assert picture.get_attribute("aria-label") or natural_width(driver, picture) > 0
-    assert complaints(driver) == []
-
-
-def natural_width(driver: Chrome, image: Any) -> int:
-    return int(driver.execute_script("return arguments[0].naturalWidth", image))
-
-
 def test_a_run_with_everything_on_it(driver: Chrome, told: Path) -> None:
     check_page(driver, told)
 
@@ -91,17 +45,6 @@ def test_a_run_with_everything_on_it(driver: Chrome, told: Path) -> None:
 def test_a_run_that_failed(driver: Chrome, tmp_path: Path) -> None:
     folder = write_told(tmp_path / "run", intervals=1, verdict=Verdict(4, "too few edges"))
     check_page(driver, write_report(folder))
-
-
-def test_a_real_run_leaves_its_page(driver: Chrome, local_run: Outcome) -> None:
-    check_page(driver, local_run.folder / "report.html")
-    assert "Finished" in driver.find_element(By.TAG_NAME, "h1").text
-    # Three clients at two edges, two intervals of two edge rounds.
-    heat = driver.find_element(By.CSS_SELECTOR, "#places figure svg").get_attribute("aria-label")
-    assert "3 clients trained in edge rounds 1 to 4" in str(heat)
-    # Before training, the first grid, and the evaluation at the end.
-    assert len(driver.find_elements(By.CSS_SELECTOR, "#samples .strip li")) == 3
-    assert "conv_in" in str(driver.find_element(By.ID, "pruning").get_attribute("textContent"))
 
 
 def test_a_comparison(driver: Chrome, compared: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -107,3 +108,38 @@ def low_contrasts(driver: Chrome) -> tuple[int, list[Any]]:
     """How many contrasts were measured, and (what, ratio, least) of those that are too low."""
     found = driver.execute_script(_CONTRAST)
     return len(found), [entry for entry in found if entry[1] < entry[2]]
+
+
+def opened(driver: Chrome, path: Path) -> Chrome:
+    """The page, with nothing logged before it."""
+    driver.get("about:blank")
+    complaints(driver)
+    addresses(driver)
+    resize(driver, 1280)
+    prefer(driver, "light")
+    driver.get(path.absolute().as_uri())
+    return driver
+
+
+def check_page(driver: Chrome, path: Path) -> None:
+    """What holds of every page."""
+    opened(driver, path)
+    assert {address.partition(":")[0] for address in addresses(driver)} <= {"file", "data"}
+    driver.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+    for width in (1280, 400):
+        resize(driver, width)
+        wide: int = driver.execute_script("return document.documentElement.scrollWidth")
+        assert wide <= width
+    for scheme in ("light", "dark"):
+        prefer(driver, scheme)
+        number, low = low_contrasts(driver)
+        assert number > 40
+        assert low == [], scheme
+    for picture in driver.find_elements(By.CSS_SELECTOR, "img, figure svg"):
+        assert picture.get_attribute("alt") or picture.get_attribute("aria-label")
+        assert picture.get_attribute("aria-label") or _natural_width(driver, picture) > 0
+    assert complaints(driver) == []
+
+
+def _natural_width(driver: Chrome, image: Any) -> int:
+    return int(driver.execute_script("return arguments[0].naturalWidth", image))

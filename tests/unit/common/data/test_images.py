@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fedphd.common.config.data import DataConfig, PartitionConfig
-from fedphd.common.data import images as data_module
+from fedphd.common.data import labelled
 from fedphd.common.data.images import ImageSet, LabelledImages, to_model_range
 from fedphd.common.data.partition import all_parts, partition_name
 from fedphd.common.errors import ConfigError
@@ -146,7 +146,7 @@ def test_the_hash_of_a_split_is_over_lengths_and_positions() -> None:
 
 def test_opened_images_name_their_split(caplog: pytest.LogCaptureFixture) -> None:
     config = DataConfig(partition=PartitionConfig(partition_id=1))
-    with caplog.at_level(logging.INFO, logger="fedphd.common.data.images"):
+    with caplog.at_level(logging.INFO, logger="fedphd.common.data.labelled"):
         opened = LabelledImages(config)
     assert opened.part_sizes == (180, 360, 363, 360, 354, 180)
     assert caplog.messages == [f"part 1 of {opened.partition_name}: 360 images"]
@@ -275,7 +275,7 @@ def test_images_become_the_wanted_mode_and_size_and_the_log_says_so_once(
     red.paste((0, 0, 255), (0, 0, 16, 4))  # outside the central square
     table([0, 1], [red, red.copy()]).save_to_disk(tmp_path / "saved")
     config = DataConfig(source=str(tmp_path / "saved"))
-    with caplog.at_level(logging.INFO, logger="fedphd.common.data.images"):
+    with caplog.at_level(logging.INFO, logger="fedphd.common.data.labelled"):
         colour = load(config, channels=3)
     assert colour.images.shape == (2, 3, 8, 8)
     assert colour.images[0, :, 4, 4].tolist() == [200, 0, 0]
@@ -376,7 +376,7 @@ def test_a_process_with_many_parts_cuts_the_data_once(
         cuts.append(config.num_partitions)
         return all_parts(labels, config)
 
-    monkeypatch.setattr(data_module, "all_parts", counted)
+    monkeypatch.setattr(labelled, "all_parts", counted)
     path = tmp_path / "some.parquet"
     table([n % 5 for n in range(25)]).to_parquet(str(path))
     found = []

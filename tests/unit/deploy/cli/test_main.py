@@ -253,10 +253,17 @@ def test_commands_start_without_the_heavy_libraries() -> None:
     code = (
         "import sys, fedphd.deploy.cli.main\n"
         "heavy = {'torch', 'diffusers', 'flwr', 'datasets', 'matplotlib', 'jinja2'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        # A launcher stays for the whole run, with all that it has imported.
+        "from fedphd.common.config.data import DataConfig, PartitionConfig\n"
+        "from fedphd.common.config.roles import CloudConfig\n"
+        "from fedphd.deploy.launch.runs import check_data, open_client_data\n"
+        "check_data(CloudConfig())\n"
+        "open_client_data(DataConfig(partition=PartitionConfig()), 10)\n"
+        "print('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "[]\n"
+    assert run.stdout == "[]\nFalse\n"
 
 
 def test_flags_that_were_not_given_override_nothing() -> None:
