@@ -14,6 +14,7 @@ from fedphd.common.events import Verdict, read_verdict, write_json, write_verdic
 from fedphd.common.history.events import Started, Tail
 from fedphd.common.history.status import StatusBoard
 from fedphd.deploy.launch.health import serving
+from fedphd.deploy.launch.needs import kills_for_memory
 from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.refusals import Refusals
 from fedphd.deploy.launch.runs import (
@@ -156,6 +157,7 @@ def serve(
     tail.skip(file.events_size)
     pid: int | None = None
     submitted_s = watched_s = time.monotonic()
+    kills = kills_for_memory()
     while True:
         # Read before the events: the verdict is written last, so all events are shown first.
         verdict = read_verdict(path)
@@ -177,7 +179,7 @@ def serve(
             for watch in watches:
                 watch()
         link.check_alive()
-        check_serverapp(pid, submitted_s, link, file)
+        check_serverapp(pid, submitted_s, link, file, kills)
         time.sleep(POLL_S)
 
 
@@ -205,10 +207,13 @@ def check_asked_for(verdict: Verdict, stop: threading.Event, link: SuperLink) ->
         )
 
 
-def check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file: RoleFile) -> None:
+def check_serverapp(
+    pid: int | None, submitted_s: float, link: SuperLink, file: RoleFile, kills: int
+) -> None:
     """Raise FedPhDError if the ServerApp died, StartError if it did not start in time.
 
-    ``pid`` is its process, once it has started; ``submitted_s`` is of the monotonic clock.
+    ``pid`` is its process, once it has started; ``submitted_s`` is of the monotonic clock, and
+    ``kills`` are those for lack of memory that there were then.
     """
     if pid is None and time.monotonic() - submitted_s > SERVERAPP_S:
         raise StartError(f"the ServerApp did not start within {SERVERAPP_S:g} s; see {link.log}")
@@ -216,9 +221,15 @@ def check_serverapp(pid: int | None, submitted_s: float, link: SuperLink, file: 
         printed = link.run_log()
         flower_log = Path(file.verdict).parent / FLOWER_LOG
         flower_log.write_text(printed, encoding="utf-8")
+        reason = "died without a verdict"
+        if kills_for_memory() > kills:
+            reason += (
+                "; this machine's kernel has meanwhile ended a process for lack of memory (dmesg "
+                "says which). The last that was printed"
+            )
         raise FedPhDError(
-            f"the ServerApp (process {pid}) died without a verdict: {last_line(printed)}; "
-            f"see {file.log} and {flower_log}"
+            f"the ServerApp (process {pid}) {reason}: {last_line(printed)}; see {file.log} and "
+            f"{flower_log}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a federation of processes needs of this machine, said before it starts."""
+"""What a federation of processes needs of this machine, and whether it had too little of it."""
 
 import os
 from contextlib import suppress
@@ -47,3 +47,12 @@ def available_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def kills_for_memory() -> int:
+    """How many processes the kernel has ended for lack of memory so far; 0 if unknown."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text("ascii").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

@@ -25,6 +25,7 @@ from fedphd.deploy.launch.launchers import (
     run_edge,
     stop_on_signal,
 )
+from fedphd.deploy.launch.needs import kills_for_memory
 from fedphd.deploy.launch.runs import RoleFile, discard, new_run_dir, run_folder
 from fedphd.deploy.launch.superlink import SuperLink
 
@@ -175,16 +176,29 @@ def test_serverapp_that_dies_is_reported_with_what_it_printed(tmp_path: Path) ->
         ended.wait()
     file = RoleFile.of("cloud", load_config(CloudConfig), tmp_path)
     link = cast(SuperLink, PrintingLink())
+    kills = kills_for_memory()
     text = r"died without a verdict: RuntimeError: Simulation Engine crashed.; see .*cloud.log and "
     with pytest.raises(FedPhDError, match=text + ".*flower.log"):
-        check_serverapp(ended.pid, 0.0, link, file)
+        check_serverapp(ended.pid, 0.0, link, file, kills)
     assert (tmp_path / "flower.log").read_text("utf-8") == link.run_log()
     # Another start's verdict is not this one's.
     write_verdict(tmp_path / "verdict.json", Verdict())
     with pytest.raises(FedPhDError, match=text):
-        check_serverapp(ended.pid, 0.0, link, file)
+        check_serverapp(ended.pid, 0.0, link, file, kills)
     write_verdict(Path(file.verdict), Verdict())
-    check_serverapp(ended.pid, 0.0, link, file)
+    check_serverapp(ended.pid, 0.0, link, file, kills)
+
+
+def test_a_lack_of_memory_is_named_where_a_serverapp_died(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    file = RoleFile.of("cloud", load_config(CloudConfig), tmp_path)
+    # As if there had been one fewer when it was started.
+    with pytest.raises(FedPhDError, match="ended a process for lack of memory") as caught:
+        check_serverapp(
+            ended.pid, 0.0, cast(SuperLink, PrintingLink()), file, kills_for_memory() - 1
+        )
+    assert "The last that was printed: RuntimeError: Simulation" in str(caught.value)
 
 
 def test_interrupted_process_ends_within_its_handler(tmp_path: Path) -> None:
