@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,31 +213,50 @@ def open_split(config: CloudConfig, data: Mapping[str, Any]) -> Split:
             raise ConfigError(f"{error}; the flags are {flags}") from error
 
 
+NoteOf = Callable[[CloudConfig], str | None]
+
+
 def load_federation(
-    path: Path | None, values: dict[str, Any], data: Mapping[str, Any], *, dry_run: bool
+    path: Path | None,
+    values: dict[str, Any],
+    data: Mapping[str, Any],
+    *,
+    dry_run: bool,
+    note_of: NoteOf = lambda _: None,
 ) -> tuple[CloudConfig, Mapping[str, Any], Split]:
     """Load a whole federation's configuration, as ``load_config``, and open its data.
 
-    A dry run prints the configuration and ends here with success.
+    A dry run prints the configuration, beside it what ``note_of`` it there is to say, and ends
+    here with success.
     """
     config = load_config(CloudConfig, path, values)
     check_edges(config.topology, values)
     split = open_split(config, data)
     if dry_run:
         # Standard output is the configuration alone.
-        print(f"data      {split}", file=sys.stderr, flush=True)
+        for line in lines_before(split, note_of(config)):
+            print(line, file=sys.stderr, flush=True)
     end_dry_run(config, dry_run=dry_run)
     return config, data, split
 
 
+def lines_before(split: Split, note: str | None) -> list[str]:
+    """What is said of a run before it starts."""
+    return [f"data      {split}", *([f"note      {note}"] if note else [])]
+
+
 @dataclass(frozen=True)
 class Federation:
-    """A whole federation's run: its configuration, its clients' data, and where it goes on."""
+    """A whole federation's run: its configuration, its clients' data, and where it goes on.
+
+    ``note`` is what there is to say before it starts.
+    """
 
     config: CloudConfig
     data: Mapping[str, Any]
     split: Split
     resumed: Path | None = None
+    note: str | None = None
 
     @classmethod
     def load(
@@ -248,20 +267,23 @@ class Federation:
         *,
         dry_run: bool,
         resumed: Path | None,
+        note_of: NoteOf = lambda _: None,
     ) -> Self:
         """As ``load_federation``; a run that goes on has its own settings unless they are given.
 
         Raises ConfigError that names what is given otherwise than it was.
         """
         if resumed is None:
-            return cls(*load_federation(path, values, data, dry_run=dry_run))
+            loaded = load_federation(path, values, data, dry_run=dry_run, note_of=note_of)
+            return cls(*loaded, note=note_of(loaded[0]))
         before, data_before = stored_config(resumed), stored_data(resumed)
         config = load_config(CloudConfig, path, values) if path or values else before
         check_unchanged(resumed, before, config)
         if path or values:
             check_same_data(resumed, data_before, data)
         end_dry_run(config, dry_run=dry_run)
-        return cls(config, data_before, open_split(config, data_before), resumed)
+        split = open_split(config, data_before)
+        return cls(config, data_before, split, resumed, note_of(config))
 
     @contextmanager
     def begin(self, run_dir: Path | None, *, plain: bool, report: bool) -> Iterator["Begun"]:
@@ -277,7 +299,8 @@ class Federation:
             begun = Begun(folder, stop, say)
             try:
                 with shown(folder, say, self.config, plain=plain) as begun.say:
-                    begun.say(f"data      {self.split}")
+                    for line in lines_before(self.split, self.note):
+                        begun.say(line)
                     yield begun
             except FedPhDError as error:
                 begun.verdict = Verdict(exit_code_of(error), str(error))

@@ -26,7 +26,7 @@ from fedphd.deploy.cli.top import top
 from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.local import run_local
-from fedphd.deploy.launch.needs import advice, available_memory, cores
+from fedphd.deploy.launch.needs import advice_here
 from fedphd.deploy.launch.resuming import check_unchanged, rewind, stored_config
 from fedphd.deploy.launch.runs import VERDICT, check_data, discard, open_client_data, run_folder
 from fedphd.deploy.launch.versions import check_flower
@@ -231,11 +231,10 @@ def local(
         preset, num_edges, num_clients, data, classes_per_client, settings
     )
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
-    run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
+    run = flags.Federation.load(
+        config, values, of_data, dry_run=dry_run, resumed=former, note_of=advice_here
+    )
     with run.begin(run_dir, plain=plain, report=report) as begun:
-        needs = advice(run.config, cores=cores(), free_bytes=available_memory())
-        if needs:
-            begun.say(f"note      {needs}")
         begun.verdict = run_local(
             run.config,
             data=run.data,

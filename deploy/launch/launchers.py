@@ -33,6 +33,8 @@ POLL_S = 0.1
 WATCH_S = 1.0
 # Imports and, in a simulation, Ray: 10 s on a quiet machine, over 60 s were seen on a busy one.
 SERVERAPP_S = 180.0
+# Ray's words for its own limit, which cannot be set.
+RAY_TOO_SLOW = "The current node timed out during startup"
 GRACE_S = 2.5
 ASKED_S = 1.0
 FLOWER_TRAFFIC = "flower_traffic.json"
@@ -210,7 +212,7 @@ def check_asked_for(verdict: Verdict, stop: threading.Event, link: SuperLink) ->
 def check_serverapp(
     pid: int | None, submitted_s: float, link: SuperLink, file: RoleFile, kills: int
 ) -> None:
-    """Raise FedPhDError if the ServerApp died, StartError if it did not start in time.
+    """Raise FedPhDError if the ServerApp died, StartError if it or Ray did not start in time.
 
     ``pid`` is its process, once it has started; ``submitted_s`` is of the monotonic clock, and
     ``kills`` are those for lack of memory that there were then.
@@ -221,16 +223,20 @@ def check_serverapp(
         printed = link.run_log()
         flower_log = Path(file.verdict).parent / FLOWER_LOG
         flower_log.write_text(printed, encoding="utf-8")
+        see = f"see {file.log} and {flower_log}"
+        if RAY_TOO_SLOW in printed:
+            raise StartError(
+                "Ray did not start within its limit of 30 s: this machine is too busy, or short of "
+                "memory; try again when it is less so, or start Ray before, by `ray start --head "
+                f"--port 6379`, and add --ray-address 127.0.0.1:6379; {see}"
+            )
         reason = "died without a verdict"
         if kills_for_memory() > kills:
             reason += (
                 "; this machine's kernel has meanwhile ended a process for lack of memory (dmesg "
                 "says which). The last that was printed"
             )
-        raise FedPhDError(
-            f"the ServerApp (process {pid}) {reason}: {last_line(printed)}; see {file.log} and "
-            f"{flower_log}"
-        )
+        raise FedPhDError(f"the ServerApp (process {pid}) {reason}: {last_line(printed)}; {see}")
 
 
 def end_serverapp(pid: int | None, verdict: Path, *, grace_s: float = GRACE_S) -> None:

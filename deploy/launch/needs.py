@@ -35,6 +35,11 @@ def advice(config: CloudConfig, *, cores: int, free_bytes: int) -> str | None:
     )
 
 
+def advice_here(config: CloudConfig) -> str | None:
+    """``advice`` for this machine, as it is now."""
+    return advice(config, cores=cores(), free_bytes=available_memory())
+
+
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

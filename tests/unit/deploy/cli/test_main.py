@@ -22,6 +22,7 @@ from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, lo
 from fedphd.common.config.text import parse_settings
 from fedphd.deploy.cli.flags import overrides
 from fedphd.deploy.cli.main import app
+from fedphd.deploy.launch.needs import CLIENTS_PER_CORE, cores
 
 ROLES: dict[str, type[Section]] = {
     "cloud": CloudConfig,
@@ -55,6 +56,8 @@ def test_dry_run_prints_the_configuration_and_starts_nothing(role: str, tmp_path
     assert done.returncode == 0
     # Only the launcher of clients knows how their data is split.
     split = r"data      digits-pathological-2x6-seed0-[0-9a-f]{8}: 180 to 363 images per client\n"
+    # On a machine that is short of memory.
+    split += r"(note .*\n)?"
     assert re.fullmatch(split if role == "local" else "", done.stderr)
     plain = [f"{key}=true" for key in INSECURE[role]]
     expected = load_config(ROLES[role], overrides={"num_threads": 3, **parse_settings(plain)})
@@ -280,6 +283,15 @@ def test_a_number_of_edges_beside_a_flat_federation_is_refused(tmp_path: Path) -
         "set topology=hierarchical"
     ) in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_says_what_many_processes_need(tmp_path: Path) -> None:
+    many = str(CLIENTS_PER_CORE * cores() + 1)
+    done = fedphd("local", "--clients", many, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"note      {int(many) + 3} processes on {cores()} core(s) need about ")
+    assert json.loads(done.stdout)["schedule"]["min_clients"] == int(many)
 
 
 def test_clients_that_leave_classes_out_are_told_the_flags(tmp_path: Path) -> None:

@@ -167,8 +167,11 @@ def test_names_are_bound_where_real_nodes_have_keys(tmp_path: Path) -> None:
 class PrintingLink:
     """The part of a SuperLink that tells what its run printed."""
 
+    def __init__(self, before: str = "") -> None:
+        self._before = before
+
     def run_log(self) -> str:
-        return "Traceback ...\nRuntimeError: Simulation Engine crashed.\n\n"
+        return f"{self._before}\nTraceback ...\nRuntimeError: Simulation Engine crashed.\n\n"
 
 
 def test_serverapp_that_dies_is_reported_with_what_it_printed(tmp_path: Path) -> None:
@@ -199,6 +202,15 @@ def test_a_lack_of_memory_is_named_where_a_serverapp_died(tmp_path: Path) -> Non
             ended.pid, 0.0, cast(SuperLink, PrintingLink()), file, kills_for_memory() - 1
         )
     assert "The last that was printed: RuntimeError: Simulation" in str(caught.value)
+
+
+def test_a_ray_that_is_too_slow_is_named(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    file = RoleFile.of("simulation", load_config(CloudConfig), tmp_path)
+    said = "Exception: The current node timed out during startup. This could happen because ..."
+    with pytest.raises(StartError, match="Ray did not start within its limit of 30 s"):
+        check_serverapp(ended.pid, 0.0, cast(SuperLink, PrintingLink(said)), file, 0)
 
 
 def test_interrupted_process_ends_within_its_handler(tmp_path: Path) -> None:
