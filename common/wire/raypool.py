@@ -1,4 +1,4 @@
-"""Flower's simulation where one of Ray's actors is lost, as on a cluster that loses a machine.
+"""Flower's simulation where one of Ray's actors is lost, with its machine or for lack of memory.
 
 Flower hands a lost actor the next message, and the next: it fails at once, is idle again, and so
 takes nearly every message of the run. Here it leaves the pool, and another takes its place as soon
@@ -14,6 +14,7 @@ from typing import Any, Final
 _WAIT_S: Final = 60.0
 # Between two tries to start an actor.
 _PAUSE_S: Final = 1.0
+_SHORT_OF_MEMORY: Final = "its process was ended by Ray, since the machine is short of memory"
 
 
 def replace_lost_actors() -> None:
@@ -21,8 +22,10 @@ def replace_lost_actors() -> None:
     # Only a simulation has Ray, which takes a second to import.
     import ray
     from flwr.simulation.ray_transport.ray_actor import BasicActorPool
-    from ray.exceptions import RayActorError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
+    # Where memory runs short, Ray ends actors before the system does.
+    is_lost = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
     if hasattr(BasicActorPool, "replaces_lost_actors"):
         return
     fetch = BasicActorPool.fetch_result_and_return_actor_to_pool
@@ -43,10 +46,10 @@ def replace_lost_actors() -> None:
             # run's configuration with it, which is some 10 kB.
             context.run_config = same.setdefault(str(context.run_config), context.run_config)
             return message, context
-        except RayActorError:
+        except is_lost as error:
             with changed:
                 lost.add(future)
-            raise
+            raise _shortened(error) from None
 
     def given_back(pool: BasicActorPool, future: Any) -> None:
         with changed:
@@ -68,7 +71,7 @@ def replace_lost_actors() -> None:
                 # message to the actor would wait as long.
                 ray.get(actor.__ray_ready__.remote())
                 break
-            except RayActorError:
+            except is_lost:
                 # Lost again, before it was there.
                 time.sleep(_PAUSE_S)
         with changed:
@@ -81,3 +84,13 @@ def replace_lost_actors() -> None:
     mended.fetch_result_and_return_actor_to_pool = fetched
     mended.add_actor_back_to_pool = given_back
     mended.replaces_lost_actors = True
+
+
+def _shortened(error: Exception) -> Exception:
+    """The error, without the page that Ray writes on a lack of memory for each client."""
+    from ray.exceptions import OutOfMemoryError
+
+    if not isinstance(error, OutOfMemoryError):
+        return error
+    short: Exception = OutOfMemoryError(_SHORT_OF_MEMORY)  # type: ignore[no-untyped-call]
+    return short

@@ -13,7 +13,7 @@ import pytest
 import ray
 from flwr.app import Context, RecordDict
 from flwr.simulation.ray_transport.ray_actor import BasicActorPool
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from support.waiting import wait_until
 
 from fedphd.common.wire.raypool import replace_lost_actors
@@ -30,10 +30,12 @@ class Player:
             os.remove(fragile)
             os._exit(1)
 
-    def run(self, dies: bool, message: str, cid: str, context: Context) -> tuple[str, int, Context]:
+    def run(self, end: str, message: str, cid: str, context: Context) -> tuple[str, int, Context]:
         """What Flower's actor is called with, and answers, as far as the pool looks at it."""
-        if dies:
+        if end == "dies":
             os._exit(1)
+        if end == "short":
+            raise OutOfMemoryError("Memory on the node was 22.37GB / 23.54GB ... and so on")
         return cid, os.getpid(), context
 
 
@@ -56,19 +58,19 @@ def pool_of(fragile: Path) -> Any:
     return pool
 
 
-def submitted(pool: Any, *, dies: bool = False) -> Any:
+def submitted(pool: Any, end: str = "") -> Any:
     # Each message brings a context with a configuration of its own.
     context = Context(1, 2, {}, RecordDict(), {"preset": "digits"})
-    return pool.submit(lambda actor, *job: actor.run.remote(*job), (dies, "message", "0", context))
+    return pool.submit(lambda actor, *job: actor.run.remote(*job), (end, "message", "0", context))
 
 
-def played(pool: Any, *, dies: bool = False) -> tuple[int, Context]:
+def played(pool: Any, end: str = "") -> tuple[int, Context]:
     """The actor's process and the context, by the calls that Flower's backend makes."""
-    future = submitted(pool, dies=dies)
+    future = submitted(pool, end)
     try:
         pid, context = pool.fetch_result_and_return_actor_to_pool(future)
         return int(pid), context
-    except RayActorError:
+    except RayError:
         pool.add_actor_back_to_pool(future)
         raise
 
@@ -81,7 +83,7 @@ def test_a_lost_actor_is_replaced_also_by_one_that_is_lost_as_it_starts(tmp_path
     before = {pool.fetch_result_and_return_actor_to_pool(future)[0] for future in futures}
     fragile.touch()
     with pytest.raises(RayActorError):
-        played(pool, dies=True)
+        played(pool, "dies")
     # Whoever is lost answers nothing more: the other one does, until there are two again.
     assert pool.num_actors == ACTORS - 1
     (pid, context), (_, again) = played(pool), played(pool)
@@ -97,3 +99,16 @@ def test_a_lost_actor_is_replaced_also_by_one_that_is_lost_as_it_starts(tmp_path
     after = {pid for _, pid, _ in ray.get([submitted(pool) for _ in range(ACTORS)])}
     assert len(after) == ACTORS
     assert len(after & before) == 1
+
+
+def test_an_actor_that_was_ended_for_lack_of_memory_is_replaced(tmp_path: Path) -> None:
+    replace_lost_actors()
+    pool = pool_of(tmp_path / "fragile")
+    before = {played(pool)[0] for _ in range(2 * ACTORS)}
+    with pytest.raises(OutOfMemoryError, match=r"^its process was ended by Ray, since the machine"):
+        played(pool, "short")
+    assert pool.num_actors == ACTORS - 1
+    wait_until(lambda: pool.num_actors == ACTORS)
+    after = {pid for _, pid, _ in ray.get([submitted(pool) for _ in range(ACTORS)])}
+    assert len(after) == ACTORS
+    assert after - before
