@@ -49,6 +49,7 @@ def comparison_page(
         "scale": [*table.scale(every)],
         "notes": table.NOTES,
         "missing": [*left_out, *table.missing(every)],
+        "failures": table.failures(every),
         "changes": [*table.changes(every)],
         "tuning": tuning,
         "protocol": table.protocol(every),

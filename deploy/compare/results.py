@@ -111,6 +111,7 @@ def read_result(run: PlannedRun) -> Row:
             },
             origin=json.loads((run.folder / SIMULATION).read_text("utf-8"))["origin"],
             partition=summary.partition["name"] if summary.partition else None,
+            failures=sum(len(ended.failures) for ended in rounds),
         )
 
 

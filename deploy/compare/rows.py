@@ -45,6 +45,8 @@ class Row(BaseModel, extra="forbid"):
         protocol: how it was made: features, number of samples, steps and the like.
         origin: version, commit and machine that the run recorded.
         partition: name of the clients' split of the data, if the run recorded it.
+        failures: how often a client, or an edge, was left out of what it should have taken part
+            in; None in rows of before this was counted.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Row(BaseModel, extra="forbid"):
     protocol: dict[str, Any]
     origin: dict[str, str]
     partition: str | None
+    failures: int | None = None
 
 
 class Rows:

@@ -143,6 +143,8 @@ def finished_line(run: PlannedRun, runs: Sequence[PlannedRun], *, jobs: int) -> 
         f"{human_bytes(result.costs['cloud_bytes'])} over the cloud's links | "
         f"{human_seconds(result.costs['seconds'])} | {len(done)} of {len(runs)} runs"
     )
+    if result.failures:
+        text += f" | DISTURBED: clients or edges failed {result.failures} times"
     if not left:
         return text
     return f"{text} | about {human_seconds(time_left_s(done, left, jobs=jobs))} left"

@@ -10,7 +10,7 @@ from fedphd.deploy.compare.intervals import Paired
 from fedphd.deploy.compare.results import DISTANCE, MethodResults
 
 # What a run has besides its settings, qualities and costs.
-_SEED, _ROUNDS, _COMMIT = "seed", "schedule.intervals", "commit"
+_SEED, _ROUNDS, _COMMIT, _FAILURES = "seed", "schedule.intervals", "commit", "failures"
 
 
 def metrics_of(every: Iterable[MethodResults]) -> list[str]:
@@ -31,7 +31,7 @@ def to_csv(every: Sequence[MethodResults]) -> str:
     settings = [key for key in differing(every) if key != _ROUNDS]
     costs = list(dict.fromkeys(name for run in runs for name in run.costs))
     metrics = metrics_of(every)
-    lines = [["method", _SEED, "cloud_rounds", *settings, *metrics, *costs, _COMMIT]]
+    lines = [["method", _SEED, "cloud_rounds", *settings, *metrics, *costs, _FAILURES, _COMMIT]]
     for results in every:
         for run in results.runs:
             own = [_cell(results.settings.get(key)) for key in settings]
@@ -44,6 +44,7 @@ def to_csv(every: Sequence[MethodResults]) -> str:
                     _cell(results.settings.get(_ROUNDS)),
                     *own,
                     *map(_cell, numbers),
+                    _cell(run.failures),
                     run.origin.get(_COMMIT, ""),
                 ]
             )

@@ -94,6 +94,7 @@ def to_markdown(
         _table(cost_columns(every, plan), every),
         NOTES,
         _list("Missing runs", [*left_out, *missing(every)]) or "All planned runs are in the table.",
+        failures(every),
         _list("One thing changed", changes(every)),
         tuning and f"## Tuning\n\n{tuning}",
         _list("Protocol", protocol(every)),
@@ -113,6 +114,24 @@ def missing(every: Iterable[MethodResults]) -> list[str]:
         for results in every
         for seed, reason in results.missing.items()
     ]
+
+
+def failures(every: Iterable[MethodResults]) -> str:
+    """Which runs somebody failed in: what they gave is not what undisturbed ones would give."""
+    runs = [run for results in every for run in results.runs]
+    found = [f"{run.method} seed {run.seed} ({run.failures})" for run in runs if run.failures]
+    unknown = [run for run in runs if run.failures is None]
+    text = (
+        f"Disturbed: clients or edges failed, so often, in {', '.join(found)}. Move the folders "
+        "of these runs away, and their rows, to run them again."
+        if found
+        else "No client and no edge failed in any run."
+        if len(unknown) < len(runs)
+        else ""
+    )
+    if unknown:
+        text += f" Of {len(unknown)} run(s) it is not recorded whether somebody failed."
+    return text.strip()
 
 
 def budget(plan: Plan) -> str:

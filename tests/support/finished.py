@@ -35,6 +35,7 @@ def write_finished(
     parameters: int = 5,
     seconds: float = 60.0,
     brightness: int = 200,
+    failures: Sequence[str] = (),
 ) -> None:
     """Write what ``run`` would leave with an evaluation before training and after each interval.
 
@@ -46,6 +47,7 @@ def write_finished(
         macs, parameters: of the network.
         seconds: the run's wall time.
         brightness: of the sampled images, 0 to 255.
+        failures: who was left out of each cloud round, and why.
     """
     run.folder.mkdir(parents=True)
     write_json(run.folder / "config.json", run.config.model_dump(mode="json"))
@@ -60,6 +62,7 @@ def write_finished(
             stats = IntervalStats(interval=interval, images=images_per_round, client_rounds=3)
             moved = Traffic(sent_bytes=bytes_per_round if flat else 10 * bytes_per_round)
             stats.client_edge = moved
+            stats.failures = [*failures]
             total = Traffic(sent_bytes=bytes_per_round * interval)
             report.interval(stats, sparse=False, edge_cloud=total)
         report.evaluated(interval, evaluation(distance, brightness))

@@ -20,6 +20,7 @@ from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.plan import CommonSettings
 from fedphd.deploy.compare.plots import mean_curve
 from fedphd.deploy.compare.results import MethodResults, collect, mean_and_spread
+from fedphd.deploy.compare.table import failures
 
 PROTOCOL = (
     "features classifier(digits), num_samples 4, sampler DDIM, sampling_steps 2, seed 1234, "
@@ -121,10 +122,40 @@ def test_report_has_all_seeds_and_names_those_that_are_missing(made: Comparison)
     assert "## Missing runs\n\n- fedphd seed 2: too few clients\n" in text
     assert f"- {PROTOCOL}\n" in text
     assert "- 5 run(s): fedphd_version 9.9, commit abc123, machine a test's\n" in text
+    assert "\n\nNo client and no edge failed in any run.\n" in text
     assert "a client that takes part trains 6 local epochs" in text
     assert "written by `fedphd compare --x`" in text
     assert "- FedPhD (arXiv:2507.06449): pruning.mode = 'scheduled', " in text
     assert "    training.batch_size = 32\n" in text
+
+
+def test_runs_in_which_clients_failed_are_named(common: CommonSettings) -> None:
+    made = comparison(common, ["fedavg"], [0, 1])
+    for run in made.runs():
+        failures = ["client-3: no memory"] if run.seed else []
+        write_finished(run, distances=[9.0, 5.0, 4.0], failures=failures)
+    made.report({}, command="c")
+    out = made.common.out
+    # One in each of two cloud rounds.
+    said = "clients or edges failed, so often, in fedavg seed 1 (2). Move the folders"
+    assert said in (out / "table.md").read_text("utf-8")
+    assert said in (out / "report.html").read_text("utf-8")
+    assert [line["failures"] for line in read_csv(out / "table.csv")] == ["0", "2"]
+
+
+def test_rows_of_before_failures_were_counted_do_not_claim_that_there_were_none(
+    made: Comparison,
+) -> None:
+    every = [*results_of(made).values()]
+    assert failures(every) == "No client and no edge failed in any run."
+    every[0].runs[0].failures = None
+    assert failures(every) == (
+        "No client and no edge failed in any run. Of 1 run(s) it is not recorded whether somebody "
+        "failed."
+    )
+    for run in (run for one in every for run in one.runs):
+        run.failures = None
+    assert failures(every) == "Of 5 run(s) it is not recorded whether somebody failed."
 
 
 def test_runs_that_were_not_evaluated_alike_are_pointed_out(made: Comparison) -> None:

@@ -95,6 +95,14 @@ def test_a_finished_run_is_one_line(common: CommonSettings) -> None:
     )
 
 
+def test_a_run_in_which_clients_failed_says_so(common: CommonSettings) -> None:
+    runs = planned(common, (0,))
+    left_out = ["client-1: no memory", "client-2: no memory"]
+    write_finished(runs[0], distances=[9.0, 5.0, 4.25], failures=left_out)
+    line = finished_line(runs[0], runs, jobs=1)
+    assert " | DISTURBED: clients or edges failed 4 times | about " in line
+
+
 def test_a_failed_run_is_explained_by_its_verdict_or_its_last_line(
     common: CommonSettings, tmp_path: Path
 ) -> None:
