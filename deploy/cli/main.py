@@ -16,6 +16,7 @@ from fedphd.deploy.cli import compare, flags
 from fedphd.deploy.cli.checkpoint import evaluate, sample
 from fedphd.deploy.cli.explain import explain_config
 from fedphd.deploy.cli.features import features_app, statistics
+from fedphd.deploy.cli.hints import Commands
 from fedphd.deploy.cli.keys import keys_app
 from fedphd.deploy.cli.preflight import preflight
 from fedphd.deploy.cli.pseudo_labels import pseudo_labels
@@ -41,6 +42,7 @@ EXIT_HELP = (
 )
 START_HELP = "Try it on this machine: fedphd local. Every setting: fedphd config cloud."
 app = Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -132,6 +132,27 @@ def test_unknown_words_exit_2(arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["local", "--topology", "flat"], "It is a setting: --set topology=VALUE."),
+        (["simulate", "--learning-rate=1"], "a setting: --set training.learning_rate=VALUE."),
+        (["compare", "--partition-seed", "1"], "or --set data.partition.seed=VALUE."),
+        (["client", "--lost-after-s", "1"], "a setting: --set node.lost_after_s=VALUE."),
+        (["cloud", "--colour", "red"], "Settings are given by --set KEY=VALUE; fedphd config"),
+        (["status", "--topology", "flat"], ""),
+    ],
+)
+def test_a_setting_that_is_written_as_a_flag_is_met_with_the_flag(
+    arguments: list[str], text: str
+) -> None:
+    done = fedphd(*arguments)
+    assert done.returncode == 2
+    assert arguments[1].partition("=")[0] in done.stderr
+    assert text in done.stderr
+    assert bool(text) == (" --set " in done.stderr)
+
+
 def test_cloud_names_a_busy_port_and_exits_3(busy: str, tmp_path: Path) -> None:
     done = fedphd("cloud", "--insecure", "--address", busy, "--run-dir", "run", cwd=tmp_path)
     assert done.returncode == 3
