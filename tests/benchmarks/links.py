@@ -4,8 +4,8 @@ Real processes in network namespaces: two clients behind a link each, an edge, a
 one; every link lets so many Mbit/s pass in each direction (a token bucket, ``tc tbf``). The U-Net
 for CIFAR-10 (143 MB as float32) with next to no training, as in ``peers.py``. An interval of the
 hierarchy has one edge round here, and so its weights travel over four links one after the other;
-each further edge round adds two. Beside it flat FedAvg (this project's flat topology, in fp32) and
-Flower's stock nodes, whose clients reach the server over their own link. The second interval is
+each further edge round adds two. Beside it flat FedAvg (this project's flat topology) and Flower's
+stock nodes, whose clients reach the server over their own link. The second interval is
 timed: from then on codecs send differences over the cloud's links. Needs root and iproute2.
 
     python tests/benchmarks/links.py                            # for hours, most of it waiting
@@ -39,11 +39,13 @@ CODECS = {
     "int4": {
         "client_down": "bf16", "client_up": "int4", "cloud_down": "int4", "cloud_up": "int4",
     },
+    "flat": {},
+    "flat-int8": {"client_down": "bf16", "client_up": "int8"},
 }  # fmt: skip
 TITLES = {
     "fp32": "fp32", "bf16": "bf16", "int8": "bf16 down to clients, else int8",
     "int4": "bf16 down to clients, else int4", "flat": "flat FedAvg, fp32",
-    "stock": "Flower 1.31, one flat array",
+    "flat-int8": "flat FedAvg, bf16 down, int8 up", "stock": "Flower 1.31, one flat array",
 }  # fmt: skip
 # 143 MB take 4 minutes at 5 Mbit/s, and two intervals eight times as long.
 PATIENT: dict[str, Any] = {
@@ -81,7 +83,7 @@ def ours(codecs: dict[str, str], *, flat: bool, links: list[Link], processes: Pr
 
 def seconds_of(name: str, megabits_per_s: float) -> float:
     """An interval of the case ``name``."""
-    flat = name in ("flat", "stock")
+    flat = name not in ("fp32", "bf16", "int8", "int4")
     with ExitStack() as stack:
         links = [stack.enter_context(linked()) for _ in range(CLIENTS + (not flat))]
         for link in links:
@@ -91,7 +93,7 @@ def seconds_of(name: str, megabits_per_s: float) -> float:
         if name == "stock":
             moments = stock(LARGE, flat=True, links=links)(processes, 1)
             return moments[1] - moments[0]
-        return ours(CODECS.get(name, {}), flat=flat, links=links, processes=processes)
+        return ours(CODECS[name], flat=flat, links=links, processes=processes)
 
 
 def main() -> None:
