@@ -54,6 +54,8 @@ def status(
         console = Console(highlight=False)
         for tree in draw(found):
             console.print(tree)
+        if stand_twice(found):
+            console.print("[dim]A client is connected to every edge that it may choose.[/dim]")
         for problem in problems:
             console.print(f"[red]{escape(problem)}[/red]")
     ready = all(one.ready for one in found)
@@ -97,6 +99,12 @@ def draw(found: Iterable[Status], now: float | None = None) -> Iterator[Tree]:
             tree = Tree(_headline(one))
             _add_peers(tree, one, by_node, now)
             yield tree
+
+
+def stand_twice(found: Iterable[Status]) -> bool:
+    """Whether a client is below several edges in the trees."""
+    names = [name for one in found if one.role == "edge" for name in one.peers]
+    return len(set(names)) < len(names)
 
 
 def _add_peers(tree: Tree, one: Status, by_node: dict[str, Status], now: float) -> None:

@@ -119,6 +119,18 @@ def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
     assert "127.0.0.1:1: no process answers" in done.stdout
 
 
+def test_why_a_client_is_below_two_edges_is_said(tmp_path: Path) -> None:
+    other = StatusBoard("edge", "edge-1")
+    other.event(PeerChanged(peer="client-1", change="joined", detail="", time=100.0))
+    why = "A client is connected to every edge that it may choose."
+    with serving(HealthConfig(), edge_board(), tmp_path / "edge-0"):
+        assert why not in fedphd("status", cwd=tmp_path).stdout
+        with serving(HealthConfig(), other, tmp_path / "edge-1"):
+            shown = fedphd("status", cwd=tmp_path).stdout
+    assert shown.count("client-1 connected") == 2
+    assert why in shown
+
+
 def test_the_command_prints_json(tmp_path: Path) -> None:
     with serving(HealthConfig(), edge_board(), tmp_path / "edge-0"):
         done = fedphd("status", "--json", cwd=tmp_path)
