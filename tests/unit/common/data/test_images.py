@@ -275,7 +275,7 @@ def test_images_become_the_wanted_mode_and_size_and_the_log_says_so_once(
     red.paste((0, 0, 255), (0, 0, 16, 4))  # outside the central square
     table([0, 1], [red, red.copy()]).save_to_disk(tmp_path / "saved")
     config = DataConfig(source=str(tmp_path / "saved"))
-    with caplog.at_level(logging.INFO, logger="fedphd.common.data.labelled"):
+    with caplog.at_level(logging.INFO, logger="fedphd.common.data.images"):
         colour = load(config, channels=3)
     assert colour.images.shape == (2, 3, 8, 8)
     assert colour.images[0, :, 4, 4].tolist() == [200, 0, 0]
