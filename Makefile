@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
-# Tests of whole federations wait for one another: a third process works meanwhile. It needs 4 GB.
+# Tests of whole federations wait much: a third process works meanwhile, and needs 4 GB. In the order
+# of the folders they come first, since the last tests should be short ones.
 TESTS ?= $(shell awk '/^MemTotal/ {print ($$2 > 14000000) ? 3 : 2}' /proc/meminfo 2>/dev/null || echo 2)
 
 .PHONY: demo demo-ceiling test test-slow cluster lint types check audit clean
@@ -22,7 +23,7 @@ demo-ceiling: $(INSTALLED)
 
 test: $(DEV)
 	@echo "== Running the tests, $(TESTS) at a time"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(TESTS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(TESTS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(DEV)
 	@echo "== Running the slow tests"

@@ -1,9 +1,12 @@
-"""What a process leaves out at its start is there for whoever needs it; each in its own process."""
+"""What a client's process leaves out at its start is there for whoever needs it."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,16 +17,10 @@ LEFT_OUT = (
     "sqlalchemy",
     "alembic",
 )
-
-
-def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-TRAIN = """
-import sys, torch, fedphd.client.resident
+# A client that has taken a step, and then runs each line's code in a fork of its own.
+CLIENT = """
+import json, os, sys, traceback
+import torch, fedphd.client.resident
 from fedphd.common.config.run import ModelConfig
 from fedphd.common.unet.model import build_unet
 unet = build_unet(ModelConfig(), seed=0)
@@ -31,12 +28,52 @@ adam = torch.optim.Adam(unet.parameters())
 unet(torch.zeros(1, 1, 8, 8), 0).sample.sum().backward()
 adam.step()
 adam.zero_grad()
+for line in sys.stdin:
+    code, *files = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        failed = 1
+        for number, name in enumerate(files, start=1):
+            with open(name, "wb") as file:
+                os.dup2(file.fileno(), number)
+        try:
+            exec(code, dict(globals()))
+            failed = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(failed)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+Python = Callable[[str], str]
 
 
-def test_a_client_trains_without_compiler_and_transformers() -> None:
-    here = python(f"{TRAIN}\nprint([name for name in {LEFT_OUT} if name in sys.modules])")
-    assert here.strip() == "[]"
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Python]:
+    """Runs code in such a client, and returns what it printed."""
+    printed = tmp_path_factory.mktemp("printed")
+    files = [str(printed / name) for name in ("output", "errors")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    requests, answers = process.stdin, process.stdout
+
+    def run(code: str) -> str:
+        print(json.dumps([code, *files]), file=requests, flush=True)
+        failed = answers.readline()
+        output, errors = (Path(name).read_text("utf-8") for name in files)
+        assert failed == "0\n", errors
+        return output
+
+    with process:
+        yield run
+        requests.close()
+
+
+def test_a_client_trains_without_compiler_and_transformers(python: Python) -> None:
+    assert python(f"print([name for name in {LEFT_OUT} if name in sys.modules])") == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -50,12 +87,12 @@ def test_a_client_trains_without_compiler_and_transformers() -> None:
         "print(2.0 if 'optimize' in vars(d) else 0)",
     ],
 )
-def test_the_compiler_is_there_for_whoever_needs_it(code: str) -> None:
-    assert python(f"{TRAIN}\n{code}\nassert 'torch._dynamo.eval_frame' in sys.modules") == "2.0\n"
+def test_the_compiler_is_there_for_whoever_needs_it(code: str, python: Python) -> None:
+    assert python(f"{code}\nassert 'torch._dynamo.eval_frame' in sys.modules") == "2.0\n"
 
 
-def test_a_pipeline_samples_without_the_compiler() -> None:
-    code = f"""{TRAIN}
+def test_a_pipeline_samples_without_the_compiler(python: Python) -> None:
+    code = f"""
 from diffusers import DDIMPipeline, DDIMScheduler
 pipeline = DDIMPipeline(unet, DDIMScheduler())
 pipeline.set_progress_bar_config(disable=True)
@@ -66,9 +103,8 @@ print(torch._dynamo.eval_frame.innermost_fn(len) is len)
     assert python(code).splitlines() == ["(1, 8, 8, 1)", "[]", "True"]
 
 
-def test_the_rest_of_diffusers_is_there_and_its_classes_are_the_same() -> None:
+def test_the_rest_of_diffusers_is_there_and_its_classes_are_the_same(python: Python) -> None:
     code = """
-import fedphd.client.resident
 from diffusers import DDIMPipeline, UNet2DConditionModel, UNet2DModel
 from diffusers.models.transformers import Transformer2DModel
 from fedphd.common.unet import model
@@ -77,9 +113,8 @@ assert UNet2DModel is model.UNet2DModel and issubclass(model.PrunedUNet, UNet2DM
     python(code)
 
 
-def test_a_compiled_step_does_not_compile_what_was_marked_before() -> None:
+def test_a_compiled_step_does_not_compile_what_was_marked_before(python: Python) -> None:
     code = """
-import torch, fedphd
 marked = torch.compiler.disable(lambda x: x + torch._dynamo.is_compiling())
 assert torch.compile(lambda x: marked(2 * x), backend="eager")(torch.ones(1)).item() == 2.0
 """
@@ -93,7 +128,7 @@ assert torch.compile(lambda x: marked(2 * x), backend="eager")(torch.ones(1)).it
         "from flwr.client.numpy_client import NumPyClient as Client",
     ],
 )
-def test_flowers_old_clients_are_there_for_whoever_needs_them(code: str) -> None:
+def test_flowers_old_clients_are_there_for_whoever_needs_them(code: str, python: Python) -> None:
     everything = """
 import flwr.client, inspect
 assert set(flwr.client.__all__) <= {*dir(flwr.client), 'ClientApp'}
@@ -102,5 +137,5 @@ from flwr.compat.client.app import start_client
 assert flwr.client.start_client is start_client
 """
     made = "print(Client().to_client().numpy_client is not None, Client.__module__)"
-    found = python(f"import fedphd.client.resident\n{code}\n{made}{everything}")
+    found = python(f"{code}\n{made}{everything}")
     assert found == "True flwr.client.numpy_client\n"
