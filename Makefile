@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 # Tests of whole federations wait much: a third process works meanwhile, and needs 4 GB. In the order
 # of the folders they come first, since the last tests should be short ones.
-TESTS ?= $(shell awk '/^MemTotal/ {print ($$2 > 14000000) ? 3 : 2}' /proc/meminfo 2>/dev/null || echo 2)
+TESTS ?= $(shell awk '/^MemTotal/ {print ($$2 > 15000000) ? 3 : 2}' /proc/meminfo 2>/dev/null || echo 2)
 
 .PHONY: demo demo-ceiling test test-slow cluster lint types check audit clean
 
