@@ -33,6 +33,7 @@ class Commands(TyperGroup):
 def how_to_set(option: str, command: str) -> str:
     """The flag that sets what ``option`` seems to mean, as a sentence."""
     name = "_" + option.lstrip("-").replace("-", "_")
+    role = command if command in ROLES else "cloud"
     if command in ROLES:
         keys = setting_keys(ROLES[command])
     else:
@@ -42,4 +43,4 @@ def how_to_set(option: str, command: str) -> str:
     meant = [key for key in keys if f".{key}".replace(".", "_").endswith(name)][:MOST]
     if meant:
         return f"It is a setting: {' or '.join(f'{SET} {key}=VALUE' for key in meant)}."
-    return f"Settings are given by {SET} KEY=VALUE; fedphd config lists them."
+    return f"Settings are given by {SET} KEY=VALUE; fedphd config {role} lists them."

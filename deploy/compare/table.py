@@ -121,17 +121,17 @@ def failures(every: Iterable[MethodResults]) -> str:
     runs = [run for results in every for run in results.runs]
     found = [f"{run.method} seed {run.seed} ({run.failures})" for run in runs if run.failures]
     unknown = [run for run in runs if run.failures is None]
-    text = (
-        f"Disturbed: clients or edges failed, so often, in {', '.join(found)}. Move the folders "
-        "of these runs away, and their rows, to run them again."
-        if found
-        else "No client and no edge failed in any run."
-        if len(unknown) < len(runs)
-        else ""
-    )
+    sentences = []
+    if found:
+        sentences.append(
+            f"Disturbed: clients or edges failed, so often, in {', '.join(found)}. Move the "
+            "folders of these runs away, and their rows, to run them again."
+        )
+    elif len(unknown) < len(runs):
+        sentences.append("No client and no edge failed in any run.")
     if unknown:
-        text += f" Of {len(unknown)} run(s) it is not recorded whether somebody failed."
-    return text.strip()
+        sentences.append(f"Of {len(unknown)} run(s) it is not recorded whether somebody failed.")
+    return " ".join(sentences)
 
 
 def budget(plan: Plan) -> str:

@@ -139,7 +139,10 @@ def test_unknown_words_exit_2(arguments: list[str]) -> None:
         (["simulate", "--learning-rate=1"], "a setting: --set training.learning_rate=VALUE."),
         (["compare", "--partition-seed", "1"], "or --set data.partition.seed=VALUE."),
         (["client", "--lost-after-s", "1"], "a setting: --set node.lost_after_s=VALUE."),
-        (["cloud", "--colour", "red"], "Settings are given by --set KEY=VALUE; fedphd config"),
+        (
+            ["cloud", "--colour", "red"],
+            "Settings are given by --set KEY=VALUE; fedphd config cloud lists",
+        ),
         (["status", "--topology", "flat"], ""),
     ],
 )
