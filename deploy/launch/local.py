@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
+from fedphd.common.config.links import HealthConfig
 from fedphd.common.config.roles import CloudConfig
 from fedphd.common.config.text import write_config
 from fedphd.common.errors import ConfigError, FedPhDError, Interrupted, StartError
@@ -30,6 +31,8 @@ STOP_S = 4.0
 KILL_S = 2.0
 FORWARD_S = 1.0
 POLL_S = 0.1
+# For Prometheus' file_sd_configs, in the run's folder.
+TARGETS = "prometheus-targets.json"
 
 
 @dataclass
@@ -95,9 +98,9 @@ class LocalCluster:
         # Nothing leaves this machine.
         server = {**certificates, "insecure": authority is None}
         node = {"root_certificates": authority} if authority else {"insecure": True}
-        # Each answers at a free port of its own.
-        health = self._config.health.model_dump(exclude={"address"})
+        health = self._health(num_edges)
         values = self._config.model_dump(mode="json")
+        values["health"] = health["cloud"]
         values["superlink"] |= {**server, "address": cloud}
         values["state_dir"] = str(self._state / "cloud")
         resumed = ["--resume"] if self._resumed else ["--run-dir"]
@@ -107,7 +110,7 @@ class LocalCluster:
             name = f"edge-{number}"
             values = {"edge_id": name, "cloud": cloud, "state_dir": str(self._state / name)}
             superlink = {**server, "address": address}
-            values |= {"superlink": superlink, "node": node, "health": health}
+            values |= {"superlink": superlink, "node": node, "health": health[name]}
             self._start(name, values)
         for number in range(schedule.min_clients):
             name = f"client-{number}"
@@ -116,7 +119,28 @@ class LocalCluster:
             values = {"client_id": name, "edges": edges or [cloud], "device": self._config.device}
             values["data"] = data.model_dump(mode="json", exclude_none=True)
             values["state_dir"] = str(self._state / name)
-            self._start(name, {**values, "node": node, "health": health})
+            self._start(name, {**values, "node": node, "health": health[name]})
+
+    def _health(self, num_edges: int) -> dict[str, dict[str, object]]:
+        """The section ``[health]`` of everybody by name, each with a free port of its own.
+
+        The cloud keeps an address that it was given. With metrics the ports are chosen here, and
+        ``TARGETS`` tells Prometheus of them.
+        """
+        own = self._config.health
+        edges = [f"edge-{number}" for number in range(num_edges)]
+        clients = [f"client-{number}" for number in range(self._config.schedule.min_clients)]
+        names = ["cloud", *edges, *clients]
+        ports = free_ports(len(names)) if own.metrics else [0] * len(names)
+        addresses: dict[str, str | None] = {
+            name: f"127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)
+        }
+        if own.address != HealthConfig().address:
+            addresses["cloud"] = own.address
+        if own.metrics:
+            with replaced(self._run_dir / TARGETS) as beside:
+                beside.write_text(json.dumps(prometheus_targets(addresses), indent=1), "utf-8")
+        return {name: own.model_dump() | {"address": addresses[name]} for name in names}
 
     def _start(self, name: str, values: Mapping[str, object], *flags: str) -> None:
         """Start a participant, such as ``edge-0``, with a configuration file of its own."""
@@ -165,6 +189,8 @@ class LocalCluster:
 
         From the top, or servers would carry on with whoever is left, and report on that.
         """
+        # Or Prometheus would miss them.
+        (self._run_dir / TARGETS).unlink(missing_ok=True)
         for kind, patience_s in self._patience_s.items():
             roles = [role for role in self.roles if role.name.startswith(kind)]
             _signal(roles, signal.SIGTERM)
@@ -177,6 +203,14 @@ class LocalCluster:
                 os.killpg(role.process.pid, signal.SIGKILL)
             # The last lines may still be on their way.
             role.forward.join(FORWARD_S)
+
+
+def prometheus_targets(addresses: Mapping[str, str | None]) -> list[dict[str, object]]:
+    """What Prometheus' ``file_sd_configs`` reads, for the address of each role by its name."""
+    return [
+        {"targets": [address], "labels": {"tier": name.partition("-")[0]}}
+        for name, address in addresses.items()
+    ]
 
 
 def _why(role: Role) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support.command import fedphd
 from support.processes import Processes
+from support.scrape import scrape
 from support.site import EDGES, Site
 from support.tiny import CLASSES_PER_CLIENT, TINY, flags, write_toml
 
@@ -117,10 +118,15 @@ def test_interrupting_local_ends_every_process(processes: Processes) -> None:
     program = processes.start(
         "local", "--edges", "2", "--clients", "3",
         "--classes-per-client", str(CLASSES_PER_CLIENT), "--run-dir", "run",
-        *flags({**TINY, "schedule.intervals": MANY}),
+        *flags({**TINY, "schedule.intervals": MANY, "health.metrics": True}),
     )  # fmt: skip
     program.wait_line(r"interval +1 round 1")
     assert len(processes.groups()) == 7
+    # What Prometheus is told answers.
+    targets = json.loads((processes.folder / "run/prometheus-targets.json").read_text("utf-8"))
+    assert [one["labels"]["tier"] for one in targets] == ["cloud", *["edge"] * 2, *["client"] * 3]
+    for one in targets:
+        assert f'role="{one["labels"]["tier"]}"' in scrape(one["targets"][0])
     program.process.send_signal(signal.SIGINT)
     assert program.wait_exit() == 130
     # It waited for none of the work, which would have taken hours, and for every process.

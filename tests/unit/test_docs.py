@@ -33,7 +33,7 @@ def test_blocks_say_what_they_are(path: Path) -> None:
     fences = re.findall(r"^```(.*)$", text_of(path), re.MULTILINE)
     languages, ends = fences[::2], fences[1::2]
     assert set(ends) <= {""}
-    assert set(languages) <= {"sh", "text", "toml", "python"}
+    assert set(languages) <= {"sh", "text", "toml", "python", "yaml"}
 
 
 def test_settings_files_load(tmp_path: Path) -> None:
@@ -44,6 +44,14 @@ def test_settings_files_load(tmp_path: Path) -> None:
         else:
             assert name == "methods.toml", f"{path}: {name}"
             assert tomllib.loads(text).keys() < read_methods(tmp_path / name).keys()
+
+
+def test_prometheus_is_shown_files_that_are_there() -> None:
+    shown = [block.text for path in MANUALS for block in blocks(path, "yaml")]
+    assert shown
+    for text in shown:
+        (rules,) = yaml.safe_load(text)["rule_files"]
+        assert (ROOT / rules.removeprefix("/path/to/fedphd/")).is_file(), rules
 
 
 @cache

@@ -17,6 +17,12 @@ from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.deploy.launch.local import LocalCluster, merge_events, run_local
 from fedphd.deploy.launch.processes import alive
 
+KINDS: dict[str, type[CloudConfig | EdgeConfig | ClientConfig]] = {
+    "cloud": CloudConfig,
+    "edge": EdgeConfig,
+    "client": ClientConfig,
+}
+
 
 class Cluster:
     """A LocalCluster whose processes are a shell script; ``$3`` is the role."""
@@ -95,12 +101,35 @@ def test_written_configurations_fit_together(shell: Cluster) -> None:
         assert client.data.partition.seed == 5
 
 
-def test_metrics_are_those_of_everybody_at_addresses_of_their_own(shell: Cluster) -> None:
-    started(shell, **{"health.metrics": True, "health.address": "127.0.0.1:1234"})
-    edge = load_config(EdgeConfig, shell.state("edge-0"))
-    client = load_config(ClientConfig, shell.state("client-0"))
-    for health in (edge.health, client.health):
-        assert (health.metrics, health.address) == (True, "127.0.0.1:0")
+def test_metrics_are_those_of_everybody_and_prometheus_is_told_where(shell: Cluster) -> None:
+    targets = shell.run_dir / "prometheus-targets.json"
+    cluster = shell.make(**{"health.metrics": True, "health.address": "10.0.0.5:1234"})
+    try:
+        cluster.start()
+        told = json.loads(targets.read_text("utf-8"))
+    finally:
+        cluster.stop()
+    # Who has ended is not missed.
+    assert not targets.exists()
+    addresses = {}
+    for name in ("cloud", "edge-0", "edge-1", "client-0", "client-1", "client-2"):
+        health = load_config(KINDS[name.partition("-")[0]], shell.state(name)).health
+        assert health.metrics
+        addresses[name] = health.address
+    # The cloud's was given; the others' ports are their own.
+    assert addresses["cloud"] == "10.0.0.5:1234"
+    assert len(set(addresses.values())) == 6
+    assert not any(str(address).endswith(":0") for address in addresses.values())
+    assert told == [
+        {"targets": [address], "labels": {"tier": name.partition("-")[0]}}
+        for name, address in addresses.items()
+    ]
+
+
+def test_without_metrics_prometheus_is_told_nothing(shell: Cluster) -> None:
+    started(shell, **{"health.address": None})
+    assert load_config(EdgeConfig, shell.state("edge-0")).health.address == "127.0.0.1:0"
+    assert not (shell.run_dir / "prometheus-targets.json").exists()
 
 
 def test_a_flat_federation_has_no_edge(shell: Cluster) -> None:
