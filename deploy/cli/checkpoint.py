@@ -37,13 +37,15 @@ def evaluate(
         ),
     ] = None,
     samples: Annotated[
-        int | None, Option(min=2, help="generated images", show_default="the run's own")
+        int | None,
+        Option(metavar="N", min=2, help="generated images", show_default="the run's own"),
     ] = None,
     steps: Annotated[
-        int | None, Option(min=1, help="DDIM steps", show_default="the run's own")
+        int | None, Option(metavar="N", min=1, help="DDIM steps", show_default="the run's own")
     ] = None,
     seed: Annotated[
-        int | None, Option(min=0, help="seed of the sampling noise", show_default="the run's own")
+        int | None,
+        Option(metavar="N", min=0, help="seed of the sampling noise", show_default="the run's own"),
     ] = None,
     weights: Weights = "ema",
     device: Device = "auto",
@@ -83,7 +85,7 @@ def evaluate(
 
 def sample(
     checkpoint: Folder,
-    num: Annotated[int, Option(min=1, help="images")] = SAMPLES,
+    num: Annotated[int, Option(metavar="N", min=1, help="images")] = SAMPLES,
     out: Annotated[
         Path,
         Option(
@@ -91,14 +93,16 @@ def sample(
             show_default="samples.png",
         ),
     ] = Path("samples.png"),
-    steps: Annotated[int, Option(min=1, help="DDIM steps")] = STEPS,
+    steps: Annotated[int, Option(metavar="N", min=1, help="DDIM steps")] = STEPS,
     seed: Annotated[
-        int, Option(min=0, help="seed of the noise; image i depends only on it and on i")
+        int,
+        Option(metavar="N", min=0, help="seed of the noise; image i depends only on it and on i"),
     ] = SEED,
     label: Annotated[
         int | None,
         Option(
             "--class",
+            metavar="N",
             min=0,
             help="draw this class; of a class-conditional network",
             show_default="all in turn",
@@ -107,6 +111,7 @@ def sample(
     guidance: Annotated[
         float,
         Option(
+            metavar="X",
             min=0,
             max=100,
             help="classifier-free guidance towards the class; 1: none, more: clearer, less varied",

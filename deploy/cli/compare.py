@@ -32,14 +32,16 @@ MethodsFile = Annotated[
 BudgetRule = Annotated[
     Budget,
     Option(
+        metavar="BUDGET",
         help="rounds: equal local work and equal cloud rounds; cloud-bytes: equal bytes over "
-        "the cloud's links"
+        "the cloud's links",
     ),
 ]
 Tune = Annotated[
     list[str] | None,
     Option(
-        help=f"KEY=V1,V2,...: values that each method chooses among, such as {EXAMPLE}; repeat "
+        metavar="KEY=V,...",
+        help=f"values that each method chooses among, such as {EXAMPLE}; repeat "
         "the flag for more settings, in the order of tuning",
         show_default="nothing is tuned",
     ),
@@ -60,6 +62,7 @@ def compare(
     cloud_bytes: Annotated[
         int | None,
         Option(
+            metavar="N",
             min=1,
             help="number of bytes of --budget cloud-bytes",
             show_default="what --byte-reference moved",
@@ -77,13 +80,17 @@ def compare(
     ] = "100,101",
     tuning_intervals: Annotated[
         int | None,
-        Option(min=1, help="cloud rounds of a tuning run", show_default="half of a run's"),
+        Option(
+            metavar="N", min=1, help="cloud rounds of a tuning run", show_default="half of a run's"
+        ),
     ] = None,
     tuning_from: Annotated[
         Path | None,
         Option(help="folder of a comparison whose choices hold here too", show_default="none"),
     ] = None,
-    jobs: Annotated[int, Option(min=1, help="runs at a time; each uses all free cores")] = 1,
+    jobs: Annotated[
+        int, Option(metavar="N", min=1, help="runs at a time; each uses all free cores")
+    ] = 1,
     config: flags.ConfigFile = None,
     preset: flags.Preset = None,
     num_edges: flags.NumEdges = None,

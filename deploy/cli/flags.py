@@ -79,9 +79,9 @@ GoOn = Annotated[
     bool,
     Option("--go-on", help="--resume the run in --run-dir if it holds one, else begin it there"),
 ]
-Report = Annotated[
-    bool,
-    Option("--report/--no-report", help="write report.html into the run's folder at the end"),
+# A flag with two names would take a column of its own in each help.
+NoReport = Annotated[
+    bool, Option("--no-report", help="do not write report.html into the run's folder at the end")
 ]
 DryRun = Annotated[
     bool, Option("--dry-run", help="check and print the configuration, start nothing")
@@ -112,12 +112,14 @@ Set = Annotated[
     ),
 ]
 NumEdges = Annotated[
-    int | None, Option("--edges", help="number of edges", show_default="schedule.num_edges, 2")
+    int | None,
+    Option("--edges", metavar="N", help="number of edges", show_default="schedule.num_edges, 2"),
 ]
 NumClients = Annotated[
     int | None,
     Option(
         "--clients",
+        metavar="N",
         help="number of clients",
         show_default="schedule.min_clients, 6; other presets 20",
     ),
@@ -129,9 +131,13 @@ Data = Annotated[
         show_default="the preset's",
     ),
 ]
-ClassesPerClient = Annotated[int, Option(min=1, help="classes of images that each client holds")]
-Cpus = Annotated[int, Option(min=1, help="CPU cores per client; fewer cores, fewer at a time")]
-Gpus = Annotated[float, Option(min=0.0, help="GPUs per client, parts allowed")]
+ClassesPerClient = Annotated[
+    int, Option(metavar="N", min=1, help="classes of images that each client holds")
+]
+Cpus = Annotated[
+    int, Option(metavar="N", min=1, help="CPU cores per client; fewer cores, fewer at a time")
+]
+Gpus = Annotated[float, Option(metavar="X", min=0.0, help="GPUs per client, parts allowed")]
 RayAddress = Annotated[
     str | None,
     Option(

@@ -31,7 +31,7 @@ NodeKeys = Annotated[
     Path, Option(help="folder of registered keys, superlink.node_keys of those who let them in")
 ]
 Replace = Annotated[bool, Option("--replace", help="in place of the key that the name has")]
-Days = Annotated[int, Option(min=1, help="days for which a certificate is good")]
+Days = Annotated[int, Option(metavar="N", min=1, help="days for which a certificate is good")]
 
 keys_app = Typer(
     no_args_is_help=True,
@@ -44,8 +44,8 @@ keys_app = Typer(
 @keys_app.command("dev")
 def dev(
     out: Out = Path("keys"),
-    edges: Annotated[int, Option(min=0, help="number of edges")] = 2,
-    clients: Annotated[int, Option(min=1, help="number of clients")] = 6,
+    edges: Annotated[int, Option(metavar="N", min=0, help="number of edges")] = 2,
+    clients: Annotated[int, Option(metavar="N", min=1, help="number of clients")] = 6,
     host: Hosts = None,
     days: Days = SERVER_DAYS,
 ) -> None:

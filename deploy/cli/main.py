@@ -78,7 +78,7 @@ def cloud(
     go_on: flags.GoOn = False,
     insecure: flags.Insecure = False,
     settings: flags.Set = None,
-    report: flags.Report = True,
+    no_report: flags.NoReport = False,
     dry_run: flags.DryRun = False,
 ) -> None:
     """Run the cloud: it owns the training run, averages the edges, prunes and evaluates."""
@@ -104,7 +104,7 @@ def cloud(
             write_verdict(folder / VERDICT, verdict)
         if former is None and run_dir is None:
             discard(folder, verdict)
-        if report and folder.exists():
+        if not no_report and folder.exists():
             leave_report(folder, flags.say)
     flags.end(verdict)
 
@@ -160,6 +160,7 @@ def client(
     partition: Annotated[
         int | None,
         Option(
+            metavar="N",
             help="number, from 0, of this client's part of the data set, of "
             "data.partition.num_partitions",
             show_default="all of the data set",
@@ -225,7 +226,7 @@ def local(
     go_on: flags.GoOn = False,
     plain: flags.Plain = False,
     settings: flags.Set = None,
-    report: flags.Report = True,
+    no_report: flags.NoReport = False,
     dry_run: flags.DryRun = False,
 ) -> None:
     """Run a whole federation on this machine: one cloud, edges and clients as processes."""
@@ -236,7 +237,7 @@ def local(
     run = flags.Federation.load(
         config, values, of_data, dry_run=dry_run, resumed=former, note_of=advice_here
     )
-    with run.begin(run_dir, plain=plain, report=report) as begun:
+    with run.begin(run_dir, plain=plain, report=not no_report) as begun:
         begun.verdict = run_local(
             run.config,
             data=run.data,
@@ -264,7 +265,7 @@ def simulate(
     go_on: flags.GoOn = False,
     plain: flags.Plain = False,
     settings: flags.Set = None,
-    report: flags.Report = True,
+    no_report: flags.NoReport = False,
     dry_run: flags.DryRun = False,
 ) -> None:
     """Simulate a whole federation in Flower's simulation engine (Ray), with the same code."""
@@ -275,7 +276,7 @@ def simulate(
     run = flags.Federation.load(config, values, of_data, dry_run=dry_run, resumed=former)
     clients = SimulatedClients(run.data, cpus=cpus, gpus=gpus)
     cluster = Cluster.at(ray_address) if ray_address else None
-    with run.begin(run_dir, plain=plain, report=report) as begun:
+    with run.begin(run_dir, plain=plain, report=not no_report) as begun:
         resumed = rewind(begun.folder, begun.say) if former else None
         begun.verdict = run_simulation(
             run.config,

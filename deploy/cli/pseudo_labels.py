@@ -56,14 +56,19 @@ def cluster(
 
 def pseudo_labels(
     data: Annotated[str, Option(help="images: a Hugging Face name, a local path or digits")],
-    num_classes: Annotated[int, Option("--classes", min=1, help="clusters to make")],
+    num_classes: Annotated[int, Option("--classes", metavar="N", min=1, help="clusters to make")],
     out: Annotated[Path, Option(help="the file of labels, for data.label_file")],
     image_size: Annotated[
-        int, Option(min=4, help="height and width at which images are compared, in pixels")
+        int,
+        Option(metavar="N", min=4, help="height and width at which images are compared, in pixels"),
     ] = 32,
-    channels: Annotated[int, Option(min=1, max=4, help="channels; 1 is grey, 3 RGB")] = 3,
-    components: Annotated[int, Option(min=1, help="principal components that are kept")] = 50,
-    seed: Annotated[int, Option(min=0, help="seed of the clustering")] = 0,
+    channels: Annotated[
+        int, Option(metavar="N", min=1, max=4, help="channels; 1 is grey, 3 RGB")
+    ] = 3,
+    components: Annotated[
+        int, Option(metavar="N", min=1, help="principal components that are kept")
+    ] = 50,
+    seed: Annotated[int, Option(metavar="N", min=0, help="seed of the clustering")] = 0,
     settings: Set = None,
 ) -> None:
     """Cluster images without labels by k-means, and write the clusters as labels.

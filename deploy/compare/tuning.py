@@ -17,7 +17,7 @@ from fedphd.deploy.compare.runner import Runner
 from fedphd.deploy.launch.runs import Say
 
 TUNE = "--tune"
-EXAMPLE = "training.learning_rate=0.002,0.001,0.004"
+EXAMPLE = "training.learning_rate=0.002,0.001"
 # What every error of a training that diverged names.
 DIVERGED = "training.learning_rate"
 

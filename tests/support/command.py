@@ -22,9 +22,9 @@ _forking.set_forkserver_preload(
 )
 
 
-def fedphd(*arguments: str, cwd: Path | None = None) -> CompletedProcess[str]:
-    """Run the command in a process of its own, on a wide terminal without colours."""
-    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}
+def fedphd(*arguments: str, cwd: Path | None = None, columns: int = 200) -> CompletedProcess[str]:
+    """Run the command in a process of its own, on a terminal without colours."""
+    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": str(columns), "TERM": "dumb"}
     with TemporaryDirectory() as printed:
         process = _forking.Process(
             target=_run, args=(arguments, cwd or Path.cwd(), environment, Path(printed))

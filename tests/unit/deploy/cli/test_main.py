@@ -248,9 +248,26 @@ def test_help_explains_every_flag_with_its_default(name: str) -> None:
     for option in options:
         assert max(option.opts, key=len) in text
         assert getattr(option, "help", None), option.name
-    plain = ("plain", "dry_run", "as_json", "go_on", "insecure", "help")
+    plain = ("plain", "no_report", "dry_run", "as_json", "go_on", "insecure", "help")
     with_default = [option for option in options if option.name not in plain]
     assert text.count("[default: ") == len(with_default)
+
+
+def leaves(command: Command, *path: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command below this one."""
+    if isinstance(command, Group):
+        for name, one in command.commands.items():
+            yield from leaves(one, *path, name)
+    else:
+        yield path
+
+
+@pytest.mark.parametrize("words", list(leaves(typer.main.get_command(app))), ids=" ".join)
+def test_help_is_whole_on_a_terminal_of_80_columns(words: tuple[str, ...]) -> None:
+    text = fedphd(*words, "--help", columns=80).stdout
+    assert text
+    # What does not fit is cut off with one of these.
+    assert "…" not in text
 
 
 def test_defaults_in_the_help_are_the_real_ones() -> None:
