@@ -17,6 +17,8 @@ from fedphd.deploy.compare.runner import Runner
 from fedphd.deploy.launch.runs import Say
 
 TUNE = "--tune"
+# Of a tuning run in which clients or edges failed.
+MARK = "!"
 EXAMPLE = "training.learning_rate=0.002,0.001"
 # What every error of a training that diverged names.
 DIVERGED = "training.learning_rate"
@@ -145,7 +147,7 @@ class Tuner:
         return pairs[scores.index(min(scores))][0]
 
     def section(self) -> str:
-        """The report's table: every value's distances, and which was chosen."""
+        """The report's table: every value's distances, which was chosen, and disturbed runs."""
         seeds = self._tuning.seeds
         lines = [
             "| method | setting | value | " + " | ".join(f"seed {s}" for s in seeds) + " | mean |",
@@ -158,10 +160,12 @@ class Tuner:
             for depth, key in enumerate(known):
                 for value, runs in self.candidates(name, depth):
                     won = chosen.get(key) == value
-                    cells = [_number(mean_distance([run])) for run in runs]
+                    cells = [_distance(run) for run in runs]
                     row = [self._table[name].title, key, _bold(str(value), won), *cells]
                     mean = _bold(_number(mean_distance(runs)), won)
                     lines.append(f"| {' | '.join([*row, mean])} |")
+        if any(MARK in line for line in lines):
+            lines += ["", f"({MARK}) disturbed: clients or edges failed in this run."]
         return "\n".join(lines)
 
 
@@ -176,6 +180,12 @@ def mean_distance(runs: Sequence[PlannedRun]) -> float:
 def by_seed(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Every run once, all of a seed before the next seed."""
     return sorted({run.name: run for run in runs}.values(), key=lambda run: run.seed)
+
+
+def _distance(run: PlannedRun) -> str:
+    """A run's distance, with a mark where clients failed in it."""
+    text = _number(mean_distance([run]))
+    return f"{text} ({MARK})" if run.finished and result_of(run).failures else text
 
 
 def _number(distance: float) -> str:

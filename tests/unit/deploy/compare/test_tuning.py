@@ -30,6 +30,7 @@ class Finisher(Runner):
     ) -> None:
         super().__init__(common.out / "logs", jobs=1, say=print, keep=keep)
         self.distances, self.started = distances, list[str]()
+        self.disturbed: set[int] = set()
 
     def run(self, runs: Sequence[PlannedRun], stop: threading.Event) -> dict[str, str]:
         failed = {}
@@ -44,7 +45,11 @@ class Finisher(Runner):
             elif distance == 0:
                 failed[run.name] = "killed by signal 9"
             else:
-                write_finished(run, distances=[90.0, distance + run.seed - 100])
+                write_finished(
+                    run,
+                    distances=[90.0, distance + run.seed - 100],
+                    failures=["client-1: late"] if run.seed in self.disturbed else [],
+                )
                 self._keep(run)
         return failed
 
@@ -98,6 +103,7 @@ def test_one_setting_is_tuned_after_the_other_and_results_use_both(common: Commo
     tuner.choose(again, threading.Event(), print)
     assert again.started == []
     section = tuner.section()
+    assert "disturbed" not in section
     assert "| FedAvg | training.learning_rate | 0.002 | 50.0 | 52.0 | 51.0 |" in section
     assert "| FedPhD | aggregation.factor | **0.0** | 30.0 | 32.0 | **31.0** |" in section
     assert "| FedPhD | aggregation.factor | 20.0 | 30.0 | 32.0 | 31.0 |" in section
@@ -118,6 +124,17 @@ def test_tuning_runs_are_kept_apart_from_results(common: CommonSettings) -> None
     ]  # fmt: skip
     assert (common.out / "table.csv").read_text("utf-8").count("\n") == 2
     assert "| FedAvg | 1 | 20 |" in (common.out / "table.md").read_text("utf-8")
+
+
+def test_a_run_in_which_clients_failed_is_marked(common: CommonSettings) -> None:
+    made = asked(common, ["fedavg"], training__learning_rate=[0.002])
+    assert made.tuner is not None
+    runner = Finisher(common, {(0.002, 2.0): 50.0})
+    runner.disturbed = {102}
+    made.tuner.choose(runner, threading.Event(), print)
+    section = made.tuner.section()
+    assert "| **0.002** | 50.0 | 52.0 (!) | **51.0** |" in section
+    assert section.endswith("\n\n(!) disturbed: clients or edges failed in this run.")
 
 
 def test_a_value_that_diverges_loses_and_all_of_them_are_an_error(common: CommonSettings) -> None:
