@@ -1,7 +1,7 @@
 """Opens the embedded digits in a process of its own, whose libraries end with it.
 
-scikit-learn, ``datasets`` and what they import are 200 MB and two seconds, for 64 bytes an image
-and the positions of a client's part. The other process works while this one imports torch.
+``datasets`` and what it imports are 100 MB and a second, for the positions of a client's part. The
+other process works while this one imports torch.
 """
 
 import io

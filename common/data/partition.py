@@ -1,6 +1,6 @@
 """How a data set is cut into the clients' parts, by flwr-datasets' partitioners.
 
-flwr-datasets takes a second to import, so it is imported only where data is cut.
+flwr-datasets, with ``datasets``, takes a second to import: only where data is cut.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from fedphd.common.config.data import PartitionConfig
 from fedphd.common.data.labels import Indices
 from fedphd.common.errors import ConfigError
+from fedphd.common.lean_imports import put_off_code_of
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -57,6 +58,8 @@ def all_parts(labels: Indices, config: PartitionConfig) -> list[Indices]:
 
 
 def _partitioner(num_pieces: int, config: PartitionConfig) -> Partitioner:
+    # Its plots would bring matplotlib and seaborn, which take longer than all the rest.
+    put_off_code_of("flwr_datasets.visualization")
     from flwr_datasets import partitioner  # type: ignore[import-untyped]
 
     common = {"num_partitions": num_pieces, "partition_by": "label", "seed": config.seed}

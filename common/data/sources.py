@@ -6,6 +6,7 @@ Labels that do not come with the images are in ``common/data/labels.py``.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DIGITS = "digits"
 _DIGITS_MAX = 16
+_DIGITS_FILE = "datasets/data/digits.csv.gz"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -78,11 +80,24 @@ def is_digits(config: DataConfig) -> bool:
 
 def digit_arrays() -> tuple[NDArray[np.uint8], Indices]:
     """The embedded digits, (1797, 8, 8), 0 to 255, and their labels, (1797,), int64."""
+    table = _digits_table()
+    pixels = table[:, :-1].reshape(-1, 8, 8)
+    images = np.rint(pixels * (255 / _DIGITS_MAX)).astype(np.uint8)
+    return images, table[:, -1].astype(np.int64)
+
+
+def _digits_table() -> NDArray[np.float64]:
+    """scikit-learn's digits, (1797, 65): pixels, 0 to 16, and the label."""
+    # Its file alone: the library takes more than a second to import, with scipy.
+    library = importlib.util.find_spec("sklearn")
+    if library is not None and library.origin is not None:
+        file = Path(library.origin).parent / _DIGITS_FILE
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     digits = load_digits()
-    images = np.rint(digits.images * (255 / _DIGITS_MAX)).astype(np.uint8)
-    return images, digits.target.astype(np.int64)
+    return np.column_stack([digits.data, digits.target])
 
 
 def digit_pictures(images: NDArray[np.uint8]) -> Pictures:

@@ -64,3 +64,19 @@ print([name for name in ("sklearn", "datasets", "pandas", "pyarrow") if name in 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_other_process_imports_no_more_than_it_needs() -> None:
+    code = """
+import sys
+from fedphd.common.data.apart import main
+main()
+left_out = ("sklearn", "scipy", "matplotlib", "seaborn", "torch")
+print([name for name in left_out if name in sys.modules], file=sys.stderr)
+# It is there for whoever wants plots of a split.
+from flwr_datasets.visualization import plot_label_distributions
+print(plot_label_distributions.__module__, "matplotlib" in sys.modules, file=sys.stderr)
+"""
+    command = [sys.executable, "-c", code, PART.model_dump_json()]
+    done = subprocess.run(command, capture_output=True)
+    assert done.stderr.decode() == "[]\nflwr_datasets.visualization.label_distribution True\n"

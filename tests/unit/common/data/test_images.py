@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from fedphd.common.config.data import DataConfig, PartitionConfig
-from fedphd.common.data import labelled
+from fedphd.common.data import labelled, sources
 from fedphd.common.data.images import ImageSet, LabelledImages, to_model_range
 from fedphd.common.data.partition import all_parts, partition_name
 from fedphd.common.errors import ConfigError
@@ -66,6 +67,17 @@ def test_digits_are_scaled_from_16_levels_to_bytes() -> None:
     assert digits.images[0, 0, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
     assert digits.images.max() == 255
     assert counts_of(digits) == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+@pytest.mark.parametrize("file", ["datasets/data/digits.csv.gz", "not/there.csv.gz"])
+def test_digits_are_scikit_learns(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The library itself is asked where its file has moved.
+    monkeypatch.setattr(sources, "_DIGITS_FILE", file)
+    images, labels = sources.digit_arrays()
+    digits = load_digits()
+    assert np.array_equal(images, np.rint(digits.images * 255 / 16))
+    assert np.array_equal(labels, digits.target)
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
 
 
 def test_model_range_is_minus_one_to_one() -> None:
