@@ -16,7 +16,7 @@ from fedphd.common.config.roles import CloudConfig, EdgeConfig, validate
 from fedphd.common.errors import ConfigError, Interrupted, StartError, exit_code_of
 from fedphd.common.events import Event, EventLog, Verdict, write_verdict
 from fedphd.common.history.events import Ended, Started
-from fedphd.common.wire.mailboxes import sort_messages_by_node
+from fedphd.common.wire.handover import hand_over_at_once
 from fedphd.common.wire.names import BoundNames
 from fedphd.common.wire.raypool import replace_lost_actors
 from fedphd.deploy.apps.refused import stand_last, words_of
@@ -134,7 +134,7 @@ def _run(grid: Grid, file: runs.RoleFile, events: EventLog) -> Verdict:
         grid, cloud, events, simulated=simulated, bound=bound, folder=kept, cores=file.cores
     )
     if simulated:
-        sort_messages_by_node()
+        hand_over_at_once()
         replace_lost_actors()
     try:
         run_dir = Path(file.run_dir)

@@ -61,7 +61,7 @@ HOMELESS = {"flwr.common.constant.ErrorCode", "flwr.common.typing.Run"}
 KNOW_FLOWER = {
     "common/wire/control.py",
     "common/wire/internals.py",
-    "common/wire/mailboxes.py",
+    "common/wire/handover.py",
     "common/wire/node.py",
     "common/wire/raypool.py",
 }

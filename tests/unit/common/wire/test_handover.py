@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
+import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.typing import Run
 from flwr.proto.task_pb2 import Task
@@ -13,15 +16,17 @@ from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
+from support.waiting import HANG_S
 
-from fedphd.common.wire.mailboxes import sort_messages_by_node
+from fedphd.common.wire import handover
+from fedphd.common.wire.handover import hand_over_at_once
 
 
 class Simulation:
     """A store, as ``flwr-simulation`` makes it."""
 
     def __init__(self, num_nodes: int) -> None:
-        sort_messages_by_node()
+        hand_over_at_once()
         factory = LinkStateFactory(
             FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory()
         )
@@ -49,14 +54,14 @@ class Simulation:
         return [message.content["text"]["is"] for message in taken]
 
 
-def test_each_node_gets_its_messages_in_turn_and_once() -> None:
+def test_whoever_is_asked_for_messages_come_as_they_were_sent_and_once() -> None:
     world = Simulation(3)
     first, second, third = world.nodes
     for text, node in (("a", first), ("b", second), ("c", first), ("d", first)):
         world.send(text, node)
-    assert [world.take(first), world.take(second), world.take(third)] == [["a"], ["b"], []]
-    assert world.take(first, None) == ["c", "d"]
-    assert [world.take(node, None) for node in world.nodes] == [[], [], []]
+    assert [world.take(third), world.take(first)] == [["a"], ["b"]]
+    assert world.take(second, None) == ["c", "d"]
+    assert [world.take(node) for node in world.nodes] == [[], [], []]
 
 
 def test_a_message_that_ran_out_of_time_is_not_handed_over() -> None:
@@ -69,7 +74,7 @@ def test_a_message_that_ran_out_of_time_is_not_handed_over() -> None:
     assert len(world.state.message_ins_store) == 1
 
 
-def test_other_nodes_messages_are_not_looked_at() -> None:
+def test_only_what_is_handed_over_is_looked_at() -> None:
     world = Simulation(2)
     busy, idle = world.nodes
     for number in range(50):
@@ -77,7 +82,37 @@ def test_other_nodes_messages_are_not_looked_at() -> None:
     looked: list[set[str]] = []
     check = world.state._check_stored_messages
     world.state._check_stored_messages = lambda ids: (looked.append(ids), check(ids))[1]
-    assert world.take(idle) == []
-    assert looked == []
-    assert world.take(busy) == ["0"]
+    assert world.take(idle) == ["0"]
     assert [len(ids) for ids in looked] == [1]
+
+
+def test_a_message_that_is_sent_while_nothing_is_there_comes_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A look may take half of it with two nodes.
+    monkeypatch.setattr(handover, "_TURN_S", 60.0)
+    world = Simulation(2)
+    came: list[tuple[list[str], float]] = []
+
+    def look() -> None:
+        came.append((world.take(world.nodes[0]), time.monotonic()))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    time.sleep(0.1)
+    sent_s = time.monotonic()
+    world.send("a", world.nodes[1])
+    looking.join(HANG_S)
+    [(taken, taken_s)] = came
+    assert taken == ["a"]
+    assert taken_s - sent_s < 15.0
+
+
+@pytest.mark.parametrize(("num_nodes", "looks"), [(2, 2), (1000, 1000)])
+def test_a_turn_without_messages_takes_a_second_however_many_nodes_there_are(
+    num_nodes: int, looks: int
+) -> None:
+    outbox = handover._Outbox()
+    started_s = time.monotonic()
+    assert [outbox.take(num_nodes) for _ in range(looks)] == [None] * looks
+    assert 0.9 < time.monotonic() - started_s < 10.0
