@@ -29,9 +29,10 @@ tuning="--tuning-from $here/headline"
 case $name in
 headline)
     methods=fedavg,fedprox,moon,scaffold,feddiffuse,fedphd,fedphd_os,hierarchical_fedavg,centralised
+    methods=$methods,fedavg_slower
     rounds=160
     seeds=0,1,2,3,4
-    tuning="--tuning-seeds 100,101 --tuning-intervals 80
+    tuning="--methods-file $here/rates.toml --tuning-seeds 100,101 --tuning-intervals 80
         --tune training.learning_rate=0.002,0.001,0.0005
         --tune objective.proximal_mu=0.01,0.001,0.1 --tune objective.moon_mu=1,0.1,5
         --tune aggregation.step_size=1,0.5,1.5
