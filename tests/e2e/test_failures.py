@@ -34,6 +34,8 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    # The first call takes seconds, in which the run would go on before the edge is killed.
+    fedphd("--version")
     with Processes(tmp_path_factory.mktemp("failures")) as processes:
         site = Site(processes, RUN)
         # A client whose edges are not there, and edges whose cloud is not there, wait for them.
