@@ -9,10 +9,10 @@ from fedphd.common.config.roles import CloudConfig
 from fedphd.deploy.launch.render import human_bytes, human_seconds
 
 # Measured on the demo, each with its SuperLink and ServerApp, and with the command for the cloud:
-# proportional set sizes.
-CLIENT_BYTES: Final = 300_000_000
-EDGE_BYTES: Final = 460_000_000
-CLOUD_BYTES: Final = 1_150_000_000
+# proportional set sizes at their peak.
+CLIENT_BYTES: Final = 330_000_000
+EDGE_BYTES: Final = 545_000_000
+CLOUD_BYTES: Final = 930_000_000
 # With more, a round takes about as long as it would one client after the other.
 CLIENTS_PER_CORE: Final = 4
 # What a process computes on one core until it is there.
