@@ -16,7 +16,7 @@ from flwr.app import Message
 _OUTBOX: Final = "outbox"
 # Without messages, Flower's way through all nodes takes so long. It then looks whether to stop.
 _TURN_S: Final = 1.0
-# In so many waits at most, since each costs some processor time.
+# In about so many waits, since each costs some processor time.
 _WAITS: Final = 100
 
 
@@ -24,22 +24,22 @@ class _Outbox:
     """Ids of messages that nobody has taken, as they were sent."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self._changed = threading.Condition()
         self._ids: deque[str] = deque()
         self._looks = 0
 
     def put(self, message_id: str) -> None:
-        with self.changed:
+        with self._changed:
             self._ids.append(message_id)
-            self.changed.notify()
+            self._changed.notify()
 
     def take(self, num_nodes: int) -> str | None:
         """The next one; None if none comes within this look's part of a turn."""
-        with self.changed:
+        with self._changed:
             per_wait = max(1, num_nodes // _WAITS)
             self._looks += 1
             if not self._ids and self._looks % per_wait == 0:
-                self.changed.wait(_TURN_S * per_wait / max(1, num_nodes))
+                self._changed.wait(_TURN_S * per_wait / max(1, num_nodes))
             return self._ids.popleft() if self._ids else None
 
 

@@ -90,7 +90,11 @@ class LocalCluster:
         self._state.mkdir(parents=True, exist_ok=True)
         schedule = self._config.schedule
         num_edges = 0 if self._config.topology == "flat" else schedule.num_edges
-        cloud, *edges = [f"127.0.0.1:{port}" for port in free_ports(1 + num_edges)]
+        names = self._names(num_edges)
+        # All at once: ports that are asked for later might be some of these again.
+        num_health = len(names) if self._config.health.metrics else 0
+        ports = free_ports(1 + num_edges + num_health)
+        cloud, *edges = [f"127.0.0.1:{port}" for port in ports[: 1 + num_edges]]
         # The cloud's certificate, which is good for this machine, serves its edges too.
         given = self._config.superlink.model_dump(mode="json", exclude_none=True)
         certificates = {name: path for name, path in given.items() if name.startswith("ssl_")}
@@ -98,7 +102,9 @@ class LocalCluster:
         # Nothing leaves this machine.
         server = {**certificates, "insecure": authority is None}
         node = {"root_certificates": authority} if authority else {"insecure": True}
-        health = self._health(num_edges)
+        health = self._health(
+            dict(zip(names, ports[1 + num_edges :] or [0] * len(names), strict=True))
+        )
         values = self._config.model_dump(mode="json")
         values["health"] = health["cloud"]
         values["superlink"] |= {**server, "address": cloud}
@@ -121,26 +127,27 @@ class LocalCluster:
             values["state_dir"] = str(self._state / name)
             self._start(name, {**values, "node": node, "health": health[name]})
 
-    def _health(self, num_edges: int) -> dict[str, dict[str, object]]:
-        """The section ``[health]`` of everybody by name, each with a free port of its own.
+    def _names(self, num_edges: int) -> list[str]:
+        """The names of all processes: cloud, edges, clients."""
+        edges = [f"edge-{number}" for number in range(num_edges)]
+        return ["cloud", *edges, *(f"client-{n}" for n in range(self._config.schedule.min_clients))]
 
-        The cloud keeps an address that it was given. With metrics the ports are chosen here, and
-        ``TARGETS`` tells Prometheus of them.
+    def _health(self, ports: Mapping[str, int]) -> dict[str, dict[str, object]]:
+        """The section ``[health]`` of everybody by name; port 0: a free one of its own choice.
+
+        The cloud keeps an address that it was given. With metrics ``TARGETS`` tells Prometheus of
+        all of them.
         """
         own = self._config.health
-        edges = [f"edge-{number}" for number in range(num_edges)]
-        clients = [f"client-{number}" for number in range(self._config.schedule.min_clients)]
-        names = ["cloud", *edges, *clients]
-        ports = free_ports(len(names)) if own.metrics else [0] * len(names)
         addresses: dict[str, str | None] = {
-            name: f"127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)
+            name: f"127.0.0.1:{port}" for name, port in ports.items()
         }
         if own.address != HealthConfig().address:
             addresses["cloud"] = own.address
         if own.metrics:
             with replaced(self._run_dir / TARGETS) as beside:
                 beside.write_text(json.dumps(prometheus_targets(addresses), indent=1), "utf-8")
-        return {name: own.model_dump() | {"address": addresses[name]} for name in names}
+        return {name: own.model_dump() | {"address": addresses[name]} for name in ports}
 
     def _start(self, name: str, values: Mapping[str, object], *flags: str) -> None:
         """Start a participant, such as ``edge-0``, with a configuration file of its own."""
@@ -189,8 +196,9 @@ class LocalCluster:
 
         From the top, or servers would carry on with whoever is left, and report on that.
         """
-        # Or Prometheus would miss them.
-        (self._run_dir / TARGETS).unlink(missing_ok=True)
+        # Or Prometheus would miss them. Processes end also where it cannot be removed.
+        with suppress(OSError):
+            (self._run_dir / TARGETS).unlink()
         for kind, patience_s in self._patience_s.items():
             roles = [role for role in self.roles if role.name.startswith(kind)]
             _signal(roles, signal.SIGTERM)
