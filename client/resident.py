@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -39,13 +40,14 @@ class OfferBoard:
         self._book = OfferBook(past_intervals=1)
         self.connected: set[str] = set()
 
-    def merge(self, asked: Choose) -> Choose:
+    def merge(self, asked: Choose, *, on_wait: Callable[[], None] = lambda: None) -> Choose:
         """Add the other edges' offers to an edge's question.
 
         Waits at most ``offer_wait_s`` seconds for the connected edges that have made no offer in
-        this edge round yet. Those that are still silent then count as ``OfferBook.merged`` says.
+        this edge round yet, and says ``on_wait`` before it does. Those that are still silent then
+        count as ``OfferBook.merged`` says.
         """
-        deadline_s = time.monotonic() + asked.offer_wait_s
+        deadline_s, told = time.monotonic() + asked.offer_wait_s, False
         with self._changed:
             self._book.note(asked)
             self._changed.notify_all()
@@ -57,6 +59,9 @@ class OfferBoard:
                         asked.interval, asked.edge_round, len(made),
                     )  # fmt: skip
                     break
+                if not told:
+                    told = True
+                    on_wait()
                 self._changed.wait(left_s)
             return self._book.merged(asked, made.values())
 
@@ -98,7 +103,7 @@ class Resident:
         )
         store = FileStore(config.state_folder / STATE, resident=True)
         self._app = build_app(lambda context: self._runtime, state_of=lambda context: store)
-        self._nodes: list[Node] = []
+        self._nodes: dict[str, Node] = {}
         self._lost: dict[str, ConnectionLostError] = {}
 
     def run(self) -> Verdict:
@@ -121,7 +126,7 @@ class Resident:
         deadline_s = time.monotonic() + LEAVE_S
         for thread in threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
-        for node in self._nodes:
+        for node in self._nodes.values():
             node.leave()
         if self.verdict is None and len(self._lost) == len(threads):
             raise next(iter(self._lost.values()))
@@ -133,20 +138,29 @@ class Resident:
             self._status.linked(address, change)
             self._say(f"{address} {change}")
 
-        node = Node(address, self._config.node, self.answer, stop=self._stop, on_change=on_change)
-        self._nodes.append(node)
+        answer = partial(self.answer, address)
+        node = Node(address, self._config.node, answer, stop=self._stop, on_change=on_change)
+        self._nodes[address] = node
         try:
             node.run()
         except ConnectionLostError as error:
             self._lost[address] = error
             self._say(str(error))
 
-    def answer(self, message: Message) -> Message:
-        """Answer one message of an edge."""
+    def answer(self, address: str, message: Message) -> Message:
+        """Answer one message of the edge at ``address``."""
         if message.metadata.message_type == CHOOSE:
-            message.content = to_records(self.board.merge(read_payload(message, Choose)))
+            hurry = partial(self._hurry_others, address)
+            asked = self.board.merge(read_payload(message, Choose), on_wait=hurry)
+            message.content = to_records(asked)
         run_id, node_id = message.metadata.run_id, message.metadata.dst_node_id
         return self._app(message, Context(run_id, node_id, {}, RecordDict(), {}))
+
+    def _hurry_others(self, address: str) -> None:
+        """Edges ask in the same order: when one has, the others' questions are due."""
+        for other, node in list(self._nodes.items()):
+            if other != address:
+                node.hurry()
 
     def _finish(self, finish: Finish) -> None:
         # The first edge decides: they all pass on the same verdict of the cloud.

@@ -51,6 +51,8 @@ _QUICK_CALL_S: Final = 10.0
 _GOODBYE_S: Final = 2.0
 _HICCUP_S: Final = 3.0
 _POLL_FIRST_S: Final = 0.02
+# While it waits for its next look, a node finds out so soon that it is to stop.
+_STOP_S: Final = 0.1
 # Objects of a message that travel at a time.
 _TRANSFERS: Final = 2
 _FORGOTTEN: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
@@ -98,6 +100,11 @@ class Node:
         private_key = self.config.private_key
         self._own_keys = _read_keys(private_key) if private_key else None
         self._connection: _Connection | None = None
+        self._hurry = threading.Event()
+
+    def hurry(self) -> None:
+        """Look for a message now, and often until one comes: the caller knows that one is due."""
+        self._hurry.set()
 
     def leave(self) -> None:
         """Say goodbye at once, even while the handler is at work in another thread."""
@@ -181,10 +188,19 @@ class Node:
                     if error.code() in _FORGOTTEN or now_s - silent_since_s > _HICCUP_S:
                         return _say(error)
                 if not busy:
-                    self.stop.wait(rhythm.next_s())
+                    self._pause(rhythm)
             return "the SuperLink no longer knows this node"
         finally:
             self._leave(connection)
+
+    def _pause(self, rhythm: Rhythm) -> None:
+        """Wait for the next look, which ``hurry`` brings forward."""
+        until_s = self.clock() + rhythm.next_s()
+        while (left_s := until_s - self.clock()) > 0 and not self.stop.is_set():
+            if self._hurry.wait(min(left_s, _STOP_S)):
+                self._hurry.clear()
+                rhythm.hurry()
+                return
 
     def _serve_one(self, connection: _Connection, rhythm: Rhythm) -> bool:
         """Answer one message; False if there is none."""

@@ -29,7 +29,8 @@ class Rhythm:
 
     What follows a message of a kind comes about as long after it as it did before: at those times
     looks are close together (0.02 to 0.1 s, later 2% of the time waited, up to 0.5 s), between them
-    far apart (half of the time until the next is due, up to 2 s).
+    far apart (half of the time until the next is due, up to 2 s). After ``hurry`` they are close
+    together until a message has come, whatever came before.
 
     Args:
         clock: monotonic seconds.
@@ -40,9 +41,15 @@ class Rhythm:
         self._gaps: dict[str, deque[float]] = {}
         self._kind: str | None = None
         self._since_s = clock()
+        self._hurried_s: float | None = None
+
+    def hurry(self) -> None:
+        """A message is due now, as its receiver has learnt elsewhere."""
+        self._hurried_s = self._clock()
 
     def came(self) -> None:
         """A message has come."""
+        self._hurried_s = None
         if self._kind is not None:
             gaps = self._gaps.setdefault(self._kind, deque(maxlen=_REMEMBERED))
             gaps.append(self._clock() - self._since_s)
@@ -53,6 +60,8 @@ class Rhythm:
 
     def next_s(self) -> float:
         """Seconds until the next look."""
+        if self._hurried_s is not None:
+            return near_s(self._clock() - self._hurried_s)
         waited_s = self._clock() - self._since_s
         gaps = self._gaps.get(self._kind or "", ())
         if not gaps or any(abs(waited_s - gap_s) <= _SPREAD * gap_s for gap_s in gaps):
