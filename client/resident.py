@@ -103,7 +103,7 @@ class Resident:
         )
         store = FileStore(config.state_folder / STATE, resident=True)
         self._app = build_app(lambda context: self._runtime, state_of=lambda context: store)
-        self._nodes: dict[str, Node] = {}
+        self.nodes: dict[str, Node] = {}
         self._lost: dict[str, ConnectionLostError] = {}
 
     def run(self) -> Verdict:
@@ -126,7 +126,7 @@ class Resident:
         deadline_s = time.monotonic() + LEAVE_S
         for thread in threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
-        for node in self._nodes.values():
+        for node in self.nodes.values():
             node.leave()
         if self.verdict is None and len(self._lost) == len(threads):
             raise next(iter(self._lost.values()))
@@ -138,16 +138,16 @@ class Resident:
             self._status.linked(address, change)
             self._say(f"{address} {change}")
 
-        answer = partial(self.answer, address)
+        answer = partial(self.answer, address=address)
         node = Node(address, self._config.node, answer, stop=self._stop, on_change=on_change)
-        self._nodes[address] = node
+        self.nodes[address] = node
         try:
             node.run()
         except ConnectionLostError as error:
             self._lost[address] = error
             self._say(str(error))
 
-    def answer(self, address: str, message: Message) -> Message:
+    def answer(self, message: Message, *, address: str = "") -> Message:
         """Answer one message of the edge at ``address``."""
         if message.metadata.message_type == CHOOSE:
             hurry = partial(self._hurry_others, address)
@@ -158,7 +158,7 @@ class Resident:
 
     def _hurry_others(self, address: str) -> None:
         """Edges ask in the same order: when one has, the others' questions are due."""
-        for other, node in list(self._nodes.items()):
+        for other, node in list(self.nodes.items()):
             if other != address:
                 node.hurry()
 

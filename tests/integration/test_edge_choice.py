@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -125,9 +126,9 @@ class WatchedBoard(OfferBoard):
         super().__init__(num_edges)
         self.seen: list[Choose] = []
 
-    def merge(self, asked: Choose) -> Choose:
+    def merge(self, asked: Choose, *, on_wait: Callable[[], None] = lambda: None) -> Choose:
         """As ever, and remember it."""
-        merged = super().merge(asked)
+        merged = super().merge(asked, on_wait=on_wait)
         self.seen.append(merged)
         return merged
 

@@ -13,8 +13,10 @@ from flwr.app import Message
 from support.waiting import HANG_S
 
 from fedphd.client.resident import OfferBoard, Resident
+from fedphd.common.config.links import NodeConfig
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.errors import ConnectionLostError
+from fedphd.common.wire.node import Node
 from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply, Offer
 from fedphd.common.wire.records import read_payload, to_records
 
@@ -102,6 +104,18 @@ def test_offers_of_an_earlier_interval_do_not_count(pool: ThreadPoolExecutor) ->
     assert figures(second.result(HANG_S)) == {"edge-0": 0, "edge-1": 1}
 
 
+def test_whoever_waits_for_other_offers_says_so_once(pool: ThreadPoolExecutor) -> None:
+    made, told = board(3), list[str]()
+    first = pool.submit(made.merge, question("edge-0"), on_wait=lambda: told.append("edge-0"))
+    assert waits(first)
+    second = pool.submit(made.merge, question("edge-1"), on_wait=lambda: told.append("edge-1"))
+    assert waits(second)
+    made.merge(question("edge-2"), on_wait=lambda: told.append("edge-2"))
+    first.result(HANG_S)
+    second.result(HANG_S)
+    assert told == ["edge-0", "edge-1"]
+
+
 def test_wait_is_bounded() -> None:
     # Nobody else ever asks.
     assert figures(board().merge(question("edge-0", 3, offer_wait_s=0.2))) == {"edge-0": 3}
@@ -149,6 +163,23 @@ def test_both_edges_get_the_same_answer_from_the_offers_of_both(pool: ThreadPool
     assert full.result(HANG_S).edge_id == empty.result(HANG_S).edge_id == "edge-1"
     assert full.result().label_counts == ()
     assert sum(empty.result().label_counts) == empty.result().num_samples > 0
+
+
+def test_a_question_makes_the_nodes_of_the_other_edges_hurry() -> None:
+    resident, stop = Resident(client(), stop=threading.Event()), threading.Event()
+    addresses = ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
+    hurried: list[str] = []
+
+    class Watched(Node):
+        def hurry(self) -> None:
+            hurried.append(self.address)
+
+    for address in addresses:
+        resident.board.set_connected(address, True)
+        resident.nodes[address] = Watched(address, NodeConfig(), resident.answer, stop=stop)
+    asked = Message(to_records(question("edge-0", offer_wait_s=0.1)), 5, CHOOSE)
+    resident.answer(asked, address=addresses[1])
+    assert hurried == [addresses[0], addresses[2]]
 
 
 def test_no_edge_can_be_reached() -> None:

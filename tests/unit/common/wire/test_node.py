@@ -25,6 +25,7 @@ from flwr.supercore.inflatable import inflatable_object
 from fedphd.common.config.links import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError
 from fedphd.common.wire.node import Node
+from fedphd.common.wire.rhythm import Rhythm
 
 
 def key_file(path: Path, key: Any) -> Path:
@@ -139,6 +140,35 @@ def test_a_first_server_that_is_missing_is_named_once(closed_port: int) -> None:
         node.run()
     assert len(said) == 1
     assert said[0].startswith("not there yet: UNAVAILABLE: ")
+
+
+def paused_s(node: Node, clock: Ticking, rhythm: Rhythm) -> float:
+    begun_s = clock.now_s
+    node._pause(rhythm)
+    return clock.now_s - begun_s
+
+
+def test_a_node_that_is_to_hurry_looks_at_once_and_often() -> None:
+    clock = Ticking()
+    # The last message came 40 s after the one before: the next look is 2 s away.
+    rhythm = Rhythm(lambda: clock.now_s)
+    rhythm.answered("train")
+    clock.now_s += 40.0
+    rhythm.came()
+    rhythm.answered("train")
+    node = Node("here:1", NodeConfig(), echo, stop=threading.Event(), clock=clock)
+    assert paused_s(node, clock, rhythm) >= 2.0
+    node.hurry()
+    assert paused_s(node, clock, rhythm) <= 0.5
+    assert rhythm.next_s() == 0.02
+
+
+def test_a_node_that_is_to_stop_does_not_wait_for_its_next_look() -> None:
+    clock = Ticking()
+    node = Node("here:1", NodeConfig(), echo, stop=threading.Event(), clock=clock)
+    rhythm = Rhythm(clock)
+    node.stop.set()
+    assert paused_s(node, clock, rhythm) <= 1.0
 
 
 class Junk:

@@ -59,6 +59,19 @@ def test_between_two_usual_times_it_looks_seldom() -> None:
     assert found[-1] - 20.0 <= 0.4
 
 
+def test_in_a_hurry_it_looks_often_until_a_message_has_come() -> None:
+    rhythm, time = lived([10.0])
+    time.sleep(2.0)
+    assert rhythm.next_s() == 2.0
+    rhythm.hurry()
+    assert rhythm.next_s() == 0.02
+    time.sleep(3.0)
+    assert rhythm.next_s() == pytest.approx(0.1)
+    rhythm.came()
+    rhythm.answered("train")
+    assert rhythm.next_s() == 2.0
+
+
 def test_what_comes_later_than_ever_is_looked_for_at_a_share_of_the_time_waited() -> None:
     rhythm, time = lived([10.0])
     time.sleep(50.0)
