@@ -119,6 +119,8 @@ class Report:
         so_far.intervals_s += stats.seconds
         so_far.ema_steps, so_far.ema_span = stats.ema_steps, stats.ema_span
         intervals = self._config.schedule.intervals
+        # Waits for evaluations between intervals come again, too.
+        took_s = so_far.intervals_s + so_far.phases.get("waiting_for_evaluation", 0.0)
         ended = IntervalEnded(
             **stats.model_dump(exclude={"metrics"}),
             **stats.metrics.values(),
@@ -129,7 +131,7 @@ class Report:
             client_edge_bytes=so_far.client_edge.total_bytes,
             edge_cloud_bytes=so_far.cloud.total_bytes,
             training_flops=flops,
-            left_s=(intervals - stats.interval) * so_far.intervals_s / len(so_far.rounds),
+            left_s=(intervals - stats.interval) * took_s / len(so_far.rounds),
             edge_cloud=so_far.cloud.minus(before),
         )
         self._events.write(ended)

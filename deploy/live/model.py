@@ -262,9 +262,14 @@ class Federation:
         whole = self.cloud.interval / self.intervals if self.intervals else 0.0
         return max(whole, min(shares)) if shares else whole
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the last interval is done; its evaluation may still be under way."""
+        return 0 < self.intervals == self.cloud.interval
+
     def left_s(self, now: float) -> float | None:
         """Seconds until the last interval ends, as the slowest edge guesses, else the cloud."""
-        if self.ended is not None:
+        if self.ended is not None or self.is_trained:
             return None
         ends = [edge.ends_at for edge in self.edges.values() if edge.ends_at is not None]
         if not ends and self.cloud.ends_at is not None:

@@ -84,6 +84,8 @@ def _headline(run: Federation, title: str, now: float) -> Text:
         parts.append(run.verdict[1] if run.verdict[0] else "finished")
     elif (left := run.left_s(now)) is not None:
         parts.append(f"about {human_seconds(left)} left")
+    elif run.is_trained:
+        parts.append("trained, the last evaluation is under way")
     elif run.started is None:
         parts.append("starting")
     return Text(" | ".join([*parts, title]), style="bold", no_wrap=True, overflow="ellipsis")

@@ -85,6 +85,22 @@ def write_run(tmp_path: Path, settings: str) -> Path:
     return tmp_path
 
 
+def test_time_left_counts_waits_for_evaluations_too(tmp_path: Path) -> None:
+    config = FederationConfig.model_validate({"schedule": {"intervals": 5}})
+    log = EventLog(tmp_path / "metrics.jsonl", role="cloud", node="cloud")
+    run = Followed(name="r", run_dir=tmp_path, out_dir=tmp_path, settings={})
+    report = Report(tmp_path, config, log, DENSE, Trackers.of(TrackingConfig(), run, print))
+    for interval, waited_s in ((1, 0.0), (2, 6.0)):
+        report.spent("waiting_for_evaluation", waited_s)
+        stats = IntervalStats(interval=interval, seconds=10.0)
+        report.interval(stats, sparse=False, edge_cloud=Traffic())
+    report.close()
+    log.close()
+    told = [event["left_s"] for event in lines(tmp_path) if event["event"] == "interval"]
+    # Four times 10 s; three times the mean of 10 and 16 s.
+    assert told == [40.0, 39.0]
+
+
 def summary(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
     return content

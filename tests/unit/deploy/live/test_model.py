@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from support.happened import began, ended, half_a_run, interval, over, peer, replied, started
+from support.happened import (
+    INTERVALS,
+    began,
+    ended,
+    half_a_run,
+    interval,
+    over,
+    peer,
+    replied,
+    started,
+)
 
 from fedphd.common.events import Event
 from fedphd.common.history.events import Working
@@ -69,6 +79,15 @@ def test_time_left_is_that_of_the_slowest_edge_and_runs() -> None:
 
 def test_where_no_edge_is_seen_the_cloud_guesses() -> None:
     assert folded([interval(0, 1)]).left_s(1010.0) == 30.0
+
+
+def test_after_the_last_interval_no_time_is_guessed() -> None:
+    last = [ended(0, "edge-0", 1, left_s=5.0), interval(1, INTERVALS)]
+    run = folded(last)
+    assert run.is_trained
+    assert run.left_s(1002.0) is None
+    assert not folded([interval(1, INTERVALS - 1)]).is_trained
+    assert not folded([]).is_trained
 
 
 def test_a_straggler_takes_twice_as_long_as_clients_usually_do() -> None:

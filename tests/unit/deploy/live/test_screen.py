@@ -6,7 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
-from support.happened import began, half_a_run, interval, over, peer
+from support.happened import INTERVALS, began, half_a_run, interval, over, peer
 
 from fedphd.common.events import Event
 from fedphd.common.history.events import Evaluated, Working
@@ -39,6 +39,11 @@ def drawn(
 def names(lines: list[str]) -> list[str]:
     """The first words of the tree's rows."""
     return [line.lstrip("│├└─ ").split()[0] for line in lines if "─ " in line]
+
+
+def test_after_the_last_interval_it_says_what_is_waited_for() -> None:
+    head = drawn([*half_a_run(), interval(12, INTERVALS)])[0]
+    assert head == "interval 3 of 3 | 13 s | trained, the last evaluation is under way | runs/x"
 
 
 def test_a_tree_of_cloud_edges_and_clients_with_their_figures() -> None:
