@@ -122,7 +122,7 @@ def save_checkpoint(
 
 def _put_away(old: Path, folder: Path, keep: int) -> None:
     """Keep the former checkpoint among the last ones, or remove it."""
-    former = folder.with_name(f"{folder.name}s")
+    former = _former(folder)
     if keep > 1 and old.is_dir():
         place = former / f"interval-{int(_read_json(old / _STATE).get('interval', 0)):04d}"
         former.mkdir(exist_ok=True)
@@ -165,7 +165,7 @@ def load_extras(folder: Path) -> Extras:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         names = ", ".join([_CUT, *(path.name for path in files.values())])
         raise ConfigError(
-            f"checkpoint {folder}: one of {names} is damaged ({error}); use another"
+            f"checkpoint {folder}: one of {names} is damaged ({error}); {_way_out(folder)}"
         ) from error
     return Extras(text, vectors.get(_VARIATE), vectors.get(_HELD))
 
@@ -229,6 +229,19 @@ def _checked(folder: Path) -> Path:
     return whole
 
 
+def _former(folder: Path) -> Path:
+    """Where the checkpoints of the intervals before are."""
+    return folder.with_name(f"{folder.name}s")
+
+
+def _way_out(part: Path) -> str:
+    """What to do about a damaged part of a checkpoint."""
+    for folder in part.parents if part.name != CHECKPOINT else (part,):
+        if folder.name == CHECKPOINT and (past := sorted(_former(folder).glob("interval-*"))):
+            return f"remove {folder} and put {past[-1]} in its place"
+    return "use another checkpoint"
+
+
 def _finish_swap(folder: Path) -> None:
     _, old = _beside(folder)
     if old.exists():
@@ -247,7 +260,7 @@ def _load_unet(folder: Path) -> PrunedUNet:
     except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"checkpoint {folder}: {_WEIGHTS} or {_CONFIG} is missing or damaged ({error}); "
-            "use another checkpoint"
+            f"{_way_out(folder)}"
         ) from error
     return unet.eval()
 
@@ -257,10 +270,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"checkpoint file {path} is missing or damaged ({error}); use another checkpoint"
+            f"checkpoint file {path} is missing or damaged ({error}); {_way_out(path)}"
         ) from error
     if not isinstance(content, dict):
-        raise ConfigError(f"checkpoint file {path} holds no JSON object; use another checkpoint")
+        raise ConfigError(f"checkpoint file {path} holds no JSON object; {_way_out(path)}")
     return content
 
 

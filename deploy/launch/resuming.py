@@ -91,18 +91,18 @@ def rewind(run_dir: Path, say: Say) -> Resumed:
     from fedphd.common.history.progress import Progress
     from fedphd.common.unet.checkpoint import CHECKPOINT, has_checkpoint
 
-    events = run_dir / EVENTS
+    events, checkpoint = run_dir / EVENTS, run_dir / CHECKPOINT
+    # First, since it refuses a damaged one: then everything stays as it is.
+    progress = Progress.read(checkpoint) if has_checkpoint(checkpoint) else None
     for name in (VERDICT, SUMMARY):
         (run_dir / name).unlink(missing_ok=True)
     # A local run that was killed has its edges' events still in their folders.
     if edges := sorted(run_dir.glob(f"state/edge-*/{EDGE_EVENTS}")):
         merge_events(events, edges)
-    checkpoint = run_dir / CHECKPOINT
-    if not has_checkpoint(checkpoint):
+    if progress is None:
         events.unlink(missing_ok=True)
         say(f"resuming  {run_dir}: no interval was finished, it begins anew")
         return Resumed()
-    progress = Progress.read(checkpoint)
     say(f"resuming  {run_dir} after interval {progress.interval} of {progress.intervals}")
     size = keep_events(events, progress.events)
     return Resumed(progress.interval, progress.events, size)

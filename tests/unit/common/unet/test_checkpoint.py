@@ -14,7 +14,12 @@ from support.disk import files_limited_to
 
 from fedphd.common.config.run import DiffusionConfig, ModelConfig
 from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.common.unet.checkpoint import checkpoint_of, load_checkpoint, save_checkpoint
+from fedphd.common.unet.checkpoint import (
+    checkpoint_of,
+    load_checkpoint,
+    load_extras,
+    save_checkpoint,
+)
 from fedphd.common.unet.model import (
     PrunedUNet,
     build_scheduler,
@@ -36,13 +41,14 @@ def ema_state(unet: PrunedUNet) -> dict[str, torch.Tensor]:
     return {name: tensor + 1 for name, tensor in unet.state_dict().items()}
 
 
-def save(folder: Path, unet: PrunedUNet, **state: Any) -> None:
+def save(folder: Path, unet: PrunedUNet, keep: int = 1, **state: Any) -> None:
     save_checkpoint(
         folder,
         unet=unet,
         ema_state=ema_state(unet),
         scheduler=build_scheduler(DiffusionConfig(num_train_timesteps=50)),
         state=state,
+        keep=keep,
     )
 
 
@@ -193,6 +199,25 @@ def test_a_missing_or_damaged_part_is_named(
     with pytest.raises(ConfigError, match=Path(missing).name) as caught:
         load_checkpoint(folder)
     assert Path(missing).parts[0] in str(caught.value)
+
+
+def test_where_a_former_checkpoint_is_kept_it_is_the_way_out(
+    tmp_path: Path, unet: PrunedUNet
+) -> None:
+    folder, weights = tmp_path / "checkpoint", "unet/diffusion_pytorch_model.safetensors"
+    for interval in (1, 2, 3):
+        save(folder, unet, interval=interval, keep=3)
+    (folder / weights).write_bytes(b"")
+    (folder / "variate.safetensors").write_bytes(b"")
+    former = tmp_path / "checkpoints" / "interval-0002"
+    told = rf"remove {folder} and put {former} in its place"
+    for load in (load_checkpoint, load_extras):
+        with pytest.raises(ConfigError, match=told):
+            load(folder)
+    # It is one.
+    shutil.rmtree(folder)
+    former.rename(folder)
+    assert load_checkpoint(folder)[3]["interval"] == 2
 
 
 def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path, unet: PrunedUNet) -> None:

@@ -63,6 +63,17 @@ def test_without_a_checkpoint_a_run_begins_anew(tmp_path: Path) -> None:
     assert said == [f"resuming  {tmp_path}: no interval was finished, it begins anew"]
 
 
+def test_with_a_damaged_checkpoint_everything_stays(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "verdict.json", "summary.json"):
+        log(tmp_path / name, "cloud")
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "state.json").write_text("{", encoding="utf-8")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"state\.json is missing or damaged"):
+        rewind(tmp_path, print)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_what_defines_the_training_must_stay(tmp_path: Path) -> None:
     before = load_config(CloudConfig, None, {"seed": 3})
     # Where it listens, and how long it waits, is its own matter.
