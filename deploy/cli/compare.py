@@ -16,7 +16,7 @@ from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.describe import describe, list_methods
 from fedphd.deploy.compare.methods import check_common, choose_methods, read_methods
 from fedphd.deploy.compare.plan import CommonSettings, Plan, Tuning
-from fedphd.deploy.compare.tuning import EXAMPLE, read_grid
+from fedphd.deploy.compare.tuning import EXAMPLE, read_grid, take_over
 from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.superlink import make_folder
 from fedphd.deploy.simulation.run_config import SimulatedClients
@@ -124,14 +124,18 @@ def compare(
     check_common(values)
     common = CommonSettings(config, values, SimulatedClients(of_data, cpus=cpus, gpus=gpus), out)
     names = methods and [name.strip() for name in methods.split(",") if name.strip()]
-    tuning = _tuning(common, tune, tuning_seeds, tuning_intervals, tuning_from)
+    compared = choose_methods(table, names)
+    if tune and tuning_from:
+        raise ConfigError("--tune and --tuning-from: choose one of them")
     plan = Plan(
         budget=budget,
         cloud_bytes=cloud_bytes,
-        methods=[method.name for method in choose_methods(table, names)],
+        methods=[method.name for method in compared],
         seeds=_numbers(seeds, "--seeds"),
         common=common.fixed(),
-        tuning=tuning,
+        tuning=take_over(tuning_from, compared, table)
+        if tuning_from
+        else _tuning(common, tune, tuning_seeds, tuning_intervals),
     )
     comparison = Comparison(common, table, plan.extending(out), byte_reference)
     base = common.base()
@@ -170,20 +174,9 @@ def register(app: Typer) -> None:
 
 
 def _tuning(
-    common: CommonSettings,
-    tune: list[str] | None,
-    seeds: str,
-    intervals: int | None,
-    taken_from: Path | None,
+    common: CommonSettings, tune: list[str] | None, seeds: str, intervals: int | None
 ) -> Tuning | None:
     """What the flags of tuning say; None without any; raises ConfigError."""
-    if taken_from is not None:
-        if tune:
-            raise ConfigError("--tune and --tuning-from: choose one of them")
-        earlier = Plan.read(taken_from)
-        if earlier is None or earlier.tuning is None or not earlier.tuning.chosen:
-            raise ConfigError(f"--tuning-from {taken_from}: no comparison that has tuned anything")
-        return earlier.tuning.model_copy(update={"taken_from": taken_from.name})
     if not tune:
         return None
     grid = read_grid(tune)

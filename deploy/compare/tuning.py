@@ -2,8 +2,9 @@
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -42,6 +43,31 @@ def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise ConfigError(f"{TUNE} {text}: has a value twice")
         grid[key] = parsed
     return grid
+
+
+def take_over(folder: Path, methods: Iterable[Method], table: Mapping[str, Method]) -> Tuning:
+    """What the comparison in ``folder`` has chosen, to hold for ``methods`` of another.
+
+    Raises ConfigError if there is none, or one of ``methods`` would go untuned beside tuned ones.
+    """
+    earlier = Plan.read(folder)
+    if earlier is None or earlier.tuning is None or not earlier.tuning.chosen:
+        raise ConfigError(f"--tuning-from {folder}: no comparison that has tuned anything")
+    tuning = earlier.tuning.model_copy(update={"taken_from": folder.name})
+    missing = []
+    for method in methods:
+        followed = table[method.tuned_like or method.name]
+        keys = set(tuned_keys(followed, table, tuning.grid)) - method.settings.keys()
+        if keys - tuning.of(method).keys():
+            missing.append(followed.name)
+    if missing:
+        names = ", ".join(dict.fromkeys(missing))
+        raise ConfigError(
+            f"--tuning-from {folder}: nothing is chosen there yet for {names}; tune them there "
+            f"first (--out {folder} --methods {names.replace(' ', '')} {TUNE} ...), or leave them "
+            "out of --methods"
+        )
+    return tuning
 
 
 class Tuner:

@@ -14,7 +14,7 @@ from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.methods import tuned_keys
 from fedphd.deploy.compare.plan import CommonSettings, Plan, PlannedRun, Tuning
 from fedphd.deploy.compare.runner import Keep, Runner
-from fedphd.deploy.compare.tuning import read_grid
+from fedphd.deploy.compare.tuning import read_grid, take_over
 
 RATE, FACTOR, POLICY = "training.learning_rate", "aggregation.factor", "selection.policy"
 
@@ -209,3 +209,32 @@ def test_centralised_training_takes_the_steps_of_all_on_all_images(common: Commo
     # Six clients with 299 or 300 digits: ten batches of 32 in each of six epochs.
     assert (training.local_unit, training.local_amount) == ("steps", 6 * 6 * 10)
     assert run.decisive["data.partition.kind"] == "iid"
+
+
+def test_choices_are_taken_over_where_there_are_some(common: CommonSettings) -> None:
+    made = asked(
+        common, ["fedavg", "fedphd_os"], training__learning_rate=[0.002, 0.004],
+        aggregation__factor=[2.0],
+    )  # fmt: skip
+    # As if somebody had tuned FedAvg, and FedPhD's first setting only.
+    assert made.plan.tuning is not None
+    made.plan.tuning.chosen.update({"fedavg": {RATE: 0.004}, "fedphd": {RATE: 0.002}})
+    made.plan.write(common.out)
+
+    def taken(*names: str) -> Tuning:
+        return take_over(common.out, [METHODS[name] for name in names], METHODS)
+
+    assert taken("fedavg").taken_from == common.out.name
+    assert taken("fedavg").of(METHODS["fedavg"]) == {RATE: 0.004}
+    told = r"for hierarchical_fedavg, fedphd; tune .* --methods hierarchical_fedavg,fedphd --tune"
+    with pytest.raises(ConfigError, match=told):
+        taken("fedavg", "hierarchical_fedavg", "fedphd_random", "fedphd_os")
+    made.plan.tuning.chosen["fedphd"][FACTOR] = 2.0
+    made.plan.write(common.out)
+    assert taken("fedphd_random").of(METHODS["fedphd_random"]) == {RATE: 0.002, FACTOR: 2.0}
+
+
+def test_a_folder_that_has_chosen_nothing_is_refused(common: CommonSettings) -> None:
+    asked(common, ["fedavg"], training__learning_rate=[0.002, 0.004]).plan.write(common.out)
+    with pytest.raises(ConfigError, match=r"--tuning-from .*: no comparison that has tuned"):
+        take_over(common.out, [METHODS["fedavg"]], METHODS)
