@@ -141,9 +141,10 @@ def budget(plan: Plan) -> str:
         amount = common["schedule.edge_rounds"] * common["training.local_amount"]
         return (
             "Budget: equal local work and equal cloud rounds. In each of "
-            f"{common['schedule.intervals']} cloud rounds a client that takes part trains {amount} "
-            f"local {common['training.local_unit']}; the methods' settings below say how these "
-            "are spread over edge rounds."
+            f"{common['schedule.intervals']} cloud rounds a client of a flat method that takes part "
+            f"trains {amount} local {common['training.local_unit']}; a hierarchical method draws "
+            "clients anew for each edge round, in which they train their part of that. The sum over "
+            "all clients is the same; the methods' settings are below."
         )
     known = "not known yet" if plan.cloud_bytes is None else human_bytes(plan.cloud_bytes)
     return (

@@ -123,7 +123,7 @@ def test_report_has_all_seeds_and_names_those_that_are_missing(made: Comparison)
     assert f"- {PROTOCOL}\n" in text
     assert "- 5 run(s): fedphd_version 9.9, commit abc123, machine a test's\n" in text
     assert "\n\nNo client and no edge failed in any run.\n" in text
-    assert "a client that takes part trains 6 local epochs" in text
+    assert "a client of a flat method that takes part trains 6 local epochs" in text
     assert "written by `fedphd compare --x`" in text
     assert "- FedPhD (arXiv:2507.06449): pruning.mode = 'scheduled', " in text
     assert "    training.batch_size = 32\n" in text
