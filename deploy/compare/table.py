@@ -141,10 +141,10 @@ def budget(plan: Plan) -> str:
         amount = common["schedule.edge_rounds"] * common["training.local_amount"]
         return (
             "Budget: equal local work and equal cloud rounds. In each of "
-            f"{common['schedule.intervals']} cloud rounds a client of a flat method that takes part "
-            f"trains {amount} local {common['training.local_unit']}; a hierarchical method draws "
-            "clients anew for each edge round, in which they train their part of that. The sum over "
-            "all clients is the same; the methods' settings are below."
+            f"{common['schedule.intervals']} cloud rounds a client of a flat method that takes "
+            f"part trains {amount} local {common['training.local_unit']}; a hierarchical method "
+            "draws clients anew for each edge round, in which they train their part of that. The "
+            "sum over all clients is the same; the methods' settings are below."
         )
     known = "not known yet" if plan.cloud_bytes is None else human_bytes(plan.cloud_bytes)
     return (
