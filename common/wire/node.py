@@ -56,6 +56,10 @@ _STOP_S: Final = 0.1
 # Objects of a message that travel at a time.
 _TRANSFERS: Final = 2
 _FORGOTTEN: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
+# A link that is cut, or a server too busy to answer. Flower gives a node up after so many seconds
+# without a heartbeat: until then what is under way is still waited for.
+_PASSING: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_RETRY_S: Final = 2 * HEARTBEAT_S
 
 Handler = Callable[[Message], Message]
 Keys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
@@ -100,6 +104,8 @@ class Node:
         private_key = self.config.private_key
         self._own_keys = _read_keys(private_key) if private_key else None
         self._connection: _Connection | None = None
+        # Until it has arrived: a SuperLink hands a message out once, and then waits.
+        self._unsent: Message | None = None
         self._hurry = threading.Event()
 
     def hurry(self) -> None:
@@ -204,32 +210,43 @@ class Node:
 
     def _serve_one(self, connection: _Connection, rhythm: Rhythm) -> bool:
         """Answer one message; False if there is none."""
+        if self._unsent is not None:
+            self._send(connection, self._unsent)
         request = fleet_pb2.PullMessagesRequest(node=connection.node)
         response = connection.stub.PullMessages(request, timeout=CALL_S)
         if not response.messages_list:
             return False
         rhythm.came()
         head = message_from_proto(response.messages_list[0])
-        try:
-            self._push(
-                connection,
-                self._answer_to(connection, head, response.message_object_trees[0]),
-            )
-        except grpc.RpcError as error:
-            # PERMISSION_DENIED: the run has ended, so nobody waits for an answer.
-            if error.code() != grpc.StatusCode.PERMISSION_DENIED:
-                raise
+        tree = response.message_object_trees[0]
+        self._send(connection, self._answer_to(connection, head, tree))
         rhythm.answered(head.metadata.message_type)
         return True
+
+    def _send(self, connection: _Connection, reply: Message) -> None:
+        """Push a reply; one that fails with the connection is kept, for when it is back."""
+        self._unsent = reply
+        try:
+            self._push(connection, reply)
+        except grpc.RpcError as error:
+            if error.code() in (*_PASSING, *_FORGOTTEN):
+                raise
+            # Denied: the run has ended, so nobody waits for an answer.
+            if error.code() != grpc.StatusCode.PERMISSION_DENIED:
+                kind = reply.metadata.message_type
+                logger.warning("the answer to %s is not taken: %s", kind, _say(error))
+        self._unsent = None
 
     def _answer_to(self, connection: _Connection, head: Message, tree: Any) -> Message:
         """The answer to one message; to one that cannot be read, an error that says so."""
         try:
             message = self._pull_content(connection, head, tree)
         except ReplyError as error:
-            logger.warning("%s is left unanswered: it %s", head.metadata.message_type, error)
-            failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"your message {error}")
-            return Message(failure, reply_to=head)
+            return _refusal(head, f"your message {error}")
+        except grpc.RpcError as error:
+            ended = error.code() == grpc.StatusCode.PERMISSION_DENIED
+            why = f"your message did not come whole: {_say(error)}"
+            return _refusal(head, why, level=logging.DEBUG if ended else logging.WARNING)
         return self._answer(message)
 
     def _pull_content(self, connection: _Connection, head: Message, tree: Any) -> Message:
@@ -241,7 +258,7 @@ class Node:
         received = message_pb2.ConfirmMessageReceivedRequest(
             node=connection.node, run_id=run_id, message_object_id=message_id
         )
-        connection.stub.ConfirmMessageReceived(received, timeout=CALL_S)
+        self._call(connection, connection.stub.ConfirmMessageReceived, received)
         return inflated(message_id, contents)
 
     def _pull_object(self, connection: _Connection, run_id: int, object_id: str) -> bytes:
@@ -251,7 +268,9 @@ class Node:
         )
         backoff, deadline_s = Backoff(_POLL_FIRST_S, 1.0), self.clock() + CALL_S
         while True:
-            reply = connection.stub.PullObject(request, timeout=CALL_S)
+            reply: message_pb2.PullObjectResponse = self._call(
+                connection, connection.stub.PullObject, request
+            )
             if reply.object_available:
                 return reply.object_content
             if not reply.object_found or self.clock() > deadline_s:
@@ -279,7 +298,7 @@ class Node:
                 message_object_trees=[inflatable_object.get_object_tree(reply)],
                 clientapp_runtime_list=[0.0],
             )
-            response = connection.stub.PushMessages(announced, timeout=CALL_S)
+            response = self._call(connection, connection.stub.PushMessages, announced)
             wanted = set(response.objects_to_push)
 
             def push(object_id: str) -> None:
@@ -289,11 +308,24 @@ class Node:
                     object_id=object_id,
                     object_content=objects[object_id].deflate(),
                 )
-                connection.stub.PushObject(request, timeout=CALL_S)
+                self._call(connection, connection.stub.PushObject, request)
 
             with ThreadPoolExecutor(_TRANSFERS) as pool:
                 # Spent, since an error of a push is raised where its result is taken.
                 list(pool.map(push, [key for key in objects if key in wanted]))
+
+    def _call(self, connection: _Connection, method: Callable[..., Any], request: Any) -> Any:
+        """Call the SuperLink, again where the link fails for a while; raises grpc.RpcError."""
+        backoff, deadline_s = Backoff(_POLL_FIRST_S, 2.0), self.clock() + _RETRY_S
+        while True:
+            try:
+                return method(request, timeout=CALL_S)
+            except grpc.RpcError as error:
+                over = self.clock() > deadline_s or connection.lost.is_set() or self.stop.is_set()
+                if error.code() not in _PASSING or over:
+                    raise
+                logger.info("%s: once more after %s", self.address, _say(error))
+            self.stop.wait(backoff.next_s())
 
     def _beat(self, connection: _Connection) -> None:
         """Send heartbeats; a SuperLink that no longer knows the node makes it register again."""
@@ -324,6 +356,12 @@ class Node:
         except grpc.RpcError as error:
             logger.debug("leaving %s: %s", self.address, _say(error))
         connection.channel.close()
+
+
+def _refusal(asked: Message, why: str, *, level: int = logging.WARNING) -> Message:
+    """The answer to a message that could not be read."""
+    logger.log(level, "%s cannot be answered: %s", asked.metadata.message_type, why)
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, why), reply_to=asked)
 
 
 def admitted(address: str, config: NodeConfig) -> str:

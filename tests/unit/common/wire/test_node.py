@@ -19,11 +19,14 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 from flwr.app import Message, RecordDict
-from flwr.proto import message_pb2
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto import fleet_pb2, message_pb2, node_pb2
 from flwr.supercore.inflatable import inflatable_object
 
 from fedphd.common.config.links import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError
+from fedphd.common.wire.internals import assign_id
 from fedphd.common.wire.node import Node
 from fedphd.common.wire.rhythm import Rhythm
 
@@ -190,3 +193,112 @@ def test_message_that_cannot_be_read_is_answered_with_an_error() -> None:
     reply = node._answer_to(connection, message, tree)  # type: ignore[arg-type]
     assert reply.has_error()
     assert str(reply.error.reason).startswith("your message cannot be read: ")
+
+
+class Failing(grpc.RpcError):
+    """A call that fails with ``status``."""
+
+    def __init__(self, status: grpc.StatusCode) -> None:
+        super().__init__(status.name)
+        self._status = status
+
+    def code(self) -> grpc.StatusCode:
+        return self._status
+
+    def details(self) -> str:
+        return str(self)
+
+
+class Server:
+    """A SuperLink's stub with one message; ``failures`` says how its next calls fail, by name."""
+
+    def __init__(self, **failures: list[grpc.StatusCode]) -> None:
+        asked = Message(RecordDict(), 3, "train")
+        self.tree = inflatable_object.get_object_tree(asked)
+        self.objects = {
+            key: item.deflate()
+            for key, item in inflatable_object.get_all_nested_objects(asked).items()
+        }
+        assign_id(asked, asked.object_id, run_id=7)
+        self.waiting = [message_to_proto(remove_content_from_message(asked))]
+        self.failures = failures
+        self.answers: list[Message] = []
+        self.confirmed = 0
+
+    def _fail(self, name: str) -> None:
+        if due := self.failures.get(name):
+            raise Failing(due.pop(0))
+
+    def PullMessages(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self._fail("look")
+        messages, self.waiting = self.waiting, []
+        trees = [self.tree] if messages else []
+        return fleet_pb2.PullMessagesResponse(messages_list=messages, message_object_trees=trees)
+
+    def PullObject(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self._fail("pull")
+        content = self.objects[request.object_id]
+        return message_pb2.PullObjectResponse(
+            object_found=True, object_available=True, object_content=content
+        )
+
+    def ConfirmMessageReceived(self, request: Any, timeout: float) -> None:  # noqa: N802
+        self._fail("confirm")
+        self.confirmed += 1
+
+    def PushMessages(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self._fail("push")
+        self.answers += map(message_from_proto, request.messages_list)
+        return fleet_pb2.PushMessagesResponse()
+
+
+def connected(server: Server) -> Any:
+    return SimpleNamespace(stub=server, node=node_pb2.Node(node_id=3), lost=threading.Event())
+
+
+def served(server: Server, *, looks: int = 1) -> Node:
+    """A node after so many looks."""
+    node = node_of(NodeConfig())
+    for _ in range(looks):
+        node._serve_one(connected(server), Rhythm())
+    return node
+
+
+GONE, DENIED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("call", ["pull", "confirm", "push"])
+def test_a_call_that_fails_for_a_while_is_made_again(call: str) -> None:
+    server = Server(**{call: [GONE, grpc.StatusCode.DEADLINE_EXCEEDED]})
+    served(server)
+    (answer,) = server.answers
+    assert not answer.has_error()
+    assert server.confirmed == 1
+
+
+def test_an_answer_that_does_not_arrive_is_kept_for_the_next_connection() -> None:
+    server, node = Server(push=[GONE]), node_of(NodeConfig())
+    lost = connected(server)
+    lost.lost.set()
+    with pytest.raises(Failing):
+        node._serve_one(lost, Rhythm())
+    assert not server.answers
+    # There is no further message; the answer goes first.
+    assert not node._serve_one(connected(server), Rhythm())
+    assert len(server.answers) == 1
+    assert not node._serve_one(connected(server), Rhythm())
+    assert len(server.answers) == 1
+
+
+def test_a_message_that_does_not_come_whole_is_answered_with_an_error() -> None:
+    server = Server(pull=[grpc.StatusCode.INTERNAL])
+    served(server)
+    (answer,) = server.answers
+    assert answer.has_error()
+    assert str(answer.error.reason).startswith("your message did not come whole: INTERNAL")
+
+
+def test_nobody_waits_for_an_answer_of_a_run_that_has_ended() -> None:
+    server = Server(push=[DENIED])
+    served(server, looks=2)
+    assert not server.answers

@@ -1,0 +1,44 @@
+"""A link that is cut for some seconds costs no work: what was under way arrives afterwards."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from support.processes import Processes
+from support.relay import Relay
+from support.site import Site
+
+RUN = {
+    "schedule.intervals": 2,
+    "schedule.num_edges": 1,
+    "schedule.min_clients": 1,
+    # As long as the cloud would wait in vain for an answer that is lost.
+    "waits.interval_s": 60.0,
+}
+# Longer than a node keeps looking before it connects anew, shorter than Flower waits for it.
+CUT_S = 4.0
+
+
+def test_an_interval_that_ends_while_the_link_is_cut_is_not_lost(tmp_path: Path) -> None:
+    with Processes(tmp_path) as processes:
+        site = Site(processes, RUN, edges=("edge-0",))
+        with Relay(site.ports["cloud"]) as relay:
+            edge = site.start("edge-0", cloud=relay.address)
+            site.start("client-0")
+            cloud = site.start("cloud")
+            edge.wait_line(r"interval +1 round 1")
+            relay.cut()
+            # The last one: the answer to the cloud is due.
+            edge.wait_line(r"interval +1 round 2")
+            time.sleep(CUT_S)
+            assert not site.events("interval")
+            relay.mend()
+            cloud.wait_line(r"interval +2 of")
+            site.check_end()
+            assert relay.num_cut > 0
+    assert [event["failures"] for event in site.events("interval")] == [[], []]
+    assert [list(event["edges"]) for event in site.events("interval")] == [["edge-0"]] * 2
+    assert [(e["interval"], e["edge_round"]) for e in site.rounds("edge-0")] == [
+        (1, 1), (1, 2), (2, 1), (2, 2),
+    ]  # fmt: skip
