@@ -260,10 +260,9 @@ class Cloud:
             result = self.evaluator.evaluate(averaged, self.scheduler, raw)
         self.report.evaluated(progress.interval, result, gpu_memory(self.device))
         if progress.interval:
-            # Bytes and times stay those of the checkpoint: an interval is under way.
+            # Events, bytes and times stay those of the checkpoint: an interval is under way.
             record = result.record(progress.interval)
             progress.reported.evaluations.append(record)
-            progress.events = self.events.count
             update_state(self.run_dir / CHECKPOINT, progress.model_dump(mode="json"))
 
     def _wait_for_evaluation(self) -> float:
@@ -370,6 +369,8 @@ def main(
         ),
     )
     progress = Progress.read(run_dir / CHECKPOINT) if resume else None
+    if progress is not None:
+        progress.next_attempt(run_dir / CHECKPOINT)
     cloud = Cloud(config, edges, roster, events, run_dir, progress)
     try:
         verdict = cloud.run()

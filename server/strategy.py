@@ -51,8 +51,8 @@ class IntervalStats(IntervalFigures):
 class Stored:
     """What a strategy goes on from: the state after ``interval`` intervals.
 
-    ``cut`` is JSON text, ``variate`` and what edges hold, ``held``, (numel,), float32; they are
-    None where there is none.
+    ``attempt`` counts the run's resumptions, this one among them. ``cut`` is JSON text, ``variate``
+    and what edges hold, ``held``, (numel,), float32; they are None where there is none.
     """
 
     interval: int
@@ -100,7 +100,7 @@ class FedPhD(Strategy):
     ) -> None:
         self.config = config
         self.run_name = run_name
-        self.attempt = stored.attempt + 1 if stored else 0
+        self.attempt = stored.attempt if stored else 0
         # Intervals that were finished before this process.
         self.done = stored.interval if stored else 0
         self.unet = unet

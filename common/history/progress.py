@@ -10,7 +10,7 @@ from fedphd.common.errors import ConfigError
 from fedphd.common.history.evaluation import EvaluationRecord
 from fedphd.common.history.events import StatisticsFigures
 from fedphd.common.history.summary import IntervalCosts
-from fedphd.common.unet.checkpoint import read_state
+from fedphd.common.unet.checkpoint import read_state, update_state
 from fedphd.common.unet.costs import Costs, PruneReport
 from fedphd.common.wire.traffic import Traffic
 
@@ -41,8 +41,9 @@ class Progress(BaseModel):
     Attributes:
         interval: number of finished intervals, of ``intervals``.
         run: name of the run, drawn once; clients keep their state under it.
-        attempt: how often the run had been resumed.
-        events: events of the cloud by then; later ones in the log are of work that was lost.
+        attempt: how often the run has been resumed, also where that came to no interval.
+        events: events of the cloud by then; later ones in the log are of work that was lost, but
+            for those of ``reported.evaluations``, which come beside the next interval.
         elapsed_s: wall time of all processes so far.
     """
 
@@ -67,3 +68,14 @@ class Progress(BaseModel):
         except ValidationError as error:
             text = explain(cls, error, f"checkpoint {checkpoint}")
             raise ConfigError(f"{text}\n  it cannot be resumed; start a new run") from error
+
+    def next_attempt(self, checkpoint: Path) -> None:
+        """Count a resumption, in the checkpoint too, before anybody works for it.
+
+        If it counted with its first interval only, one that ends before that would be followed by
+        one of the same number, and whoever had worked for the first would go on where it was.
+
+        Raises FedPhDError if it cannot be written.
+        """
+        self.attempt += 1
+        update_state(checkpoint, self.model_dump(mode="json"))

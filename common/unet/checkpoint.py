@@ -136,7 +136,7 @@ def _put_away(old: Path, folder: Path, keep: int) -> None:
 def update_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Replace ``state.json`` of a checkpoint; raises FedPhDError if it cannot be written."""
     try:
-        with replaced(folder / _STATE) as beside:
+        with replaced(_whole(folder) / _STATE) as beside:
             beside.write_text(json.dumps(state, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise FedPhDError(

@@ -1,7 +1,7 @@
 """Let a run go on in its folder: from its last whole interval, or from the start without one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,22 +104,31 @@ def rewind(run_dir: Path, say: Say) -> Resumed:
         say(f"resuming  {run_dir}: no interval was finished, it begins anew")
         return Resumed()
     say(f"resuming  {run_dir} after interval {progress.interval} of {progress.intervals}")
-    size = keep_events(events, progress.events)
-    return Resumed(progress.interval, progress.events, size)
+    evaluated = {record.interval for record in progress.reported.evaluations}
+    count, size = keep_events(events, progress.events, evaluated)
+    return Resumed(progress.interval, count, size)
 
 
-def keep_events(path: Path, count: int) -> int:
-    """Cut an event log after the cloud's event number ``count``; returns its size in bytes.
+def keep_events(
+    path: Path, count: int, evaluated: Container[int | None] = frozenset()
+) -> tuple[int, int]:
+    """Cut an event log after the cloud's event number ``count``.
+
+    Of what follows only evaluations after the intervals ``evaluated`` stay. Returns the number of
+    the cloud's events that are left, and the log's size in bytes.
 
     Raises ConfigError if it has fewer.
     """
     kept, seen = [], 0
     lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
     for line in lines:
-        if seen == count or not line.endswith("\n"):
+        if not line.endswith("\n"):
             break
-        kept.append(line)
-        seen += json.loads(line).get("role") == "cloud"
+        event = json.loads(line)
+        is_cloud = event.get("role") == "cloud"
+        if seen < count or (is_cloud and _is_evaluation(event, evaluated)):
+            kept.append(line)
+            seen += is_cloud
     if seen < count:
         raise ConfigError(
             f"{path} has {seen} events of the cloud, but the checkpoint beside it was made after "
@@ -128,4 +137,8 @@ def keep_events(path: Path, count: int) -> int:
     text = "".join(kept)
     with replaced(path) as beside:
         beside.write_text(text, encoding="utf-8")
-    return len(text.encode())
+    return seen, len(text.encode())
+
+
+def _is_evaluation(event: Mapping[str, Any], intervals: Container[int | None]) -> bool:
+    return event.get("event") == "evaluated" and event.get("interval") in intervals

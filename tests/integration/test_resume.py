@@ -60,7 +60,7 @@ def kill_after(folder: Path, settings: dict[str, Any], rounds: int, pause_s: flo
         assert process.stdout is not None
         seen = 0
         for line in process.stdout:
-            seen += line.startswith("event round")
+            seen += line == "event round\n"
             if seen >= rounds:
                 break
         time.sleep(pause_s)
@@ -75,12 +75,16 @@ def outcome(folder: Path) -> dict[str, Any]:
     raw, averaged, _, _ = load_checkpoint(run / "checkpoint")
     log = events(run / "metrics.jsonl")
     kinds = [(e["event"], e.get("interval")) for e in log if e["event"] in KINDS]
+    rounds = Counter(
+        (e["node"], e["interval"], e["edge_round"]) for e in log if e["event"] == "round"
+    )
     summary = json.loads((run / "summary.json").read_text("utf-8"))
     names = ("interval", "frechet_distance", "num_samples")
     return {
         "raw": raw.state_dict(),
         "ema": averaged.state_dict(),
         "events": kinds,
+        "rounds": rounds,
         "intervals": [
             {name: e[name] for name in ("interval", "loss", "mean_steps", "edge_weights", "images")}
             for e in log
@@ -95,7 +99,7 @@ KINDS = ("interval", "pruned", "evaluated")
 
 
 def assert_same(killed: dict[str, Any], whole: dict[str, Any]) -> None:
-    for name in ("events", "intervals", "evaluations", "costs"):
+    for name in ("events", "rounds", "intervals", "evaluations", "costs"):
         assert killed[name] == whole[name], name
     assert max(Counter(killed["events"]).values()) == 1
     for name in ("raw", "ema"):
@@ -105,10 +109,13 @@ def assert_same(killed: dict[str, Any], whole: dict[str, Any]) -> None:
 
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    settings = {"schedule.intervals": 3}
+    # No evaluation is due when it goes on: that would store how often it did.
+    settings = {"schedule.intervals": 3, "evaluation.every_intervals": 3}
     finish(tmp_path / "whole", settings)
     # Two edges with two rounds each: in the middle of interval 3, after the cut.
     assert kill_after(tmp_path / "killed", settings, rounds=10, pause_s=0.05)
+    # Again before the interval is over, when clients have trained in it a second time.
+    assert kill_after(tmp_path / "killed", settings, rounds=2, pause_s=0.05)
     finish(tmp_path / "killed", settings)
     assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
 

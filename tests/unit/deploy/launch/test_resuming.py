@@ -30,9 +30,28 @@ def log(path: Path, *roles: str) -> list[str]:
 def test_events_are_kept_up_to_one_of_the_clouds(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = log(path, "cloud", "edge", "edge", "cloud", "edge", "cloud")
-    size = keep_events(path, 2)
+    count, size = keep_events(path, 2)
+    assert count == 2
     assert path.read_text("utf-8").splitlines() == lines[:4]
     assert size == path.stat().st_size
+
+
+def test_evaluations_beside_the_next_interval_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    after = [
+        {"role": "edge", "event": "round", "interval": 3},
+        {"role": "cloud", "event": "round", "interval": 3},
+        {"role": "cloud", "event": "evaluated", "interval": 2},
+        {"role": "cloud", "event": "evaluated", "interval": 1},
+        {"role": "edge", "event": "evaluated", "interval": 2},
+    ]
+    lines = log(path, "edge", "cloud")
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(f"{json.dumps(event)}\n" for event in after)
+    # Those of the first interval were made again by somebody who lost them.
+    for _ in range(2):
+        assert keep_events(path, 1, {2}) == (2, path.stat().st_size)
+        assert path.read_text("utf-8").splitlines() == [*lines, json.dumps(after[2])]
 
 
 def test_a_line_that_was_cut_off_is_lost(tmp_path: Path) -> None:
