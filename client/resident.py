@@ -103,8 +103,10 @@ class Resident:
         )
         store = FileStore(config.state_folder / STATE, resident=True)
         self._app = build_app(lambda context: self._runtime, state_of=lambda context: store)
-        self.nodes: dict[str, Node] = {}
+        self.nodes = {address: self._node(address) for address in config.edges}
+        # Edges that have been out of reach for too long, and why.
         self._lost: dict[str, ConnectionLostError] = {}
+        self._failure: Exception | None = None
 
     def run(self) -> Verdict:
         """Serve until the run is over or ``stop`` is set.
@@ -113,39 +115,54 @@ class Resident:
             ConnectionLostError: every edge is out of reach.
         """
         threads = [
-            threading.Thread(target=self._serve, args=(address,), name=address, daemon=True)
-            for address in self._config.edges
+            threading.Thread(target=self._serve, args=(address, node), name=address, daemon=True)
+            for address, node in self.nodes.items()
         ]
         for thread in threads:
             thread.start()
         # Short joins, so that signals are handled in between.
-        while any(thread.is_alive() for thread in threads) and not self._stop.is_set():
+        while not (self._stop.is_set() or self._failure or len(self._lost) == len(threads)):
             self._status.beat()
             for thread in threads:
                 thread.join(0.1)
-        deadline_s = time.monotonic() + LEAVE_S
+        lost = dict(self._lost)
+        deadline_s = time.monotonic() + (LEAVE_S if self._stop.is_set() else 0.0)
         for thread in threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
         for node in self.nodes.values():
             node.leave()
-        if self.verdict is None and len(self._lost) == len(threads):
-            raise next(iter(self._lost.values()))
+        if self._failure is not None:
+            raise self._failure
+        if self.verdict is None and len(lost) == len(threads):
+            raise next(iter(lost.values()))
         return self.verdict or Verdict(message="stopped")
 
-    def _serve(self, address: str) -> None:
+    def _node(self, address: str) -> Node:
+        """The node at an edge; raises ConfigError for certificates or keys that cannot be read."""
+
         def on_change(change: str) -> None:
+            if change == CONNECTED:
+                self._lost.pop(address, None)
             self.board.set_connected(address, change == CONNECTED)
             self._status.linked(address, change)
             self._say(f"{address} {change}")
 
         answer = partial(self.answer, address=address)
-        node = Node(address, self._config.node, answer, stop=self._stop, on_change=on_change)
-        self.nodes[address] = node
+        return Node(address, self._config.node, answer, stop=self._stop, on_change=on_change)
+
+    def _serve(self, address: str, node: Node) -> None:
+        """Serve an edge, and go on looking for one that is lost as long as there is another."""
         try:
-            node.run()
-        except ConnectionLostError as error:
-            self._lost[address] = error
-            self._say(str(error))
+            while not self._stop.is_set() and len(self._lost) < len(self.nodes):
+                try:
+                    node.run()
+                except ConnectionLostError as error:
+                    if address not in self._lost:
+                        self._say(str(error))
+                    self._lost[address] = error
+        except Exception as error:
+            logger.exception("the node at %s failed", address)
+            self._failure = error
 
     def answer(self, message: Message, *, address: str = "") -> Message:
         """Answer one message of the edge at ``address``."""

@@ -15,7 +15,8 @@ from support.waiting import HANG_S
 from fedphd.client.resident import OfferBoard, Resident
 from fedphd.common.config.links import NodeConfig
 from fedphd.common.config.roles import ClientConfig
-from fedphd.common.errors import ConnectionLostError
+from fedphd.common.errors import ConfigError, ConnectionLostError
+from fedphd.common.history.status import CONNECTED
 from fedphd.common.wire.node import Node
 from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply, Offer
 from fedphd.common.wire.records import read_payload, to_records
@@ -197,3 +198,54 @@ def test_stop_ends_a_client_early() -> None:
     stop = threading.Event()
     stop.set()
     assert Resident(client(), stop=stop).run().message == "stopped"
+
+
+class Scripted(Node):
+    """A node whose server is away, ``times`` times for too long, and then there until the end."""
+
+    times = 0
+
+    def run(self) -> None:
+        if self.times:
+            self.times -= 1
+            time.sleep(0.05)
+            raise ConnectionLostError(f"no SuperLink at {self.address}")
+        self.on_change(CONNECTED)
+        self.stop.wait(HANG_S)
+
+
+def scripted(resident: Resident, *times: int) -> None:
+    """Let each of the client's nodes lose its server so often."""
+    for (address, node), number in zip(list(resident.nodes.items()), times, strict=True):
+        made = Scripted(
+            address, node.config, node.handler, stop=node.stop, on_change=node.on_change
+        )
+        made.times = number
+        resident.nodes[address] = made
+
+
+def test_an_edge_that_was_away_for_too_long_is_served_again() -> None:
+    stop, said = threading.Event(), list[str]()
+    resident = Resident(client(), stop=stop, say=said.append)
+    scripted(resident, 3, 0)
+    thread = threading.Thread(target=resident.run)
+    thread.start()
+    while len(resident.board.connected) < 2:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    stop.set()
+    thread.join(HANG_S)
+    lost = "no SuperLink at 127.0.0.1:1"
+    assert sorted(said) == [f"127.0.0.1:{n} {CONNECTED}" for n in (1, 2)] + [lost]
+
+
+def test_a_client_ends_once_all_its_edges_are_lost() -> None:
+    resident = Resident(client(), stop=threading.Event())
+    scripted(resident, 1000, 1000)
+    with pytest.raises(ConnectionLostError, match="no SuperLink at"):
+        resident.run()
+
+
+def test_certificates_that_cannot_be_read_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"node\.root_certificates = .*missing\.pem"):
+        Resident(client(node={"root_certificates": "/nowhere/missing.pem"}), stop=threading.Event())
