@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -248,4 +249,6 @@ def test_a_client_ends_once_all_its_edges_are_lost() -> None:
 
 def test_certificates_that_cannot_be_read_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"node\.root_certificates = .*missing\.pem"):
-        Resident(client(node={"root_certificates": "/nowhere/missing.pem"}), stop=threading.Event())
+        Resident(
+            client(node={"root_certificates": Path("/nowhere/missing.pem")}), stop=threading.Event()
+        )
