@@ -58,7 +58,7 @@ class ClientRuntime:
         self._labels = torch.from_numpy(self._data.labels[self._data.train_indices])
         self._trainer = Trainer(client_id=config.client_id, device=config.device, networks=networks)
         self._on_finish, self._on_event = on_finish, on_event
-        self._choices: dict[tuple[int, int, int, int], str] = {}
+        self._choices: dict[tuple[str, int, int, int], str] = {}
         self._training = threading.Lock()
         self._choosing = threading.Lock()
 
@@ -70,12 +70,14 @@ class ClientRuntime:
     def choose(self, asked: Choose) -> ChooseReply:
         """Draw this round's edge once; every edge that asks later gets the same answer."""
         counts = self._label_counts(len(asked.target))
-        key = (asked.seed, asked.attempt, asked.interval, asked.edge_round)
+        key = (asked.run_name, asked.attempt, asked.interval, asked.edge_round)
         with self._choosing:
             if key not in self._choices:
                 # An edge may be late by the end of an interval, not by more.
-                oldest = asked.interval - 1
-                self._choices = {k: v for k, v in self._choices.items() if k[2] >= oldest}
+                run_name, oldest = asked.run_name, asked.interval - 1
+                self._choices = {
+                    k: v for k, v in self._choices.items() if k[0] == run_name and k[2] >= oldest
+                }
                 name = self.config.client_id
                 self._choices[key] = choose_edge(asked, client_id=name, label_counts=counts)
             chosen = self._choices[key]

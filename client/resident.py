@@ -33,8 +33,7 @@ FAREWELL_S = 2.5
 class OfferBoard:
     """Brings together the offers of the edges that a client serves: each knows only its own."""
 
-    def __init__(self, num_edges: int) -> None:
-        self._num_edges = num_edges
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         # An edge may be late by an interval: it still asks about the one before.
         self._book = OfferBook(past_intervals=1)
@@ -43,15 +42,15 @@ class OfferBoard:
     def merge(self, asked: Choose, *, on_wait: Callable[[], None] = lambda: None) -> Choose:
         """Add the other edges' offers to an edge's question.
 
-        Waits at most ``offer_wait_s`` seconds for the connected edges that have made no offer in
-        this edge round yet, and says ``on_wait`` before it does. Those that are still silent then
-        count as ``OfferBook.merged`` says.
+        Waits at most ``offer_wait_s`` seconds for edges that have made no offer in this edge round
+        yet, as many as have an order and are connected, and says ``on_wait`` before it does. Those
+        that are still silent then count as ``OfferBook.merged`` says.
         """
         deadline_s, told = time.monotonic() + asked.offer_wait_s, False
         with self._changed:
             self._book.note(asked)
             self._changed.notify_all()
-            while len(made := self._book.of_round(asked)) < self._num_awaited():
+            while len(made := self._book.of_round(asked)) < self._num_awaited(asked):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     logger.info(
@@ -65,8 +64,9 @@ class OfferBoard:
                 self._changed.wait(left_s)
             return self._book.merged(asked, made.values())
 
-    def _num_awaited(self) -> int:
-        return min(self._num_edges, len(self.connected))
+    def _num_awaited(self, asked: Choose) -> int:
+        # One that joined in mid-interval is connected, and makes no offer until the next.
+        return min(asked.num_edges, len(self.connected))
 
     def set_connected(self, address: str, connected: bool) -> None:
         """Remember which edges are there, so that nobody waits for one that is not."""
@@ -97,7 +97,7 @@ class Resident:
         self._say = say
         self._stop = stop
         self._status = status or StatusBoard("client", config.client_id)
-        self.board = OfferBoard(len(config.edges))
+        self.board = OfferBoard()
         self._runtime = ClientRuntime(
             config, on_finish=self._finish, opening=opening, on_event=self._status.event
         )

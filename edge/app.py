@@ -66,10 +66,11 @@ class EdgeService:
         waits, schedule = WaitConfig(), ScheduleConfig()
         self.verdict = Verdict()
         self._link = CloudLink(self.edge_id)
+        self._run_name: str | None = None
         self._rounds_done = 0
         self._rounds_s = 0.0
         # Kept from interval to interval: an interval may be a single round.
-        self._bounds: list[UpdateBound[Update]] | None = None
+        self._bounds: list[UpdateBound[Update]] = []
         self.roster = Roster(
             self.grid,
             asking=self.edge_id,
@@ -123,8 +124,7 @@ class EdgeService:
             retry_s=waits.retry_s,
             max_samples=task.plan.schedule.max_client_samples,
         )
-        if self._bounds is None:
-            self._bounds = update_bounds(task.plan)
+        self._begin(task)
         corrects = task.plan.objective.method == "scaffold"
         codec = Codec(task.plan.codecs.cloud_down, task.network.tensor_layout())
         # What is read and written then is of no use where nothing is rounded.
@@ -147,6 +147,13 @@ class EdgeService:
         if store is not None:
             store.store(self._link, task)
         return Message(records.to_records(reply, weights, change), reply_to=message)
+
+    def _begin(self, task: messages.IntervalTask) -> None:
+        """Forget what was of another run, which the same processes may have served."""
+        if task.run_name != self._run_name:
+            self._run_name, self._bounds = task.run_name, update_bounds(task.plan)
+            self._rounds_done, self._rounds_s = 0, 0.0
+            self.roster.label_counts.clear()
 
     def _statistics(self, message: Message) -> Message:
         task = records.read_payload(message, messages.StatisticsTask)

@@ -23,18 +23,18 @@ class Questions:
 
     def __init__(self, edge_id: str, task: IntervalTask, roster: Roster, *, shared: bool) -> None:
         self._edge_id = edge_id
-        self._interval, self._attempt = task.interval, task.attempt
-        self._plan = task.plan
+        self._task, self._plan = task, task.plan
         self._roster = roster
         self._shared = shared
 
     def ask(self, peers: Sequence[Peer], round_: EdgeRound, grid: Grid) -> None:
         """Ask in batches, and attach those that choose this edge before the next batch is asked.
 
-        Where there is one edge there is no choice: a client is asked once, for its label counts.
+        Where one edge has an order there is no choice: a client is asked once, for its counts.
         """
         counts, size = self._roster.label_counts, self._plan.schedule.query_batch
-        known = {p.node_id for p in peers if p.node_id in counts} if self._is_alone else set()
+        is_alone = self._task.num_edges == 1
+        known = {p.node_id for p in peers if p.node_id in counts} if is_alone else set()
         unknown = [peer for peer in peers if peer.node_id not in known]
         for start in range(0, len(unknown), size):
             self._ask_batch(unknown[start : start + size], round_, grid)
@@ -71,10 +71,6 @@ class Questions:
         self._roster.label_counts[peer.node_id] = counts
         round_.attach(peer, counts)
 
-    @property
-    def _is_alone(self) -> bool:
-        return self._plan.topology == "flat" or self._plan.schedule.num_edges == 1
-
     def _question(self, round_: EdgeRound) -> Choose:
         # The factors are in mean samples per client, so that one setting serves any data set.
         known = [peer.num_samples for peer in self._roster.everyone.values()]
@@ -82,8 +78,10 @@ class Questions:
         selection = self._plan.selection
         return Choose(
             asking=self._edge_id,
-            attempt=self._attempt,
-            interval=self._interval,
+            num_edges=self._task.num_edges,
+            run_name=self._task.run_name,
+            attempt=self._task.attempt,
+            interval=self._task.interval,
             edge_round=round_.stats.edge_round,
             offers=(round_.offer,),
             target=self._plan.target_distribution,

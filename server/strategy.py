@@ -172,9 +172,11 @@ class FedPhD(Strategy):
         down = self.config.codecs.cloud_down
         whole, serialised = self.weights(), next(iter(arrays.values()))
         link = self.broadcast.send(travelling.take(whole), down, travelling.chosen)
+        peers = self._roster.peers
         task = IntervalTask(
             interval=interval,
             sparse=self.sparse(interval),
+            num_edges=max(1, len(peers)),
             num_clients=max(1, len(self._known_clients())),
             network=self.network(),
             cut=self.cut.to_json() if self.cut else None,
@@ -186,7 +188,6 @@ class FedPhD(Strategy):
         variate = None
         if self.variate is not None:
             variate = records.to_array(Codec(down, travelling.chosen).pack(self.variate))
-        peers = self._roster.peers
         self._asked = {peer.node_id: name for name, peer in peers.items()}
         # One content for all edges that get the same.
         contents: dict[str | None, RecordDict] = {}

@@ -17,7 +17,7 @@ from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload, Shown
 from fedphd.common.wire.traffic import Traffic
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 PACKAGE_VERSION: Final = version("fedphd")
 
 HELLO: Final = "query.hello"
@@ -131,12 +131,14 @@ class IntervalTask(Payload):
     as ``cut`` says if the network was pruned since; without, they come whole, as float32. They come
     to those with ``digest``, which the edge holds from then on; None: it need not.
 
-    ``num_clients`` are known at the cloud: those of all edges. ``run_name`` names the run, and
-    ``attempt`` says how often it was resumed: with a new one, intervals come again.
+    ``num_edges`` get an order for this interval. ``num_clients`` are known at the cloud: those of
+    all edges. ``run_name`` names the run, and ``attempt`` says how often it was resumed: with a new
+    one, intervals come again.
     """
 
     interval: int = Field(ge=1)
     sparse: bool
+    num_edges: int = Field(ge=1)
     num_clients: int = Field(ge=1)
     network: UNetSpec
     cut: str | None = None

@@ -54,9 +54,15 @@ class Offer(Payload):
 
 
 class Choose(Payload):
-    """Edge to client: will you train with one of these edges in this round?"""
+    """Edge to client: will you train with one of these edges in this round?
+
+    ``run_name`` and ``attempt`` are as in ``IntervalTask``, and so is ``num_edges``: so many make
+    an offer in this round.
+    """
 
     asking: str
+    num_edges: int = Field(ge=1)
+    run_name: str = Field("", max_length=64)
     attempt: int = Field(0, ge=0)
     interval: int = Field(ge=1)
     edge_round: int = Field(ge=1)
@@ -102,8 +108,8 @@ class OfferBook:
 
     def __init__(self, *, past_intervals: int) -> None:
         self._past_intervals = past_intervals
-        # By attempt (a resumed run has intervals again), interval and round, and then by edge.
-        self._rounds: dict[tuple[int, int, int], dict[str, Offer]] = {}
+        # By run, attempt (a resumed run has intervals again), interval and round; then by edge.
+        self._rounds: dict[tuple[str, int, int, int], dict[str, Offer]] = {}
 
     def note(self, asked: Choose) -> None:
         """Remember the asking edge's own offer, and forget what nobody will ask for again."""
@@ -111,17 +117,18 @@ class OfferBook:
             if offer.edge_id == asked.asking:
                 oldest = asked.interval - self._past_intervals
                 self._rounds = {
-                    key: made
-                    for key, made in self._rounds.items()
+                    (run_name, attempt, interval, edge_round): made
+                    for (run_name, attempt, interval, edge_round), made in self._rounds.items()
                     # An edge may still be busy with the attempt before.
-                    if key[1] >= oldest and key[0] >= asked.attempt - 1
+                    if run_name == asked.run_name
+                    and interval >= oldest
+                    and attempt >= asked.attempt - 1
                 }
-                key = (asked.attempt, asked.interval, asked.edge_round)
-                self._rounds.setdefault(key, {})[offer.edge_id] = offer
+                self._rounds.setdefault(_round_of(asked), {})[offer.edge_id] = offer
 
     def of_round(self, asked: Choose) -> Mapping[str, Offer]:
         """The offers that were made in the question's edge round, by edge."""
-        return self._rounds.get((asked.attempt, asked.interval, asked.edge_round), {})
+        return self._rounds.get(_round_of(asked), {})
 
     def merged(self, asked: Choose, of_round: Iterable[Offer]) -> Choose:
         """The question of one edge with the offers of all, in the order of their names.
@@ -132,7 +139,11 @@ class OfferBook:
         latest: dict[str, Offer] = {}
         if not asked.synchronised:
             for key, made in sorted(self._rounds.items()):
-                latest.update(made if key[:2] == (asked.attempt, asked.interval) else {})
+                latest.update(made if key[:3] == _round_of(asked)[:3] else {})
         latest.update({offer.edge_id: offer for offer in of_round})
         offers = tuple(latest[edge_id] for edge_id in sorted(latest))
         return asked.model_copy(update={"offers": offers})
+
+
+def _round_of(asked: Choose) -> tuple[str, int, int, int]:
+    return asked.run_name, asked.attempt, asked.interval, asked.edge_round

@@ -60,20 +60,18 @@ class SharedClients(WrappedGrid):
     edge round, as long as ``offer_wait_s`` allows; then it goes with the latest offers of the
     others (synchronised: without them). The end of the run need not be told.
 
-    ``max_trainings`` clients train at a time, of all ``num_edges`` edges together; ``grid`` is
+    ``max_trainings`` clients train at a time, of all edges together; ``grid`` is
     Flower's, of the clients; ``clock``, monotonic, is for tests.
     """
 
     def __init__(
         self,
         grid: Grid,
-        num_edges: int,
         *,
         max_trainings: int = _TRAININGS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(grid)
-        self._num_edges = num_edges
         self._max_trainings = max_trainings
         self._waiting: deque[tuple[_Question, RecordDict]] = deque()
         self._clock = clock
@@ -126,7 +124,7 @@ class SharedClients(WrappedGrid):
             self._send_waiting()
         elif asked is None:
             self._send(question, message.content)
-        elif len(question.choices) == self._num_edges:
+        elif len(question.choices) == asked.num_edges:
             self._send(question, to_records(self._merged(question)))
 
     def _note(self, asked: Choose) -> None:
@@ -257,7 +255,7 @@ class VirtualEdges(WrappedGrid):
     ) -> None:
         super().__init__(clients)
         num_trainings = _num_trainings(cores)
-        shared = SharedClients(clients, len(edge_ids), max_trainings=num_trainings)
+        shared = SharedClients(clients, max_trainings=num_trainings)
         self._edges: dict[int, EdgeService] = {}
         known, alphabetical = Acquaintances(), sorted(edge_ids)
         for number, edge_id in enumerate(edge_ids, start=1):

@@ -120,7 +120,7 @@ def play_round(
     for start in range(0, len(names), setting.query_batch):
         batch = names[start : start + setting.query_batch]
         asked = Choose(
-            asking=EVERY_EDGE, interval=interval, edge_round=edge_round,
+            asking=EVERY_EDGE, num_edges=len(edges), interval=interval, edge_round=edge_round,
             offers=tuple(edges.values()), target=TARGET, policy=setting.policy,
             factor=setting.factor * mean_samples, offset=0.0, epsilon=SelectionConfig().epsilon,
             seed=setting.seed, offer_wait_s=0.0, synchronised=True,

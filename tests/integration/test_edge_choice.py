@@ -122,8 +122,8 @@ def test_virtual_edges_show_who_attached_just_before(tmp_path: Path) -> None:
 class WatchedBoard(OfferBoard):
     """Keeps what a resident client saw when it chose."""
 
-    def __init__(self, num_edges: int) -> None:
-        super().__init__(num_edges)
+    def __init__(self) -> None:
+        super().__init__()
         self.seen: list[Choose] = []
 
     def merge(self, asked: Choose, *, on_wait: Callable[[], None] = lambda: None) -> Choose:
@@ -141,7 +141,7 @@ def test_resident_clients_see_who_attached_just_before(tmp_path: Path) -> None:
         "waits.query_s": 120.0,
     }
     federation = Federation(tmp_path, values, num_clients=NUM_CLIENTS, parts=PARTS)
-    boards = [WatchedBoard(len(EDGES)) for _ in federation.clients]
+    boards = [WatchedBoard() for _ in federation.clients]
     for client, board in zip(federation.clients, boards, strict=True):
         client.board = board
         for address in federation.addresses:

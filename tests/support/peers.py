@@ -45,7 +45,9 @@ def plan(**sections: dict[str, Any] | Any) -> FederationConfig:
 
 def interval_task(config: FederationConfig, **changes: Any) -> IntervalTask:
     """The first interval of ``config`` with the tiny network."""
+    num_edges = 1 if config.topology == "flat" else config.schedule.num_edges
     values: dict[str, Any] = {"interval": 1, "sparse": False, "num_clients": 2}
+    values["num_edges"] = num_edges
     return IntervalTask(**(values | {"network": NETWORK, "plan": config} | changes))
 
 

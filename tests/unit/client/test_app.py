@@ -70,6 +70,7 @@ def question(*offers: Offer, asking: str = "edge-0", **changes: Any) -> Choose:
     values: dict[str, Any] = {
         "interval": 1, "edge_round": 1, "target": TARGET, "policy": "homogeneity", "factor": 100.0,
         "offset": 0.0, "epsilon": 1e-8, "seed": 0, "offer_wait_s": 0.0, "synchronised": False,
+        "num_edges": 2,
     }  # fmt: skip
     return Choose(asking=asking, offers=offers, **(values | changes))
 
@@ -115,7 +116,7 @@ def test_choice_of_a_round_is_made_once() -> None:
     first = client.choose(question(offer("edge-0"), offer("edge-1", 1e6)))
     later = client.choose(question(offer("edge-0", 1e6), offer("edge-1"), asking="edge-1"))
     assert (first.edge_id, later.edge_id) == ("edge-0", "edge-0")
-    for change in ({"edge_round": 2}, {"interval": 2}, {"seed": 1}):
+    for change in ({"edge_round": 2}, {"interval": 2}, {"run_name": "b"}):
         new = client.choose(question(offer("edge-0", 1e6), offer("edge-1"), **change))
         assert new.edge_id == "edge-1"
 

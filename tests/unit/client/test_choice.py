@@ -32,7 +32,7 @@ def choose(
     settings: dict[str, Any] = {
         "policy": "homogeneity", "target": (0.5, 0.5), "factor": 100.0, "offset": 0.0,
         "epsilon": 1e-8, "seed": 0, "interval": 1, "edge_round": 1, "offer_wait_s": 0.0,
-        "synchronised": False,
+        "synchronised": False, "num_edges": 2,
     }  # fmt: skip
     asked = Choose(asking="edge-0", offers=offers, **(settings | changes))
     return choose_edge(asked, client_id=client_id, label_counts=label_counts)

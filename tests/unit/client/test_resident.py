@@ -35,12 +35,13 @@ def question(edge_id: str, num_samples: float = 0.0, **changes: Any) -> Choose:
         "offers": (offer(edge_id, num_samples),), "interval": 1, "edge_round": 1, "target": TARGET,
         "policy": "homogeneity", "factor": 100.0, "offset": 0.0, "epsilon": 1e-8, "seed": 0,
         "offer_wait_s": 30.0, "synchronised": False,
+        "num_edges": 2,
     }  # fmt: skip
     return Choose(asking=edge_id, **(values | changes))
 
 
 def board(num_edges: int = 2, connected: int | None = None) -> OfferBoard:
-    made = OfferBoard(num_edges)
+    made = OfferBoard()
     for number in range(num_edges if connected is None else connected):
         made.set_connected(f"127.0.0.1:{number + 1}", True)
     return made
@@ -108,11 +109,15 @@ def test_offers_of_an_earlier_interval_do_not_count(pool: ThreadPoolExecutor) ->
 
 def test_whoever_waits_for_other_offers_says_so_once(pool: ThreadPoolExecutor) -> None:
     made, told = board(3), list[str]()
-    first = pool.submit(made.merge, question("edge-0"), on_wait=lambda: told.append("edge-0"))
+
+    def merge(edge_id: str) -> Choose:
+        return made.merge(question(edge_id, num_edges=3), on_wait=lambda: told.append(edge_id))
+
+    first = pool.submit(merge, "edge-0")
     assert waits(first)
-    second = pool.submit(made.merge, question("edge-1"), on_wait=lambda: told.append("edge-1"))
+    second = pool.submit(merge, "edge-1")
     assert waits(second)
-    made.merge(question("edge-2"), on_wait=lambda: told.append("edge-2"))
+    merge("edge-2")
     first.result(HANG_S)
     second.result(HANG_S)
     assert told == ["edge-0", "edge-1"]
@@ -126,6 +131,23 @@ def test_wait_is_bounded() -> None:
 def test_edge_that_is_not_connected_is_not_waited_for() -> None:
     asked = question("edge-0", 3, offer_wait_s=1e6)
     assert figures(board(connected=1).merge(asked)) == {"edge-0": 3}
+
+
+def test_an_edge_without_an_order_is_not_waited_for() -> None:
+    """It has joined in mid-interval."""
+    asked = question("edge-0", 3, offer_wait_s=1e6, num_edges=1)
+    assert figures(board(connected=2).merge(asked)) == {"edge-0": 3}
+
+
+def test_offers_of_another_run_do_not_count(pool: ThreadPoolExecutor) -> None:
+    made = board()
+    first = pool.submit(made.merge, question("edge-0", 3, run_name="a"))
+    made.merge(question("edge-1", 5, run_name="a"))
+    first.result(HANG_S)
+    second = pool.submit(made.merge, question("edge-0", 0, run_name="b"))
+    assert waits(second)
+    made.merge(question("edge-1", 1, run_name="b"))
+    assert figures(second.result(HANG_S)) == {"edge-0": 0, "edge-1": 1}
 
 
 def test_losing_an_edge_ends_the_wait_for_it(pool: ThreadPoolExecutor) -> None:

@@ -47,6 +47,7 @@ from fedphd.common.wire.roster import Acquaintances, Roster
 from fedphd.edge.app import EdgeService
 from fedphd.edge.interval import run_interval
 from fedphd.edge.link import CloudLink
+from fedphd.edge.strategy import update_bounds
 
 START = torch.tensor([10.0, 20.0, 30.0])
 
@@ -256,6 +257,20 @@ def test_service_answers_an_interval_and_logs_its_rounds(service: Make, tmp_path
         (4, 6, ["a"]),
     ]
     assert rounds[0]["label_distribution"] == [0.5, 0.5]
+
+
+def test_service_forgets_another_run(service: Make) -> None:
+    """What it learns from round to round belongs to the run, and depends on its settings."""
+    world = service(FakeClient("a"))
+    one = {"edge_rounds": 1, "num_edges": 1}
+    for run_name in ("first", "first", "second"):
+        world.ask(TRAIN, interval_task(plan(schedule=one), run_name=run_name), START)
+    assert [asked.run_name for asked in world.clients[0].asked] == ["first", "second"]
+    # Another number of part sets, each with a bound of its own.
+    bounds = world.service._bounds
+    parts = plan(schedule=one, exchange={"parts": "usplit"})
+    world.service._begin(interval_task(parts, run_name="third"))
+    assert len(world.service._bounds) == len(update_bounds(parts)) > len(bounds)
 
 
 def test_service_logs_who_trains_and_who_has_answered_while_others_train(

@@ -199,6 +199,15 @@ def test_where_there_is_no_choice_a_client_is_asked_once(one: dict[str, Any]) ->
     assert world.strategy.offer.num_samples == 33
 
 
+def test_a_second_edge_that_nobody_waited_for_gives_clients_a_choice() -> None:
+    config = plan(schedule={"num_edges": 1, "edge_rounds": 3})
+    world = Fixture([FakeClient("a"), FakeClient("b", edge="edge-1")], config, num_edges=2)
+    world.run()
+    assert [len(client.asked) for client in world.clients.values()] == [3, 3]
+    assert {asked.num_edges for c in world.clients.values() for asked in c.asked} == {2}
+    assert [stats.clients for stats in world.told] == [["a"]] * 3
+
+
 def test_who_is_known_keeps_its_place_in_the_rounds_order() -> None:
     config = plan(schedule={"num_edges": 1, "edge_rounds": 6, "participation": 0.5})
     world = Fixture([FakeClient(name) for name in "abcd"], config)

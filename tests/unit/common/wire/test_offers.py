@@ -23,6 +23,7 @@ def question(edge_id: str, num_samples: float = 0.0, **changes: Any) -> Choose:
         "offers": (offer(edge_id, num_samples),), "interval": 1, "edge_round": 1,
         "target": (0.5, 0.5), "policy": "homogeneity", "factor": 100.0, "offset": 0.0,
         "epsilon": 1e-8, "seed": 0, "offer_wait_s": 30.0, "synchronised": False,
+        "num_edges": 2,
     }  # fmt: skip
     return Choose(asking=edge_id, **(values | changes))
 

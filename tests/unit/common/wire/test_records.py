@@ -58,7 +58,7 @@ PAYLOADS: list[Payload] = [
     Choose(
         asking="edge-0", interval=1, edge_round=2, offers=(OFFER,), target=(0.5, 0.5),
         policy="balanced", factor=4.0, offset=-1.0, epsilon=1e-8, seed=0, offer_wait_s=5.0,
-        synchronised=True,
+        synchronised=True, num_edges=2, run_name="r", attempt=1,
     ),
     ChooseReply(edge_id="edge-0", num_samples=3, label_counts=(1, 2)),
     TrainTask(
@@ -68,7 +68,8 @@ PAYLOADS: list[Payload] = [
     ),
     TRAIN_REPLY,
     IntervalTask(
-        interval=1, sparse=True, num_clients=3, network=NETWORK, plan=FederationConfig(seed=3),
+        interval=1, sparse=True, num_edges=2, num_clients=3, network=NETWORK,
+        plan=FederationConfig(seed=3),
     ),
     IntervalReply(
         edge_id="edge-0", interval=1, network=NETWORK, samples_per_round=12.5, client_rounds=2,

@@ -26,7 +26,8 @@ class World:
         self.client = FakeClient("client-0", counts=(6, 4), edge="edge-1")
         self.memory = MemoryGrid({NODE: self.client})
         self.time = FakeTime()
-        self.shared = SharedClients(self.memory, num_edges, clock=self.time.clock)
+        self.num_edges = num_edges
+        self.shared = SharedClients(self.memory, clock=self.time.clock)
 
     def ask(self, kind: str, payload: Payload) -> str:
         """Push an edge's message; returns its id."""
@@ -37,7 +38,7 @@ class World:
         values: dict[str, Any] = {
             "interval": 1, "edge_round": 1, "policy": "homogeneity", "target": (0.5, 0.5),
             "factor": 1.0, "offset": 0.0, "epsilon": 1e-8, "seed": 0, "offer_wait_s": 5.0,
-            "synchronised": False,
+            "synchronised": False, "num_edges": self.num_edges,
         }  # fmt: skip
         asked = Choose(asking=edge_id, offers=(offer,), **(values | changes))
         return self.ask(CHOOSE, asked)
@@ -166,7 +167,7 @@ def test_what_a_client_gets_shares_no_record_with_what_others_get() -> None:
 def test_no_more_clients_train_at_a_time_than_there_is_room_for() -> None:
     world = World()
     world.memory.nodes = {NODE + n: world.client for n in range(5)}
-    shared = SharedClients(world.memory, 2, max_trainings=2, clock=world.time.clock)
+    shared = SharedClients(world.memory, max_trainings=2, clock=world.time.clock)
     ids = shared.push_messages(
         [Message(to_records(Hello(asking="edge-0")), NODE + n, TRAIN) for n in range(5)]
     )
