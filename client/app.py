@@ -19,7 +19,7 @@ from fedphd.client.trainer import ClientImages, Trainer, TrainResult
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.data.apart import Opening
 from fedphd.common.data.images import LabelledImages
-from fedphd.common.errors import within
+from fedphd.common.errors import FedPhDError, within
 from fedphd.common.events import Event
 from fedphd.common.history.events import Trained
 from fedphd.common.stores import StateStore
@@ -106,7 +106,13 @@ class ClientRuntime:
             if state is not None:
                 state.restore(self._trainer, task)
                 watch.lap("storing")
-            result = self._trainer.train(task, weights, images, variate)
+            try:
+                result = self._trainer.train(task, weights, images, variate)
+            except FedPhDError:
+                # It has dropped what its next round must not start from.
+                if state is not None:
+                    state.store(self._trainer, task)
+                raise
             watch.lap("training")
             if state is not None:
                 state.store(self._trainer, task)

@@ -4,8 +4,10 @@ An event log holds one JSON object per line. A reader passes over kinds that it 
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -292,9 +294,14 @@ class Tail:
 
 
 def merged_lines(logs: Iterable[Path]) -> list[dict[str, Any]]:
-    """The lines of several logs by time, each once; a log that is not there is empty."""
-    found: dict[str, dict[str, Any]] = {}
+    """The lines of several logs by time, each once; a log that is not there is empty.
+
+    Those of one log keep their order, also where its clock was set back.
+    """
+    found: dict[str, tuple[float, dict[str, Any]]] = {}
     for log in logs:
+        latest = -math.inf
         for line in Tail(log).new_lines():
-            found.setdefault(json.dumps(line), line)
-    return sorted(found.values(), key=lambda line: float(line["time"]))
+            latest = max(latest, float(line["time"]))
+            found.setdefault(json.dumps(line), (latest, line))
+    return [line for _, line in sorted(found.values(), key=itemgetter(0))]

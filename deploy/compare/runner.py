@@ -40,10 +40,12 @@ class Runner:
     def __init__(self, logs: Path, *, jobs: int, say: Say, keep: Keep = lambda _: None) -> None:
         self._logs, self._jobs, self._say, self._keep = logs, jobs, say, keep
         self._running: list[tuple[PlannedRun, subprocess.Popen[bytes]]] = []
+        # Of the runs that were asked for last.
         self._failed: dict[str, str] = {}
 
     def run(self, runs: Sequence[PlannedRun], stop: threading.Event) -> dict[str, str]:
         """Run all that are not finished, until ``stop`` is set; return why runs failed, by name."""
+        self._failed = {}
         waiting = deque(run for run in runs if not run.finished)
         if skipped := len(runs) - len(waiting):
             self._say(f"{skipped} of {len(runs)} runs are finished already")

@@ -21,6 +21,15 @@ TUNE = "--tune"
 # Of a tuning run in which clients or edges failed.
 MARK = "!"
 EXAMPLE = "training.learning_rate=0.002,0.001"
+# All methods do the same work, and tuning runs are evaluated at their end.
+_SAME_FOR_ALL = (
+    "schedule.intervals",
+    "schedule.edge_rounds",
+    "training.local_amount",
+    "training.local_unit",
+    "evaluation.every_intervals",
+    "evaluation.raw_too",
+)
 # What every error of a training that diverged names.
 DIVERGED = "training.learning_rate"
 
@@ -36,6 +45,11 @@ def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
         if key not in setting_keys() or key in grid:
             why = "is given twice" if key in grid else "is not a setting of a run"
             raise ConfigError(f"{TUNE} {text}: {key} {why}; `fedphd config cloud` lists them")
+        if key in _SAME_FOR_ALL:
+            raise ConfigError(
+                f"{TUNE} {text}: {key} is the same for all methods, so that they do equal work; "
+                f"set it by --set {key}=VALUE"
+            )
         parsed = [
             parse_settings([f"{key}={value}"], source=TUNE)[key] for value in values.split(",")
         ]

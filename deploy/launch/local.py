@@ -254,6 +254,9 @@ def run_local(
     cluster = LocalCluster(
         config, data=data, run_dir=run_dir, say=say, resumed=resumed, command=command
     )
+    edges = f"state/edge-*/{EDGE_EVENTS}"
+    # Those of a launcher that was killed: its edges begin theirs anew.
+    merge_events(run_dir / EVENTS, sorted(run_dir.glob(edges)))
     try:
         cluster.start()
         verdict = cluster.wait(stop)
@@ -263,7 +266,7 @@ def run_local(
         verdict = Verdict(StartError.exit_code, f"cannot start a process: {error}")
     finally:
         cluster.stop()
-        merge_events(run_dir / EVENTS, sorted(run_dir.glob(f"state/edge-*/{EDGE_EVENTS}")))
+        merge_events(run_dir / EVENTS, sorted(run_dir.glob(edges)))
     if verdict.exit_code:
         # The cloud only knows that it was stopped.
         write_verdict(run_dir / VERDICT, verdict)

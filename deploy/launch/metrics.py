@@ -5,6 +5,7 @@ process's status, and /proc. So nobody who trains waits for a scrape. Imported o
 ``health.metrics`` asks for it.
 """
 
+import math
 import os
 import shutil
 import threading
@@ -72,6 +73,7 @@ class Metrics(Collector):
         self._moved = Traffic()
         self._last_end: dict[str, float] = {}
         self._lowest: dict[str, float] = {}
+        self._averaged: set[str] = set()
         self._flat = False
         self._begin(self._role)
         self._registry.register(self)
@@ -154,6 +156,11 @@ class Metrics(Collector):
         self._add("cloud_client_failures_total", max(0, len(event.failures) - of_edges))
         for reason, count in event.failed.items():
             self._add("cloud_edge_failures_total", count, reason=reason)
+        # Whoever was in the last average and is not in this one has no weight in it.
+        for edge in self._averaged - event.edge_weights.keys():
+            self._set("cloud_edge_weight_ratio", 0.0, edge=edge)
+            self._set("cloud_edge_homogeneity_score", math.nan, edge=edge)
+        self._averaged = set(event.edge_weights)
         for edge, share in event.edge_weights.items():
             self._set("cloud_edge_weight_ratio", share, edge=edge)
         for edge, score in event.edge_homogeneity.items():

@@ -114,8 +114,8 @@ def federated_averaging(config: CloudConfig) -> torch.Tensor:
             data = LabelledImages(runtimes[name].config.data)
             images = data.split(image_size=8, channels=1)[0]
             task = train_task(
-                config.model, seed=config.seed, interval=interval, training=config.training,
-                diffusion=config.diffusion,
+                config.model, seed=config.seed, interval=interval,
+                training=config.federation().local_training, diffusion=config.diffusion,
             )  # fmt: skip
             result = trainers[name].train(task, weights, ClientImages(images))
             total.add_(result.weights, alpha=float(len(images)))
@@ -231,7 +231,9 @@ class HoldingBack(MemoryGrid):
 
 
 def test_replies_in_another_order_change_only_the_rounding(tmp_path: Path) -> None:
-    overrides = {**IDENTITY, "topology": "flat", "schedule.intervals": 1}
+    overrides = {
+        **IDENTITY, "topology": "flat", "schedule.intervals": 1, "training.precision": "fp32",
+    }  # fmt: skip
     first = sample_participants(
         [f"client-{n}" for n in range(NUM_CLIENTS)],
         fraction=1.0, seed=0, interval=1, edge_round=1,

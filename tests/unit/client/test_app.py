@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedphd.client.app import ClientRuntime, build_app
+from fedphd.client.local_state import MOMENTS
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.config.run import DiffusionConfig, ModelConfig, ObjectiveConfig, TrainingConfig
-from fedphd.common.errors import ConfigError, ReplyError
+from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
+from fedphd.common.stores import FileStore
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_unet, unet_config
 from fedphd.common.unet.parts import Part, PartSubset
@@ -205,6 +209,22 @@ def test_training_answers_with_changed_weights(runtime: ClientRuntime) -> None:
     assert trained.shape == weights.shape
     assert 1e-4 < (trained - weights).abs().max() < 0.1
     assert torch.equal(weights, before), "the received weights are read-only"
+
+
+def test_moments_that_were_dropped_do_not_come_back(tmp_path: Path) -> None:
+    """Where another process trains the next round, it reads what is stored."""
+    client, store = ClientRuntime(config()), FileStore(tmp_path / "state.safetensors")
+
+    def train(edge_round: int, scale: float) -> set[str]:
+        order, weights = task(edge_round=edge_round)
+        message = Message(to_records(order, scale * weights), 2, TRAIN)
+        with pytest.raises(FedPhDError, match="the loss is") if scale > 1 else nullcontext():
+            client.train(order, message, store)
+        return set(MOMENTS) & set(store._read("client-0") or {})
+
+    assert train(1, 1.0) == set(MOMENTS)
+    # The most that is allowed: layer after layer it grows beyond float32.
+    assert train(2, 1e12) == set()
 
 
 def test_training_is_the_same_in_another_process() -> None:

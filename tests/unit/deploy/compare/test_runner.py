@@ -60,6 +60,8 @@ def test_only_finished_runs_are_skipped_and_a_failed_start_is_reported(
         "FAILED    fedphd-seed-0: exit code 2: in [evaluation.reference]: source = "
     )
     assert not broken.finished
+    # Of those that are asked for next, none does.
+    assert runner.run([first], threading.Event()) == {}
 
 
 def test_what_cannot_go_on_is_set_aside(tmp_path: Path) -> None:

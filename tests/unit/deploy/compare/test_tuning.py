@@ -195,6 +195,7 @@ def test_a_grid_is_read_from_its_text() -> None:
         (["training.rate=1"], "training.rate is not a setting of a run"),
         ([f"{RATE}=0.1", f"{RATE}=0.2"], "is given twice"),
         ([f"{RATE}=0.1,0.10"], "has a value twice"),
+        (["training.local_amount=1,4"], "is the same for all methods"),
     ],
 )
 def test_a_wrong_grid_is_named(texts: list[str], problem: str) -> None:

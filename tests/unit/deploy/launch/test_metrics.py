@@ -252,6 +252,17 @@ def test_shares_of_classes_are_there_where_a_setting_says_so() -> None:
     assert edge.value("edge_class_share_ratio", of="target", **{"class": "1"}) == 0.5
 
 
+def test_an_edge_that_is_left_out_has_no_weight() -> None:
+    cloud = Process("cloud", "cloud")
+    both = {"edge-0": 0.25, "edge-1": 0.75}
+    scores = {"edge-0": 1.5, "edge-1": 1.75}
+    cloud.tell(interval(edge_weights=both, edge_homogeneity=scores))
+    cloud.tell(interval(edge_weights={"edge-1": 1.0}, edge_homogeneity={"edge-1": 1.75}))
+    assert cloud.value("cloud_edge_weight_ratio", edge="edge-0") == 0
+    assert cloud.value("cloud_edge_weight_ratio", edge="edge-1") == 1
+    assert math.isnan(cloud.value("cloud_edge_homogeneity_score", edge="edge-0"))
+
+
 def test_names_do_not_grow_without_end() -> None:
     config = HealthConfig(metrics=True, client_names=True)
     cloud = Process("cloud", "cloud", config)
