@@ -45,7 +45,6 @@ from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.messages import FINISH, Finish
 from fedphd.common.wire.records import to_records, weights_record
 from fedphd.common.wire.roster import Bound, Roster
-from fedphd.common.wire.traffic import Traffic
 from fedphd.common.working import telling
 from fedphd.server.background import Background
 from fedphd.server.pruning import count_costs
@@ -85,7 +84,6 @@ class Cloud:
         self.scheduler = build_scheduler(self.config.diffusion)
         progress, federation = self.progress, self.config.federation()
         self._elapsed_s = progress.elapsed_s if progress else 0.0
-        self._traffic = progress.traffic if progress else Traffic()
         self._started_s = time.monotonic()
         self.config.tracking.check_installed()
         run_name = progress.run if progress else uuid4().hex
@@ -293,10 +291,8 @@ class Cloud:
         return Progress(
             interval=interval,
             intervals=self.config.schedule.intervals,
-            seed=self.config.seed,
             ema_steps=self.strategy.ema.steps,
             config=self.config.federation().model_dump(mode="json"),
-            traffic=self._traffic + self.grid.traffic,
             run=self.strategy.run_name,
             attempt=self.strategy.attempt,
             events=self.events.count,

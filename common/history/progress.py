@@ -49,10 +49,8 @@ class Progress(BaseModel):
 
     interval: int
     intervals: int
-    seed: int
     ema_steps: float
     config: dict[str, Any]
-    traffic: Traffic
     run: str
     attempt: int
     events: int

@@ -13,6 +13,8 @@ from fedphd.common.history import events as kinds
 CONNECTED = "connected"
 # A loop that has not come round for so long hangs.
 STALE_S = 30.0
+# The latest of those that were refused are remembered.
+MOST_REFUSED = 100
 
 
 class PeerStatus(BaseModel):
@@ -149,6 +151,10 @@ class StatusBoard:
             detail=event.detail,
             clients=before.clients if before else [],
         )
+        # A node that is refused may come back under a new id every few seconds, for weeks.
+        refused = [name for name, peer in status.peers.items() if peer.state == "refused"]
+        for name in refused[:-MOST_REFUSED]:
+            del status.peers[name]
 
     @staticmethod
     def _seen(status: Status, names: object, at: float) -> None:

@@ -168,6 +168,9 @@ class Roster:
                 self._resting.pop(peer.name, None)
                 self.label_counts.pop(peer.node_id, None)
                 self.on_change(peer.name, "left", "")
+        # A node that is refused may come back under a new id every few seconds, for weeks.
+        known.refused = {n: until for n, until in known.refused.items() if n in present}
+        known.told = {(n, name) for n, name in known.told if n in present}
         now_s = self.clock()
         waiting = {node_id for node_id, until in known.refused.items() if until > now_s}
         if ask_again:

@@ -193,6 +193,8 @@ class SharedClients(WrappedGrid):
             if question is not None:
                 others = [m for m in question.askers if m.metadata.message_id != message_id]
                 question.askers = others
+                if not others and question.sent_as is None:
+                    self._open.pop(question.key, None)
                 self._send_waiting()
 
 

@@ -85,10 +85,8 @@ def write_exportable(
     progress = Progress(
         interval=2,
         intervals=2,
-        seed=config.seed,
         ema_steps=40.0,
         config=config.federation().model_dump(mode="json"),
-        traffic=Traffic(),
         run="r",
         attempt=0,
         events=0,

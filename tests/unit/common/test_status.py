@@ -13,7 +13,7 @@ from fedphd.common.history.events import (
     Started,
     Trained,
 )
-from fedphd.common.history.status import STALE_S, StatusBoard
+from fedphd.common.history.status import MOST_REFUSED, STALE_S, StatusBoard
 
 
 class Clock:
@@ -126,3 +126,12 @@ def test_a_peer_that_was_late_is_connected() -> None:
         board.event(PeerChanged(peer="client-0", change=change, detail=change, time=at))
     late = board.snapshot().peers["client-0"]
     assert (late.state, late.since, late.detail) == ("connected", 3.0, "late")
+
+
+def test_only_the_latest_of_those_that_were_refused_are_remembered() -> None:
+    board = StatusBoard("edge", "edge-0")
+    for n in range(MOST_REFUSED + 3):
+        change = "joined" if n == 0 else "refused"
+        board.event(PeerChanged(peer=f"node-{n}", change=change, detail="", time=float(n)))
+    names = list(board.snapshot().peers)
+    assert names == ["node-0", *(f"node-{n}" for n in range(3, MOST_REFUSED + 3))]

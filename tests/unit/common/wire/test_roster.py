@@ -186,6 +186,16 @@ def test_refused_node_is_asked_again_after_a_while() -> None:
     assert list(world.roster.refresh()) == ["a"]
 
 
+def test_nodes_that_were_refused_and_left_are_forgotten() -> None:
+    known = Acquaintances()
+    world = Fixture({5: silent, 6: introduces("a"), 7: introduces("a")}, known=known)
+    world.roster.refresh()
+    assert (set(known.refused), known.told) == ({5, 7}, {(7, "a")})
+    del world.memory.nodes[5], world.memory.nodes[7]
+    world.roster.refresh()
+    assert (known.refused, known.told) == ({}, set())
+
+
 def test_peer_that_failed_rests() -> None:
     world = Fixture({5: introduces("a"), 6: introduces("b")})
     world.roster.refresh()

@@ -176,6 +176,7 @@ def test_no_more_clients_train_at_a_time_than_there_is_room_for() -> None:
     # The edge gives up one that waits, and one that trains: only the latter makes room.
     shared.forget(ids[2])
     assert len(started) == 2
+    assert len(shared._open) == 4
     shared.forget(ids[0])
     assert [message.metadata.dst_node_id for message in started[2:]] == [NODE + 3]
     # A greeting is no training.
