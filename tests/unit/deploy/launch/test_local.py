@@ -272,6 +272,31 @@ def test_events_of_the_edges_are_merged_by_time(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [edge, path]
 
 
+def test_events_of_one_log_keep_their_order_where_its_clock_was_set_back(tmp_path: Path) -> None:
+    path, edge = (tmp_path / name for name in ("metrics.jsonl", "edge"))
+    for log, times in ((path, (10, 20, 5, 30)), (edge, (12, 25))):
+        log.write_text("".join(f'{{"time": {time}}}\n' for time in times), "utf-8")
+    merge_events(path, [edge])
+    lines = [json.loads(line)["time"] for line in path.read_text("utf-8").splitlines()]
+    assert lines == [10, 12, 20, 5, 25, 30]
+
+
+def test_what_a_killed_launchers_edges_wrote_is_merged_before_they_begin_anew(
+    shell: Cluster,
+) -> None:
+    path, edge = shell.run_dir / "metrics.jsonl", shell.run_dir / "state" / "edge-0"
+    edge.mkdir(parents=True)
+    path.write_text('{"time": 1, "event": "a"}\n', "utf-8")
+    (edge / "events.jsonl").write_text('{"time": 2, "event": "b"}\n', "utf-8")
+    # As an edge does first of all.
+    shell.set_script(f"rm -f {edge}/events.jsonl; exit 3")
+    config = load_config(CloudConfig, overrides={"schedule.min_clients": 1})
+    stop = threading.Event()
+    run_local(config, run_dir=shell.run_dir, stop=stop, say=print, command=shell.command)
+    lines = [json.loads(line)["event"] for line in path.read_text("utf-8").splitlines()]
+    assert lines == ["a", "b"]
+
+
 def test_without_a_run_there_is_nothing_to_merge(tmp_path: Path) -> None:
     (tmp_path / "edge").write_text('{"time": 1}\n', "utf-8")
     merge_events(tmp_path / "metrics.jsonl", [tmp_path / "edge"])
