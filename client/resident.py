@@ -80,6 +80,13 @@ class Resident:
 
     ``say`` shows a line to the user when a connection changes, ``status`` keeps what others may
     ask, ``opening`` may have begun to open the data.
+
+    Attributes:
+        verdict: what an edge said of the run's end; None before.
+        board: brings the edges' offers together.
+        nodes: this client at each of its edges, by address.
+
+    Raises ConfigError if the data, certificates or the key cannot be read.
     """
 
     def __init__(
@@ -126,6 +133,7 @@ class Resident:
             for thread in threads:
                 thread.join(0.1)
         lost = dict(self._lost)
+        # Where nobody said stop, they would not end.
         deadline_s = time.monotonic() + (LEAVE_S if self._stop.is_set() else 0.0)
         for thread in threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))

@@ -1,5 +1,6 @@
 """How far a run is: what its checkpoint holds beside the weights, so that it can go on."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ from fedphd.common.errors import ConfigError
 from fedphd.common.history.evaluation import EvaluationRecord
 from fedphd.common.history.events import StatisticsFigures
 from fedphd.common.history.summary import IntervalCosts
-from fedphd.common.unet.checkpoint import read_state, update_state
+from fedphd.common.unet.checkpoint import kept_checkpoints, read_state, update_state
 from fedphd.common.unet.costs import Costs, PruneReport
 from fedphd.common.wire.traffic import Traffic
 
@@ -71,9 +72,14 @@ class Progress(BaseModel):
         """Count a resumption, in the checkpoint too, before anybody works for it.
 
         If it counted with its first interval only, one that ends before that would be followed by
-        one of the same number, and whoever had worked for the first would go on where it was.
+        one of the same number, and whoever had worked for the first would go on where it was. So it
+        counts in the checkpoints of intervals before too, which may take this one's place.
 
         Raises FedPhDError if it cannot be written.
         """
         self.attempt += 1
         update_state(checkpoint, self.model_dump(mode="json"))
+        for past in kept_checkpoints(checkpoint):
+            # One that is damaged is of no use to anybody.
+            with suppress(ConfigError):
+                update_state(past, read_state(past) | {"attempt": self.attempt})

@@ -129,7 +129,7 @@ def _put_away(old: Path, folder: Path, keep: int) -> None:
         shutil.rmtree(place, ignore_errors=True)
         old.rename(place)
     shutil.rmtree(old, ignore_errors=True)
-    for past in sorted(former.glob("interval-*"))[: -(keep - 1) or None]:
+    for past in kept_checkpoints(folder)[: -(keep - 1) or None]:
         shutil.rmtree(past, ignore_errors=True)
 
 
@@ -234,10 +234,15 @@ def _former(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}s")
 
 
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """Those of the intervals before that of ``folder``, in their order (``keep`` above 1)."""
+    return sorted(_former(folder).glob("interval-*"))
+
+
 def _way_out(part: Path) -> str:
     """What to do about a damaged part of a checkpoint."""
-    for folder in part.parents if part.name != CHECKPOINT else (part,):
-        if folder.name == CHECKPOINT and (past := sorted(_former(folder).glob("interval-*"))):
+    for folder in (part, *part.parents):
+        if folder.name == CHECKPOINT and (past := kept_checkpoints(folder)):
             return f"remove {folder} and put {past[-1]} in its place"
     return "use another checkpoint"
 

@@ -124,9 +124,9 @@ def keep_events(
     for line in lines:
         if not line.endswith("\n"):
             break
-        event = json.loads(line)
+        event = _parsed(line)
         is_cloud = event.get("role") == "cloud"
-        if seen < count or (is_cloud and _is_evaluation(event, evaluated)):
+        if (event and seen < count) or (is_cloud and _is_evaluation(event, evaluated)):
             kept.append(line)
             seen += is_cloud
     if seen < count:
@@ -138,6 +138,15 @@ def keep_events(
     with replaced(path) as beside:
         beside.write_text(text, encoding="utf-8")
     return seen, len(text.encode())
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """An event; empty where a machine that lost its power left something else."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
 
 
 def _is_evaluation(event: Mapping[str, Any], intervals: Container[int | None]) -> bool:

@@ -11,6 +11,8 @@ from support.command import fedphd
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import write_json
+from fedphd.common.history.progress import Progress, Reported
+from fedphd.common.unet.costs import Costs
 from fedphd.deploy.launch.resuming import (
     check_same_data,
     check_unchanged,
@@ -54,6 +56,14 @@ def test_evaluations_beside_the_next_interval_are_kept(tmp_path: Path) -> None:
         assert path.read_text("utf-8").splitlines() == [*lines, json.dumps(after[2])]
 
 
+def test_what_is_no_event_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = log(path, "cloud", "edge", "cloud")
+    path.write_text(f"{lines[0]}\n\0\0\n{lines[1]}\n{lines[2]}\n[1]\n\0\n", encoding="utf-8")
+    assert keep_events(path, 2)[0] == 2
+    assert path.read_text("utf-8").splitlines() == lines
+
+
 def test_a_line_that_was_cut_off_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = log(path, "cloud", "edge")
@@ -91,6 +101,25 @@ def test_with_a_damaged_checkpoint_everything_stays(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"state\.json is missing or damaged"):
         rewind(tmp_path, print)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_resumption_counts_in_checkpoints_that_are_kept_too(tmp_path: Path) -> None:
+    """One of them may take the place of a damaged one, and must not repeat an attempt."""
+    checkpoint, kept = tmp_path / "checkpoint", tmp_path / "checkpoints"
+    costs = Costs(parameters=1, macs=1, encoder_macs=1)
+    progress = Progress(
+        interval=3, intervals=9, ema_steps=0.0, config={}, run="r", attempt=4, events=0,
+        elapsed_s=0.0, reported=Reported(dense=costs, costs=costs),
+    )  # fmt: skip
+    folders = (kept / "interval-0001", kept / "interval-0002", checkpoint)
+    for interval, folder in enumerate(folders, start=1):
+        folder.mkdir(parents=True)
+        state = progress.model_copy(update={"interval": interval, "attempt": interval})
+        (folder / "state.json").write_text(state.model_dump_json(), encoding="utf-8")
+    (kept / "interval-0001" / "state.json").write_text("damaged", encoding="utf-8")
+    Progress.read(checkpoint).next_attempt(checkpoint)
+    found = [Progress.read(folder) for folder in (kept / "interval-0002", checkpoint)]
+    assert [(one.interval, one.attempt) for one in found] == [(2, 4), (3, 4)]
 
 
 def test_what_defines_the_training_must_stay(tmp_path: Path) -> None:
