@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import random
 import re
 import shlex
 import shutil
@@ -34,6 +35,8 @@ STOP_S = 3.0
 CHILDREN_S = 1.0
 PROGRAMS = Path(sys.executable).parent
 BUNDLE = Path(__file__).parents[1] / "bundle"
+# Linux begins at 32,768, others at 49,152.
+_NEVER_GIVEN = range(20_000, 32_768)
 _PR_SET_PDEATHSIG = 1
 _RAY_ADDRESS = "RAY_ADDRESS"
 _RAY_FREES = "RAY_free_objects_batch_size"
@@ -86,12 +89,23 @@ def start(
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports on loopback that are free now."""
+    """Different TCP ports on loopback that are free now.
+
+    They lie below the range from which systems give ports to connections and to "port 0", so that
+    nobody is given one by chance before it is listened on. Raises StartError if too few are free.
+    """
+    found: list[int] = []
     with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+        for port in random.SystemRandom().sample(_NEVER_GIVEN, len(_NEVER_GIVEN)):
+            with suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    first, last = _NEVER_GIVEN[0], _NEVER_GIVEN[-1]
+    raise StartError(
+        f"fewer than {count} of 127.0.0.1's ports {first} to {last} are free; stop what uses them"
+    )
 
 
 def check_free(address: str, name: str) -> None:

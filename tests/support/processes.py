@@ -7,6 +7,7 @@ the test finds all of them and no others, whoever their parent is by then.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -251,8 +253,21 @@ def _sockets(pid: int, state: str) -> Iterator[tuple[str, str]]:
                 yield fields[1], fields[2]
 
 
+def _ports() -> Iterator[int]:
+    """Ports that no other worker of this test run is given, nor the system gives to anybody."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 10_000 + 1000 * (worker % 10)
+    # Another test run on this machine begins elsewhere.
+    return itertools.cycle([first + (os.getpid() + i) % 1000 for i in range(1000)])
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    """A TCP port on loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that is free now, and that nothing else takes meanwhile."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports never end")

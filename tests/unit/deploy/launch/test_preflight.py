@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.certificates import write_certificates
 from support.command import fedphd
+from support.processes import free_port
 from support.tiny import write_toml
 
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
@@ -37,12 +38,6 @@ def test_a_machine_that_is_ready_has_no_failure(tmp_path: Path) -> None:
     assert "for localhost, 127.0.0.1" in result["certificate"].found
     # It is good for two days.
     assert (result["certificate"].outcome, bool(result["certificate"].fix)) == ("warning", True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_certificate_that_has_expired_fails(

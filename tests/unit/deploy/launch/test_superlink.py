@@ -43,6 +43,22 @@ def test_free_ports_differ_and_can_be_listened_on() -> None:
         server.bind(("127.0.0.1", ports[1]))
 
 
+def test_free_ports_are_none_that_the_system_gives_to_others() -> None:
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if not given.exists():
+        pytest.skip(f"there is no {given} on this system")
+    first, last = map(int, given.read_text("ascii").split())
+    if first <= 20_000:
+        pytest.skip(f"this system gives out ports from {first}")
+    assert not set(free_ports(200)) & set(range(first, last + 1))
+
+
+def test_too_few_free_ports_are_an_error(monkeypatch: pytest.MonkeyPatch, busy: int) -> None:
+    monkeypatch.setattr(superlink, "_NEVER_GIVEN", range(busy, busy + 1))
+    with pytest.raises(StartError, match=f"fewer than 1 of .* ports {busy} to {busy} are free"):
+        free_ports(1)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
 def test_busy_port_is_named(busy: int, host: str) -> None:
     text = rf"superlink.address = {host}:{busy}: cannot listen there: Address already in use"
