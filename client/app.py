@@ -4,6 +4,7 @@
 and its simulation call it in theirs.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire import messages, records
 from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.offers import EVERY_EDGE, Choose, ChooseReply
+
+logger = logging.getLogger(__name__)
 
 
 class ClientRuntime:
@@ -64,6 +67,8 @@ class ClientRuntime:
 
     def hello(self, asked: messages.Hello) -> messages.HelloReply:
         """Introduce this client."""
+        if problem := asked.mismatch(asked.asking):
+            logger.warning("%s", problem)
         name, num_samples = self.config.client_id, len(self._labels)
         return messages.HelloReply(kind="client", name=name, num_samples=num_samples)
 
@@ -82,7 +87,7 @@ class ClientRuntime:
                 self._choices[key] = choose_edge(asked, client_id=name, label_counts=counts)
             chosen = self._choices[key]
         shown = counts if asked.asking in (chosen, EVERY_EDGE) else ()
-        return ChooseReply(edge_id=chosen, num_samples=sum(counts), label_counts=shown)
+        return ChooseReply(edge_id=chosen, label_counts=shown)
 
     def train(
         self, task: messages.TrainTask, message: Message, state: StateStore | None = None
@@ -140,7 +145,6 @@ class ClientRuntime:
             num_examples=len(self._labels),
             metrics=result.metrics,
             steps=result.steps,
-            seconds=result.seconds,
         )
         up = Codec(task.reply_codec, sent.chosen)
         base = None if up.is_exact else PartSubset(layout, task.send).take(received)

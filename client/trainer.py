@@ -1,7 +1,6 @@
 """Local training of the U-Net on one client's images."""
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +50,6 @@ class TrainResult:
     layout: TensorLayout
     metrics: TrainMetrics
     steps: int
-    seconds: float
     variate_change: Tensor | None
 
 
@@ -112,7 +110,6 @@ class Trainer:
                 without ``variate``; parts are missing, and the task does not say what they were.
             FedPhDError: the loss or its gradient is not finite; names client, round and step.
         """
-        start_s = time.perf_counter()
         network = self._networks.get(task.network.unet, self.device)
         check_images(data.train, network)
         cut = Cut.from_json(task.cut) if task.cut else None
@@ -131,7 +128,6 @@ class Trainer:
             layout=network.layout,
             metrics=TrainMetrics.of_steps(steps, validation_loss=validated),
             steps=len(steps),
-            seconds=time.perf_counter() - start_s,
             variate_change=change,
         )
 

@@ -97,7 +97,10 @@ class EdgeService:
         return answers[kind](message)
 
     def _hello(self, message: Message) -> Message:
-        self.roster.hello_s = records.read_payload(message, messages.Hello).wait_s
+        hello = records.read_payload(message, messages.Hello)
+        if problem := hello.mismatch(hello.asking):
+            logger.warning("%s", problem)
+        self.roster.hello_s = hello.wait_s
         peers: Iterable[Peer] = self.roster.refresh().values()
         if self.place[1] > 1:
             peers = self._share()

@@ -1,6 +1,5 @@
 """Runs one interval over a grid of clients; the same code for processes and for simulation."""
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -61,7 +60,6 @@ def run_interval(
     Raises:
         ReplyError: the cloud's weights do not fit its own description of the network.
     """
-    started_s = time.monotonic()
     layout = task.network.tensor_layout()
     start = link.receive(task, came)
     # Serialised already where they came whole: then they are in memory once.
@@ -103,7 +101,6 @@ def run_interval(
         mean_steps=strategy.interval_mean_steps(),
         images=sum(stats.images for stats in rounds),
         traffic=grid.traffic.minus(traffic_before),
-        seconds=time.monotonic() - started_s,
         clients=tuple(sorted({name for stats in rounds for name in stats.clients})),
         rounds=tuple(
             RoundMembers(clients=tuple(stats.clients), left_out=tuple(stats.left_out))

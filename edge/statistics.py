@@ -35,7 +35,7 @@ def collect_statistics(
     asked = {known[name].node_id: known[name] for name in sorted(task.clients) if name in known}
     missing = [name for name in task.clients if name not in known]
     failures = [f"{name}: is not connected to {edge_id}" for name in missing]
-    records = to_records(task.model_copy(update={"asking": edge_id, "clients": ()}), weights)
+    records = to_records(task.model_copy(update={"clients": ()}), weights)
     messages = [Message(records, node_id, STATISTICS) for node_id in asked]
     total = FeatureStatistics.zeros(task.extractor.num_features, task.num_classes)
     names = []

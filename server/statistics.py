@@ -85,7 +85,6 @@ def collect_statistics(
 
 def _task(config: CloudConfig, extractor: Extractor, names: list[str]) -> StatisticsTask:
     return StatisticsTask(
-        asking="cloud",
         extractor=extractor.spec,
         image_size=config.model.image_size,
         channels=config.model.channels,

@@ -6,7 +6,7 @@ Nothing that arrives is unpickled or executed; everything is checked here or aga
 from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from fedphd.common.config import run
 from fedphd.common.config.wire import CodecName
@@ -17,7 +17,7 @@ from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload, Shown
 from fedphd.common.wire.traffic import Traffic
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 PACKAGE_VERSION: Final = version("fedphd")
 
 HELLO: Final = "query.hello"
@@ -30,17 +30,33 @@ TRAIN: Final = "train"
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Hello(Payload):
+class _Greeting(Payload):
+    """What says who speaks. Unknown keys pass, so that versions can tell one another apart."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    protocol: int = PROTOCOL
+    version: str = PACKAGE_VERSION
+
+    def mismatch(self, speaker: str) -> str | None:
+        """Why ``speaker``, who sent this, is not understood here, and the fix; None if it is."""
+        if self.protocol == PROTOCOL:
+            return None
+        return (
+            f"{speaker} speaks protocol {self.protocol} (fedphd {self.version}); this is protocol "
+            f"{PROTOCOL} (fedphd {PACKAGE_VERSION}): install the same version on every machine"
+        )
+
+
+class Hello(_Greeting):
     """Server to node: who are you? The first message to every node that appears."""
 
     asking: str
-    protocol: int = PROTOCOL
-    version: str = PACKAGE_VERSION
     # An edge greets its own new clients before it answers; in seconds.
     wait_s: float = Field(20.0, gt=0)
 
 
-class HelloReply(Payload):
+class HelloReply(_Greeting):
     """A node introduces itself; an edge also lists the clients that it sees now.
 
     ``holds`` is the digest of the weights that the cloud's next difference may build on.
@@ -48,8 +64,6 @@ class HelloReply(Payload):
 
     kind: Literal["client", "edge"]
     name: str
-    protocol: int = PROTOCOL
-    version: str = PACKAGE_VERSION
     num_samples: int = Field(0, ge=0)
     clients: dict[str, int] = Field(default_factory=dict)
     holds: Digest | None = None
@@ -121,7 +135,6 @@ class TrainReply(Payload):
     num_examples: int = Field(ge=0)
     metrics: TrainMetrics
     steps: int = Field(ge=0, le=MOST_OF_CLIENT)
-    seconds: float = Field(ge=0)
 
 
 class IntervalTask(Payload):
@@ -176,7 +189,6 @@ class IntervalReply(Payload):
     mean_steps: float = Field(ge=0, le=MOST)
     images: int = Field(0, ge=0, le=MOST)
     traffic: Traffic
-    seconds: float = Field(ge=0)
     clients: tuple[str, ...] = ()
     rounds: tuple[RoundMembers, ...] = ()
     failures: tuple[Shown, ...] = ()
@@ -210,7 +222,6 @@ class ExtractorSpec(_WithLayout):
 class StatisticsTask(Payload):
     """Cloud to edge, and edge to client: sum up the features of the training images."""
 
-    asking: str
     extractor: ExtractorSpec
     image_size: int = Field(ge=4, le=1024)
     channels: int = Field(ge=1, le=4)

@@ -95,7 +95,6 @@ class ChooseReply(Payload):
     """Client to edge: the chosen edge, and the label counts if it is the asking one."""
 
     edge_id: str
-    num_samples: int = Field(ge=0)
     label_counts: tuple[int, ...] = ()
 
 

@@ -14,7 +14,7 @@ from flwr.app import Message
 from fedphd.common.config.roles import check_id
 from fedphd.common.errors import ReplyError
 from fedphd.common.wire.grid import StreamingGrid
-from fedphd.common.wire.messages import HELLO, PACKAGE_VERSION, PROTOCOL, Hello, HelloReply
+from fedphd.common.wire.messages import HELLO, Hello, HelloReply
 from fedphd.common.wire.payload import shown
 from fedphd.common.wire.records import read_payload, to_records
 
@@ -212,12 +212,8 @@ class Roster:
                 self.on_change(name, "refused", shown(str(error)))
 
     def _check(self, reply: HelloReply) -> HelloReply:
-        if reply.protocol != PROTOCOL:
-            raise ReplyError(
-                f"{reply.kind} {reply.name} speaks protocol {reply.protocol} (fedphd "
-                f"{reply.version}); this is protocol {PROTOCOL} (fedphd {PACKAGE_VERSION}): "
-                "install the same version on every machine"
-            )
+        if problem := reply.mismatch(f"{reply.kind} {reply.name}"):
+            raise ReplyError(problem)
         try:
             for name in (reply.name, *reply.clients):
                 check_id(name)

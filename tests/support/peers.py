@@ -101,7 +101,7 @@ class FakeClient:
         asked = read_payload(message, Choose)
         self.asked.append(asked)
         chosen = self.edge or asked.asking
-        values: dict[str, Any] = {"edge_id": chosen, "num_samples": self.num_samples}
+        values: dict[str, Any] = {"edge_id": chosen}
         if chosen == asked.asking:
             values["label_counts"] = self.counts
         return to_records(ChooseReply(**(values | self.choice)))

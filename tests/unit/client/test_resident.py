@@ -186,7 +186,7 @@ def test_both_edges_get_the_same_answer_from_the_offers_of_both(pool: ThreadPool
     empty = pool.submit(answer, question("edge-1", 0.0))
     assert full.result(HANG_S).edge_id == empty.result(HANG_S).edge_id == "edge-1"
     assert full.result().label_counts == ()
-    assert sum(empty.result().label_counts) == empty.result().num_samples > 0
+    assert sum(empty.result().label_counts) > 0
 
 
 def test_a_question_makes_the_nodes_of_the_other_edges_hurry() -> None:

@@ -50,7 +50,7 @@ NETWORK = UNetSpec(unet={"image_size": 8, "widths": [8, 16]}, layout=LAYOUT.to_j
 OFFER = Offer(edge_id="edge-0", label_distribution=(0.25, 0.75), num_samples=40.0)
 TRAIN_REPLY = TrainReply(
     client_id="client-0", interval=2, edge_round=3, network=NETWORK, num_examples=10,
-    metrics=metrics(loss=0.5, sparsity_penalty=7.0, validation_loss=0.25), steps=4, seconds=0.1,
+    metrics=metrics(loss=0.5, sparsity_penalty=7.0, validation_loss=0.25), steps=4,
 )  # fmt: skip
 PAYLOADS: list[Payload] = [
     Hello(asking="edge-0"),
@@ -60,7 +60,7 @@ PAYLOADS: list[Payload] = [
         policy="balanced", factor=4.0, offset=-1.0, epsilon=1e-8, seed=0, offer_wait_s=5.0,
         synchronised=True, num_edges=2, run_name="r", attempt=1,
     ),
-    ChooseReply(edge_id="edge-0", num_samples=3, label_counts=(1, 2)),
+    ChooseReply(edge_id="edge-0", label_counts=(1, 2)),
     TrainTask(
         edge_id="edge-0", interval=1, edge_round=1, network=NETWORK, diffusion=DiffusionConfig(),
         training=TrainingConfig(), sparsity_lambda=1e-4, optimizer_moments="prune", cut="{}",
@@ -74,11 +74,11 @@ PAYLOADS: list[Payload] = [
     IntervalReply(
         edge_id="edge-0", interval=1, network=NETWORK, samples_per_round=12.5, client_rounds=2,
         label_distribution=(0.1, 0.9), metrics=metrics(25, loss=0.1 + 0.2), mean_steps=1.5,
-        traffic=Traffic(sent_bytes=2**40, received_bytes=1), seconds=0.0,
+        traffic=Traffic(sent_bytes=2**40, received_bytes=1),
         clients=("client-0",), failures=("client-1: error 5: gone",),
     ),
     StatisticsTask(
-        asking="edge-0", extractor=ExtractorSpec.inception("[]"), image_size=8, channels=1,
+        extractor=ExtractorSpec.inception("[]"), image_size=8, channels=1,
         num_classes=2, batch_size=64, wait_s=1.5, clients=("client-0",),
     ),
     StatisticsReply(
