@@ -135,7 +135,10 @@ def build_unet(config: ModelConfig, *, seed: int) -> PrunedUNet:
 
     The sinusoidal time features are as wide as the first level. The caller's random state stays.
     """
-    return _build(config, time_feature_width=config.block_out_channels[0], seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which seeds accelerators too: those are not restored.
+        torch.default_generator.manual_seed(seed)
+        return _build(config, time_feature_width=config.block_out_channels[0])
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -178,7 +181,7 @@ def unet_from_config(
     _check_size(description, description.time_feature_width, max_parameters)
     # First weights would be drawn for nothing, which takes a second for some 30 million.
     with torch.device("meta"):
-        unet = _build(description, time_feature_width=description.time_feature_width, seed=0)
+        unet = _build(description, time_feature_width=description.time_feature_width)
     unet.to_empty(device=device)
     return unet
 
@@ -234,26 +237,23 @@ _PLAIN = ("DownBlock2D", "UpBlock2D")
 _ATTENTION = ("AttnDownBlock2D", "AttnUpBlock2D")
 
 
-def _build(config: ModelConfig, *, time_feature_width: int, seed: int) -> PrunedUNet:
+def _build(config: ModelConfig, *, time_feature_width: int) -> PrunedUNet:
     levels = range(len(config.block_out_channels))
     kinds = [_ATTENTION if level in config.attention_levels else _PLAIN for level in levels]
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which seeds accelerators too: those are not restored.
-        torch.default_generator.manual_seed(seed)
-        return PrunedUNet(
-            sample_size=config.image_size,
-            in_channels=config.channels,
-            out_channels=config.channels,
-            down_block_types=[down for down, _ in kinds],
-            up_block_types=[up for _, up in reversed(kinds)],
-            block_out_channels=list(config.block_out_channels),
-            layers_per_block=config.layers_per_block,
-            attention_head_dim=config.attention_head_dim,
-            norm_num_groups=config.norm_num_groups,
-            dropout=config.dropout,
-            num_class_embeds=config.num_class_embeds,
-            time_feature_width=time_feature_width,
-        )
+    return PrunedUNet(
+        sample_size=config.image_size,
+        in_channels=config.channels,
+        out_channels=config.channels,
+        down_block_types=[down for down, _ in kinds],
+        up_block_types=[up for _, up in reversed(kinds)],
+        block_out_channels=list(config.block_out_channels),
+        layers_per_block=config.layers_per_block,
+        attention_head_dim=config.attention_head_dim,
+        norm_num_groups=config.norm_num_groups,
+        dropout=config.dropout,
+        num_class_embeds=config.num_class_embeds,
+        time_feature_width=time_feature_width,
+    )
 
 
 def _num_parameters(unet: ModelConfig, time_feature_width: int) -> int:
