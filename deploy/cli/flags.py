@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,6 +18,7 @@ from fedphd.common.events import Verdict, write_json, write_verdict
 from fedphd.deploy.cli.bars import bar
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE, part_of_data, take_data
 from fedphd.deploy.launch.launchers import stop_on_signal
+from fedphd.deploy.launch.leftovers import LAUNCHER, claimed
 from fedphd.deploy.launch.resuming import (
     check_same_data,
     check_unchanged,
@@ -298,8 +299,11 @@ class Federation:
         A folder that it made in ``out_dir`` is removed again where the run could not start. A
         ``report`` is written at the end, also where the block raises FedPhDError.
         """
-        with stop_on_signal() as stop:
+        with ExitStack() as stack:
+            stop = stack.enter_context(stop_on_signal())
             folder = self.resumed or run_folder(run_dir, self.config.out_dir)
+            # Its cloud is a process of its own, which claims the folder in the same way.
+            stack.enter_context(claimed(folder, name="the run's folder", file=LAUNCHER))
             self.split.write(folder)
             write_json(folder / CLIENTS, dict(self.data))
             begun = Begun(folder, stop, say)

@@ -26,6 +26,7 @@ from fedphd.deploy.cli.status import status
 from fedphd.deploy.cli.top import top
 from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
+from fedphd.deploy.launch.leftovers import claimed
 from fedphd.deploy.launch.local import run_local
 from fedphd.deploy.launch.needs import advice_here
 from fedphd.deploy.launch.resuming import check_unchanged, rewind, stored_config
@@ -96,12 +97,15 @@ def cloud(
     flags.end_dry_run(resolved, dry_run=dry_run)
     with stop_on_signal() as stop:
         folder = former or run_folder(run_dir, resolved.out_dir)
-        try:
-            resumed = rewind(folder, flags.say) if former else None
-            verdict = run_cloud(resolved, run_dir=folder, stop=stop, say=flags.say, resumed=resumed)
-        except FedPhDError as error:
-            verdict = Verdict(exit_code_of(error), str(error))
-            write_verdict(folder / VERDICT, verdict)
+        with claimed(folder, name="the run's folder"):
+            try:
+                resumed = rewind(folder, flags.say) if former else None
+                verdict = run_cloud(
+                    resolved, run_dir=folder, stop=stop, say=flags.say, resumed=resumed
+                )
+            except FedPhDError as error:
+                verdict = Verdict(exit_code_of(error), str(error))
+                write_verdict(folder / VERDICT, verdict)
         if former is None and run_dir is None:
             discard(folder, verdict)
         if not no_report and folder.exists():
@@ -185,6 +189,13 @@ def client(
     flags.end_dry_run(resolved, dry_run=dry_run)
     check_flower()
     keep_freed_memory()
+    with claimed(resolved.state_folder, name="state_dir"):
+        verdict = serve_client(resolved)
+    flags.end(verdict, name=resolved.client_id)
+
+
+def serve_client(resolved: ClientConfig) -> Verdict:
+    """Run a client until the run is over or a signal comes."""
     from fedphd.common.data.apart import Opening
 
     # While it is opened, this process imports torch and diffusers: seconds, which other commands
@@ -210,7 +221,7 @@ def client(
             verdict = resident.run()
         if stop.is_set() and resident.verdict is None:
             verdict = Verdict(Interrupted.exit_code, "interrupted")
-    flags.end(verdict, name=name)
+    return verdict
 
 
 @app.command()

@@ -85,13 +85,14 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     state = config.state_folder
     make_folder(state, "state_dir")
     file = RoleFile.of("edge", config, state)
-    for old in (Path(file.events), state / VERDICT, state / FLOWER_TRAFFIC):
-        old.unlink(missing_ok=True)
     board = StatusBoard("edge", config.edge_id)
     with (
+        # First: it refuses a folder that another process uses.
         started(SuperLink(config.superlink, state)) as link,
         serving(config.health, board, state),
     ):
+        for old in (Path(file.events), state / VERDICT, state / FLOWER_TRAFFIC):
+            old.unlink(missing_ok=True)
         file.write()
         watches = _watches(link, file, say)
         say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")

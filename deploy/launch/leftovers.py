@@ -6,8 +6,8 @@ themselves, but take seconds, in which they hold the port and write into the sta
 
 import os
 import signal
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,8 @@ from fedphd.common.files import replaced
 from fedphd.deploy.launch.processes import descendants, end, started_ticks
 
 PROCESSES = "processes.json"
+# Of whoever started a whole federation, in the folder of its run.
+LAUNCHER = "launcher.json"
 END_S = 3.0
 
 
@@ -47,16 +49,18 @@ class _Running(BaseModel):
 class Processes:
     """The processes of a launcher, in a file in its state folder.
 
+    ``name`` is what users call the folder, ``file`` the file's name.
+
     Raises:
         StartError: a launcher that still runs uses the folder.
     """
 
-    def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / PROCESSES
+    def __init__(self, state_dir: Path, *, name: str = "state_dir", file: str = PROCESSES) -> None:
+        self._path = state_dir / file
         before = self._read()
         if before.launcher and before.launcher.runs and before.launcher.pid != os.getpid():
             raise StartError(
-                f"state_dir = {state_dir}: process {before.launcher.pid} uses it; stop that "
+                f"{name} = {state_dir}: process {before.launcher.pid} uses it; stop that "
                 "process, or choose another folder"
             )
         end_processes(process.pid for process in before.started if process.runs)
@@ -66,8 +70,13 @@ class Processes:
         """Write down a process that was started."""
         if process := Process.of(pid):
             self._running.started.append(process)
-            with replaced(self._path) as beside:
-                beside.write_text(self._running.model_dump_json(), encoding="utf-8")
+            self.write()
+
+    def write(self) -> None:
+        """Write down that this process uses the folder."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(self._path) as beside:
+            beside.write_text(self._running.model_dump_json(), encoding="utf-8")
 
     def close(self) -> None:
         """Forget all of them: they have ended."""
@@ -76,8 +85,27 @@ class Processes:
     def _read(self) -> _Running:
         try:
             return _Running.model_validate_json(self._path.read_text("utf-8"))
-        except (FileNotFoundError, ValidationError):
+        except (OSError, ValidationError):
             return _Running()
+
+
+@contextmanager
+def claimed(folder: Path, *, name: str, file: str = PROCESSES) -> Iterator[None]:
+    """Keep a folder, which users call ``name``, to this process while the block runs.
+
+    Raises StartError if another process that still runs has it, or it cannot be written to.
+    """
+    processes = Processes(folder, name=name, file=file)
+    try:
+        processes.write()
+    except OSError as error:
+        raise StartError(
+            f"{name} = {folder}: cannot be written to: {error.strerror}; choose a writable folder"
+        ) from error
+    try:
+        yield
+    finally:
+        processes.close()
 
 
 def end_processes(pids: Iterable[int], *, within_s: float = END_S) -> None:

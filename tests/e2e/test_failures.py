@@ -16,6 +16,7 @@ from support.processes import Processes
 from support.scrape import scrape
 from support.site import EDGES, Site
 from support.tiny import CLASSES_PER_CLIENT, TINY, flags, write_toml
+from support.waiting import wait_until
 
 INTERVALS = 4
 MANY = 100_000
@@ -167,6 +168,21 @@ def test_a_client_without_an_edge_gives_up(processes: Processes) -> None:
     assert "fedphd: no SuperLink at 127.0.0.1:" in client.lines[-1]
     for edge in EDGES:
         assert f"no SuperLink at {site.address(edge)} for 1 s" in client.text
+
+
+def test_a_second_start_is_refused_and_harms_nothing(processes: Processes) -> None:
+    site = Site(processes, {"schedule.intervals": MANY, "schedule.min_clients": 3}).begin()
+    running = dict(site.programs)
+    before = site.rounds("edge-0")
+    for name in ("edge-0", "client-0", "cloud"):
+        again = site.start(name)
+        assert again.wait_exit() == 3
+        assert f"process {running[name].pid} uses it; stop that process" in again.text
+    assert (site.folder_of("client-0") / "health.json").exists()
+    # All of them go on, and what the edge had written down is still there.
+    wait_until(lambda: len(site.rounds("edge-0")) > len(before) + 4)
+    assert site.rounds("edge-0")[: len(before)] == before
+    assert [name for name, program in running.items() if program.process.poll() is not None] == []
 
 
 @pytest.mark.parametrize("role", ["cloud", "edge"])

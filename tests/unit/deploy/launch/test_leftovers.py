@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedphd.common.errors import StartError
-from fedphd.deploy.launch.leftovers import PROCESSES, Process, Processes
+from fedphd.deploy.launch.leftovers import PROCESSES, Process, Processes, claimed
 
 # Says that it is ready, then sleeps, deaf to SIGTERM.
 DEAF = """
@@ -76,6 +76,31 @@ def test_a_folder_that_a_living_launcher_uses_is_refused(
     with pytest.raises(StartError, match=f"state_dir = .*: process {process.pid} uses it; stop"):
         Processes(tmp_path)
     assert Process.of(child) is not None
+
+
+def test_a_claimed_folder_is_refused_to_others_by_its_name_and_free_again_afterwards(
+    tmp_path: Path, deaf: tuple[subprocess.Popen[str], int]
+) -> None:
+    process, _ = deaf
+    record(tmp_path, Process.of(process.pid))
+    text = f"a folder = .*: process {process.pid} uses it; stop"
+    with pytest.raises(StartError, match=text), claimed(tmp_path, name="a folder"):
+        pass
+    assert (tmp_path / PROCESSES).exists()
+    own = tmp_path / "own"
+    with claimed(own, name="a folder"):
+        written = json.loads((own / PROCESSES).read_text("utf-8"))
+        assert written["launcher"]["pid"] == os.getpid()
+        # What it starts itself may use the folder too.
+        Processes(own)
+    assert not (own / PROCESSES).exists()
+
+
+def test_a_folder_that_cannot_be_written_to_cannot_be_claimed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    folder, text = tmp_path / "file" / "x", r"a folder = .*file/x: cannot be written to: Not a dir"
+    with pytest.raises(StartError, match=text), claimed(folder, name="a folder"):
+        pass
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"launcher": 3}'])
