@@ -87,7 +87,7 @@ class ClientRuntime:
                 self._choices[key] = choose_edge(asked, client_id=name, label_counts=counts)
             chosen = self._choices[key]
         shown = counts if asked.asking in (chosen, EVERY_EDGE) else ()
-        return ChooseReply(edge_id=chosen, label_counts=shown)
+        return ChooseReply(client_id=self.config.client_id, edge_id=chosen, label_counts=shown)
 
     def train(
         self, task: messages.TrainTask, message: Message, state: StateStore | None = None

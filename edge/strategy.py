@@ -274,8 +274,10 @@ class EdgeAverage(Strategy):
                 f"interval {self._task.interval} round {edge_round}"
             )
         if answer.client_id != peer.name:
+            self._roster.greet_again(peer.name)
             raise ReplyError(f"answers as {answer.client_id}; expected {peer.name}")
         if answer.num_examples != peer.num_samples:
+            self._roster.greet_again(peer.name)
             raise ReplyError(
                 f"claims {answer.num_examples} examples, but registered with {peer.num_samples}"
             )

@@ -229,10 +229,11 @@ class Cloud:
 
         A run that goes on has its last interval's checkpoint, and perhaps its evaluation.
         """
-        self.roster.refresh()
         progress = self._progress(interval)
         if interval > self.strategy.done:
+            # First: whoever sees the interval's line may interrupt the run, and go on from there.
             self._checkpoint(progress)
+        self.roster.refresh()
         every, last = self.config.evaluation.every_intervals, self.config.schedule.intervals
         done = {record.interval for record in self.report.so_far.evaluations}
         is_due = interval % every == 0 or interval == last

@@ -94,6 +94,7 @@ class Choose(Payload):
 class ChooseReply(Payload):
     """Client to edge: the chosen edge, and the label counts if it is the asking one."""
 
+    client_id: str
     edge_id: str
     label_counts: tuple[int, ...] = ()
 

@@ -112,6 +112,8 @@ class Roster:
     def __post_init__(self) -> None:
         self.label_counts: dict[int, tuple[int, ...]] = {}
         self._resting: dict[str, float] = {}
+        # By node id: who must say again who it is.
+        self._doubted: dict[int, Peer] = {}
 
     def configure(self, *, hello_s: float, retry_s: float, max_samples: int) -> None:
         """Set the limits that a run's plan brings; drop clients that exceed them."""
@@ -149,6 +151,18 @@ class Roster:
         self._resting[name] = self.clock() + self.retry_s
         self.on_change(name, "failed", reason)
 
+    def greet_again(self, name: str) -> None:
+        """Let a peer whose node answers as another, or with other data, say who it is.
+
+        Flower gives a key the same node id for a while, whoever starts with it. One that says the
+        same as before is left alone like any that failed.
+        """
+        with self.known.lock:
+            if (peer := self.known.peers.get(name)) is not None:
+                self.known.remove(name)
+                self.label_counts.pop(peer.node_id, None)
+                self._doubted[peer.node_id] = peer
+
     def refresh(self, *, ask_again: bool = False) -> Mapping[str, Peer]:
         """Greet nodes that are new (or all), forget those that left; return ``peers``.
 
@@ -171,6 +185,7 @@ class Roster:
         # A node that is refused may come back under a new id every few seconds, for weeks.
         known.refused = {n: until for n, until in known.refused.items() if n in present}
         known.told = {(n, name) for n, name in known.told if n in present}
+        self._doubted = {n: peer for n, peer in self._doubted.items() if n in present}
         now_s = self.clock()
         waiting = {node_id for node_id, until in known.refused.items() if until > now_s}
         if ask_again:
@@ -253,6 +268,8 @@ class Roster:
             return
         peer = Peer(reply.name, node_id, reply.num_samples, dict(reply.clients), reply.holds)
         self.known.add(peer)
+        if self._doubted.pop(node_id, None) == peer:
+            return
         if old is not None and old.node_id != node_id:
             # The same participant is back under a new node id; nobody answers at the old one.
             self.known.refused[old.node_id] = float("inf")

@@ -101,7 +101,7 @@ class FakeClient:
         asked = read_payload(message, Choose)
         self.asked.append(asked)
         chosen = self.edge or asked.asking
-        values: dict[str, Any] = {"edge_id": chosen}
+        values: dict[str, Any] = {"client_id": self.name, "edge_id": chosen}
         if chosen == asked.asking:
             values["label_counts"] = self.counts
         return to_records(ChooseReply(**(values | self.choice)))

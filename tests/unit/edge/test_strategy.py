@@ -275,6 +275,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"reply": {"metrics": metrics(validation_loss=-0.1)}},
      "malformed TrainReply: metrics.validation_loss"),
     ({"silent": {TRAIN}}, "no reply within 3 s"),
+    ({"choice": {"client_id": "good"}}, "answers as good; expected bad"),
     ({"choice": {"label_counts": (5, 6)}}, "label counts [5, 6] do not fit 2 classes and the 10"),
     ({"choice": {"label_counts": (15, -5)}}, "label counts [15, -5] do not fit"),
     ({"choice": {"label_counts": (10,)}}, "label counts [10] do not fit 2 classes"),

@@ -44,9 +44,9 @@ class Simulation:
         self.state.acknowledge_node_heartbeat(node, heartbeat_interval=1e6)
         return node
 
-    def send(self, text: str, node: int, ttl: float = 60.0) -> None:
+    def send(self, text: str, node: int) -> None:
         content = RecordDict({"text": ConfigRecord({"is": text})})
-        assert len(list(self.grid.push_messages([Message(content, node, "train", ttl=ttl)]))) == 1
+        assert len(list(self.grid.push_messages([Message(content, node, "train")]))) == 1
 
     def take(self, node: int, limit: int | None = 1) -> list[str]:
         """What the simulation hands to a node."""
@@ -67,7 +67,7 @@ def test_whoever_is_asked_for_messages_come_as_they_were_sent_and_once() -> None
 def test_a_message_that_ran_out_of_time_is_not_handed_over() -> None:
     world = Simulation(1)
     [node] = world.nodes
-    world.send("late", node, ttl=0.001)
+    world.send("late", node)
     world.send("here", node)
     world.state.message_ins_store[next(iter(world.state.message_ins_store))].metadata.ttl = 0.0
     assert world.take(node) == ["here"]

@@ -60,7 +60,7 @@ PAYLOADS: list[Payload] = [
         policy="balanced", factor=4.0, offset=-1.0, epsilon=1e-8, seed=0, offer_wait_s=5.0,
         synchronised=True, num_edges=2, run_name="r", attempt=1,
     ),
-    ChooseReply(edge_id="edge-0", label_counts=(1, 2)),
+    ChooseReply(client_id="a", edge_id="edge-0", label_counts=(1, 2)),
     TrainTask(
         edge_id="edge-0", interval=1, edge_round=1, network=NETWORK, diffusion=DiffusionConfig(),
         training=TrainingConfig(), sparsity_lambda=1e-4, optimizer_moments="prune", cut="{}",

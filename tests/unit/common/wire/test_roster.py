@@ -130,6 +130,39 @@ def test_a_key_does_not_take_the_name_of_one_that_is_gone() -> None:
     assert world.changes[-1] == ("b", "refused", "calls itself a, and its key is that of b")
 
 
+def test_a_key_under_which_somebody_else_started_is_asked_for_its_name_again() -> None:
+    world = Fixture({5: introduces("a")}, bound={5: "a"})
+    world.roster.refresh()
+    world.memory.nodes = {5: introduces("c")}
+    assert list(world.roster.refresh()) == ["a"], "it is greeted once"
+    world.roster.greet_again("a")
+    world.roster.rest("a", "answers as c; expected a")
+    assert world.roster.refresh() == {}
+    assert world.changes[-1] == ("a", "refused", "calls itself c, and its key is that of a")
+
+
+def test_a_client_that_was_started_with_other_data_takes_part_at_once() -> None:
+    world = Fixture({5: introduces("a", 10)})
+    world.roster.refresh()
+    world.memory.nodes = {5: introduces("a", 12)}
+    world.roster.greet_again("a")
+    world.roster.rest("a", "label counts do not fit")
+    assert {name: peer.num_samples for name, peer in world.roster.refresh().items()} == {"a": 12}
+
+
+def test_one_that_says_the_same_again_is_left_alone() -> None:
+    world = Fixture({5: introduces("a", 10)})
+    world.roster.refresh()
+    world.roster.greet_again("a")
+    world.roster.rest("a", "label counts do not fit")
+    before = list(world.changes)
+    assert world.roster.refresh() == {}
+    assert list(world.roster.everyone) == ["a"]
+    assert world.changes == before
+    world.time.now_s += 61.0
+    assert list(world.roster.refresh()) == ["a"]
+
+
 def test_peer_that_comes_back_is_not_left_alone_any_more() -> None:
     world = Fixture({5: introduces("a")})
     world.roster.refresh()
