@@ -63,7 +63,7 @@ class LabelledData:
             raise ConfigError(
                 f"num_classes = {num_classes}, but source = {self._config.source!r} has "
                 f"{len(np.unique(labels))} classes with labels up to {labels.max()}; set "
-                f"num_classes to at least {labels.max() + 1}"
+                f"num_classes to at least {labels.max() + 1}, or name data that has no others"
             )
 
     def check_covers(self, num_classes: int) -> None:

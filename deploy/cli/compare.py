@@ -17,6 +17,7 @@ from fedphd.deploy.compare.describe import describe, list_methods
 from fedphd.deploy.compare.methods import check_common, choose_methods, read_methods
 from fedphd.deploy.compare.plan import CommonSettings, Plan, Tuning
 from fedphd.deploy.compare.tuning import EXAMPLE, read_grid, take_over
+from fedphd.deploy.launch.client_data import with_reference
 from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.superlink import make_folder
 from fedphd.deploy.simulation.run_config import SimulatedClients
@@ -96,7 +97,7 @@ def compare(
     num_edges: flags.NumEdges = None,
     num_clients: flags.NumClients = None,
     data: flags.Data = None,
-    classes_per_client: flags.ClassesPerClient = 2,
+    classes_per_client: flags.ClassesPerClient = None,
     cpus: flags.Cpus = 1,
     gpus: flags.Gpus = 0.0,
     settings: flags.Set = None,
@@ -121,7 +122,7 @@ def compare(
     values, of_data = flags.take_flags(
         preset, num_edges, num_clients, data, classes_per_client, settings=settings
     )
-    check_common(values)
+    check_common(values := with_reference(values, of_data, config))
     common = CommonSettings(config, values, SimulatedClients(of_data, cpus=cpus, gpus=gpus), out)
     names = methods and [name.strip() for name in methods.split(",") if name.strip()]
     compared = choose_methods(table, names)

@@ -16,15 +16,20 @@ from fedphd.common.config.text import parse_settings
 from fedphd.common.errors import ConfigError, FedPhDError, Interrupted, exit_code_of
 from fedphd.common.events import Verdict, write_json, write_verdict
 from fedphd.deploy.cli.bars import bar
-from fedphd.deploy.launch.client_data import CLASSES, SOURCE, part_of_data, take_data
+from fedphd.deploy.launch.client_data import (
+    CLASSES,
+    SOURCE,
+    part_of_data,
+    take_data,
+    with_reference,
+)
 from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.leftovers import LAUNCHER, claimed
 from fedphd.deploy.launch.resuming import (
     check_same_data,
-    check_unchanged,
     has_ended,
     holds_run,
-    stored_config,
+    resumed_config,
     stored_data,
 )
 from fedphd.deploy.launch.runs import (
@@ -133,7 +138,8 @@ Data = Annotated[
     ),
 ]
 ClassesPerClient = Annotated[
-    int, Option(metavar="N", min=1, help="classes of images that each client holds")
+    int | None,
+    Option(metavar="N", min=1, help="classes of images that each client holds", show_default="2"),
 ]
 Cpus = Annotated[
     int, Option(metavar="N", min=1, help="CPU cores per client; fewer cores, fewer at a time")
@@ -171,6 +177,10 @@ def resumed_folder(resume: Path | None, run_dir: Path | None, *, go_on: bool) ->
     if go_on and run_dir is None:
         raise ConfigError("--go-on needs --run-dir, the folder that may hold a run")
     folder = run_dir if go_on and run_dir and holds_run(run_dir) else resume
+    if folder and not folder.is_dir():
+        raise ConfigError(
+            f"--resume {folder}: there is no such folder; name that of a run that was cut off"
+        )
     if folder and has_ended(folder):
         say(f"{folder}: the run has finished already")
         raise Exit(0)
@@ -182,7 +192,7 @@ def take_flags(
     num_edges: int | None,
     num_clients: int | None,
     data: str | None,
-    classes_per_client: int,
+    classes_per_client: int | None,
     settings: list[str] | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Flags of a whole federation and ``--set``: settings of the cloud, and of clients' data."""
@@ -236,7 +246,7 @@ def load_federation(
     A dry run prints the configuration, beside it what ``note_of`` it there is to say, and ends
     here with success.
     """
-    config = load_config(CloudConfig, path, values)
+    config = load_config(CloudConfig, path, with_reference(values, data, path))
     check_edges(config.topology, values)
     split = open_split(config, data)
     if dry_run:
@@ -283,11 +293,10 @@ class Federation:
         if resumed is None:
             loaded = load_federation(path, values, data, dry_run=dry_run, note_of=note_of)
             return cls(*loaded, note=note_of(loaded[0]))
-        before, data_before = stored_config(resumed), stored_data(resumed)
-        config = load_config(CloudConfig, path, values) if path or values else before
-        check_unchanged(resumed, before, config)
-        if path or values:
-            check_same_data(resumed, data_before, data)
+        data_before = stored_data(resumed)
+        given = with_reference(values, {**data_before, **data}, path) if path else values
+        config = resumed_config(resumed, path, given)
+        check_same_data(resumed, data_before, {**data_before, **data})
         end_dry_run(config, dry_run=dry_run)
         split = open_split(config, data_before)
         return cls(config, data_before, split, resumed, note_of(config))

@@ -29,7 +29,7 @@ from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.leftovers import claimed
 from fedphd.deploy.launch.local import run_local
 from fedphd.deploy.launch.needs import advice_here
-from fedphd.deploy.launch.resuming import check_unchanged, rewind, stored_config
+from fedphd.deploy.launch.resuming import resumed_config, rewind
 from fedphd.deploy.launch.runs import VERDICT, check_data, discard, open_client_data, run_folder
 from fedphd.deploy.launch.versions import check_flower
 from fedphd.deploy.report.leaving import leave_report
@@ -86,12 +86,10 @@ def cloud(
     own = {"preset": preset, "superlink.address": address, "superlink.insecure": insecure or None}
     values = flags.overrides(own, settings)
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
-    if former and not config and not values:
-        resolved = stored_config(former)
+    if former:
+        resolved = resumed_config(former, config, values)
     else:
         resolved = load_config(CloudConfig, config, values)
-    if former:
-        check_unchanged(former, stored_config(former), resolved)
     resolved.superlink.check_protected()
     check_data(resolved)
     flags.end_dry_run(resolved, dry_run=dry_run)
@@ -231,7 +229,7 @@ def local(
     num_edges: flags.NumEdges = None,
     num_clients: flags.NumClients = None,
     data: flags.Data = None,
-    classes_per_client: flags.ClassesPerClient = 2,
+    classes_per_client: flags.ClassesPerClient = None,
     run_dir: flags.RunDir = None,
     resume: flags.Resume = None,
     go_on: flags.GoOn = False,
@@ -267,7 +265,7 @@ def simulate(
     num_edges: flags.NumEdges = None,
     num_clients: flags.NumClients = None,
     data: flags.Data = None,
-    classes_per_client: flags.ClassesPerClient = 2,
+    classes_per_client: flags.ClassesPerClient = None,
     cpus: flags.Cpus = 1,
     gpus: flags.Gpus = 0.0,
     ray_address: flags.RayAddress = None,

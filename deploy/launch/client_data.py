@@ -1,11 +1,12 @@
 """The clients' data where one command starts all of them: one data set, cut into their parts."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fedphd.common.config.data import DataConfig
-from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
-from fedphd.common.config.text import setting_keys
+from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config, read_toml
+from fedphd.common.config.text import flattened, setting_keys
 from fedphd.common.errors import ConfigError
 
 UNSET = ""
@@ -14,6 +15,18 @@ SOURCE = "data.source"
 KIND = "data.partition.kind"
 CLASSES = "data.partition.classes_per_partition"
 ALPHA = "data.partition.alpha"
+_REFERENCE = "evaluation.reference"
+# What says which images they are, and of which class.
+_OF_REFERENCE = (
+    "source",
+    "format",
+    "split",
+    "image_column",
+    "label_column",
+    "attribute_file",
+    "label_attributes",
+    "label_file",
+)
 # Which part is whose, and of how many, follows from the number of clients; the seed is the run's.
 _OWN = ("num_partitions", "partition_id", "seed")
 # Settings of the data that all clients share, at their defaults.
@@ -44,6 +57,34 @@ def take_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
         known = ", ".join(CLIENT_DEFAULTS)
         raise ConfigError(f"{unknown[0]} is not a setting of the clients' data; known: {known}")
     return {key: value for key, value in values.items() if key not in data}, data
+
+
+def with_reference(
+    values: Mapping[str, Any],
+    data: Mapping[str, Any],
+    path: Path | None = None,
+    *,
+    source: str = "command line",
+) -> dict[str, Any]:
+    """The cloud's settings, comparing samples with the clients' data where these are not the
+    preset's, the preset would compare, and neither ``values`` nor the file ``path`` says with what.
+
+    Else a federation of somebody's own images would be measured by its distance to the digits.
+    Raises ConfigError as ``load_config``.
+    """
+    of_file = dict(flattened(read_toml(path))) if path else {}
+    said = any(key.startswith(_REFERENCE) for key in (*of_file, *values))
+    config = load_config(CloudConfig, path, dict(values), source=source)
+    reference = config.evaluation.reference
+    if said or reference is None or data.get(SOURCE) in (None, UNSET, reference.source):
+        return dict(values)
+    fields = {key: data.get(f"data.{key}") for key in _OF_REFERENCE}
+    defaults = {key: DataConfig.model_fields[key].default for key in _OF_REFERENCE}
+    own = {key: defaults[key] if fields[key] in (None, UNSET) else fields[key] for key in fields}
+    # As many as the preset has, unless that is said.
+    if (most := data.get("data.max_images")) not in (None, UNSET):
+        own["max_images"] = most
+    return {**values, **{f"{_REFERENCE}.{key}": value for key, value in own.items()}}
 
 
 def data_of(

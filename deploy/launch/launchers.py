@@ -14,6 +14,7 @@ from fedphd.common.events import Verdict, read_verdict, write_json, write_verdic
 from fedphd.common.history.events import Started, Tail
 from fedphd.common.history.status import StatusBoard
 from fedphd.deploy.launch.health import serving
+from fedphd.deploy.launch.leftovers import claimed
 from fedphd.deploy.launch.needs import kills_for_memory
 from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.refusals import Refusals
@@ -86,17 +87,18 @@ def run_edge(config: EdgeConfig, *, stop: threading.Event, say: Say) -> Verdict:
     make_folder(state, "state_dir")
     file = RoleFile.of("edge", config, state)
     board = StatusBoard("edge", config.edge_id)
-    with (
-        # First: it refuses a folder that another process uses.
-        started(SuperLink(config.superlink, state)) as link,
-        serving(config.health, board, state),
-    ):
+    with claimed(state, name="state_dir"):
         for old in (Path(file.events), state / VERDICT, state / FLOWER_TRAFFIC):
             old.unlink(missing_ok=True)
-        file.write()
-        watches = _watches(link, file, say)
-        say(f"{config.edge_id:<9} listening on {config.superlink.address}; cloud {config.cloud}")
-        return _run(link, file, stop, say, board, watches)
+        with (
+            started(SuperLink(config.superlink, state)) as link,
+            serving(config.health, board, state),
+        ):
+            file.write()
+            watches = _watches(link, file, say)
+            listens = f"listening on {config.superlink.address}; cloud {config.cloud}"
+            say(f"{config.edge_id:<9} {listens}")
+            return _run(link, file, stop, say, board, watches)
 
 
 def _run(

@@ -5,8 +5,8 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedphd.common.config.roles import CloudConfig, validate
-from fedphd.common.config.text import differences, flattened
+from fedphd.common.config.roles import CloudConfig, load_config, validate
+from fedphd.common.config.text import differences, flattened, with_overrides
 from fedphd.common.errors import ConfigError
 from fedphd.common.files import replaced
 from fedphd.common.history.summary import SUMMARY
@@ -55,6 +55,22 @@ def stored_data(run_dir: Path) -> dict[str, Any]:
         raise ConfigError(
             f"--resume {run_dir}: it was not started by this command: {error}"
         ) from error
+
+
+def resumed_config(run_dir: Path, path: Path | None, values: Mapping[str, Any]) -> CloudConfig:
+    """The configuration of a run that goes on: its own, and over it the settings that are given.
+
+    A file, or a preset, says all of it again. Raises ConfigError that names what differs in the
+    training run.
+    """
+    before = stored_config(run_dir)
+    if path or "preset" in values:
+        config = load_config(CloudConfig, path, dict(values))
+    else:
+        own = before.model_dump(mode="json")
+        config = validate(CloudConfig, with_overrides(own, values), source="command line")
+    check_unchanged(run_dir, before, config)
+    return config
 
 
 def check_unchanged(run_dir: Path, before: CloudConfig, now: CloudConfig) -> None:

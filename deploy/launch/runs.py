@@ -158,7 +158,8 @@ def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
     make_folder(run_dir, "--run-dir")
     if (run_dir / EVENTS).exists():
         raise StartError(
-            f"--run-dir = {run_dir}: already holds a run ({EVENTS}); choose another folder"
+            f"--run-dir = {run_dir}: already holds a run ({EVENTS}); choose another folder, or go "
+            f"on with that run: --resume {run_dir}"
         )
     # A start that failed leaves a verdict, which must not be taken for this run's.
     (run_dir / VERDICT).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedphd.common.config.roles import CloudConfig
-from fedphd.common.errors import EXIT_OK, FedPhDError, Interrupted
+from fedphd.common.errors import EXIT_OK, ConfigError, Interrupted
 from fedphd.common.events import Event
 from fedphd.common.history import events as kinds
 from fedphd.common.history.events import Tail, read_event
@@ -64,9 +64,9 @@ class Follower:
         self._expected = False
 
     def check(self) -> None:
-        """Raise FedPhDError unless the folder holds a run, or an edge's state."""
+        """Raise ConfigError unless the folder holds a run, or an edge's state."""
         if not holds_run(self.folder) and not any(path.exists() for path in self._paths()):
-            raise FedPhDError(
+            raise ConfigError(
                 f"{self.folder}: no run is there ({EVENTS}); name a run's folder, such as "
                 "runs/20261124-154906"
             )

@@ -103,7 +103,8 @@ def cloud_config(run_config: Mapping[str, Any], num_nodes: int) -> CloudConfig:
     It waits for all of the ``num_nodes`` that are simulated, unless it is told otherwise. Raises
     ConfigError where a setting is unknown, or its value is wrong; names the key.
     """
-    given, _ = client_data.take_data(given_settings(run_config))
+    given, of_data = client_data.take_data(given_settings(run_config))
+    given = client_data.with_reference(given, of_data, source=RUN_CONFIG)
     config = load_config(CloudConfig, None, {MIN_CLIENTS: num_nodes, **given}, source=RUN_CONFIG)
     if config.schedule.min_clients > num_nodes:
         raise ConfigError(

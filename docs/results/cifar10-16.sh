@@ -17,7 +17,7 @@ shift
 copy=""
 case ${1:-} in
 *.parquet)
-    copy="--data $1 --set evaluation.reference.source=$1 --set evaluation.reference.image_column=image"
+    copy="--data $1"
     shift
     ;;
 esac

@@ -49,7 +49,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     names = [f"{number:02d}.png" for number in range(40)]
-    for place in ("images", "img_align_celeba", *(f"data/images/{c}" for c in range(10))):
+    classes = [*(f"data/images/{c}" for c in range(10)), *(f"birds/{c}" for c in "abc")]
+    for place in ("images", "img_align_celeba", *classes):
         (folder / place).mkdir(parents=True)
         for name, image in zip(names, pixels, strict=True):
             Image.fromarray(image).save(folder / place / name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.command import fedphd
+from support.tiny import write_toml
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
@@ -17,6 +18,7 @@ from fedphd.deploy.launch.resuming import (
     check_same_data,
     check_unchanged,
     keep_events,
+    resumed_config,
     rewind,
     stored_config,
 )
@@ -133,6 +135,23 @@ def test_what_defines_the_training_must_stay(tmp_path: Path) -> None:
         check_same_data(tmp_path, {"data.source": "digits"}, {"data.source": "faces"})
 
 
+def test_what_is_given_lies_over_the_runs_own_settings(tmp_path: Path) -> None:
+    own = {"seed": 3, "schedule.intervals": 33, "preset": "cifar10-16"}
+    run = load_config(CloudConfig, None, own)
+    (tmp_path / "config.json").write_text(run.model_dump_json(), encoding="utf-8")
+    assert resumed_config(tmp_path, None, {}) == run
+    waits = resumed_config(tmp_path, None, {"waits.start_s": 7.0})
+    assert waits.waits.start_s == 7.0
+    assert waits.federation().schedule.intervals == 33
+    with pytest.raises(ConfigError, match=r"other settings: seed = 3, now 4; set them as they w"):
+        resumed_config(tmp_path, None, {"seed": 4})
+    # A preset, or a file, says all of it again.
+    with pytest.raises(ConfigError, match=r"evaluation.every_intervals = 10, now 4"):
+        resumed_config(tmp_path, None, {"preset": "digits", "seed": 3})
+    path = write_toml(tmp_path / "c.toml", own)
+    assert resumed_config(tmp_path, path, {"waits.start_s": 7.0}) == waits
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"--resume {tmp_path}: no run has begun there"):
         stored_config(tmp_path)
@@ -146,7 +165,10 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     [
         (["cloud", "--resume", "a", "--run-dir", "b"], "--resume and --run-dir both name"),
         (["simulate", "--go-on"], "--go-on needs --run-dir"),
-        (["simulate", "--resume", "nothing"], "--resume nothing: no run to go on with"),
+        (
+            ["simulate", "--resume", "nothing"],
+            "--resume nothing: there is no such folder",
+        ),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(

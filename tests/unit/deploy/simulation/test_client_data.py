@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
+from typing import Any
 
+import pytest
+from support.tiny import write_toml
+
+from fedphd.common.config.data import DataConfig
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.launch.client_data import data_of, part_of_data, take_data
+from fedphd.deploy.launch.client_data import data_of, part_of_data, take_data, with_reference
 from fedphd.deploy.simulation.run_config import (
     NAMED,
     SimulatedClients,
@@ -48,6 +53,38 @@ def test_simulated_and_local_clients_get_the_same_data() -> None:
     assert local.partition is not None
     assert (local.partition.partition_id, local.partition.num_partitions) == (2, 4)
     assert (local.partition.seed, local.partition.classes_per_partition) == (5, 1)
+
+
+def reference(
+    values: dict[str, Any], data: dict[str, Any], path: Path | None = None
+) -> DataConfig | None:
+    """What samples are compared with, by a run of these settings."""
+    found = with_reference(values, data, path)
+    return load_config(CloudConfig, path, found).evaluation.reference
+
+
+def test_samples_are_compared_with_the_clients_own_images() -> None:
+    own = {"data.source": "x", "data.label_file": "l.csv", "data.partition.alpha": 0.1}
+    assert reference({}, own) == DataConfig(source="x", label_file="l.csv")
+    # Of the preset's only how many there are.
+    small = reference({"preset": "cifar10-16"}, {"data.source": "x"})
+    assert small == DataConfig(source="x", max_images=4000)
+    fewer = {"data.source": "x", "data.max_images": 300, "data.image_column": "pixels"}
+    assert reference({"preset": "cifar10-16"}, fewer) == DataConfig(
+        source="x", max_images=300, image_column="pixels"
+    )
+
+
+def test_what_is_said_of_the_reference_stays(tmp_path: Path) -> None:
+    own = {"data.source": "x"}
+    assert reference({"evaluation.reference.source": "y"}, own) == DataConfig(source="y")
+    assert reference({"evaluation.reference": None}, own) is None
+    path = write_toml(tmp_path / "c.toml", {"evaluation.reference.source": "z"})
+    assert reference({}, own, path) == DataConfig(source="z")
+    # Nor is there one where the preset has none, or the images are the preset's.
+    assert reference({"preset": "cifar10"}, own) is None
+    assert with_reference({"seed": 3}, {"data.source": "digits"}) == {"seed": 3}
+    assert with_reference({"seed": 3}, {}) == {"seed": 3}
 
 
 def test_defaults_are_the_presets_images_two_classes_each() -> None:
