@@ -40,6 +40,13 @@ class SuperLinkConfig(Section):
 
     _address = field_validator("address")(check_address)
 
+    @property
+    def tls_files(self) -> tuple[Path, Path, Path] | None:
+        """Certificate, key and the authority's certificate; None: plain text."""
+        if self.ssl_certfile and self.ssl_keyfile and self.ssl_ca_certfile:
+            return self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certfile
+        return None
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         given = [self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certfile]

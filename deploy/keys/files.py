@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import ssl
 from pathlib import Path
 
 from cryptography import x509
@@ -76,6 +77,27 @@ def check_in_date(path: Path) -> None:
         raise ConfigError(f"{path}: has expired on {end:%Y-%m-%d}; have a new one signed")
     if now < begin:
         raise ConfigError(f"{path}: is good from {begin:%Y-%m-%d}; it is {now:%Y-%m-%d} here")
+
+
+def check_fits(certificate: Path, key: Path, authority: Path) -> None:
+    """Raise ConfigError unless a server can use its certificate, its key and the authority's."""
+    for path in (certificate, key, authority):
+        read_bytes(path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Or it would ask for a password on the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"superlink.ssl_keyfile = {key} is not the key of superlink.ssl_certfile = "
+            f"{certificate}; name the two that were made together"
+        ) from error
+    try:
+        context.load_verify_locations(authority)
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"superlink.ssl_ca_certfile = {authority}: is not a certificate in PEM"
+        ) from error
 
 
 def read_signing_key(path: Path) -> PrivateKey:

@@ -45,6 +45,13 @@ class _Running(BaseModel):
     launcher: Process | None = None
     started: list[Process] = []
 
+    @property
+    def user(self) -> int | None:
+        """The id of the launcher, if it runs and is not this process."""
+        if self.launcher and self.launcher.runs and self.launcher.pid != os.getpid():
+            return self.launcher.pid
+        return None
+
 
 class Processes:
     """The processes of a launcher, in a file in its state folder.
@@ -57,11 +64,11 @@ class Processes:
 
     def __init__(self, state_dir: Path, *, name: str = "state_dir", file: str = PROCESSES) -> None:
         self._path = state_dir / file
-        before = self._read()
-        if before.launcher and before.launcher.runs and before.launcher.pid != os.getpid():
+        before = _read(self._path)
+        if (pid := before.user) is not None:
             raise StartError(
-                f"{name} = {state_dir}: process {before.launcher.pid} uses it; stop that "
-                "process, or choose another folder"
+                f"{name} = {state_dir}: process {pid} uses it; stop that process, or choose "
+                "another folder"
             )
         end_processes(process.pid for process in before.started if process.runs)
         self._running = _Running(launcher=Process.of(os.getpid()))
@@ -82,11 +89,17 @@ class Processes:
         """Forget all of them: they have ended."""
         self._path.unlink(missing_ok=True)
 
-    def _read(self) -> _Running:
-        try:
-            return _Running.model_validate_json(self._path.read_text("utf-8"))
-        except (OSError, ValidationError):
-            return _Running()
+
+def user_of(folder: Path) -> int | None:
+    """The id of another process that uses a state folder now; None: nobody does."""
+    return _read(folder / PROCESSES).user
+
+
+def _read(path: Path) -> _Running:
+    try:
+        return _Running.model_validate_json(path.read_text("utf-8"))
+    except (OSError, ValidationError):
+        return _Running()
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from fedphd.common.config.links import NodeConfig, SuperLinkConfig
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig
 from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.deploy.keys.files import read_certificate
+from fedphd.deploy.keys.files import check_fits, read_certificate
 from fedphd.deploy.keys.registered import registered
+from fedphd.deploy.launch.leftovers import user_of
 from fedphd.deploy.launch.needs import available_memory
 from fedphd.deploy.launch.superlink import check_free
 from fedphd.deploy.launch.versions import flower_problem
@@ -67,7 +68,8 @@ def checks(config: RoleConfig, model: ModelConfig | None) -> Iterator[Check]:
     yield _disk(_folder_of(config))
     yield _memory(role_of(config), model)
     if not isinstance(config, ClientConfig):
-        yield from _server(config.superlink)
+        state = config.state_dir if isinstance(config, CloudConfig) else config.state_folder
+        yield from _server(config.superlink, user_of(state))
     if not isinstance(config, CloudConfig):
         servers = config.edges if isinstance(config, ClientConfig) else (config.cloud,)
         yield from _node(config.node, servers)
@@ -151,10 +153,12 @@ def _memory(role: str, model: ModelConfig | None) -> Check:
     return Check(name, "ok", text)
 
 
-def _server(config: SuperLinkConfig) -> Iterator[Check]:
-    """The own port and certificate."""
+def _server(config: SuperLinkConfig, user: int | None) -> Iterator[Check]:
+    """The own port and certificate; ``user`` is the process that runs with these settings now."""
 
     def free() -> str:
+        if user is not None:
+            return f"process {user} runs with this state_dir, and has the port"
         check_free(config.address, "superlink.address")
         return f"{config.address} is free"
 
@@ -186,10 +190,8 @@ def _known(config: SuperLinkConfig) -> str:
 
 
 def _key_fits(config: SuperLinkConfig) -> str:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    assert config.ssl_certfile is not None
-    context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
-    context.load_verify_locations(config.ssl_ca_certfile)
+    assert config.tls_files is not None
+    check_fits(*config.tls_files)
     return f"{config.ssl_keyfile} fits {config.ssl_certfile}"
 
 
@@ -230,10 +232,13 @@ def _private(path: Path, name: str) -> Check:
 
 def _node(config: NodeConfig, servers: tuple[str, ...]) -> Iterator[Check]:
     """How the servers above are reached."""
+    reached = []
     for address in servers:
-        yield _reach(address)
-        if config.root_certificates is not None:
-            yield _tls(address, config.root_certificates)
+        yield (reach := _reach(address))
+        if reach.outcome == "ok":
+            reached.append(address)
+            if config.root_certificates is not None:
+                yield _tls(address, config.root_certificates)
     if config.root_certificates is None:
         away = [a for a in servers if not a.startswith(("127.", "localhost:", "[::1]:"))]
         fix = "give node.root_certificates, the certificate authority of the servers"
@@ -244,19 +249,22 @@ def _node(config: NodeConfig, servers: tuple[str, ...]) -> Iterator[Check]:
             yield Check("authority", "warning" if away else "ok", text, fix if away else "")
     if config.private_key is not None:
         yield _private(config.private_key, "node.private_key")
-        for address in servers:
+        for address in reached:
             yield _admitted(address, config)
 
 
 def _reach(address: str) -> Check:
     host, _, port = address.rpartition(":")
-    fix = "check the name, the firewalls on the way, and that the server runs"
-
-    def connect() -> str:
+    name = f"reach {address}"
+    try:
         with socket.create_connection((host.strip("[]"), int(port)), REACH_S) as link:
-            return f"{address} answers from {link.getpeername()[0]}"
-
-    return _tried(f"reach {address}", fix, connect)
+            return Check(name, "ok", f"{address} answers from {link.getpeername()[0]}")
+    except ConnectionRefusedError:
+        # Processes may be started in any order.
+        text = "the machine answers, but nothing listens there; its TLS cannot be checked yet"
+        return Check(name, "warning", text, "start the server, and check again")
+    except OSError as error:
+        return Check(name, "failed", str(error), "check the name, and the firewalls on the way")
 
 
 def _tls(address: str, authority: Path) -> Check:

@@ -21,7 +21,7 @@ from fedphd.common.allocator import allocator_environment
 from fedphd.common.config.links import SuperLinkConfig
 from fedphd.common.config.text import flower_pairs, to_toml
 from fedphd.common.errors import StartError
-from fedphd.deploy.keys.files import check_in_date
+from fedphd.deploy.keys.files import check_fits, check_in_date
 from fedphd.deploy.launch.keyring import KeyRing
 from fedphd.deploy.launch.leftovers import Processes
 from fedphd.deploy.launch.processes import descendants, end
@@ -141,8 +141,8 @@ class SuperLink:
         stop_s: seconds that it has to end when it is asked to.
         children_s: seconds that processes which it started have to end after it.
 
-    Raises ConfigError if its certificate has expired; StartError if the port or the folder is
-    taken, Flower is not installed, or it ends at once.
+    Raises ConfigError if its certificate has expired or has another key; StartError if the port or
+    the folder is taken, Flower is not installed, or it ends at once.
     """
 
     def __init__(
@@ -157,8 +157,9 @@ class SuperLink:
         children_s: float = CHILDREN_S,
     ) -> None:
         check_flower()
-        if config.ssl_certfile and not simulation:
-            check_in_date(config.ssl_certfile)
+        if config.tls_files and not simulation:
+            check_in_date(config.tls_files[0])
+            check_fits(*config.tls_files)
         # First, since what a killed launcher left may hold the port.
         self._processes = Processes(state_dir)
         if not simulation:

@@ -13,11 +13,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_ssh_private_key
+from support.certificates import write_certificates
 from support.command import fedphd
 
 from fedphd.common.errors import ConfigError, StartError
 from fedphd.deploy.keys.authority import Authority, name_of, pem
 from fedphd.deploy.keys.files import (
+    check_fits,
     check_in_date,
     openssh,
     read_certificate,
@@ -63,6 +65,22 @@ def test_a_certificate_is_good_for_its_hosts_and_loopback(tmp_path: Path) -> Non
     check_in_date(tmp_path / "edge-0.pem")
     # What OpenSSL asks of an authority.
     ssl.create_default_context(cafile=tmp_path / "ca.pem")
+
+
+def test_files_of_different_servers_are_named(tmp_path: Path) -> None:
+    one, other = write_certificates(tmp_path / "one"), write_certificates(tmp_path / "other")
+    certificate, key, authority = (
+        Path(one[f"superlink.ssl_{name}"]) for name in ("certfile", "keyfile", "ca_certfile")
+    )
+    check_fits(certificate, key, authority)
+    wrong = Path(other["superlink.ssl_keyfile"])
+    text = f"ssl_keyfile = {wrong} is not the key of superlink.ssl_certfile = {certificate}; name"
+    with pytest.raises(ConfigError, match=text):
+        check_fits(certificate, wrong, authority)
+    with pytest.raises(ConfigError, match=f"ssl_ca_certfile = {key}: is not a certificate in PEM"):
+        check_fits(certificate, key, key)
+    with pytest.raises(ConfigError, match=r"none.key: cannot be read: No such file"):
+        check_fits(certificate, tmp_path / "none.key", authority)
 
 
 def test_an_expired_certificate_is_named(tmp_path: Path) -> None:

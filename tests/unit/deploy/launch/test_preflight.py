@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import StartError
 from fedphd.deploy.cli.preflight import Role, guess
 from fedphd.deploy.launch import preflight, versions
+from fedphd.deploy.launch.leftovers import PROCESSES, Process
 from fedphd.deploy.launch.preflight import Check, RoleConfig, checks
 
 SMALL = ModelConfig(block_out_channels=(8, 8), attention_head_dim=8, norm_num_groups=4)
@@ -65,16 +67,28 @@ def test_a_key_of_another_certificate_or_open_to_others_fails(tmp_path: Path) ->
     assert (key.outcome, key.fix) == ("failed", f"chmod 600 {other['superlink.ssl_keyfile']}")
 
 
-def test_a_port_in_use_and_a_server_that_is_away_fail() -> None:
+def test_a_port_in_use_and_a_server_that_is_not_found_fail(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         here = f"127.0.0.1:{taken.getsockname()[1]}"
         away = f"127.0.0.1:{free_port()}"
-        config = load_config(EdgeConfig, overrides={"superlink.address": here, "cloud": away})
-        result = found(config)
+        values = {"superlink.address": here, "cloud": away, "state_dir": str(tmp_path)}
+        result = found(load_config(EdgeConfig, overrides=values))
         assert result["port"].outcome == "failed"
-        assert result[f"reach {away}"].outcome == "failed"
+        # It may be started later.
+        assert result[f"reach {away}"].outcome == "warning"
+        config = load_config(EdgeConfig, overrides={**values, "cloud": "edge.invalid:9092"})
+        assert found(config)["reach edge.invalid:9092"].outcome == "failed"
+        # The port is this edge's own while it runs.
+        with subprocess.Popen(["sleep", "60"]) as running:
+            process = Process.of(running.pid)
+            assert process is not None
+            record = json.dumps({"launcher": process.model_dump()})
+            (tmp_path / PROCESSES).write_text(record, encoding="utf-8")
+            port = found(load_config(EdgeConfig, overrides=values))["port"]
+            running.kill()
+        assert (port.outcome, f"process {running.pid} runs" in port.found) == ("ok", True)
         reached = load_config(EdgeConfig, overrides={"cloud": here})
         assert found(reached)[f"reach {here}"].outcome == "ok"
 
@@ -135,7 +149,7 @@ def test_the_file_tells_the_role(tmp_path: Path) -> None:
 def test_the_command_ends_with_2_if_something_must_be_mended(tmp_path: Path) -> None:
     path = write_toml(
         tmp_path / "client.toml",
-        {"edges": [f"127.0.0.1:{free_port()}"], "node.insecure": True},
+        {"edges": ["edge.invalid:9192"], "node.insecure": True},
     )
     done = fedphd("preflight", "--config", str(path), "--json", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
