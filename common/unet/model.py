@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.utils.import_utils import is_accelerate_available
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
@@ -45,6 +46,15 @@ class PrunedUNet(UNet2DModel):
         self.time_embedding = TimestepEmbedding(
             time_feature_width, self.time_embedding.linear_2.out_features
         )
+
+    @classmethod
+    def from_pretrained(cls, *place: Any, **options: Any) -> Self:
+        """As of any diffusers model."""
+        # Without accelerate, diffusers can do no other, and says so as if something were wrong.
+        has_accelerate = is_accelerate_available()  # type: ignore[no-untyped-call]
+        options.setdefault("low_cpu_mem_usage", has_accelerate)
+        loaded: Self = super().from_pretrained(*place, **options)
+        return loaded
 
     @property
     def no_label(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,20 @@ def test_diffusers_opens_it_with_the_documented_lines(
         output_type="np",
     ).images
     assert images.shape == (2, 8, 8, 1)
+
+
+def test_a_network_is_opened_in_silence(
+    tmp_path: Path, unet: PrunedUNet, caplog: pytest.LogCaptureFixture
+) -> None:
+    unet.save_pretrained(tmp_path)
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        opened = PrunedUNet.from_pretrained(tmp_path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert torch.equal(opened.conv_in.weight, unet.conv_in.weight)
+    assert caplog.messages == []
 
 
 def test_a_second_checkpoint_replaces_the_first(tmp_path: Path, unet: PrunedUNet) -> None:
