@@ -149,12 +149,16 @@ def _kind_and_place(config: DataConfig) -> tuple[str, str]:
     """How to read the source, and its path or hub name; raises ConfigError for a missing path."""
     path = Path(config.source).expanduser()
     like_hub = _HUB_NAME.fullmatch(config.source) and not config.source.endswith(".parquet")
-    if config.format == "hub" or (config.format == "auto" and like_hub and not path.exists()):
+    # images/nope is a slip of the pen where there is a folder images.
+    begins_here = len(path.parts) > 1 and Path(path.parts[0]).exists()
+    is_hub = config.format == "auto" and like_hub and not path.exists() and not begins_here
+    if config.format == "hub" or is_hub:
         return "hub", config.source
     if not path.exists():
+        or_hub = "set format to 'hub' for that name on the hub" if like_hub else "to a hub name"
         raise ConfigError(
             f"source = {config.source!r}: no such file or folder; set it to an existing parquet "
-            "file, image folder or saved data set, to a hub name, or to 'digits'"
+            f"file, image folder or saved data set, {or_hub}, or to 'digits'"
         )
     return _kind_of(path) if config.format == "auto" else config.format, str(path)
 

@@ -345,6 +345,17 @@ def test_paths_that_are_not_there_are_named(source: str) -> None:
         load(DataConfig(source=source))
 
 
+def test_a_path_that_begins_in_a_folder_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"source = 'images/nope': no such file .* format to 'hub'"
+    ):
+        load(DataConfig(source="images/nope"))
+
+
 def test_files_that_are_not_what_they_should_be_are_named(tmp_path: Path) -> None:
     broken, text = tmp_path / "broken.parquet", tmp_path / "data.csv"
     broken.write_bytes(b"PAR1 no parquet")
