@@ -105,6 +105,8 @@ class Cloud:
             resumed=progress.reported if progress else None,
         )
         evaluation, model = self.config.evaluation, self.config.model
+        if evaluation.reference or evaluation.reference_file:
+            self.report.message("prepares what it compares samples with")
         with telling(self.report.working):
             reference = load_reference(
                 evaluation,
@@ -166,12 +168,18 @@ class Cloud:
             ParticipantsError: they did not come within ``waits.start_s``; says who came.
         """
         wait_s = self.config.waits.start_s
-        deadline_s = time.monotonic() + wait_s
+        deadline_s, told = time.monotonic() + wait_s, False
         while True:
             edges = self.roster.refresh(ask_again=True)
             clients = {name for edge in edges.values() for name in edge.clients}
             if len(edges) >= num_edges and len(clients) >= num_clients:
                 return
+            if not told:
+                told = True
+                self.report.message(
+                    f"waits for edges and clients: {len(edges)} of {num_edges} and {len(clients)} "
+                    f"of {num_clients} are there"
+                )
             if time.monotonic() > deadline_s:
                 raise ParticipantsError(
                     f"after {wait_s:g} s (waits.start_s) there are {len(edges)} of {num_edges} "

@@ -7,6 +7,7 @@ import difflib
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -140,11 +141,31 @@ def load_config(
     Raises:
         ConfigError: the file cannot be read, or a field is wrong; names field, value and fix.
     """
-    values = with_overrides(read_toml(path) if path else {}, overrides or {})
+    of_file = read_toml(path) if path else {}
+    values = with_overrides(of_file, overrides or {})
     if issubclass(cls, CloudConfig):
         values = merged(read_preset(values.get("preset", "digits")), values)
     places = [*([str(path)] if path else []), *([source] if overrides or not path else [])]
-    return validate(cls, values, source=" and ".join(places))
+    try:
+        return validate(cls, values, source=" and ".join(places))
+    except ConfigError as error:
+        if role := _role_of_file(of_file, cls):
+            raise ConfigError(
+                f"{error}\n  its keys are those of another role: `fedphd {role} --config {path}`"
+            ) from error
+        raise
+
+
+def _role_of_file(values: Mapping[str, Any], cls: type[BaseModel]) -> str | None:
+    """The role whose settings all of a file's are, where some are not those of ``cls``."""
+    roles: dict[str, type[BaseModel]] = {
+        "cloud": CloudConfig,
+        "edge": EdgeConfig,
+        "client": ClientConfig,
+    }
+    if values.keys() <= cls.model_fields.keys():
+        return None
+    return next((r for r, c in roles.items() if values.keys() <= c.model_fields.keys()), None)
 
 
 def validate(cls: type[ConfigT], values: dict[str, Any], *, source: str) -> ConfigT:

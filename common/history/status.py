@@ -13,6 +13,8 @@ from fedphd.common.history import events as kinds
 CONNECTED = "connected"
 # A loop that has not come round for so long hangs.
 STALE_S = 30.0
+# It begins only once Flower has taken the ServerApp, for which a busy machine needs long.
+START_S = 120.0
 # The latest of those that were refused are remembered.
 MOST_REFUSED = 100
 
@@ -73,7 +75,7 @@ class StatusBoard:
         self._clock = clock
         self._lock = threading.Lock()
         self._running = role == "client"
-        self._beat_s = clock()
+        self._beat_s = clock() + START_S
         self.on_event: Callable[[Event], None] = lambda event: None
 
     def beat(self) -> None:

@@ -20,8 +20,8 @@ _FIXES: Final = {
     ),
     "Invalid timestamp": "this machine's clock differs from its clock: correct it",
     IN_USE: (
-        "a process with this key was there just now: wait for its heartbeat to be missed, or stop "
-        "it"
+        "a process with this key (node.private_key) was there just now: stop it, or wait some 20 s "
+        "until its heartbeat is missed; if it is another participant, name the own key"
     ),
 }
 _MOST: Final = 200

@@ -1,6 +1,7 @@
 """``fedphd status``: who is connected to whom, drawn as a tree."""
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedphd.deploy.launch.health import HEALTH, HealthAddress, parse_status
 from fedphd.deploy.launch.render import human_seconds
 
 ANSWER_S = 5.0
+_WIDE = 10_000
 
 
 def status(
@@ -51,7 +53,8 @@ def status(
     if as_json:
         print(json.dumps([one.model_dump(mode="json") for one in found], indent=2))
     else:
-        console = Console(highlight=False)
+        # A line for each process, however long, where a program reads it.
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
         for tree in draw(found):
             console.print(tree)
         if stand_twice(found):

@@ -57,7 +57,11 @@ def test_a_loop_that_hangs_is_not_live() -> None:
     clock = Clock()
     board = StatusBoard("cloud", "cloud", clock=clock)
     board.event(Started(pid=1))
+    # Before the first time round it has longer.
     clock.now = STALE_S
+    assert board.snapshot().live
+    board.beat()
+    clock.now += STALE_S
     status = board.snapshot()
     assert (status.live, status.ready) == (False, False)
     assert "has not come round" in status.reason

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.tiny import write_toml
 
 from fedphd.common.config.data import DataConfig, Section
 from fedphd.common.config.roles import (
@@ -247,3 +248,16 @@ def test_edges_started_in_one_folder_keep_apart() -> None:
     assert second.state_folder == Path(".fedphd/edge-1")
     own = load_config(EdgeConfig, None, {"state_dir": "/tmp/own"})
     assert own.state_folder == Path("/tmp/own")
+
+
+def test_the_file_of_another_role_is_known_by_its_keys(tmp_path: Path) -> None:
+    path = write_toml(tmp_path / "cloud.toml", {"preset": "digits", "schedule.intervals": 3})
+    with pytest.raises(ConfigError, match=f"another role: `fedphd cloud --config {path}`"):
+        load_config(EdgeConfig, path)
+    other = write_toml(tmp_path / "client.toml", {"client_id": "a", "edges": ["h:1"]})
+    with pytest.raises(ConfigError, match=f"another role: `fedphd client --config {other}`"):
+        load_config(CloudConfig, other)
+    typo = write_toml(tmp_path / "typo.toml", {"edge_id": "a", "cluod": "h:1"})
+    with pytest.raises(ConfigError) as raised:
+        load_config(EdgeConfig, typo)
+    assert "another role" not in str(raised.value)
