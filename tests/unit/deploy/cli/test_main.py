@@ -233,6 +233,18 @@ def test_config_lists_meaning_unit_and_range() -> None:
     assert 'superlink.address = "0.0.0.0:9192"' in fedphd("config", "edge").stdout
 
 
+def test_config_shows_a_setting_a_section_or_another_preset() -> None:
+    one = fedphd("config", "cloud", "schedule.intervals", "--preset", "cifar10").stdout
+    assert one.endswith("\n\n# cloud rounds  [>= 1]\nschedule.intervals = 200\n")
+    assert "Settings of `fedphd cloud`, preset cifar10" in one
+    section = tomllib.loads(fedphd("config", "cloud", "ema").stdout)
+    assert section == {"ema": {"decay": 0.995, "warmup": 10}}
+    done = fedphd("config", "cloud", "schedule.interval")
+    problem = "the cloud has no such setting; did you mean 'schedule.intervals'?"
+    assert (done.returncode, done.stderr) == (2, f"fedphd: schedule.interval: {problem}\n")
+    assert fedphd("config", "edge", "--preset", "digits").returncode == 2
+
+
 def commands() -> dict[str, Command]:
     group = typer.main.get_command(app)
     assert isinstance(group, Group)
