@@ -294,9 +294,9 @@ class Federation:
             loaded = load_federation(path, values, data, dry_run=dry_run, note_of=note_of)
             return cls(*loaded, note=note_of(loaded[0]))
         data_before = stored_data(resumed)
-        given = with_reference(values, {**data_before, **data}, path) if path else values
-        config = resumed_config(resumed, path, given)
-        check_same_data(resumed, data_before, {**data_before, **data})
+        data_now = {**data_before, **data}
+        config = resumed_config(resumed, path, values, data_now)
+        check_same_data(resumed, data_before, data_now)
         end_dry_run(config, dry_run=dry_run)
         split = open_split(config, data_before)
         return cls(config, data_before, split, resumed, note_of(config))

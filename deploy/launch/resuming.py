@@ -3,6 +3,7 @@
 import json
 from collections.abc import Container, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedphd.common.config.roles import CloudConfig, load_config, validate
@@ -10,6 +11,7 @@ from fedphd.common.config.text import differences, flattened, with_overrides
 from fedphd.common.errors import ConfigError
 from fedphd.common.files import replaced
 from fedphd.common.history.summary import SUMMARY
+from fedphd.deploy.launch.client_data import with_reference
 from fedphd.deploy.launch.local import merge_events
 from fedphd.deploy.launch.runs import (
     CLIENTS,
@@ -57,15 +59,20 @@ def stored_data(run_dir: Path) -> dict[str, Any]:
         ) from error
 
 
-def resumed_config(run_dir: Path, path: Path | None, values: Mapping[str, Any]) -> CloudConfig:
+def resumed_config(
+    run_dir: Path,
+    path: Path | None,
+    values: Mapping[str, Any],
+    data: Mapping[str, Any] = MappingProxyType({}),
+) -> CloudConfig:
     """The configuration of a run that goes on: its own, and over it the settings that are given.
 
-    A file, or a preset, says all of it again. Raises ConfigError that names what differs in the
-    training run.
+    A file, or a preset, says all of it again; ``data`` is that of the clients, as for a new run.
+    Raises ConfigError that names what differs in the training run.
     """
     before = stored_config(run_dir)
     if path or "preset" in values:
-        config = load_config(CloudConfig, path, dict(values))
+        config = load_config(CloudConfig, path, with_reference(values, data, path))
     else:
         own = before.model_dump(mode="json")
         config = validate(CloudConfig, with_overrides(own, values), source="command line")
