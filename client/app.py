@@ -31,6 +31,7 @@ from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire import messages, records
 from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.offers import EVERY_EDGE, Choose, ChooseReply
+from fedphd.common.wire.payload import shown
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class ClientRuntime:
     def hello(self, asked: messages.Hello) -> messages.HelloReply:
         """Introduce this client."""
         if problem := asked.mismatch(asked.asking):
-            logger.warning("%s", problem)
+            logger.warning("%s", shown(problem))
         name, num_samples = self.config.client_id, len(self._labels)
         return messages.HelloReply(kind="client", name=name, num_samples=num_samples)
 

@@ -22,6 +22,7 @@ from fedphd.common.wire import messages, records
 from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.node import Node
+from fedphd.common.wire.payload import shown
 from fedphd.common.wire.roster import Acquaintances, Bound, Peer, Roster
 from fedphd.edge.interval import run_interval
 from fedphd.edge.link import CloudLink
@@ -99,7 +100,7 @@ class EdgeService:
     def _hello(self, message: Message) -> Message:
         hello = records.read_payload(message, messages.Hello)
         if problem := hello.mismatch(hello.asking):
-            logger.warning("%s", problem)
+            logger.warning("%s", shown(problem))
         self.roster.hello_s = hello.wait_s
         peers: Iterable[Peer] = self.roster.refresh().values()
         if self.place[1] > 1:

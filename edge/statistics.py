@@ -43,7 +43,7 @@ def collect_statistics(
     for reply in grid.send_and_receive(messages, timeout=task.wait_s, in_order=True):
         peer = asked[reply.metadata.src_node_id]
         try:
-            total += _check(peer, task, reply)
+            total += _check(peer, task, reply, roster)
         except ReplyError as error:
             failures.append(f"{peer.name}: {error}")
             logger.warning("%s is left out of the statistics: %s", peer.name, error)
@@ -61,9 +61,10 @@ def collect_statistics(
     return reply_to_cloud, total.pack()
 
 
-def _check(peer: Peer, task: StatisticsTask, reply: Message) -> FeatureStatistics:
+def _check(peer: Peer, task: StatisticsTask, reply: Message, roster: Roster) -> FeatureStatistics:
     answer = read_payload(reply, StatisticsReply)
     if answer.name != peer.name or answer.count != peer.num_samples:
+        roster.greet_again(peer.name)
         raise ReplyError(
             f"answers as {answer.name} with {answer.count} images, but registered as {peer.name} "
             f"with {peer.num_samples}"

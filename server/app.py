@@ -176,10 +176,9 @@ class Cloud:
                 return
             if not told:
                 told = True
-                self.report.message(
-                    f"waits for edges and clients: {len(edges)} of {num_edges} and {len(clients)} "
-                    f"of {num_clients} are there"
-                )
+                counts = (("edges", len(edges), num_edges), ("clients", len(clients), num_clients))
+                lacking = [f"{what}: {n} of {of} are there" for what, n, of in counts if n < of]
+                self.report.message(f"waits for {', '.join(lacking)}")
             if time.monotonic() > deadline_s:
                 raise ParticipantsError(
                     f"after {wait_s:g} s (waits.start_s) there are {len(edges)} of {num_edges} "

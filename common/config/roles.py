@@ -165,7 +165,8 @@ def _role_of_file(values: Mapping[str, Any], cls: type[BaseModel]) -> str | None
     }
     if values.keys() <= cls.model_fields.keys():
         return None
-    return next((r for r, c in roles.items() if values.keys() <= c.model_fields.keys()), None)
+    fitting = [role for role, one in roles.items() if values.keys() <= one.model_fields.keys()]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def validate(cls: type[ConfigT], values: dict[str, Any], *, source: str) -> ConfigT:

@@ -50,12 +50,14 @@ class Acquaintances:
         peers: those that are connected, by name; changed by ``add`` and ``remove``.
         refused: until when a node is not asked again, in seconds of the rosters' clock.
         told: (node id, name) of those whose name belongs to another node, once reported.
+        doubted: who must say again who it is, by node id; its name stays its own until then.
         lock: held by whoever greets.
     """
 
     peers: dict[str, Peer] = field(default_factory=dict)
     refused: dict[int, float] = field(default_factory=dict)
     told: set[tuple[int, str]] = field(default_factory=set)
+    doubted: dict[int, Peer] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     _sorted: Mapping[str, Peer] | None = None
 
@@ -69,6 +71,11 @@ class Acquaintances:
         with self.lock:
             self._sorted = None
             del self.peers[name]
+
+    def holder(self, name: str) -> Peer | None:
+        """Whose name it is."""
+        doubted = (peer for peer in self.doubted.values() if peer.name == name)
+        return self.peers.get(name) or next(doubted, None)
 
     def everyone(self) -> Mapping[str, Peer]:
         """The peers as they are now, sorted by name; many servers may ask in every round."""
@@ -112,8 +119,6 @@ class Roster:
     def __post_init__(self) -> None:
         self.label_counts: dict[int, tuple[int, ...]] = {}
         self._resting: dict[str, float] = {}
-        # By node id: who must say again who it is.
-        self._doubted: dict[int, Peer] = {}
 
     def configure(self, *, hello_s: float, retry_s: float, max_samples: int) -> None:
         """Set the limits that a run's plan brings; drop clients that exceed them."""
@@ -161,7 +166,7 @@ class Roster:
             if (peer := self.known.peers.get(name)) is not None:
                 self.known.remove(name)
                 self.label_counts.pop(peer.node_id, None)
-                self._doubted[peer.node_id] = peer
+                self.known.doubted[peer.node_id] = peer
 
     def refresh(self, *, ask_again: bool = False) -> Mapping[str, Peer]:
         """Greet nodes that are new (or all), forget those that left; return ``peers``.
@@ -179,13 +184,12 @@ class Roster:
         for peer in list(known.peers.values()):
             if peer.node_id not in present:
                 known.remove(peer.name)
-                self._resting.pop(peer.name, None)
-                self.label_counts.pop(peer.node_id, None)
-                self.on_change(peer.name, "left", "")
+                self._part_from(peer)
         # A node that is refused may come back under a new id every few seconds, for weeks.
         known.refused = {n: until for n, until in known.refused.items() if n in present}
         known.told = {(n, name) for n, name in known.told if n in present}
-        self._doubted = {n: peer for n, peer in self._doubted.items() if n in present}
+        for node_id in [node_id for node_id in known.doubted if node_id not in present]:
+            self._part_from(known.doubted.pop(node_id))
         now_s = self.clock()
         waiting = {node_id for node_id, until in known.refused.items() if until > now_s}
         if ask_again:
@@ -193,6 +197,11 @@ class Roster:
         else:
             left_alone = {peer.node_id for peer in known.peers.values()}
         return present - waiting - left_alone
+
+    def _part_from(self, peer: Peer) -> None:
+        self._resting.pop(peer.name, None)
+        self.label_counts.pop(peer.node_id, None)
+        self.on_change(peer.name, "left", "")
 
     def _note_late(self) -> None:
         for reply in self.grid.late_replies():
@@ -257,7 +266,7 @@ class Roster:
             raise ReplyError(f"calls itself {name}, and its key is that of {owner}")
 
     def _welcome(self, node_id: int, reply: HelloReply) -> None:
-        old = self.known.peers.get(reply.name)
+        old = self.known.holder(reply.name)
         if old is not None and old.node_id != node_id and old.node_id in self.grid.get_node_ids():
             # Else anybody could take the place of a participant that is alive and well.
             self.known.refused[node_id] = self.clock() + NAME_RETRY_S
@@ -268,12 +277,16 @@ class Roster:
             return
         peer = Peer(reply.name, node_id, reply.num_samples, dict(reply.clients), reply.holds)
         self.known.add(peer)
-        if self._doubted.pop(node_id, None) == peer:
+        doubted = self.known.doubted.pop(node_id, None)
+        if doubted == peer:
             return
+        if doubted is not None and doubted.name != peer.name:
+            self._part_from(doubted)
         if old is not None and old.node_id != node_id:
             # The same participant is back under a new node id; nobody answers at the old one.
             self.known.refused[old.node_id] = float("inf")
-        if old is None or old.node_id != node_id:
+            self.known.doubted.pop(old.node_id, None)
+        if old is None or old.node_id != node_id or doubted is not None:
             self._resting.pop(reply.name, None)
             self.on_change(reply.name, "joined", "again" if old else "")
         if self.kind == "edge" and (old is None or set(old.clients) != set(peer.clients)):

@@ -295,7 +295,7 @@ class Federation:
             return cls(*loaded, note=note_of(loaded[0]))
         data_before = stored_data(resumed)
         data_now = {**data_before, **data}
-        config = resumed_config(resumed, path, values, data_now)
+        config = resumed_config(resumed, path, values)
         check_same_data(resumed, data_before, data_now)
         end_dry_run(config, dry_run=dry_run)
         split = open_split(config, data_before)

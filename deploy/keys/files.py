@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import ssl
 from pathlib import Path
 
 from cryptography import x509
@@ -81,23 +80,23 @@ def check_in_date(path: Path) -> None:
 
 def check_fits(certificate: Path, key: Path, authority: Path) -> None:
     """Raise ConfigError unless a server can use its certificate, its key and the authority's."""
-    for path in (certificate, key, authority):
-        read_bytes(path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # Or it would ask for a password on the terminal.
-        context.load_cert_chain(certificate, key, password=lambda: "")
-    except (ssl.SSLError, ValueError) as error:
+        private = load_pem_private_key(read_bytes(key), password=None)
+    except TypeError as error:
+        raise ConfigError(
+            f"superlink.ssl_keyfile = {key} has a password, for which nobody could be asked; name "
+            "a key without one"
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"superlink.ssl_keyfile = {key}: is not a private key in PEM") from error
+    form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    of_certificate = read_certificate(certificate).public_key()
+    if private.public_key().public_bytes(*form) != of_certificate.public_bytes(*form):
         raise ConfigError(
             f"superlink.ssl_keyfile = {key} is not the key of superlink.ssl_certfile = "
             f"{certificate}; name the two that were made together"
-        ) from error
-    try:
-        context.load_verify_locations(authority)
-    except ssl.SSLError as error:
-        raise ConfigError(
-            f"superlink.ssl_ca_certfile = {authority}: is not a certificate in PEM"
-        ) from error
+        )
+    read_certificate(authority)
 
 
 def read_signing_key(path: Path) -> PrivateKey:

@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from fedphd.common.config.data import DataConfig
-from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config, read_toml
+from fedphd.common.config.roles import (
+    ClientConfig,
+    CloudConfig,
+    load_config,
+    read_preset,
+    read_toml,
+)
 from fedphd.common.config.text import flattened, setting_keys
 from fedphd.common.errors import ConfigError
 
@@ -60,23 +66,20 @@ def take_data(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def with_reference(
-    values: Mapping[str, Any],
-    data: Mapping[str, Any],
-    path: Path | None = None,
-    *,
-    source: str = "command line",
+    values: Mapping[str, Any], data: Mapping[str, Any], path: Path | None = None
 ) -> dict[str, Any]:
     """The cloud's settings, comparing samples with the clients' data where these are not the
     preset's, the preset would compare, and neither ``values`` nor the file ``path`` says with what.
 
     Else a federation of somebody's own images would be measured by its distance to the digits.
-    Raises ConfigError as ``load_config``.
+    Nothing else is checked. Raises ConfigError for a file that cannot be read, or no such preset.
     """
-    of_file = dict(flattened(read_toml(path))) if path else {}
-    said = any(key.startswith(_REFERENCE) for key in (*of_file, *values))
-    config = load_config(CloudConfig, path, dict(values), source=source)
-    reference = config.evaluation.reference
-    if said or reference is None or data.get(SOURCE) in (None, UNSET, reference.source):
+    of_preset = read_preset(values.get(PRESET) or _of_file(path).get(PRESET, "digits"))
+    reference = of_preset.get("evaluation", {}).get("reference")
+    source = data.get(SOURCE)
+    if reference is None or source in (None, UNSET, reference["source"]):
+        return dict(values)
+    if says_reference(values, path):
         return dict(values)
     fields = {key: data.get(f"data.{key}") for key in _OF_REFERENCE}
     defaults = {key: DataConfig.model_fields[key].default for key in _OF_REFERENCE}
@@ -85,6 +88,16 @@ def with_reference(
     if (most := data.get("data.max_images")) not in (None, UNSET):
         own["max_images"] = most
     return {**values, **{f"{_REFERENCE}.{key}": value for key, value in own.items()}}
+
+
+def says_reference(values: Mapping[str, Any], path: Path | None) -> bool:
+    """Whether settings or the file say what samples are compared with."""
+    said = (*dict(flattened(_of_file(path))), *dict(flattened(values)))
+    return any(key.startswith(_REFERENCE) for key in said)
+
+
+def _of_file(path: Path | None) -> dict[str, Any]:
+    return read_toml(path) if path else {}
 
 
 def data_of(

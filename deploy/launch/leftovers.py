@@ -87,7 +87,8 @@ class Processes:
 
     def close(self) -> None:
         """Forget all of them: they have ended."""
-        self._path.unlink(missing_ok=True)
+        if _read(self._path).launcher == self._running.launcher:
+            self._path.unlink(missing_ok=True)
 
 
 def user_of(folder: Path) -> int | None:

@@ -263,7 +263,7 @@ def _reach(address: str) -> Check:
         # Processes may be started in any order.
         text = "the machine answers, but nothing listens there; its TLS cannot be checked yet"
         return Check(name, "warning", text, "start the server, and check again")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return Check(name, "failed", str(error), "check the name, and the firewalls on the way")
 
 

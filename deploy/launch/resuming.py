@@ -3,7 +3,6 @@
 import json
 from collections.abc import Container, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from fedphd.common.config.roles import CloudConfig, load_config, validate
@@ -11,7 +10,7 @@ from fedphd.common.config.text import differences, flattened, with_overrides
 from fedphd.common.errors import ConfigError
 from fedphd.common.files import replaced
 from fedphd.common.history.summary import SUMMARY
-from fedphd.deploy.launch.client_data import with_reference
+from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, PRESET, UNSET, says_reference
 from fedphd.deploy.launch.local import merge_events
 from fedphd.deploy.launch.runs import (
     CLIENTS,
@@ -63,18 +62,21 @@ def resumed_config(
     run_dir: Path,
     path: Path | None,
     values: Mapping[str, Any],
-    data: Mapping[str, Any] = MappingProxyType({}),
 ) -> CloudConfig:
     """The configuration of a run that goes on: its own, and over it the settings that are given.
 
-    A file, or a preset, says all of it again; ``data`` is that of the clients, as for a new run.
-    Raises ConfigError that names what differs in the training run.
+    A file, or a preset, says all of it again, but for what samples are compared with, which may
+    have followed from the clients' data. Raises ConfigError that names what differs in the
+    training run.
     """
     before = stored_config(run_dir)
-    if path or "preset" in values:
-        config = load_config(CloudConfig, path, with_reference(values, data, path))
+    own = before.model_dump(mode="json")
+    if path or PRESET in values:
+        given = dict(values)
+        if not says_reference(values, path):
+            given["evaluation.reference"] = own["evaluation"]["reference"]
+        config = load_config(CloudConfig, path, given)
     else:
-        own = before.model_dump(mode="json")
         config = validate(CloudConfig, with_overrides(own, values), source="command line")
     check_unchanged(run_dir, before, config)
     return config
@@ -98,7 +100,11 @@ def check_unchanged(run_dir: Path, before: CloudConfig, now: CloudConfig) -> Non
 
 def check_same_data(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ConfigError that names what the clients' data differ in."""
-    if found := differences(before, now):
+    old, new = (
+        {k: UNSET if v is None else v for k, v in {**CLIENT_DEFAULTS, **data}.items()}
+        for data in (before, now)
+    )
+    if found := differences(old, new):
         raise ConfigError(
             f"--resume {run_dir}: the clients had other data: {found}; set them as they were, or "
             "leave them out"

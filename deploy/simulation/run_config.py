@@ -104,7 +104,7 @@ def cloud_config(run_config: Mapping[str, Any], num_nodes: int) -> CloudConfig:
     ConfigError where a setting is unknown, or its value is wrong; names the key.
     """
     given, of_data = client_data.take_data(given_settings(run_config))
-    given = client_data.with_reference(given, of_data, source=RUN_CONFIG)
+    given = client_data.with_reference(given, of_data)
     config = load_config(CloudConfig, None, {MIN_CLIENTS: num_nodes, **given}, source=RUN_CONFIG)
     if config.schedule.min_clients > num_nodes:
         raise ConfigError(

@@ -163,6 +163,45 @@ def test_one_that_says_the_same_again_is_left_alone() -> None:
     assert list(world.roster.refresh()) == ["a"]
 
 
+def test_one_that_is_doubted_and_leaves_has_left() -> None:
+    world = Fixture({5: introduces("a", 10)})
+    world.roster.refresh()
+    world.roster.greet_again("a")
+    world.memory.nodes = {}
+    assert world.roster.refresh() == {}
+    assert world.changes == [("a", "joined", ""), ("a", "left", "")]
+
+
+def test_one_that_is_somebody_else_by_now_leaves_and_joins() -> None:
+    world = Fixture({5: introduces("a", 10)})
+    world.roster.refresh()
+    world.roster.greet_again("a")
+    world.memory.nodes = {5: introduces("b", 10)}
+    assert list(world.roster.refresh()) == ["b"]
+    assert world.changes == [("a", "joined", ""), ("a", "left", ""), ("b", "joined", "")]
+
+
+def test_the_name_of_one_that_is_doubted_stays_its_own() -> None:
+    world = Fixture({5: introduces("a", 10)})
+    world.roster.refresh()
+    world.roster.greet_again("a")
+    world.memory.nodes = {4: introduces("a", 10), 5: introduces("a", 12)}
+    assert {name: peer.node_id for name, peer in world.roster.refresh().items()} == {"a": 5}
+
+
+def test_edges_that_share_whom_they_know_doubt_together() -> None:
+    known = Acquaintances()
+    nodes: dict[int, Handler] = {5: introduces("a", 10)}
+    one, other = Fixture(nodes, known=known), Fixture(nodes, known=known)
+    for world in (one, other):
+        world.roster.refresh()
+    for world in (one, other):
+        world.roster.greet_again("a")
+        world.roster.rest("a", "label counts do not fit")
+    assert other.roster.refresh() == one.roster.refresh() == {}
+    assert known.doubted == {}
+
+
 def test_peer_that_comes_back_is_not_left_alone_any_more() -> None:
     world = Fixture({5: introduces("a")})
     world.roster.refresh()

@@ -16,6 +16,12 @@ def test_list_names_methods_and_where_they_are_described(tmp_path: Path) -> None
     assert "arXiv:1602.05629" in done.stdout
 
 
+def test_common_settings_need_not_fit_a_pruning_that_no_method_has(tmp_path: Path) -> None:
+    flags = ["--set", "schedule.intervals=2", "--set", "schedule.edge_rounds=2"]
+    done = fedphd("compare", "--dry-run", "--methods", "fedavg", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_dry_run_prints_the_arithmetic_and_starts_nothing(tmp_path: Path) -> None:
     flags = ["--clients", "20", "--set", "schedule.participation=0.4"]
     flags += ["--set", "training.local_amount=1", "--set", "schedule.intervals=10"]

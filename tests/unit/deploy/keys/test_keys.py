@@ -12,7 +12,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, load_ssh_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_ssh_private_key,
+)
 from support.certificates import write_certificates
 from support.command import fedphd
 
@@ -77,10 +82,17 @@ def test_files_of_different_servers_are_named(tmp_path: Path) -> None:
     text = f"ssl_keyfile = {wrong} is not the key of superlink.ssl_certfile = {certificate}; name"
     with pytest.raises(ConfigError, match=text):
         check_fits(certificate, wrong, authority)
-    with pytest.raises(ConfigError, match=f"ssl_ca_certfile = {key}: is not a certificate in PEM"):
+    with pytest.raises(ConfigError, match=f"{key}: is not a certificate in PEM"):
         check_fits(certificate, key, key)
     with pytest.raises(ConfigError, match=r"none.key: cannot be read: No such file"):
         check_fits(certificate, tmp_path / "none.key", authority)
+    with pytest.raises(ConfigError, match=f"ssl_keyfile = {certificate}: is not a private key"):
+        check_fits(certificate, certificate, authority)
+    locked = tmp_path / "locked.key"
+    password = BestAvailableEncryption(b"x")
+    locked.write_bytes(new_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, password))
+    with pytest.raises(ConfigError, match=f"ssl_keyfile = {locked} has a password"):
+        check_fits(certificate, locked, authority)
 
 
 def test_an_expired_certificate_is_named(tmp_path: Path) -> None:

@@ -151,11 +151,11 @@ def test_what_is_given_lies_over_the_runs_own_settings(tmp_path: Path) -> None:
         resumed_config(tmp_path, None, {"preset": "digits", "seed": 3})
     path = write_toml(tmp_path / "c.toml", own)
     assert resumed_config(tmp_path, path, {"waits.start_s": 7.0}) == waits
-    # The reference follows the clients' data then, as it did at first.
+    # What samples are compared with may have followed from the clients' data.
     data = {"data.source": "x"}
     of_data = load_config(CloudConfig, None, with_reference(own, data))
     (tmp_path / "config.json").write_text(of_data.model_dump_json(), encoding="utf-8")
-    assert resumed_config(tmp_path, None, own, data) == of_data
+    assert resumed_config(tmp_path, None, own) == of_data
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
