@@ -87,8 +87,8 @@ class ClientRuntime:
                 name = self.config.client_id
                 self._choices[key] = choose_edge(asked, client_id=name, label_counts=counts)
             chosen = self._choices[key]
-        shown = counts if asked.asking in (chosen, EVERY_EDGE) else ()
-        return ChooseReply(client_id=self.config.client_id, edge_id=chosen, label_counts=shown)
+        told = counts if asked.asking in (chosen, EVERY_EDGE) else ()
+        return ChooseReply(client_id=self.config.client_id, edge_id=chosen, label_counts=told)
 
     def train(
         self, task: messages.TrainTask, message: Message, state: StateStore | None = None
