@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
@@ -124,6 +124,13 @@ class ClientConfig(Section):
 ConfigT = TypeVar("ConfigT", bound=Section)
 
 
+ROLES: Final[Mapping[str, type[CloudConfig | EdgeConfig | ClientConfig]]] = {
+    "cloud": CloudConfig,
+    "edge": EdgeConfig,
+    "client": ClientConfig,
+}
+
+
 def load_config(
     cls: type[ConfigT],
     path: Path | None = None,
@@ -158,14 +165,9 @@ def load_config(
 
 def _role_of_file(values: Mapping[str, Any], cls: type[BaseModel]) -> str | None:
     """The role whose settings all of a file's are, where some are not those of ``cls``."""
-    roles: dict[str, type[BaseModel]] = {
-        "cloud": CloudConfig,
-        "edge": EdgeConfig,
-        "client": ClientConfig,
-    }
     if values.keys() <= cls.model_fields.keys():
         return None
-    fitting = [role for role, one in roles.items() if values.keys() <= one.model_fields.keys()]
+    fitting = [role for role, one in ROLES.items() if values.keys() <= one.model_fields.keys()]
     return fitting[0] if len(fitting) == 1 else None
 
 

@@ -8,14 +8,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer import Argument
 
-from fedphd.common.config.data import Section
-from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
+from fedphd.common.config.roles import ROLES, CloudConfig, load_config
 from fedphd.common.config.text import section_class, toml_value
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.cli.flags import Preset, say
 
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >="}
-ROLES: dict[str, type[Section]] = {"cloud": CloudConfig, "edge": EdgeConfig, "client": ClientConfig}
 
 
 def explain_config(

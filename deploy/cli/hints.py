@@ -6,9 +6,8 @@ from click import Context
 from click.exceptions import NoSuchOption
 from typer.core import TyperGroup
 
-from fedphd.common.config.roles import ClientConfig, CloudConfig
+from fedphd.common.config.roles import ROLES, ClientConfig, CloudConfig
 from fedphd.common.config.text import setting_keys
-from fedphd.deploy.cli.explain import ROLES
 
 SET = "--set"
 # So many settings are named at most.

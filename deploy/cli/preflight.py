@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from typer import Exit, Option
 
-from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config, read_toml
+from fedphd.common.config.roles import ROLES, CloudConfig, load_config, read_toml
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.cli import flags
-from fedphd.deploy.launch.preflight import Check, RoleConfig, checks
+from fedphd.deploy.launch.preflight import Check, checks
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
 
@@ -24,13 +24,6 @@ class Role(StrEnum):
     cloud = "cloud"
     edge = "edge"
     client = "client"
-
-
-_CLASSES: dict[Role, type[RoleConfig]] = {
-    Role.cloud: CloudConfig,
-    Role.edge: EdgeConfig,
-    Role.client: ClientConfig,
-}
 
 
 def preflight(
@@ -48,7 +41,7 @@ def preflight(
 ) -> None:
     """Check this machine before a run; the exit code is 2 if something must be mended."""
     chosen = role or guess(config)
-    resolved = load_config(_CLASSES[chosen], config, flags.overrides({}, settings))
+    resolved = load_config(ROLES[chosen], config, flags.overrides({}, settings))
     network = load_config(CloudConfig, cloud_config).model if cloud_config else None
     if isinstance(resolved, CloudConfig):
         network = resolved.model

@@ -7,6 +7,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -80,15 +81,7 @@ def check_in_date(path: Path) -> None:
 
 def check_fits(certificate: Path, key: Path, authority: Path) -> None:
     """Raise ConfigError unless a server can use its certificate, its key and the authority's."""
-    try:
-        private = load_pem_private_key(read_bytes(key), password=None)
-    except TypeError as error:
-        raise ConfigError(
-            f"superlink.ssl_keyfile = {key} has a password, for which nobody could be asked; name "
-            "a key without one"
-        ) from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"superlink.ssl_keyfile = {key}: is not a private key in PEM") from error
+    private = _read_private_key(key, f"superlink.ssl_keyfile = {key}")
     form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
     of_certificate = read_certificate(certificate).public_key()
     if private.public_key().public_bytes(*form) != of_certificate.public_bytes(*form):
@@ -101,13 +94,22 @@ def check_fits(certificate: Path, key: Path, authority: Path) -> None:
 
 def read_signing_key(path: Path) -> PrivateKey:
     """An EC private key in PEM, such as an authority's; raises ConfigError."""
-    try:
-        key = load_pem_private_key(read_bytes(path), password=None)
-    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{path}: is not a private key in PEM without a password") from error
+    key = _read_private_key(path, str(path))
     if not isinstance(key, PrivateKey):
         raise ConfigError(f"{path}: is not an EC key; make one with `fedphd keys authority`")
     return key
+
+
+def _read_private_key(path: Path, name: str) -> PrivateKeyTypes:
+    """A private key of any kind in PEM; raises ConfigError that calls it ``name``."""
+    try:
+        return load_pem_private_key(read_bytes(path), password=None)
+    except TypeError as error:
+        raise ConfigError(
+            f"{name} has a password, for which nobody could be asked; name a key without one"
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{name}: is not a private key in PEM") from error
 
 
 def read_public_key(path: Path) -> PublicKey:

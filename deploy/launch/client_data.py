@@ -12,7 +12,7 @@ from fedphd.common.config.roles import (
     read_preset,
     read_toml,
 )
-from fedphd.common.config.text import flattened, setting_keys
+from fedphd.common.config.text import flattened, setting_keys, with_overrides
 from fedphd.common.errors import ConfigError
 
 UNSET = ""
@@ -74,7 +74,8 @@ def with_reference(
     Else a federation of somebody's own images would be measured by its distance to the digits.
     Nothing else is checked. Raises ConfigError for a file that cannot be read, or no such preset.
     """
-    of_preset = read_preset(values.get(PRESET) or _of_file(path).get(PRESET, "digits"))
+    default = CloudConfig.model_fields[PRESET].default
+    of_preset = read_preset(_given(values, path).get(PRESET, default))
     reference = of_preset.get("evaluation", {}).get("reference")
     source = data.get(SOURCE)
     if reference is None or source in (None, UNSET, reference["source"]):
@@ -92,12 +93,11 @@ def with_reference(
 
 def says_reference(values: Mapping[str, Any], path: Path | None) -> bool:
     """Whether settings or the file say what samples are compared with."""
-    said = (*dict(flattened(_of_file(path))), *dict(flattened(values)))
-    return any(key.startswith(_REFERENCE) for key in said)
+    return any(key.startswith(_REFERENCE) for key, _ in flattened(_given(values, path)))
 
 
-def _of_file(path: Path | None) -> dict[str, Any]:
-    return read_toml(path) if path else {}
+def _given(values: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+    return with_overrides(read_toml(path) if path else {}, values)
 
 
 def data_of(

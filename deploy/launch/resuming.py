@@ -58,11 +58,7 @@ def stored_data(run_dir: Path) -> dict[str, Any]:
         ) from error
 
 
-def resumed_config(
-    run_dir: Path,
-    path: Path | None,
-    values: Mapping[str, Any],
-) -> CloudConfig:
+def resumed_config(run_dir: Path, path: Path | None, values: Mapping[str, Any]) -> CloudConfig:
     """The configuration of a run that goes on: its own, and over it the settings that are given.
 
     A file, or a preset, says all of it again, but for what samples are compared with, which may
