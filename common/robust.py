@@ -15,6 +15,8 @@ from torch import Tensor
 FEWEST_NORMS: Final = 3
 # Values that are worked on at a time, so that a pass over a model needs no second model.
 _CHUNK: Final = 1 << 20
+# Below it squares of float32 begin to lose their last bits.
+_LEAST_NORM: Final = 1e-15
 
 ItemT = TypeVar("ItemT")
 # Of a reply's changes, in the order of ``_KINDS``; the second only under SCAFFOLD.
@@ -23,17 +25,21 @@ _KINDS: Final = ("weights, per optimiser step,", "control variate")
 
 
 def update_norm(reply: Tensor, sent: Tensor) -> float:
-    """The 2-norm of ``reply - sent``, both (numel,), float32; computed in float64."""
+    """The 2-norm of ``reply - sent``, both (numel,), float32."""
     parts = zip(torch.split(reply, _CHUNK), torch.split(sent, _CHUNK), strict=True)
     return math.hypot(*(_norm(came - went) for came, went in parts))
 
 
 def norm_of(change: Tensor) -> float:
-    """The 2-norm of ``change``, (numel,), float32; computed in float64."""
+    """The 2-norm of ``change``, (numel,), float32."""
     return math.hypot(*(_norm(part) for part in torch.split(change, _CHUNK)))
 
 
 def _norm(values: Tensor) -> float:
+    norm = float(torch.linalg.vector_norm(values))
+    if _LEAST_NORM < norm < math.inf:
+        return norm
+    # Squares that float32 cannot hold; it takes ten times as long.
     return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 

@@ -57,8 +57,8 @@ class Broadcast:
         if self.held is None:
             self.held = weights.clone()
         else:
-            change = codec.encode(weights - self.held)
-            self.held = codec.decode(change).add_(self.held)
+            change = codec.encode(weights, self.held)
+            self.held = codec.decode(change, self.held)
         self._digest = digest_of(self.held)
         return Downlink(self.held, change, base, self._digest)
 

@@ -22,6 +22,8 @@ from fedphd.common.unet.layout import TensorLayout
 
 BLOCK: Final = 256
 _STEPS: Final = {"int8": 127, "int4": 7}
+_BITS: Final = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
+_PLAIN: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Values that are worked on at a time, which fit into a processor's cache.
 _CHUNK: Final = BLOCK * 2048
 # Below it the reciprocal of a step would be infinite.
@@ -58,7 +60,7 @@ class Codec:
         """
         if self.is_exact:
             return flat
-        return self.encode(flat if base is None else flat - base)
+        return self.encode(flat, base)
 
     def unpack(self, came: Tensor, base: Tensor | None = None, what: str = "weights") -> Tensor:
         """What ``pack`` made, as (layout.numel,), float32, on top of the receiver's ``base``.
@@ -68,18 +70,19 @@ class Codec:
         """
         if self.is_exact:
             return came
-        decoded = self.decode(came, what)
-        return decoded if base is None else decoded.add_(base)
+        return self.decode(came, base, what)
 
-    def encode(self, flat: Tensor) -> Tensor:
-        """Write ``flat``, (layout.numel,), float32, as (num_bytes,), uint8."""
+    def encode(self, flat: Tensor, base: Tensor | None = None) -> Tensor:
+        """Write ``flat``, less ``base``, (layout.numel,), float32, as (num_bytes,), uint8."""
         encoded = torch.empty(self.num_bytes, dtype=torch.uint8)
-        for name, place, values in self._tensors(encoded, flat):
-            _encode(name, values, place)
+        for name, steps, place, where in self._chunks(encoded):
+            _encode(name, flat[where] if base is None else flat[where] - base[where], steps, place)
         return encoded
 
-    def decode(self, encoded: Tensor, what: str = "weights") -> Tensor:
+    def decode(self, encoded: Tensor, base: Tensor | None = None, what: str = "weights") -> Tensor:
         """Read what ``encode`` wrote, (num_bytes,), uint8, as (layout.numel,), float32.
+
+        ``base`` is added to it.
 
         Raises:
             ReplyError: another number of bytes; names ``what`` it is.
@@ -90,18 +93,32 @@ class Codec:
                 f"got {encoded.numel()}"
             )
         flat = torch.empty(self.layout.numel)
-        for name, place, values in self._tensors(encoded, flat):
-            _decode(name, place, values)
+        for name, steps, place, where in self._chunks(encoded):
+            _decode(name, steps, place, flat[where])
+            if base is not None:
+                flat[where].add_(base[where])
         return flat
 
-    def _tensors(self, encoded: Tensor, flat: Tensor) -> Iterator[tuple[CodecName, Tensor, Tensor]]:
-        """Of each tensor: how it is written, its place in ``encoded``, its values in ``flat``."""
+    def _chunks(self, encoded: Tensor) -> Iterator[tuple[CodecName, Tensor, Tensor, slice]]:
+        """Of some values of one tensor at a time, as many as fit into a processor's cache.
+
+        How they are written, the places of their steps and of themselves in ``encoded``, and where
+        they are in the flat weights.
+        """
         begin = at = 0
         for shape in self.layout.shapes:
             name, numel = self._name_of(shape), _numel(shape)
-            size = _num_bytes(name, numel)
-            yield name, encoded[at : at + size], flat[begin : begin + numel]
-            begin, at = begin + numel, at + size
+            # The steps of a tensor come before its values.
+            values_at = at + _step_bytes(name, numel)
+            for first in range(0, numel, _CHUNK):
+                last = min(first + _CHUNK, numel)
+                yield (
+                    name,
+                    encoded[at + _step_bytes(name, first) : at + _step_bytes(name, last)],
+                    encoded[values_at:][_value_bytes(name, first) : _value_bytes(name, last)],
+                    slice(begin + first, begin + last),
+                )
+            begin, at = begin + numel, at + _num_bytes(name, numel)
 
     def _name_of(self, shape: tuple[int, ...]) -> CodecName:
         return "fp32" if self.name in _STEPS and len(shape) < 2 else self.name
@@ -117,54 +134,39 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 def _num_bytes(name: CodecName, numel: int) -> int:
-    if name in _STEPS:
-        # The steps come first. An odd number of half bytes takes a whole one more.
-        return 4 * _num_blocks(numel) + (numel if name == "int8" else -(-numel // 2))
-    return numel * {"fp32": 4, "bf16": 2}[name]
+    return _step_bytes(name, numel) + _value_bytes(name, numel)
 
 
-def _num_blocks(numel: int) -> int:
-    return -(-numel // BLOCK)
+def _step_bytes(name: CodecName, numel: int) -> int:
+    return 4 * -(-numel // BLOCK) if name in _STEPS else 0
 
 
-def _encode(name: CodecName, values: Tensor, place: Tensor) -> None:
+def _value_bytes(name: CodecName, numel: int) -> int:
+    # An odd number of half bytes takes a whole one more.
+    return -(-numel * _BITS[name] // 8)
+
+
+def _encode(name: CodecName, values: Tensor, steps: Tensor, place: Tensor) -> None:
     if name not in _STEPS:
-        dtype = torch.float32 if name == "fp32" else torch.bfloat16
-        place.copy_(values.to(dtype).view(torch.uint8))
+        place.copy_(values.to(_PLAIN[name]).view(torch.uint8))
         return
-    num_steps = 4 * _num_blocks(len(values))
-    steps, whole = place[:num_steps], place[num_steps:]
-    for begin in range(0, len(values), _CHUNK):
-        part = values[begin : begin + _CHUNK]
-        blocks = _blocks(part)
-        step = torch.linalg.vector_norm(blocks, float("inf"), dim=1) / _STEPS[name]
-        inverse = torch.where(step > _LEAST_STEP, 1 / step, 0.0)
-        rounded = (blocks * inverse[:, None]).round_().to(torch.int8).view(-1)[: len(part)]
-        at = 4 * (begin // BLOCK)
-        steps[at : at + 4 * len(step)] = step.view(torch.uint8)
-        if name == "int8":
-            whole[begin : begin + len(part)] = rounded.view(torch.uint8)
-        else:
-            pairs = _pairs(rounded)
-            whole[begin // 2 : begin // 2 + len(pairs)] = pairs
+    blocks = _blocks(values)
+    # What the maximum norm gives, in a tenth of its time.
+    step = torch.maximum(blocks.amax(1), -blocks.amin(1)) / _STEPS[name]
+    inverse = torch.where(step > _LEAST_STEP, 1 / step, 0.0)
+    rounded = (blocks * inverse[:, None]).round_().to(torch.int8).view(-1)[: len(values)]
+    steps.copy_(step.view(torch.uint8))
+    place.copy_(rounded.view(torch.uint8) if name == "int8" else _pairs(rounded))
 
 
-def _decode(name: CodecName, place: Tensor, values: Tensor) -> None:
+def _decode(name: CodecName, steps: Tensor, place: Tensor, values: Tensor) -> None:
+    # Views of a wider type need an aligned beginning, which a copy has.
     if name not in _STEPS:
-        dtype = torch.float32 if name == "fp32" else torch.bfloat16
-        # Views of a wider type need an aligned beginning.
-        values.copy_(place.clone().view(dtype))
+        values.copy_(place.clone().view(_PLAIN[name]))
         return
-    num_steps = 4 * _num_blocks(len(values))
-    steps, whole = place[:num_steps].clone().view(torch.float32), place[num_steps:]
-    for begin in range(0, len(values), _CHUNK):
-        part = values[begin : begin + _CHUNK]
-        if name == "int8":
-            rounded = whole[begin : begin + len(part)].view(torch.int8)
-        else:
-            rounded = _unpaired(whole[begin // 2 : -(-(begin + len(part)) // 2)])[: len(part)]
-        step = steps[begin // BLOCK : _num_blocks(begin + len(part))]
-        part.copy_((_blocks(rounded.float()) * step[:, None]).view(-1)[: len(part)])
+    rounded = place.view(torch.int8) if name == "int8" else _unpaired(place)[: len(values)]
+    step = steps.clone().view(torch.float32)
+    values.copy_((_blocks(rounded.float()) * step[:, None]).view(-1)[: len(values)])
 
 
 def _blocks(values: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from fedphd.common.unet.model import build_unet
 from fedphd.common.wire.codecs import Codec
 
 REPEATS = 5
-THREADS = 2
+THREADS = 1
 
 
 def best(work: Callable[[], object]) -> float:

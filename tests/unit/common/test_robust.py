@@ -36,6 +36,9 @@ def test_norms_by_hand() -> None:
     assert update_norm(reply, sent) == 5.0
     assert norm_of(torch.tensor([3.0, 4.0])) == 5.0
     assert update_norm(torch.full((4,), 1e12), torch.zeros(4)) == pytest.approx(2e12)
+    # Squares that float32 cannot hold.
+    for size in (1e25, 1e-25):
+        assert norm_of(torch.full((4,), size)) == pytest.approx(2 * size)
     # Over more values than are worked on at a time: 1,200,000 ones.
     assert norm_of(torch.ones(1_200_000)) == pytest.approx(math.sqrt(1_200_000))
     assert norm_of(torch.zeros(0)) == 0.0

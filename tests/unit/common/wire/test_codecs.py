@@ -85,6 +85,19 @@ def test_weights_of_all_shapes_come_back_close(name: CodecName) -> None:
     assert torch.equal(codec.encode(values), encoded)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_difference_is_written_and_added_again(name: CodecName) -> None:
+    # The second tensor is larger than what is worked on at a time.
+    there = layout((5,), (300, 2000), (257, 1))
+    generator = torch.Generator().manual_seed(0)
+    values, base = torch.randn(2, there.numel, generator=generator)
+    codec, whole = Codec(name, there), base.clone()
+    encoded = codec.encode(values, base)
+    assert torch.equal(encoded, codec.encode(values - base))
+    assert torch.equal(codec.decode(encoded, base), codec.decode(encoded) + base)
+    assert torch.equal(base, whole)
+
+
 @pytest.mark.parametrize(("name", "most"), [("bf16", 0.51), ("int8", 0.26), ("int4", 0.14)])
 def test_bytes_per_value(name: CodecName, most: float) -> None:
     there = layout((128, 128, 3, 3), (128,), (512, 128), (512,))
@@ -112,7 +125,7 @@ def test_another_number_of_bytes_is_refused(name: CodecName) -> None:
     encoded = codec.encode(torch.zeros(605))
     for wrong in (encoded[:-1], torch.cat([encoded, encoded[:1]]), encoded[:0]):
         with pytest.raises(ReplyError, match=rf"change: 605 values take \d+ bytes as {name}; got"):
-            codec.decode(wrong, "change")
+            codec.decode(wrong, what="change")
 
 
 @given(data=st.binary(min_size=92, max_size=92), name=st.sampled_from(["int8", "int4", "bf16"]))
