@@ -7,7 +7,7 @@ iterable of replies, so a generator lets it aggregate while others still train.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from typing import Any, Final, Protocol
@@ -51,6 +51,9 @@ class Replies(Protocol):
     def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
         """Look once; each reply found comes whole, or as the reason why it is lost."""
 
+    def wait(self, message_ids: list[str], seconds: float) -> None:
+        """Return after ``seconds``; sooner where it is known that one of the replies came."""
+
     def forget(self, message_id: str) -> None:
         """Nobody waits for this reply any more."""
 
@@ -78,6 +81,13 @@ class PlainReplies:
         """Look once for replies."""
         found = self.grid.pull_messages(message_ids)
         return [(reply.metadata.reply_to_message_id, reply) for reply in found]
+
+    def wait(self, message_ids: list[str], seconds: float) -> None:
+        """As the grid does, where it is one of ours."""
+        if isinstance(self.grid, WrappedGrid):
+            self.grid.wait(message_ids, seconds)
+        else:
+            time.sleep(seconds)
 
     def forget(self, message_id: str) -> None:
         """Hand on to ``on_forget``."""
@@ -114,6 +124,10 @@ class WrappedGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Ids of the nodes that are connected now."""
         return self._grid.get_node_ids()
+
+    def wait(self, message_ids: Collection[str], seconds: float) -> None:
+        """Wait until a look for replies to these messages is worth while, at most ``seconds``."""
+        time.sleep(seconds)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -201,7 +215,7 @@ class StreamingGrid(WrappedGrid):
         in_order: yield replies in the order of the messages (reproducible sums).
         windows: by a message's type, how many of an exchange may be under way at a time, at least
             1; of other types all.
-        clock, sleep: monotonic seconds, and waiting; for tests.
+        clock, sleep: monotonic seconds, and waiting in place of that for replies; for tests.
     """
 
     def __init__(
@@ -212,7 +226,7 @@ class StreamingGrid(WrappedGrid):
         in_order: bool = False,
         windows: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         super().__init__(grid)
         self.traffic = Traffic()
@@ -320,7 +334,7 @@ class StreamingGrid(WrappedGrid):
                 why = _no_answer(f"no reply within {exchange.limit}", exchange.late)
                 found = [(key, why) for key in late]
             if not found:
-                self._sleep(near_s(self._clock() - since_s))
+                self._wait(asked, near_s(self._clock() - since_s))
             # A second reply to the same message, or one to another's, finds nobody who waits.
             came = [
                 (pending.pop(message_id).message, reply)
@@ -333,6 +347,12 @@ class StreamingGrid(WrappedGrid):
             exchange.num_answered += sum(not reply.has_error() for reply in accepted)
             exchange.cut_short(self._clock())
             yield from accepted
+
+    def _wait(self, message_ids: list[str], seconds: float) -> None:
+        if self._sleep:
+            self._sleep(seconds)
+        else:
+            self._replies.wait(message_ids, seconds)
 
     def _given_up(self, pending: dict[str, _Sent]) -> list[str]:
         """The messages whose time is over; nobody waits for their replies any more."""

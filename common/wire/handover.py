@@ -3,17 +3,22 @@
 Flower asks its store for the messages of one node after the other, looking through all that are
 stored each time, and then pauses for 0.1 s, whatever is sent meanwhile: an edge that asks its
 clients in turn which edge they choose waits longer for that than they train. Here whoever is asked
-for, the next message comes, to whichever node it goes: Flower reads that off the message.
+for, the next message comes, to whichever node it goes: Flower reads that off the message. And who
+sent it is told when the reply comes.
 """
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from flwr.app import Message
+from flwr.serverapp import Grid
 
 # The attribute of Flower's store that holds an _Outbox.
 _OUTBOX: Final = "outbox"
+# That of who is told of replies.
+_LISTENERS: Final = "listeners"
 # Without messages, Flower's way through all nodes takes so long. It then looks whether to stop.
 _TURN_S: Final = 1.0
 # In about so many waits, since each costs some processor time.
@@ -78,4 +83,28 @@ def hand_over_at_once() -> None:
         return found
 
     mended.store_message_ins, mended.get_message_ins = stored, taken
+    mended.store_message_res = _telling(mended.store_message_res)
     setattr(mended, _OUTBOX, None)
+
+
+def _telling(store: Callable[[Any, Message], str | None]) -> Callable[[Any, Message], str | None]:
+    """The store's way to take a reply, after which the listeners are told."""
+
+    def stored(state: Any, message: Message) -> str | None:
+        reply_id = store(state, message)
+        if reply_id is not None:
+            for tell in vars(state).get(_LISTENERS, ()):
+                tell(message.metadata.reply_to_message_id)
+        return reply_id
+
+    return stored
+
+
+def tell_of_replies(grid: Grid, tell: Callable[[str], None]) -> None:
+    """Let ``tell`` know the id of each message whose reply comes to a simulation's ``grid``.
+
+    It is called in the thread that stores the reply. Of another grid nothing is told.
+    """
+    state = getattr(grid, "state", None)
+    if hasattr(type(state), _OUTBOX):
+        vars(state).setdefault(_LISTENERS, []).append(tell)

@@ -93,6 +93,10 @@ class GrpcReplies:
                 done.append((message_id, result))
         return done
 
+    def wait(self, message_ids: list[str], seconds: float) -> None:
+        """A SuperLink tells nobody what came."""
+        time.sleep(seconds)
+
     def _note_announced(self, message_ids: list[str]) -> None:
         request = appio_pb2.PullAppMessagesRequest(message_ids=message_ids)
         response = self._grid._stub.PullMessages(request)

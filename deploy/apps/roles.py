@@ -128,14 +128,13 @@ def _run(grid: Grid, file: runs.RoleFile, events: EventLog) -> Verdict:
     from fedphd.server import app as cloud_app
 
     cloud = validate(CloudConfig, file.config, source="role file")
-    simulated = file.role == "simulation"
+    if simulated := file.role == "simulation":
+        hand_over_at_once()
+        replace_lost_actors()
     kept = Path(file.run_dir) / "state"
     edges = grid_of_edges(
         grid, cloud, events, simulated=simulated, bound=bound, folder=kept, cores=file.cores
     )
-    if simulated:
-        hand_over_at_once()
-        replace_lost_actors()
     try:
         run_dir = Path(file.run_dir)
         return cloud_app.main(

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,9 @@ from fedphd.common.config.roles import CloudConfig
 from fedphd.common.events import EventLog
 from fedphd.common.stores import FileStore
 from fedphd.common.wire import internals
+from fedphd.common.wire.arrivals import Arrivals
 from fedphd.common.wire.grid import PlainReplies, StreamingGrid, WrappedGrid, streaming_grid
+from fedphd.common.wire.handover import tell_of_replies
 from fedphd.common.wire.messages import FINISH, STATISTICS, TRAIN, Ack
 from fedphd.common.wire.offers import CHOOSE, EVERY_EDGE, Choose, OfferBook
 from fedphd.common.wire.records import read_payload, to_records
@@ -83,6 +85,8 @@ class SharedClients(WrappedGrid):
         self._question_of: dict[str, _Question] = {}
         self._sent: dict[str, _Question] = {}
         self._answers: dict[str, Message] = {}
+        self._arrivals = Arrivals()
+        tell_of_replies(grid, self._came)
         self._interval = 0
         self._book = OfferBook(past_intervals=0)
 
@@ -101,7 +105,7 @@ class SharedClients(WrappedGrid):
         if kind == FINISH:
             # It has no process that could end.
             told = to_records(Ack(name=str(node_id)))
-            self._answers[message.metadata.message_id] = Message(told, reply_to=message)
+            self._put(message.metadata.message_id, Message(told, reply_to=message))
             return
         key: Key = (message.metadata.message_id,)
         if asked is not None:
@@ -109,7 +113,7 @@ class SharedClients(WrappedGrid):
             self._note(asked)
         if key in self._kept:
             answer = Message(self._kept[key], reply_to=internals.envelope(message))
-            self._answers[message.metadata.message_id] = answer
+            self._put(message.metadata.message_id, answer)
             return
         question = self._open.setdefault(key, _Question(key, kind, node_id))
         question.askers.append(internals.envelope(message))
@@ -152,12 +156,37 @@ class SharedClients(WrappedGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers that are there; each edge gets a copy of its own."""
         with self._lock:
-            self._send_overdue()
-            # All that came, for other edges too: what is not pulled stays in Flower's store.
-            for reply in self._grid.pull_messages([i for i in self._sent if i]):
-                self._deliver(self._sent.pop(reply.metadata.reply_to_message_id), reply)
-            self._send_waiting()
-            return [self._answers.pop(i) for i in message_ids if i in self._answers]
+            asked = list(message_ids)
+            # Else another edge has pulled already what woke this one.
+            if not any(message_id in self._answers for message_id in asked):
+                self._pull()
+            return [self._take(message_id) for message_id in asked if message_id in self._answers]
+
+    def wait(self, message_ids: Collection[str], seconds: float) -> None:
+        """Until an answer to one of these is there, at most ``seconds``."""
+        self._arrivals.wait(message_ids, seconds)
+
+    def _pull(self) -> None:
+        """All that came, for other edges too: what is not pulled stays in Flower's store."""
+        self._send_overdue()
+        for reply in self._grid.pull_messages([i for i in self._sent if i]):
+            self._deliver(self._sent.pop(reply.metadata.reply_to_message_id), reply)
+        self._send_waiting()
+
+    def _came(self, sent_as: str) -> None:
+        """Flower has a reply; not pulled here, in a thread that has others to store."""
+        with self._lock:
+            question = self._sent.get(sent_as)
+            for asker in question.askers if question else ():
+                self._arrivals.tell(asker.metadata.message_id)
+
+    def _put(self, message_id: str, answer: Message) -> None:
+        self._answers[message_id] = answer
+        self._arrivals.tell(message_id)
+
+    def _take(self, message_id: str) -> Message:
+        self._arrivals.forget(message_id)
+        return self._answers.pop(message_id)
 
     def _send_waiting(self) -> None:
         """Send the orders to train that there is room for, and that an edge still waits for."""
@@ -182,13 +211,14 @@ class SharedClients(WrappedGrid):
         for asker in question.askers:
             message_id = asker.metadata.message_id
             body = reply.error if reply.has_error() else reply.content
-            self._answers[message_id] = Message(body, reply_to=asker)
+            self._put(message_id, Message(body, reply_to=asker))
             del self._question_of[message_id]
 
     def forget(self, message_id: str) -> None:
         """An edge no longer waits for the answer to this message."""
         with self._lock:
             self._answers.pop(message_id, None)
+            self._arrivals.forget(message_id)
             question = self._question_of.pop(message_id, None)
             if question is not None:
                 others = [m for m in question.askers if m.metadata.message_id != message_id]
@@ -276,6 +306,7 @@ class VirtualEdges(WrappedGrid):
             )
         self._pool = ThreadPoolExecutor(max_workers=len(edge_ids))
         self._replies: dict[str, Message] = {}
+        self._arrivals = Arrivals()
 
     def get_node_ids(self) -> Iterable[int]:
         """Node ids of the edges."""
@@ -297,7 +328,15 @@ class VirtualEdges(WrappedGrid):
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=message)
         self._replies[message.metadata.message_id] = reply
+        self._arrivals.tell(message.metadata.message_id)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies of edges that are done."""
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+        done = [message_id for message_id in message_ids if message_id in self._replies]
+        for message_id in done:
+            self._arrivals.forget(message_id)
+        return [self._replies.pop(message_id) for message_id in done]
+
+    def wait(self, message_ids: Collection[str], seconds: float) -> None:
+        """Until one of these edges is done, at most ``seconds``."""
+        self._arrivals.wait(message_ids, seconds)

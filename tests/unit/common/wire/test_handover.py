@@ -16,10 +16,11 @@ from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
+from support.memory import MemoryGrid
 from support.waiting import HANG_S
 
 from fedphd.common.wire import handover
-from fedphd.common.wire.handover import hand_over_at_once
+from fedphd.common.wire.handover import hand_over_at_once, tell_of_replies
 
 
 class Simulation:
@@ -106,6 +107,28 @@ def test_a_message_that_is_sent_while_nothing_is_there_comes_at_once(
     [(taken, taken_s)] = came
     assert taken == ["a"]
     assert taken_s - sent_s < 15.0
+
+
+def test_who_sent_a_message_is_told_of_its_reply() -> None:
+    world = Simulation(1)
+    [node] = world.nodes
+    told: list[str] = []
+    tell_of_replies(world.grid, told.append)
+    world.send("a", node)
+    [message] = world.state.get_message_ins(node_id=node, limit=1)
+    reply = Message(RecordDict(), reply_to=message)
+    reply.metadata.__dict__["_message_id"] = "reply"
+    assert told == []
+    assert world.state.store_message_res(reply) == "reply"
+    assert told == [message.metadata.message_id]
+    # A second one is refused, and told to nobody.
+    assert world.state.store_message_res(reply) is None
+    assert len(told) == 1
+    assert len(list(world.grid.pull_messages(told))) == 1
+
+
+def test_another_grid_tells_nothing() -> None:
+    tell_of_replies(MemoryGrid({}), lambda message_id: None)
 
 
 @pytest.mark.parametrize(("num_nodes", "looks"), [(2, 2), (1000, 1000)])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +13,14 @@ import torch
 from flwr.app import Message
 from support.memory import FakeTime, MemoryGrid
 from support.peers import FakeClient
+from support.waiting import HANG_S
 
+from fedphd.common.events import EventLog
 from fedphd.common.wire.messages import FINISH, HELLO, TRAIN, Ack, Finish, Hello
 from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply, Offer
 from fedphd.common.wire.payload import Payload
 from fedphd.common.wire.records import read_payload, read_weights, to_records
-from fedphd.deploy.simulation.virtual_edges import SharedClients, _grid_of_edge
+from fedphd.deploy.simulation.virtual_edges import SharedClients, VirtualEdges, _grid_of_edge
 
 NODE = 5
 
@@ -186,3 +192,44 @@ def test_no_more_clients_train_at_a_time_than_there_is_room_for() -> None:
     assert [answer.metadata.reply_to_message_id for answer in answers] == [ids[1], ids[3]]
     assert [message.metadata.dst_node_id for message in started[4:]] == [NODE + 4]
     assert [a.metadata.reply_to_message_id for a in shared.pull_messages(ids)] == [ids[4]]
+
+
+def wait_s(grid: SharedClients | VirtualEdges, message_id: str) -> float:
+    """How long a grid lets somebody wait who would wait long."""
+    started_s = time.monotonic()
+    grid.wait([message_id], HANG_S)
+    return time.monotonic() - started_s
+
+
+def test_an_edge_is_woken_by_an_answer_that_another_edge_has_pulled() -> None:
+    world = World()
+    first, second = world.choose("edge-0"), world.choose("edge-1")
+    woken: list[float] = []
+    waiting = threading.Thread(target=lambda: woken.append(wait_s(world.shared, first)))
+    waiting.start()
+    assert len(world.answers(second)) == 1
+    waiting.join(HANG_S)
+    assert woken[0] < HANG_S / 4
+    pulled = len(world.memory.pushed)
+    assert len(world.answers(first)) == 1
+    assert len(world.memory.pushed) == pulled
+
+
+def test_who_asked_is_woken_when_flower_has_a_reply() -> None:
+    world = World()
+    order = world.ask(TRAIN, Hello(asking="edge-0"))
+    [sent_as] = world.shared._sent
+    world.shared._came(sent_as)
+    assert wait_s(world.shared, order) < HANG_S / 4
+    assert len(world.answers(order)) == 1
+    # One that nobody waits for any more.
+    world.shared._came(sent_as)
+
+
+def test_the_cloud_is_woken_when_an_edge_is_done(tmp_path: Path) -> None:
+    with closing(EventLog(tmp_path / "events.jsonl", role="cloud", node="cloud")) as log:
+        edges = VirtualEdges(MemoryGrid({}), ["edge-0"], log)
+        [asked] = edges.push_messages([Message(to_records(Hello(asking="cloud")), 1, HELLO)])
+        assert wait_s(edges, asked) < HANG_S / 4
+        [reply] = edges.pull_messages([asked])
+    assert reply.metadata.reply_to_message_id == asked
