@@ -61,17 +61,17 @@ class Questions:
 
     def _attach(self, peer: Peer, answer: ChooseReply, round_: EdgeRound) -> None:
         if answer.client_id != peer.name:
-            self._roster.greet_again(peer.name)
-            raise ReplyError(f"answers as {answer.client_id}; expected {peer.name}")
+            why = f"answers as {answer.client_id}; expected {peer.name}"
+            raise self._roster.doubt(peer.name, why)
         if answer.edge_id != self._edge_id:
             return
         counts, num_classes = answer.label_counts, self._plan.num_classes
         if len(counts) != num_classes or min(counts) < 0 or sum(counts) != peer.num_samples:
             # It may have been started again with other data.
-            self._roster.greet_again(peer.name)
-            raise ReplyError(
+            raise self._roster.doubt(
+                peer.name,
                 f"label counts {list(counts)} do not fit {num_classes} classes and the "
-                f"{peer.num_samples} images that it registered with"
+                f"{peer.num_samples} images that it registered with",
             )
         self._roster.label_counts[peer.node_id] = counts
         round_.attach(peer, counts)

@@ -64,10 +64,10 @@ def collect_statistics(
 def _check(peer: Peer, task: StatisticsTask, reply: Message, roster: Roster) -> FeatureStatistics:
     answer = read_payload(reply, StatisticsReply)
     if answer.name != peer.name or answer.count != peer.num_samples:
-        roster.greet_again(peer.name)
-        raise ReplyError(
+        raise roster.doubt(
+            peer.name,
             f"answers as {answer.name} with {answer.count} images, but registered as {peer.name} "
-            f"with {peer.num_samples}"
+            f"with {peer.num_samples}",
         )
     num_features, num_classes = task.extractor.num_features, task.num_classes
     return read_statistics(reply, answer, num_features=num_features, num_classes=num_classes)

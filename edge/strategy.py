@@ -274,12 +274,12 @@ class EdgeAverage(Strategy):
                 f"interval {self._task.interval} round {edge_round}"
             )
         if answer.client_id != peer.name:
-            self._roster.greet_again(peer.name)
-            raise ReplyError(f"answers as {answer.client_id}; expected {peer.name}")
+            why = f"answers as {answer.client_id}; expected {peer.name}"
+            raise self._roster.doubt(peer.name, why)
         if answer.num_examples != peer.num_samples:
-            self._roster.greet_again(peer.name)
-            raise ReplyError(
-                f"claims {answer.num_examples} examples, but registered with {peer.num_samples}"
+            raise self._roster.doubt(
+                peer.name,
+                f"claims {answer.num_examples} examples, but registered with {peer.num_samples}",
             )
         most = self._task.plan.training.most_steps(peer.num_samples)
         if answer.steps > most:

@@ -156,17 +156,21 @@ class Roster:
         self._resting[name] = self.clock() + self.retry_s
         self.on_change(name, "failed", reason)
 
-    def greet_again(self, name: str) -> None:
-        """Let a peer whose node answers as another, or with other data, say who it is.
+    def doubt(self, name: str, why: str) -> ReplyError:
+        """Let a peer whose node answers as another, or with other data, say again who it is.
 
         Flower gives a key the same node id for a while, whoever starts with it. One that says the
         same as before is left alone like any that failed.
+
+        Returns:
+            The error to raise about its answer, which says ``why``.
         """
         with self.known.lock:
             if (peer := self.known.peers.get(name)) is not None:
                 self.known.remove(name)
                 self.label_counts.pop(peer.node_id, None)
                 self.known.doubted[peer.node_id] = peer
+        return ReplyError(why)
 
     def refresh(self, *, ask_again: bool = False) -> Mapping[str, Peer]:
         """Greet nodes that are new (or all), forget those that left; return ``peers``.

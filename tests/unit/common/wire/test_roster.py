@@ -135,7 +135,7 @@ def test_a_key_under_which_somebody_else_started_is_asked_for_its_name_again() -
     world.roster.refresh()
     world.memory.nodes = {5: introduces("c")}
     assert list(world.roster.refresh()) == ["a"], "it is greeted once"
-    world.roster.greet_again("a")
+    world.roster.doubt("a", "another")
     world.roster.rest("a", "answers as c; expected a")
     assert world.roster.refresh() == {}
     assert world.changes[-1] == ("a", "refused", "calls itself c, and its key is that of a")
@@ -145,7 +145,7 @@ def test_a_client_that_was_started_with_other_data_takes_part_at_once() -> None:
     world = Fixture({5: introduces("a", 10)})
     world.roster.refresh()
     world.memory.nodes = {5: introduces("a", 12)}
-    world.roster.greet_again("a")
+    world.roster.doubt("a", "another")
     world.roster.rest("a", "label counts do not fit")
     assert {name: peer.num_samples for name, peer in world.roster.refresh().items()} == {"a": 12}
 
@@ -153,7 +153,7 @@ def test_a_client_that_was_started_with_other_data_takes_part_at_once() -> None:
 def test_one_that_says_the_same_again_is_left_alone() -> None:
     world = Fixture({5: introduces("a", 10)})
     world.roster.refresh()
-    world.roster.greet_again("a")
+    world.roster.doubt("a", "another")
     world.roster.rest("a", "label counts do not fit")
     before = list(world.changes)
     assert world.roster.refresh() == {}
@@ -166,7 +166,7 @@ def test_one_that_says_the_same_again_is_left_alone() -> None:
 def test_one_that_is_doubted_and_leaves_has_left() -> None:
     world = Fixture({5: introduces("a", 10)})
     world.roster.refresh()
-    world.roster.greet_again("a")
+    world.roster.doubt("a", "another")
     world.memory.nodes = {}
     assert world.roster.refresh() == {}
     assert world.changes == [("a", "joined", ""), ("a", "left", "")]
@@ -175,7 +175,7 @@ def test_one_that_is_doubted_and_leaves_has_left() -> None:
 def test_one_that_is_somebody_else_by_now_leaves_and_joins() -> None:
     world = Fixture({5: introduces("a", 10)})
     world.roster.refresh()
-    world.roster.greet_again("a")
+    world.roster.doubt("a", "another")
     world.memory.nodes = {5: introduces("b", 10)}
     assert list(world.roster.refresh()) == ["b"]
     assert world.changes == [("a", "joined", ""), ("a", "left", ""), ("b", "joined", "")]
@@ -184,7 +184,7 @@ def test_one_that_is_somebody_else_by_now_leaves_and_joins() -> None:
 def test_the_name_of_one_that_is_doubted_stays_its_own() -> None:
     world = Fixture({5: introduces("a", 10)})
     world.roster.refresh()
-    world.roster.greet_again("a")
+    world.roster.doubt("a", "another")
     world.memory.nodes = {4: introduces("a", 10), 5: introduces("a", 12)}
     assert {name: peer.node_id for name, peer in world.roster.refresh().items()} == {"a": 5}
 
@@ -196,7 +196,7 @@ def test_edges_that_share_whom_they_know_doubt_together() -> None:
     for world in (one, other):
         world.roster.refresh()
     for world in (one, other):
-        world.roster.greet_again("a")
+        world.roster.doubt("a", "another")
         world.roster.rest("a", "label counts do not fit")
     assert other.roster.refresh() == one.roster.refresh() == {}
     assert known.doubted == {}
