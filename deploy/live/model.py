@@ -6,6 +6,7 @@ from statistics import median
 from fedphd.common.errors import Interrupted
 from fedphd.common.events import Event
 from fedphd.common.history import events as kinds
+from fedphd.common.history.status import CONNECTED
 from fedphd.deploy.launch.render import distance_name
 
 # A client that takes so many times as long as clients usually do holds its round up.
@@ -141,6 +142,9 @@ class Federation:
                 self._end(server, event)
             case kinds.LinkChanged():
                 server.link = event.change
+                # Beside an edge alone, that is all there is to know of it.
+                if event.change == CONNECTED and self.cloud.state == STARTS:
+                    self.cloud.state = "running"
             case kinds.PeerChanged():
                 self._peer(server, event)
             case _:

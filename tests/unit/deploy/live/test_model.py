@@ -16,7 +16,7 @@ from support.happened import (
 )
 
 from fedphd.common.events import Event
-from fedphd.common.history.events import Working
+from fedphd.common.history.events import LinkChanged, Working
 from fedphd.deploy.live.model import ANSWERED, STARTS, THERE, TRAINS, Federation
 
 
@@ -115,6 +115,16 @@ def test_somebody_who_uses_a_clients_name_does_not_change_it() -> None:
 def test_an_edge_that_left_its_cloud_is_broken() -> None:
     edge = folded([*half_a_run(), peer(13, "cloud", "edge-1", "left")]).edges["edge-1"]
     assert edge.state == "left"
+
+
+def test_beside_an_edge_alone_the_cloud_runs_once_it_is_reached() -> None:
+    waits, reached = (
+        LinkChanged(server="c:1", change=change, role="edge", node="edge-0", time=1.0)
+        for change in ("no answer, trying again", "connected")
+    )
+    assert folded([waits]).cloud.state == STARTS
+    assert folded([waits, reached]).cloud.state == "running"
+    assert folded([over(1), reached]).cloud.state == "ended"
 
 
 def test_a_cloud_alone_knows_which_clients_its_edges_have() -> None:
