@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedphd.common.data.images import ImageSet
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
+from fedphd.common.first_weights import WithoutFirstWeights
 from fedphd.common.quality.inception import Inception, inception_of
 from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.rng import generator
@@ -43,12 +44,10 @@ class FeatureClassifier(nn.Module):
     def __init__(self, *, channels: int, image_size: int, num_classes: int, seed: int) -> None:
         super().__init__()
         self.channels, self.image_size = channels, image_size
-        # On the meta device, since PyTorch's own first weights would draw from the global generator
-        # and move the caller's random state.
-        with torch.device("meta"):
+        # PyTorch's own would draw from the global generator and move the caller's random state.
+        with torch.device("cpu"), WithoutFirstWeights():
             self.body = _body(channels, image_size, self.num_features)
             self.head = nn.Linear(self.num_features, num_classes)
-        self.to_empty(device="cpu")
         noise = generator("classifier-weights", seed)
         for parameter in self.parameters():
             if parameter.dim() > 1:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedphd.common.config.run import MOST_WIDTH, DiffusionConfig, ModelConfig
 from fedphd.common.errors import ConfigError, ReplyError
+from fedphd.common.first_weights import WithoutFirstWeights
 from fedphd.common.lean_imports import bare_packages
 from fedphd.common.unet.layout import TensorLayout
 
@@ -153,7 +154,7 @@ def build_unet(config: ModelConfig, *, seed: int) -> PrunedUNet:
 
 def count_parameters(config: ModelConfig) -> int:
     """Parameters of the dense U-Net; nothing is allocated for them."""
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutFirstWeights():
         unet = build_unet(config, seed=0)
     return sum(parameter.numel() for parameter in unet.parameters())
 
@@ -187,13 +188,10 @@ def unet_from_config(
         ReplyError: a key is unknown, missing, of the wrong type or out of range, or the U-Net would
             be larger than ``max_parameters``; raised before anything of it is built.
     """
-    description, device = _described(config), torch.get_default_device()
+    description = _described(config)
     _check_size(description, description.time_feature_width, max_parameters)
-    # First weights would be drawn for nothing, which takes a second for some 30 million.
-    with torch.device("meta"):
-        unet = _build(description, time_feature_width=description.time_feature_width)
-    unet.to_empty(device=device)
-    return unet
+    with WithoutFirstWeights():
+        return _build(description, time_feature_width=description.time_feature_width)
 
 
 def layout_of_config(config: Mapping[str, Any]) -> TensorLayout:
@@ -209,7 +207,7 @@ def layout_of_config(config: Mapping[str, Any]) -> TensorLayout:
 def layout_of_dense(model: ModelConfig) -> TensorLayout:
     """The tensors of ``build_unet(model)``; none of them gets memory; ReplyError if too many."""
     _check_size(model, model.block_out_channels[0], MAX_PARAMETERS)
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutFirstWeights():
         return TensorLayout.of(build_unet(model, seed=0).state_dict())
 
 

@@ -16,14 +16,19 @@ LEFT_OUT = (
     "diffusers.models.transformers.sana_transformer",
     "sqlalchemy",
     "alembic",
+    "sympy",
 )
 # A client that has taken a step, and then runs each line's code in a fork of its own.
 CLIENT = """
 import json, os, sys, traceback
 import torch, fedphd.client.resident
 from fedphd.common.config.run import ModelConfig
-from fedphd.common.unet.model import build_unet
-unet = build_unet(ModelConfig(), seed=0)
+from fedphd.common.unet.groups import GroupPenalty
+from fedphd.common.unet.model import build_unet, layout_of_config, unet_config, unet_from_config
+sent = unet_config(build_unet(ModelConfig(), seed=0))
+layout_of_config(sent)
+unet = unet_from_config(sent)
+GroupPenalty(unet)
 adam = torch.optim.Adam(unet.parameters())
 unet(torch.zeros(1, 1, 8, 8), 0).sample.sum().backward()
 adam.step()
