@@ -112,14 +112,19 @@ def _used(num: int, config: DataConfig) -> Indices:
     return np.sort(order[: config.max_images])
 
 
+def num_held_out(num: int, validation_fraction: float) -> int:
+    """Of so many images of a client, those that are held out for validation."""
+    return max(1, round(validation_fraction * num)) if validation_fraction else 0
+
+
 def _held_out(num: int, config: DataConfig) -> tuple[Indices, Indices]:
     """Positions of the training and of the validation images, each ascending.
 
     The cut is drawn from the partition's seed and id (0 and 0 without a partition).
     """
-    if config.validation_fraction == 0:
+    num_validation = num_held_out(num, config.validation_fraction)
+    if num_validation == 0:
         return np.arange(num), np.arange(0)
-    num_validation = max(1, round(config.validation_fraction * num))
     if num_validation >= num:
         raise ConfigError(
             f"validation_fraction = {config.validation_fraction} leaves none of {num} "

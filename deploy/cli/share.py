@@ -25,7 +25,9 @@ def export(
     ] = "averaged",
     onnx: Annotated[
         bool,
-        Option("--onnx", help="also write the network as ONNX, and check it (needs the extra onnx)"),
+        Option(
+            "--onnx", help="also write the network as ONNX, and check it (needs the extra onnx)"
+        ),
     ] = False,
     license_name: Annotated[
         str | None,

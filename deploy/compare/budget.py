@@ -77,7 +77,7 @@ class Workload:
 
     @classmethod
     def of(cls, config: CloudConfig, part_sizes: Sequence[int]) -> Self:
-        """The workload of ``config`` with clients that hold ``part_sizes`` images."""
+        """The workload of ``config`` with clients that train on ``part_sizes`` images."""
         schedule, training = config.schedule, config.training
         names, fraction = map(str, range(len(part_sizes))), schedule.participation
         # Who they are differs from round to round, how many does not.
@@ -97,26 +97,29 @@ class Workload:
 
 @dataclass(frozen=True)
 class RoundBytes:
-    """Bytes that a method moves over the cloud's links in its first and in a later cloud round.
+    """Bytes that a method moves over the cloud's links in a cloud round.
 
-    With ``prunes_half_way`` the first stands for every round of the dense network, the later one
-    for every round of the pruned network.
+    Attributes:
+        first: in the first one, in which weights may go whole that later go as differences, or
+            clients tell of their data.
+        later: in every other one.
+        pruned: in those of the second half, if the network is pruned after the first; else None.
     """
 
     first: int
     later: int
-    prunes_half_way: bool
+    pruned: int | None = None
 
     def total(self, cloud_rounds: int) -> int:
-        """Bytes of a run of so many cloud rounds."""
-        dense = cloud_rounds // 2 if self.prunes_half_way else 1
-        return self.first * dense + self.later * (cloud_rounds - dense)
+        """Bytes of a run of so many cloud rounds, of two at least if it prunes."""
+        dense = cloud_rounds if self.pruned is None else cloud_rounds // 2
+        return self.first + self.later * (dense - 1) + (self.pruned or 0) * (cloud_rounds - dense)
 
     def rounds_within(self, num_bytes: int) -> int:
         """The most cloud rounds that move at most ``num_bytes``; 0 if the method cannot run."""
-        # No more than if every round were the cheaper one: go down from there.
-        rounds = num_bytes // min(self.first, self.later) + 1
+        # No more than if every round were the cheapest one: go down from there.
+        rounds = num_bytes // min(self.first, self.later, self.pruned or self.later) + 1
         while rounds > 0 and self.total(rounds) > num_bytes:
             rounds -= 1
         # Without a second half there is nothing to prune for.
-        return 0 if self.prunes_half_way and rounds < 2 else rounds
+        return 0 if self.pruned is not None and rounds < 2 else rounds

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +26,8 @@ from fedphd.deploy.simulation.run_config import SimulatedClients
 
 logger = logging.getLogger(__name__)
 
-PROBE_ROUNDS = 2
+# A first round and a later one; of a method that prunes half way two more, of the pruned network.
+_PROBE_ROUNDS, _PROBE_ROUNDS_PRUNED = 2, 4
 SAMPLES = "samples.png"
 
 
@@ -86,9 +88,15 @@ class Comparison:
 
     def execute(self, *, jobs: int, stop: threading.Event, say: Say) -> dict[str, str]:
         """Run all that is missing; returns why runs failed, by name; raises as ``fit_rounds``."""
-        # Settings that cannot work are refused before anything starts.
+        # Settings that cannot work are refused before anything starts, or is stored.
         for method in self.methods:
             self._plan_run(method, self.plan.seeds[0])
+        finished = [run for run in self.runs() if run.finished]
+        if self.tuner and (untuned := self.tuner.untuned(finished)):
+            raise ConfigError(
+                f"--tune: {self.common.out} holds finished runs of settings that nothing has "
+                f"chosen ({', '.join(run.name for run in untuned)}); choose another --out"
+            )
         self.plan.write(self.common.out)
         logs = self.common.out / "logs"
         runner = Runner(logs, jobs=jobs, say=say, keep=lambda run: self.keep([run]))
@@ -145,29 +153,30 @@ class Comparison:
             probe = self.byte_probe(method)
             if not _completes(probe, runner, stop):
                 return
-            first, both = (ended.edge_cloud_bytes for ended in probe.cloud_rounds())
-            moved = RoundBytes(first, both - first, prunes_half_way=method.prunes_half_way)
+            moved = _bytes_of(probe)
             plan.intervals[method.name] = fitting = moved.rounds_within(plan.cloud_bytes)
             plan.write(self.common.out)
             say(
                 f"budget    {method.name}: {fitting} cloud rounds fit in "
                 f"{human_bytes(plan.cloud_bytes)} "
-                f"({human_bytes(moved.first)} in the first, {human_bytes(moved.later)} later)"
+                f"({human_bytes(moved.first)} in the first, {human_bytes(moved.later)} later"
+                f"{'' if moved.pruned is None else f', {human_bytes(moved.pruned)} once pruned'})"
             )
 
     def byte_probe(self, method: Method) -> PlannedRun:
         """The run that shows what a method sends: as little training and sampling as possible."""
+        rounds = _PROBE_ROUNDS_PRUNED if method.prunes_half_way else _PROBE_ROUNDS
         settings = {
             "training.local_unit": "steps",
             "training.local_amount": 1,
             "evaluation.reference": None,
-            "evaluation.every_intervals": PROBE_ROUNDS,
+            "evaluation.every_intervals": rounds,
             "evaluation.num_samples": 2,
             "evaluation.sampling_steps": 1,
             "evaluation.grid_rows": 1,
         }
         seed = self.plan.seeds[0]
-        run = self._plan_run(method, seed, intervals=PROBE_ROUNDS, settings=settings)
+        run = self._plan_run(method, seed, intervals=rounds, settings=settings)
         folder = self.common.out / "probes" / method.name
         probe = replace(run, folder=folder, purpose="probe-", row=None)
         probe.check(self.plan.common)
@@ -222,6 +231,13 @@ class Comparison:
         reasons = {0: "the budget is too small for it", None: "its bytes are not known yet"}
         found = [(method.name, self.plan.intervals.get(method.name)) for method in self.methods]
         return [f"{name}: {reasons[number]}" for name, number in found if not number]
+
+
+def _bytes_of(probe: PlannedRun) -> RoundBytes:
+    """What a finished ``byte_probe`` shows."""
+    totals = [ended.edge_cloud_bytes for ended in probe.cloud_rounds()]
+    first, later, *pruned = (after - before for before, after in pairwise([0, *totals]))
+    return RoundBytes(first, later, pruned[-1] if pruned else None)
 
 
 def _completes(run: PlannedRun, runner: Runner, stop: threading.Event) -> bool:

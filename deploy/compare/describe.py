@@ -8,6 +8,7 @@ from fedphd.deploy.compare.budget import Budget, Workload, method_settings
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.methods import Method
 from fedphd.deploy.compare.plan import decisive_settings, plan_run
+from fedphd.deploy.launch.client_data import part_of_data
 from fedphd.deploy.launch.render import human_bytes
 from fedphd.deploy.launch.runs import Split
 
@@ -57,7 +58,9 @@ def describe(comparison: Comparison, split: Split) -> Iterator[str]:
         run = plan_run(comparison.common, method, plan.seeds[0], intervals=rounds, tuned=tuned)
         config = run.config
         schedule, training = config.schedule, config.training
-        sizes = [sum(split.sizes)] if method.pooled else split.sizes
+        data = part_of_data(base, 0, comparison.common.clients.data)
+        trained = split.training_sizes(data.validation_fraction)
+        sizes = [sum(trained)] if method.pooled else trained
         work, unit = Workload.of(config, sizes), training.local_unit
         yield (
             f"  {schedule.intervals} cloud rounds x {schedule.edge_rounds} training round(s) x "

@@ -20,7 +20,7 @@ from fedphd.common.history.summary import SUMMARY, Summary
 from fedphd.deploy.compare.budget import Budget, Workload, evaluation_period, method_settings
 from fedphd.deploy.compare.methods import Method, default_settings
 from fedphd.deploy.compare.rows import Row
-from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, KIND, part_of_data
+from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, KIND, PRESET, data_of
 from fedphd.deploy.launch.origin import DIRTY
 from fedphd.deploy.launch.runs import CONFIG, EVENTS, SIMULATION, open_client_data
 from fedphd.deploy.simulation.run_config import SimulatedClients
@@ -52,7 +52,8 @@ class CommonSettings:
 
     def fixed(self) -> dict[str, Any]:
         """Settings that stay the same while methods and seeds are added to a comparison."""
-        shown = decisive_settings(self.base(), self.clients.data)
+        base = self.base()
+        shown = {PRESET: base.preset, **decisive_settings(base, self.clients.data)}
         return {key: value for key, value in shown.items() if key not in ("seed", "data.seed")}
 
 
@@ -204,7 +205,9 @@ def _pooled(
 ) -> tuple[CloudConfig, SimulatedClients]:
     """One client with all images that takes as many steps as the others together."""
     data = tuple(sorted(common.clients.data.items()))
-    sizes = _part_sizes(config.preset, config.seed, config.schedule.min_clients, data)
+    sizes = _training_sizes(
+        config.preset, config.seed, config.schedule.min_clients, config.num_classes, data
+    )
     work = Workload.of(config, sizes)
     steps = {
         "schedule.min_clients": 1,
@@ -218,14 +221,12 @@ def _pooled(
 
 
 @cache
-def _part_sizes(
-    preset: str, seed: int, num_clients: int, data: tuple[tuple[str, Any], ...]
+def _training_sizes(
+    preset: str, seed: int, num_clients: int, num_classes: int, data: tuple[tuple[str, Any], ...]
 ) -> tuple[int, ...]:
-    """Images of each client; opening the data takes seconds."""
-    settings = {"preset": preset, "seed": seed, "schedule.min_clients": num_clients}
-    config = load_config(CloudConfig, None, {**settings, "pruning.mode": "none"})
-    split = open_client_data(part_of_data(config, 0, dict(data)), config.num_classes)
-    return tuple(split.sizes)
+    """Images that each client trains on; opening the data takes seconds."""
+    first = data_of(dict(data), 0, num_clients, seed=seed, preset=preset)
+    return open_client_data(first, num_classes).training_sizes(first.validation_fraction)
 
 
 def decisive_settings(config: CloudConfig, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,6 +303,7 @@ class Plan(BaseModel, extra="forbid"):
             return self._with_other_seeds()
         # Settings that came with a newer version had their defaults before.
         new = {key: value for key, value in default_settings().items() if key in self.common}
+        new[PRESET] = CloudConfig.model_fields[PRESET].default
         before = {"budget": earlier.budget.value, **new, **earlier.common}
         found = differences(before, {"budget": self.budget.value, **self.common})
         if earlier.cloud_bytes and self.cloud_bytes and earlier.cloud_bytes != self.cloud_bytes:

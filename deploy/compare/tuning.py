@@ -141,18 +141,27 @@ class Tuner:
         )
         return len(self._tuning.seeds) * sum(values)
 
+    def untuned(self, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+        """Those of ``runs`` whose method has settings that are not chosen yet."""
+        return [run for run in runs if self._open(run.method.tuned_like or run.method.name)]
+
+    def _open(self, name: str) -> list[str]:
+        """Keys of a method that nothing is chosen for yet."""
+        chosen = self._tuning.chosen.get(name, {})
+        return [key for key in self._keys[name] if key not in chosen]
+
     def choose(self, runner: Runner, stop: threading.Event, say: Say) -> None:
         """Run what is missing and store what is chosen in the plan.
 
-        Returns early once ``stop`` is set. Raises FedPhDError if all values of a key failed, or one
-        for another reason than that its training diverged: then nothing is chosen, since a full
-        disk or a busy machine says nothing about a value.
+        What is chosen already stays. Returns early once ``stop`` is set. Raises FedPhDError if all
+        values of a key failed, or one for another reason than that its training diverged: then
+        nothing is chosen, since a full disk or a busy machine says nothing about a value.
         """
         for depth in range(max(map(len, self._keys.values()), default=0)):
             asked = {
                 name: self.candidates(name, depth)
                 for name, keys in self._keys.items()
-                if depth < len(keys)
+                if depth < len(keys) and keys[depth] in self._open(name)
             }
             runs = by_seed([run for pairs in asked.values() for _, found in pairs for run in found])
             for run in runs:

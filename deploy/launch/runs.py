@@ -236,6 +236,12 @@ class Split:
     def __str__(self) -> str:
         return f"{self.name}: {min(self.sizes)} to {max(self.sizes)} images per client"
 
+    def training_sizes(self, validation_fraction: float) -> tuple[int, ...]:
+        """Images that each one trains on, without those that it holds out."""
+        from fedphd.common.data.labelled import num_held_out
+
+        return tuple(size - num_held_out(size, validation_fraction) for size in self.sizes)
+
     def write(self, run_dir: Path) -> None:
         """Store it for the run's summary."""
         write_json(run_dir / PARTITION_FILE, asdict(self))

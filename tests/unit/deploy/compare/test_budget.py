@@ -83,19 +83,23 @@ def test_work_in_steps_does_not_depend_on_the_images() -> None:
 )
 def test_as_many_rounds_as_fit_in_the_bytes(budget: int, rounds: int) -> None:
     # 100 bytes first, 80 each later: 100, 180, 260, 340, 420, 500.
-    moved = RoundBytes(first=100, later=80, prunes_half_way=False)
+    moved = RoundBytes(first=100, later=80)
     assert moved.total(6) == 500
     assert moved.rounds_within(budget) == rounds
 
 
 def test_rounds_after_pruning_are_cheaper() -> None:
-    moved = RoundBytes(first=100, later=60, prunes_half_way=True)
+    moved = RoundBytes(first=100, later=100, pruned=60)
     # Half, rounded down, at 100, the others at 60.
     assert [moved.total(rounds) for rounds in (2, 3, 4, 5)] == [160, 220, 320, 380]
     assert moved.rounds_within(319) == 3
     assert moved.rounds_within(380) == 5
     # One round has no half: 159 bytes are not enough for two.
     assert [moved.rounds_within(num_bytes) for num_bytes in (159, 160)] == [0, 2]
+    # Whole weights in the first round, differences afterwards.
+    coded = RoundBytes(first=400, later=100, pruned=60)
+    assert [coded.total(rounds) for rounds in (2, 3, 4, 5)] == [460, 520, 620, 680]
+    assert coded.rounds_within(679) == 4
 
 
 def test_evaluations_are_about_as_many_whatever_the_rounds() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from support.finished import METHODS, comparison, write_finished
@@ -34,6 +36,30 @@ def test_the_report_needs_the_rows_alone(made: Comparison) -> None:
         (out / name).unlink()
     Comparison.stored(out, METHODS).report({}, command="c")
     assert {name: (out / name).read_bytes() for name in names} == before
+
+
+def test_the_report_knows_the_preset_that_it_was_made_with(common: CommonSettings) -> None:
+    photographs = replace(common, settings={**common.settings, "preset": "cifar10-16"})
+    made = comparison(photographs, ["fedavg"], [0])
+    for run in made.runs():
+        write_finished(run, distances=[90.0, 50.0, 20.0])
+    made.plan.write(common.out)
+    made.report({}, command="c")
+    stored = Comparison.stored(common.out, METHODS)
+    assert [run.config.preset for run in stored.runs()] == ["cifar10-16"]
+    shutil.rmtree(common.out / "fedavg")
+    assert [run.finished for run in Comparison.stored(common.out, METHODS).runs()] == [True]
+    with pytest.raises(ConfigError, match="comparison with other settings: .* now 'digits'"):
+        comparison(common, ["fedavg"], [0])
+
+
+def test_rows_of_before_the_preset_was_kept_are_of_the_digits(made: Comparison) -> None:
+    path = made.common.out / "compare.json"
+    plan = json.loads(path.read_text("utf-8"))
+    del plan["common"]["preset"]
+    path.write_text(json.dumps(plan), "utf-8")
+    assert len(Comparison.stored(made.common.out, METHODS).runs()) == 2
+    assert all(run.finished for run in comparison(made.common, ["fedavg"], [0]).runs())
 
 
 def test_a_run_that_has_a_row_is_finished_and_a_further_seed_is_not(made: Comparison) -> None:

@@ -130,3 +130,17 @@ def test_rounds_that_fit_come_from_the_bytes_of_a_probe(common: CommonSettings) 
     assert "fedavg: 3 cloud rounds fit in 7.0 kB (2.0 kB in the first, 2.0 kB later)" in said[0]
     stored = json.loads((common.out / "compare.json").read_text("utf-8"))
     assert (stored["cloud_bytes"], stored["intervals"]) == (7000, {"fedavg": 3})
+
+
+def test_the_probe_of_a_method_that_prunes_half_way_has_two_rounds_of_either_kind(
+    common: CommonSettings,
+) -> None:
+    by_bytes = comparison(common, ["fedphd"], [0], budget="cloud-bytes", cloud_bytes=7000)
+    probe = by_bytes.byte_probe(METHODS["fedphd"])
+    assert (probe.config.schedule.intervals, probe.config.pruning.sparse_rounds) == (4, 2 * 3)
+    write_finished(probe, distances=[None] * 5, bytes_per_round=2000)
+    said: list[str] = []
+    runner = Runner(common.out / "logs", jobs=1, say=print)
+    by_bytes.fit_rounds(runner, threading.Event(), said.append)
+    assert by_bytes.plan.intervals == {"fedphd": 3}
+    assert "2.0 kB in the first, 2.0 kB later, 2.0 kB once pruned" in said[0]

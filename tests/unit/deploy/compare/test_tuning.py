@@ -145,6 +145,10 @@ def test_a_value_that_diverges_loses_and_all_of_them_are_an_error(common: Common
         Finisher(common, {(0.002, 2.0): -1.0, (0.004, 2.0): 70.0}), threading.Event(), print
     )
     assert made.plan.tuning.chosen["fedavg"][RATE] == 0.004
+    # Its runs can never finish, and are not tried again.
+    again = Finisher(common, {})
+    made.tuner.choose(again, threading.Event(), print)
+    assert again.started == []
     out = replace(common, out=common.out / "other")
     other = asked(out, ["fedavg"], training__learning_rate=[0.002])
     assert other.tuner is not None
@@ -210,6 +214,25 @@ def test_centralised_training_takes_the_steps_of_all_on_all_images(common: Commo
     # Six clients with 299 or 300 digits: ten batches of 32 in each of six epochs.
     assert (training.local_unit, training.local_amount) == ("steps", 6 * 6 * 10)
     assert run.decisive["data.partition.kind"] == "iid"
+
+
+def test_what_clients_hold_out_is_no_step_of_centralised_training(common: CommonSettings) -> None:
+    half = {**common.clients.data, "data.validation_fraction": 0.5}
+    halved = replace(common, clients=replace(common.clients, data=half))
+    (run,) = comparison(halved, ["centralised"], [0]).runs()
+    # 149 or 150 digits: five batches of 32 in each of six epochs.
+    assert run.config.training.local_amount == 6 * 6 * 5
+
+
+def test_results_that_were_not_tuned_are_not_tuned_afterwards(common: CommonSettings) -> None:
+    (run,) = comparison(common, ["fedphd_os"], [0]).runs()
+    write_finished(run, distances=[90.0, 50.0, 20.0])
+    # FedPhD-OS takes what FedPhD chooses.
+    made = asked(common, ["fedphd_os"], training__learning_rate=[0.002, 0.004])
+    told = r"--tune: .* holds finished runs of .* chosen \(fedphd_os-seed-0\); choose another --out"
+    with pytest.raises(ConfigError, match=told):
+        made.execute(jobs=1, stop=threading.Event(), say=print)
+    assert Plan.read(common.out) is None
 
 
 def test_choices_are_taken_over_where_there_are_some(common: CommonSettings) -> None:
