@@ -106,6 +106,10 @@ class EdgeAverage(Strategy):
         self.rounds.append(round_.stats)
         peers = self._roster.refresh()
         task, schedule = self._task, self._task.plan.schedule
+        if task.plan.reproducible:
+            # Edges in step ask the same clients, also who failed at one of them: else the others'
+            # questions would be held for that one's offer.
+            peers = self._roster.everyone
         sampled = sample_participants(
             peers,
             fraction=schedule.participation,

@@ -27,6 +27,8 @@ from fedphd.common.wire.traffic import Traffic
 _PUSH_BATCH: Final = 32
 # 0.7 of 10 messages are 7, whatever floats make of it.
 _ROUNDING: Final = 1e-9
+# Flower forgets a message after 12 h, unless it says otherwise; a late reply is still told as one.
+_LATE_S: Final = 3600.0
 _REFUSED: Final = "its SuperLink refused the message"
 # In place of Flower's own text, which is too long for the line that an interval prints.
 _REASONS: Final = {
@@ -186,6 +188,11 @@ class _Exchange:
     late: FailureKind = "late"
 
     @property
+    def kept_s(self) -> float:
+        """How long Flower must keep a message at least, to take its reply; 0 where that is open."""
+        return self.timeout_s + _LATE_S if math.isfinite(self.timeout_s) else 0.0
+
+    @property
     def room(self) -> int:
         """How many messages may be sent now."""
         if self.window is None:
@@ -312,6 +319,8 @@ class StreamingGrid(WrappedGrid):
             if not (batch := list(islice(exchange.source, room))):
                 exchange.all_sent = True
                 return
+            for message in batch:
+                message.metadata.ttl = max(message.metadata.ttl, exchange.kept_s)
             # A refused message has no id in what comes back, or what comes back is too short.
             for message, message_id in zip_longest(batch, self.push_messages(batch)):
                 exchange.num_sent += 1

@@ -34,7 +34,7 @@ from fedphd.deploy.launch.runs import VERDICT, check_data, discard, open_client_
 from fedphd.deploy.launch.versions import check_flower
 from fedphd.deploy.report.leaving import leave_report
 from fedphd.deploy.simulation.cluster import Cluster
-from fedphd.deploy.simulation.launcher import run_simulation
+from fedphd.deploy.simulation.launcher import run_simulation, state_of
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 EXIT_HELP = (
@@ -97,7 +97,7 @@ def cloud(
         folder = former or run_folder(run_dir, resolved.out_dir)
         with claimed(folder, name="the run's folder"):
             try:
-                resumed = rewind(folder, flags.say) if former else None
+                resumed = rewind(folder, resolved.state_dir, flags.say) if former else None
                 verdict = run_cloud(
                     resolved, run_dir=folder, stop=stop, say=flags.say, resumed=resumed
                 )
@@ -286,7 +286,7 @@ def simulate(
     clients = SimulatedClients(run.data, cpus=cpus, gpus=gpus)
     cluster = Cluster.at(ray_address) if ray_address else None
     with run.begin(run_dir, plain=plain, report=not no_report) as begun:
-        resumed = rewind(begun.folder, begun.say) if former else None
+        resumed = rewind(begun.folder, state_of(begun.folder), begun.say) if former else None
         begun.verdict = run_simulation(
             run.config,
             clients=clients,

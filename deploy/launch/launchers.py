@@ -183,7 +183,7 @@ def serve(
             watched_s = time.monotonic()
             for watch in watches:
                 watch()
-        link.check_alive()
+        link.check_alive(at_work=pid is not None)
         check_serverapp(pid, submitted_s, link, file, kills)
         time.sleep(POLL_S)
 

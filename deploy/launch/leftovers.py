@@ -91,6 +91,11 @@ class Processes:
             self._path.unlink(missing_ok=True)
 
 
+def end_leftovers(state_dir: Path) -> None:
+    """End what a killed launcher left running; raises StartError where one that runs uses it."""
+    Processes(state_dir)
+
+
 def user_of(folder: Path) -> int | None:
     """The id of another process that uses a state folder now; None: nobody does."""
     return _read(folder / PROCESSES).user

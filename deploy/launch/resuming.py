@@ -11,6 +11,7 @@ from fedphd.common.errors import ConfigError
 from fedphd.common.files import replaced
 from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, PRESET, UNSET, says_reference
+from fedphd.deploy.launch.leftovers import end_leftovers
 from fedphd.deploy.launch.local import merge_events
 from fedphd.deploy.launch.runs import (
     CLIENTS,
@@ -107,11 +108,14 @@ def check_same_data(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, 
         )
 
 
-def rewind(run_dir: Path, say: Say) -> Resumed:
+def rewind(run_dir: Path, state_dir: Path, say: Say) -> Resumed:
     """Bring the files of a run back to its last whole interval; says how far that is.
 
-    Raises ConfigError if its checkpoint cannot be used.
+    What a killed launcher left running in ``state_dir`` is ended before: it would write on.
+
+    Raises ConfigError if its checkpoint cannot be used; StartError if ``state_dir`` is in use.
     """
+    end_leftovers(state_dir)
     # They take seconds to import, and most starts need none of them.
     from fedphd.common.history.progress import Progress
     from fedphd.common.unet.checkpoint import CHECKPOINT, has_checkpoint

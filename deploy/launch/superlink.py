@@ -20,7 +20,7 @@ from typing import Any
 from fedphd.common.allocator import allocator_environment
 from fedphd.common.config.links import SuperLinkConfig
 from fedphd.common.config.text import flower_pairs, to_toml
-from fedphd.common.errors import StartError
+from fedphd.common.errors import FedPhDError, StartError
 from fedphd.deploy.keys.files import check_fits, check_in_date
 from fedphd.deploy.launch.keyring import KeyRing
 from fedphd.deploy.launch.leftovers import Processes
@@ -214,11 +214,13 @@ class SuperLink:
                     raise StartError(f"flower-superlink {problem}; see {self.log}")
                 time.sleep(0.05)
 
-    def check_alive(self) -> None:
-        """Raise StartError if the process has ended."""
+    def check_alive(self, *, at_work: bool = False) -> None:
+        """Raise StartError if the process has ended, or FedPhDError if it was ``at_work``."""
         if (code := self.process.poll()) is not None:
             last = last_line(self.log.read_text("utf-8", "replace"))
-            raise StartError(f"flower-superlink ended with code {code}; see {self.log}: {last}")
+            raise (FedPhDError if at_work else StartError)(
+                f"flower-superlink ended with code {code}; see {self.log}: {last}"
+            )
 
     def keyring(self, names: Path, say: Callable[[str], None]) -> KeyRing | None:
         """Who may join, if that is limited; as in ``KeyRing``."""

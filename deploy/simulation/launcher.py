@@ -23,6 +23,11 @@ from fedphd.deploy.simulation.cluster import Cluster
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 
+def state_of(run_dir: Path) -> Path:
+    """The state folder of a simulation: its own, so that several can run side by side."""
+    return run_dir / "state"
+
+
 def run_simulation(
     config: CloudConfig,
     *,
@@ -40,7 +45,7 @@ def run_simulation(
     run in ``run_dir`` is, if it goes on. Clients train on the ``cluster``, whose machines must all
     see ``run_dir``; None: on this machine.
     """
-    config = config.model_copy(update={"state_dir": run_dir / "state"})
+    config = config.model_copy(update={"state_dir": state_of(run_dir)})
     file = prepare("simulation", config, run_dir, resumed, cluster.cpus if cluster else 0)
     federation = clients.federation(config)
     record = {"clients": clients.record(config), "federation": federation, "origin": origin()}

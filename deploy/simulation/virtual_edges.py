@@ -149,7 +149,9 @@ class SharedClients(WrappedGrid):
 
     def _send(self, question: _Question, content: RecordDict) -> None:
         # Its sender is still counting the bytes of these records, maybe for several clients.
-        message = Message(internals.with_own_records(content), question.node_id, question.kind)
+        records = internals.with_own_records(content)
+        ttl = max((asker.metadata.ttl for asker in question.askers), default=None)
+        message = Message(records, question.node_id, question.kind, ttl=ttl)
         question.sent_as = next(iter(self._grid.push_messages([message])), "")
         self._sent[question.sent_as] = question
 

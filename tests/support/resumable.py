@@ -38,7 +38,7 @@ def main(folder: Path, settings: dict[str, object]) -> None:
     federation = Federation(folder, {**SETTINGS, **settings})
     resumed = Resumed()
     if federation.run_dir.exists():
-        resumed = rewind(federation.run_dir, lambda line: print(line, flush=True))
+        resumed = rewind(federation.run_dir, folder / "state", lambda line: print(line, flush=True))
     write = EventLog.write
 
     def say(log: EventLog, event: Event) -> None:

@@ -284,6 +284,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+def test_edges_in_step_ask_a_client_again_that_failed_at_one_of_them() -> None:
+    bad = FakeClient("bad", (10, 0), weights=torch.zeros(4))
+    config = plan(schedule={"edge_rounds": 2}, reproducible=True)
+    world = Fixture([bad, FakeClient("good")], config)
+    world.run()
+    assert [client.asked[-1].edge_round for client in world.clients.values()] == [2, 2]
+    assert [len(stats.failures) for stats in world.told] == [1, 1]
+    assert [stats.clients for stats in world.told] == [["good"], ["good"]]
+
+
 @pytest.mark.parametrize(("badly", "reason"), BAD, ids=lambda value: str(value)[:40])
 @pytest.mark.parametrize("query_batch", [1, 10])
 def test_bad_reply_leaves_out_its_client_only(

@@ -264,6 +264,15 @@ def test_lost_replies_say_why_and_are_forgotten_when_late() -> None:
     assert replies.forgotten == [second]
 
 
+@pytest.mark.parametrize(
+    ("timeout", "ttl"), [(60.0, 12 * 3600), (86400.0, 25 * 3600), (None, 12 * 3600)]
+)
+def test_a_message_is_kept_as_long_as_its_reply_may_take(timeout: float | None, ttl: float) -> None:
+    grid = streaming(memory := MemoryGrid({2: echo}))
+    assert len(list(grid.send_and_receive(to(2), timeout=timeout))) == 1
+    assert memory.pushed[0].metadata.ttl == ttl
+
+
 def object_sizes(message: Message) -> dict[str, int]:
     """Serialised bytes of everything that a message of ``weighty`` consists of."""
     records = message.content

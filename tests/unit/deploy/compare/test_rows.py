@@ -49,7 +49,7 @@ def test_the_report_knows_the_preset_that_it_was_made_with(common: CommonSetting
     assert [run.config.preset for run in stored.runs()] == ["cifar10-16"]
     shutil.rmtree(common.out / "fedavg")
     assert [run.finished for run in Comparison.stored(common.out, METHODS).runs()] == [True]
-    with pytest.raises(ConfigError, match="comparison with other settings: .* now 'digits'"):
+    with pytest.raises(ConfigError, match=r"comparison with other settings: .* now 'digits'"):
         comparison(common, ["fedavg"], [0])
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from support.command import fedphd
 from support.tiny import write_toml
+from support.waiting import HANG_S
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
@@ -15,6 +17,7 @@ from fedphd.common.events import write_json
 from fedphd.common.history.progress import Progress, Reported
 from fedphd.common.unet.costs import Costs
 from fedphd.deploy.launch.client_data import with_reference
+from fedphd.deploy.launch.leftovers import PROCESSES, Process
 from fedphd.deploy.launch.resuming import (
     check_same_data,
     check_unchanged,
@@ -89,10 +92,26 @@ def test_without_a_checkpoint_a_run_begins_anew(tmp_path: Path) -> None:
     for name in ("metrics.jsonl", "verdict.json"):
         log(tmp_path / name, "cloud")
     said: list[str] = []
-    resumed = rewind(tmp_path, said.append)
+    resumed = rewind(tmp_path, tmp_path / "state", said.append)
     assert (resumed.interval, resumed.events, resumed.events_size) == (0, 0, 0)
     assert list(tmp_path.iterdir()) == []
     assert said == [f"resuming  {tmp_path}: no interval was finished, it begins anew"]
+
+
+def test_what_a_killed_launcher_left_is_ended_before_the_log_is_cut(tmp_path: Path) -> None:
+    state, late = tmp_path / "state", tmp_path / "late"
+    # It finishes an interval while it is asked to end.
+    script = f"trap 'touch {late}; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as left:
+        assert left.stdout is not None
+        assert left.stdout.readline() == b"up\n"
+        state.mkdir()
+        before = {"launcher": {"pid": left.pid, "started": 1}, "started": [Process.of(left.pid)]}
+        (state / PROCESSES).write_text(
+            json.dumps(before, default=lambda p: p.model_dump()), "utf-8"
+        )
+        rewind(tmp_path, state, lambda line: None if late.exists() else pytest.fail(line))
+        assert left.wait(HANG_S) == 0
 
 
 def test_with_a_damaged_checkpoint_everything_stays(tmp_path: Path) -> None:
@@ -102,7 +121,7 @@ def test_with_a_damaged_checkpoint_everything_stays(tmp_path: Path) -> None:
     (tmp_path / "checkpoint" / "state.json").write_text("{", encoding="utf-8")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=r"state\.json is missing or damaged"):
-        rewind(tmp_path, print)
+        rewind(tmp_path, tmp_path / "state", print)
     assert sorted(tmp_path.iterdir()) == before
 
 

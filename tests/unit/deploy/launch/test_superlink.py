@@ -14,7 +14,7 @@ import pytest
 from support.waiting import HANG_S, wait_until
 
 from fedphd.common.config.links import SuperLinkConfig
-from fedphd.common.errors import StartError
+from fedphd.common.errors import FedPhDError, StartError, exit_code_of
 from fedphd.deploy.launch import superlink
 from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.superlink import (
@@ -168,6 +168,10 @@ def test_superlink_that_ends_is_reported_with_its_last_words(tmp_path: Path) -> 
     link = fake_flower(tmp_path, "echo first; echo last words >&2; echo; exit 7")
     with pytest.raises(StartError, match=r"ended with code 7; see .*superlink.log: last words$"):
         link.wait_ready()
+    # Of a run that was under way it says that it failed, not that it could not start.
+    with pytest.raises(FedPhDError, match="ended with code 7") as raised:
+        link.check_alive(at_work=True)
+    assert exit_code_of(raised.value) == 1
     link.stop()
 
 
