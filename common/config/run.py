@@ -258,7 +258,11 @@ class WaitConfig(Section):
     )
     upload_stall_s: float = setting(20.0, "seconds of an upload without any progress", gt=0)
     interval_s: float = setting(7200.0, "seconds for an edge's reply for an interval", gt=0)
-    retry_s: float = setting(60.0, "seconds before a client that failed is asked again", gt=0)
+    retry_s: float = setting(
+        60.0,
+        "seconds before a client that failed is asked again; in reproducible mode at once",
+        gt=0,
+    )
 
     @model_validator(mode="after")
     def _answers_outlast_offers(self) -> Self:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 
 class Arrivals:
-    """What came and has not been taken, by message id; any number of threads wait and tell."""
+    """What came and has not been taken, by message id; any thread tells, one waits for each."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,4 +39,4 @@ class Arrivals:
         with self._lock:
             self._came.difference_update(message_ids)
             for message_id in message_ids:
-                del self._waiting[message_id]
+                self._waiting.pop(message_id, None)

@@ -10,7 +10,8 @@
 # The others take what the headline has tuned: --tuning-from docs/results/headline, or your own.
 #
 # Stopped, the same command goes on with the runs that are missing. A copy of docs/results/NAME as
-# OUT goes on where that comparison ended.
+# OUT goes on where that comparison ended. What has been tuned in a copy of the headline since is
+# taken over with --tuning-from COPY.
 set -eu
 
 if [ $# -lt 2 ]; then
