@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
@@ -66,7 +67,7 @@ class JoinRequest:
                     server_key, hosts = key, asked
                 else:
                     node_key = key
-        except ValueError as error:
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise ConfigError(
                 f"{path}: is not a request of `fedphd keys request`: {error}"
             ) from error

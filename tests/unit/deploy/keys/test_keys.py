@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import shutil
 import ssl
@@ -155,6 +156,10 @@ def test_requests_of_somebody_hostile_are_refused(tmp_path: Path) -> None:
     forged = b"".join([*lines[:-2], lines[-2][:5] + b"AAAA" + lines[-2][9:], lines[-1]])
     two = good + csr("b", new_key())
     small = rsa.generate_private_key(65537, 2048)
+    der = x509.load_pem_x509_csr(good).public_bytes(Encoding.DER)
+    # secp384r1, and a curve that nobody knows.
+    curve, unknown = bytes.fromhex("06052b81040022"), bytes.fromhex("06052b81040079")
+    exotic = base64.encodebytes(der.replace(curve, unknown))
     for content, why in (
         (b"", "it names 0 sites"),
         (b"junk" * 100_000, "it names 0 sites"),
@@ -163,6 +168,7 @@ def test_requests_of_somebody_hostile_are_refused(tmp_path: Path) -> None:
         (csr("../a", new_key()), "'../a' is not a valid name"),
         (csr("a", small), "its key is not an EC key"),
         (good.replace(b"MI", b"!!"), ""),
+        (lines[0] + exotic + lines[-1], "Curve .* is not supported"),
     ):
         path.write_bytes(content)
         with pytest.raises(
