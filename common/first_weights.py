@@ -11,7 +11,8 @@ class WithoutFirstWeights(TorchFunctionMode):
     """Within the block modules are built whose weights are whatever was in memory.
 
     Drawing them takes a second for some 30 million, and moves the caller's random state. On the
-    meta device even that takes sympy and torch's decompositions: 36 MB and half a second.
+    meta device even that takes sympy and torch's decompositions: 36 MB and half a second. Other
+    threads draw as ever, for which diffusers' ``no_init_weights`` would leave theirs out too.
     """
 
     def __torch_function__(

@@ -131,7 +131,7 @@ def _run(grid: Grid, file: runs.RoleFile, events: EventLog) -> Verdict:
     if simulated := file.role == "simulation":
         hand_over_at_once()
         replace_lost_actors()
-    kept = Path(file.run_dir) / "state"
+    kept = runs.state_of(Path(file.run_dir))
     edges = grid_of_edges(
         grid, cloud, events, simulated=simulated, bound=bound, folder=kept, cores=file.cores
     )

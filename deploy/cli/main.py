@@ -30,11 +30,18 @@ from fedphd.deploy.launch.leftovers import claimed
 from fedphd.deploy.launch.local import run_local
 from fedphd.deploy.launch.needs import advice_here
 from fedphd.deploy.launch.resuming import resumed_config, rewind
-from fedphd.deploy.launch.runs import VERDICT, check_data, discard, open_client_data, run_folder
+from fedphd.deploy.launch.runs import (
+    VERDICT,
+    check_data,
+    discard,
+    open_client_data,
+    run_folder,
+    state_of,
+)
 from fedphd.deploy.launch.versions import check_flower
 from fedphd.deploy.report.leaving import leave_report
 from fedphd.deploy.simulation.cluster import Cluster
-from fedphd.deploy.simulation.launcher import run_simulation, state_of
+from fedphd.deploy.simulation.launcher import run_simulation
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
 EXIT_HELP = (

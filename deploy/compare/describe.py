@@ -46,6 +46,8 @@ def describe(comparison: Comparison, split: Split) -> Iterator[str]:
     yield f"budget: equal {equal}"
     if comparison.tuner:
         yield f"tuning: at most {comparison.tuner.most_runs} runs before these"
+    data = part_of_data(base, 0, comparison.common.clients.data)
+    trained = split.training_sizes(data.validation_fraction)
     for method in methods:
         rounds = plan.intervals.get(method.name, base.schedule.intervals)
         yield f"\n{method.title} ({method.name}), {method.reference}"
@@ -58,8 +60,6 @@ def describe(comparison: Comparison, split: Split) -> Iterator[str]:
         run = plan_run(comparison.common, method, plan.seeds[0], intervals=rounds, tuned=tuned)
         config = run.config
         schedule, training = config.schedule, config.training
-        data = part_of_data(base, 0, comparison.common.clients.data)
-        trained = split.training_sizes(data.validation_fraction)
         sizes = [sum(trained)] if method.pooled else trained
         work, unit = Workload.of(config, sizes), training.local_unit
         yield (

@@ -22,7 +22,7 @@ from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.common.files import replaced
 from fedphd.common.history.events import merged_lines
 from fedphd.deploy.launch.client_data import part_of_data
-from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, LOGS, STOPPING, VERDICT, Say
+from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, LOGS, STOPPING, VERDICT, Say, state_of
 from fedphd.deploy.launch.superlink import flower_environment, free_ports, start
 
 FEDPHD = (sys.executable, "-m", "fedphd.deploy.cli")
@@ -81,7 +81,7 @@ class LocalCluster:
                 "clients one by one"
             )
         self._config, self._data, self._command, self._say = config, data, command, say
-        self._run_dir, self._state, self._resumed = run_dir, run_dir / "state", resumed
+        self._run_dir, self._state, self._resumed = run_dir, state_of(run_dir), resumed
         self._patience_s = {"cloud": stop_s, "edge": stop_s, "client": kill_s}
         self.roles: list[Role] = []
 

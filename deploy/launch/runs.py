@@ -126,9 +126,14 @@ class RoleFile:
         return cls(**json.loads(path.read_text("utf-8")))
 
 
+def state_of(run_dir: Path) -> Path:
+    """Where all that one command starts keeps its state: with the run, so that several can run."""
+    return run_dir / "state"
+
+
 def clients_folder(run_dir: Path) -> Path:
     """Where the training states of a simulation's clients are until it has ended well."""
-    return run_dir / "state" / "clients"
+    return state_of(run_dir) / "clients"
 
 
 def new_run_dir(out_dir: Path) -> Path:

@@ -17,15 +17,11 @@ from fedphd.deploy.launch.runs import (
     clients_folder,
     prepare,
     show_summary,
+    state_of,
 )
 from fedphd.deploy.launch.superlink import SuperLink
 from fedphd.deploy.simulation.cluster import Cluster
 from fedphd.deploy.simulation.run_config import SimulatedClients
-
-
-def state_of(run_dir: Path) -> Path:
-    """The state folder of a simulation: its own, so that several can run side by side."""
-    return run_dir / "state"
 
 
 def run_simulation(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
+from support.waiting import HANG_S
 from torch import nn
 
 from fedphd.common.first_weights import WithoutFirstWeights
@@ -23,6 +26,15 @@ def test_nothing_is_drawn_and_shapes_are_the_same() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert {name: value.shape for name, value in built.state_dict().items()} == shapes
     assert ones.tolist() == [1.0, 1.0]
+
+
+def test_another_thread_draws_meanwhile() -> None:
+    drawn = torch.full((1000,), 5.0)
+    with WithoutFirstWeights():
+        other = threading.Thread(target=nn.init.uniform_, args=(drawn,))
+        other.start()
+        other.join(HANG_S)
+    assert 0.0 <= drawn.min() < drawn.max() <= 1.0
 
 
 def test_a_tensor_that_is_filled_by_name_stays_as_it_is() -> None:

@@ -128,7 +128,12 @@ def test_who_sent_a_message_is_told_of_its_reply() -> None:
 
 
 def test_another_grid_tells_nothing() -> None:
-    tell_of_replies(MemoryGrid({}), lambda message_id: None)
+    told: list[str] = []
+    grid = MemoryGrid({2: lambda message: Message(RecordDict(), reply_to=message)})
+    tell_of_replies(grid, told.append)
+    ids = list(grid.push_messages([Message(RecordDict(), 2, "train")]))
+    assert len(list(grid.pull_messages(ids))) == 1
+    assert told == []
 
 
 @pytest.mark.parametrize(("num_nodes", "looks"), [(2, 2), (1000, 1000)])
