@@ -175,7 +175,8 @@ class EdgeService:
         for reply in self.grid.send_and_receive(farewells, timeout=FINISH_S):
             if reply.has_error():
                 name = self.roster.name_of(reply.metadata.src_node_id)
-                logger.warning("%s was not told that the run is over: %s", name, reply.error.reason)
+                why = shown(str(reply.error.reason))
+                logger.warning("%s was not told that the run is over: %s", name, why)
         stop_soon(self.stop, self.farewell_s)
         return Message(records.to_records(messages.Ack(name=self.edge_id)), reply_to=message)
 

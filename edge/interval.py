@@ -11,7 +11,8 @@ from fedphd.common.robust import UpdateBound
 from fedphd.common.unet.parts import PARTS, PartSubset, joined
 from fedphd.common.wire import records
 from fedphd.common.wire.codecs import Codec
-from fedphd.common.wire.grid import Quorum, StreamingGrid
+from fedphd.common.wire.exchange import Quorum
+from fedphd.common.wire.grid import StreamingGrid
 from fedphd.common.wire.messages import (
     TRAIN,
     IntervalReply,
@@ -69,6 +70,7 @@ def run_interval(
         server = ServerVariate(records.check_variate(variate, layout), task.num_clients)
     traffic_before = grid.traffic
     _configure(grid, task.plan)
+    grid.expect(layout.numel)
     strategy = EdgeAverage(
         edge_id,
         task,

@@ -1,5 +1,6 @@
 """An edge asks the clients of a round which edge they choose."""
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from fedphd.common.wire.offers import CHOOSE, Choose, ChooseReply
 from fedphd.common.wire.records import read_payload, to_records
 from fedphd.common.wire.roster import Peer, Roster
 from fedphd.edge.round import EdgeRound
+
+logger = logging.getLogger(__name__)
 
 
 class Questions:
@@ -26,6 +29,8 @@ class Questions:
         self._task, self._plan = task, task.plan
         self._roster = roster
         self._shared = shared
+        # In this interval a client has waited for an edge as long as a round may take.
+        self._out_of_step = False
 
     def ask(self, peers: Sequence[Peer], round_: EdgeRound, grid: Grid) -> None:
         """Ask in batches, and attach those that choose this edge before the next batch is asked.
@@ -56,8 +61,15 @@ class Questions:
                 self._attach(peer, read_payload(reply, ChooseReply), round_)
             except ReplyError as error:
                 round_.leave_out(peer, str(error), error.kind)
-        if time.monotonic() - started_s >= wait_s:
+        if wait_s and time.monotonic() - started_s >= wait_s:
             round_.others_silent = True
+            if self._plan.reproducible and not self._out_of_step:
+                self._out_of_step = True
+                logger.warning(
+                    "interval %d: another edge has made no offer for %g s, and is not waited for "
+                    "until the next interval: this one cannot be repeated", self._task.interval,
+                    wait_s,
+                )  # fmt: skip
 
     def _attach(self, peer: Peer, answer: ChooseReply, round_: EdgeRound) -> None:
         if answer.client_id != peer.name:
@@ -103,7 +115,7 @@ class Questions:
         """How long a client may wait for other edges' offers of this round before it answers."""
         # Synchronised edges are at most one round apart, which is bounded by its training.
         if self._plan.reproducible:
-            return self._plan.waits.round_s
+            return 0.0 if self._out_of_step else self._plan.waits.round_s
         # One client has waited in vain: an edge that is behind costs each round this once.
         return 0.0 if round_.others_silent else self._plan.waits.offer_s
 

@@ -9,6 +9,7 @@ from fedphd.common.errors import ReplyError
 from fedphd.common.quality.moments import FeatureStatistics, read_statistics
 from fedphd.common.wire.grid import StreamingGrid
 from fedphd.common.wire.messages import STATISTICS, StatisticsReply, StatisticsTask
+from fedphd.common.wire.payload import shown
 from fedphd.common.wire.records import read_payload, to_records
 from fedphd.common.wire.roster import Peer, Roster
 
@@ -45,9 +46,10 @@ def collect_statistics(
         try:
             total += _check(peer, task, reply, roster)
         except ReplyError as error:
-            failures.append(f"{peer.name}: {error}")
-            logger.warning("%s is left out of the statistics: %s", peer.name, error)
-            roster.rest(peer.name, str(error))
+            why = shown(str(error))
+            failures.append(f"{peer.name}: {why}")
+            logger.warning("%s is left out of the statistics: %s", peer.name, why)
+            roster.rest(peer.name, why)
         else:
             names.append(peer.name)
     reply_to_cloud = StatisticsReply(

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from statistics import median_low
+from typing import Final
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -27,6 +29,8 @@ from fedphd.edge.questions import Questions
 from fedphd.edge.round import EdgeRound, RoundStats, Trainee
 
 logger = logging.getLogger(__name__)
+# Who claims more than so many times the usual images gets no longer update for it.
+_MOST_IMAGES: Final = 10
 
 
 @dataclass(frozen=True)
@@ -257,7 +261,9 @@ class EdgeAverage(Strategy):
         if not self._task.plan.aggregation.max_update_ratio:
             return ()
         weights = update_norm(update.weights, mean.selections[update.part_set].take(sent))
-        weights /= self._task.plan.training.usual_steps(update.trainee.peer.num_samples)
+        usual = median_low(peer.num_samples for peer in self._roster.everyone.values())
+        images = min(update.trainee.peer.num_samples, _MOST_IMAGES * usual)
+        weights /= self._task.plan.training.usual_steps(images)
         return (weights,) if update.change is None else (weights, norm_of(update.change))
 
     def _count(self, update: Update, mean: PartAverage, stats: RoundStats) -> Trainee:

@@ -43,6 +43,7 @@ from fedphd.common.unet.model import (
 )
 from fedphd.common.wire.grid import StreamingGrid, streaming_grid
 from fedphd.common.wire.messages import FINISH, Finish
+from fedphd.common.wire.payload import shown
 from fedphd.common.wire.records import to_records, weights_record
 from fedphd.common.wire.roster import Bound, Roster
 from fedphd.common.working import telling
@@ -123,6 +124,7 @@ class Cloud:
             if measuring is not None:
                 measuring.check_shape((model.channels, model.image_size, model.image_size))
         self._beside = Background()
+        self.grid.expect(sum(parameter.numel() for parameter in unet.parameters()))
         self.strategy = FedPhD(
             self.config.federation(),
             unet,
@@ -130,7 +132,7 @@ class Cloud:
             on_interval=self._on_interval,
             on_pruned=self.report.pruned,
             # Before an interval: greet latecomers; continue as long as one edge has a client.
-            gather=lambda: self.gather(1, 1),
+            gather=lambda: self.gather(1, 1, wait_s=self.config.waits.start_s),
             run_name=run_name,
             stored=stored_state(self.run_dir / CHECKPOINT, progress) if progress else None,
         )
@@ -143,7 +145,10 @@ class Cloud:
         else:
             self.report.message(REPRODUCIBLE if self.config.reproducible else LIVE)
         num_edges = self.config.schedule.num_edges if self.config.topology == "hierarchical" else 1
-        self.gather(num_edges, self.config.schedule.min_clients)
+        waits = self.config.waits
+        # Who was at work when the cloud ended is back when done, at most an interval later.
+        wait_s = max(waits.start_s, waits.interval_s) if self.progress else waits.start_s
+        self.gather(num_edges, self.config.schedule.min_clients, wait_s=wait_s)
         self.report.spent("waiting_for_participants", time.monotonic() - started_s)
         if self.extractor is not None:
             self._ask_clients(self.extractor)
@@ -161,13 +166,12 @@ class Cloud:
         intervals = self.config.schedule.intervals
         return Verdict(message=f"finished after {intervals} intervals{quality}")
 
-    def gather(self, num_edges: int, num_clients: int) -> None:
+    def gather(self, num_edges: int, num_clients: int, *, wait_s: float) -> None:
         """Wait until enough edges are there that see enough clients.
 
         Raises:
-            ParticipantsError: they did not come within ``waits.start_s``; says who came.
+            ParticipantsError: they did not come within ``wait_s`` seconds; says who came.
         """
-        wait_s = self.config.waits.start_s
         deadline_s, told = time.monotonic() + wait_s, False
         while True:
             edges = self.roster.refresh(ask_again=True)
@@ -180,8 +184,10 @@ class Cloud:
                 lacking = [f"{what}: {n} of {of} are there" for what, n, of in counts if n < of]
                 self.report.message(f"waits for {', '.join(lacking)}")
             if time.monotonic() > deadline_s:
+                is_start = wait_s == self.config.waits.start_s
+                setting = "waits.start_s" if is_start else "waits.interval_s"
                 raise ParticipantsError(
-                    f"after {wait_s:g} s (waits.start_s) there are {len(edges)} of {num_edges} "
+                    f"after {wait_s:g} s ({setting}) there are {len(edges)} of {num_edges} "
                     f"edges ({', '.join(edges) or 'none'}) and {len(clients)} of {num_clients} "
                     f"clients ({', '.join(sorted(clients)) or 'none'}); start the missing ones, "
                     "or lower schedule.num_edges and schedule.min_clients"
@@ -196,7 +202,8 @@ class Cloud:
         for reply in self.grid.send_and_receive(messages, timeout=FINISH_S):
             if reply.has_error():
                 name = self.roster.name_of(reply.metadata.src_node_id)
-                logger.warning("%s was not told that the run is over: %s", name, reply.error.reason)
+                why = shown(str(reply.error.reason))
+                logger.warning("%s was not told that the run is over: %s", name, why)
 
     def _elapsed(self) -> float:
         """Seconds of wall time since the run began, over all its processes."""

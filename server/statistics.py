@@ -13,6 +13,7 @@ from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.moments import FeatureStatistics, read_statistics
 from fedphd.common.wire.grid import StreamingGrid
 from fedphd.common.wire.messages import STATISTICS, StatisticsReply, StatisticsTask
+from fedphd.common.wire.payload import shown
 from fedphd.common.wire.records import read_payload, to_records
 from fedphd.common.wire.roster import Peer, Roster
 from fedphd.common.wire.traffic import Traffic
@@ -107,8 +108,9 @@ def _add(result: ClientStatistics, edge: Peer, asked: list[str], reply: Message)
             result.clients += answer.clients
         result.failures += answer.failures
     except ReplyError as error:
-        logger.warning("%s is left out of the statistics: %s", edge.name, error)
-        result.failures.append(f"{edge.name} with {', '.join(asked)}: {error}")
+        why = shown(str(error))
+        logger.warning("%s is left out of the statistics: %s", edge.name, why)
+        result.failures.append(f"{edge.name} with {', '.join(asked)}: {why}")
 
 
 def _check(

@@ -5,10 +5,9 @@ memory grows with the clients and one endless upload holds up the rest. ``Strate
 iterable of replies, so a generator lets it aggregate while others still train.
 """
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Any, Final, Protocol
 from uuid import uuid4
@@ -20,20 +19,18 @@ from flwr.serverapp import Grid
 
 from fedphd.common.errors import FailureKind
 from fedphd.common.wire import internals
+from fedphd.common.wire.exchange import Exchange, LateReply, Quorum, Sent
 from fedphd.common.wire.failures import NoAnswerError
+from fedphd.common.wire.replies import GrpcReplies
 from fedphd.common.wire.rhythm import near_s
 from fedphd.common.wire.traffic import Traffic
 
-_PUSH_BATCH: Final = 32
-# 0.7 of 10 messages are 7, whatever floats make of it.
-_ROUNDING: Final = 1e-9
-# Flower forgets a message after 12 h, unless it says otherwise; a late reply is still told as one.
-_LATE_S: Final = 3600.0
 _REFUSED: Final = "its SuperLink refused the message"
 # In place of Flower's own text, which is too long for the line that an interval prints.
 _REASONS: Final = {
     ErrorCode.NODE_UNAVAILABLE: "no heartbeat from it: its process or its network is gone"
 }
+_Reply = Message | str | NoAnswerError
 _KINDS: Final[dict[int, FailureKind]] = {
     ErrorCode.NODE_UNAVAILABLE: "gone",
     ErrorCode.MESSAGE_UNAVAILABLE: "lost",
@@ -50,8 +47,19 @@ class Replies(Protocol):
     stall_s: float
     moving: bool
 
-    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
-        """Look once; each reply found comes whole, or as the reason why it is lost."""
+    def expect(self, num_values: int) -> None:
+        """From now on replies hold weights of so many values, and a variate of as many."""
+
+    def poll(
+        self, message_ids: list[str], wanted: Collection[str] | None = None
+    ) -> list[tuple[str, Message | str]]:
+        """Look once; each reply found comes whole, or as the reason why it is lost.
+
+        None: all are ``wanted``. Of others at most failures come, where they can be told early.
+        """
+
+    def has_begun(self, message_id: str) -> bool:
+        """Whether the message is on its way to its node, and no longer waits in this process."""
 
     def wait(self, message_ids: list[str], seconds: float) -> None:
         """Return after ``seconds``; sooner where it is known that one of the replies came."""
@@ -79,9 +87,15 @@ class PlainReplies:
     stall_s: float = float("inf")
     moving: bool = False
 
-    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
-        """Look once for replies."""
-        found = self.grid.pull_messages(message_ids)
+    def expect(self, num_values: int) -> None:
+        """Nothing to bound: these replies are in this process already."""
+
+    def poll(
+        self, message_ids: list[str], wanted: Collection[str] | None = None
+    ) -> list[tuple[str, Message | str]]:
+        """Look once for the replies that are wanted."""
+        asked = message_ids if wanted is None else [i for i in message_ids if i in wanted]
+        found = self.grid.pull_messages(asked)
         return [(reply.metadata.reply_to_message_id, reply) for reply in found]
 
     def wait(self, message_ids: list[str], seconds: float) -> None:
@@ -90,6 +104,10 @@ class PlainReplies:
             self.grid.wait(message_ids, seconds)
         else:
             time.sleep(seconds)
+
+    def has_begun(self, message_id: str) -> bool:
+        """As the grid says, where it is one of ours."""
+        return not isinstance(self.grid, WrappedGrid) or self.grid.has_begun(message_id)
 
     def forget(self, message_id: str) -> None:
         """Hand on to ``on_forget``."""
@@ -131,86 +149,15 @@ class WrappedGrid(Grid):
         """Wait until a look for replies to these messages is worth while, at most ``seconds``."""
         time.sleep(seconds)
 
+    def has_begun(self, message_id: str) -> bool:
+        """Whether the message is with the wrapped grid, and does not wait for others here."""
+        return True
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Only a StreamingGrid sends and receives; raises NotImplementedError."""
         raise NotImplementedError("wrap this grid in a StreamingGrid")
-
-
-@dataclass(frozen=True)
-class Quorum:
-    """When enough have answered: the others then have ``grace_s`` seconds more.
-
-    ``share`` is that of the messages sent, above 0 and at most 1, whose replies are enough; error
-    replies do not count.
-    """
-
-    share: float
-    grace_s: float
-
-
-@dataclass(frozen=True)
-class LateReply:
-    """A reply that came ``late_s`` seconds after it had been given up, and was dropped.
-
-    ``message`` is the one that it answers, without its content.
-    """
-
-    message: Message
-    late_s: float
-
-
-@dataclass
-class _Sent:
-    message: Message
-    deadline_s: float
-    refused: bool
-
-
-@dataclass
-class _Exchange:
-    """The messages of one ``send_and_receive``: those to be sent, and those under way.
-
-    ``limit`` says how long a reply may take, for people; one that takes longer is ``late``.
-    ``window`` is how many may be under way at a time; None: all.
-    """
-
-    source: Iterator[Message]
-    timeout_s: float
-    limit: str
-    quorum: Quorum | None
-    window: int | None
-    pending: dict[str, _Sent] = field(default_factory=dict)
-    num_sent: int = 0
-    num_answered: int = 0
-    all_sent: bool = False
-    late: FailureKind = "late"
-
-    @property
-    def kept_s(self) -> float:
-        """How long Flower must keep a message at least, to take its reply; 0 where that is open."""
-        return self.timeout_s + _LATE_S if math.isfinite(self.timeout_s) else 0.0
-
-    @property
-    def room(self) -> int:
-        """How many messages may be sent now."""
-        if self.window is None:
-            return _PUSH_BATCH
-        return max(0, min(_PUSH_BATCH, self.window - len(self.pending)))
-
-    def cut_short(self, now_s: float) -> None:
-        """Bring the deadlines forward once there is a quorum; for good, so only once."""
-        quorum = self.quorum
-        if quorum is None or not self.all_sent:
-            return
-        if self.num_answered < math.ceil(quorum.share * self.num_sent - _ROUNDING):
-            return
-        self.quorum = None
-        answered = f"{self.num_answered} of {self.num_sent} had answered"
-        self.limit, self.late = f"{quorum.grace_s:g} s after {answered}", "straggler"
-        for sent in self.pending.values():
-            sent.deadline_s = min(sent.deadline_s, now_s + quorum.grace_s)
 
 
 class StreamingGrid(WrappedGrid):
@@ -255,6 +202,10 @@ class StreamingGrid(WrappedGrid):
         self._replies.stall_s = upload_stall_s
         self._quorums = dict(quorums or {})
 
+    def expect(self, num_values: int) -> None:
+        """Take replies with weights of so many values; larger ones are lost."""
+        self._replies.expect(num_values)
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and count the bytes of those that the SuperLink took."""
         batch = list(messages)
@@ -293,7 +244,7 @@ class StreamingGrid(WrappedGrid):
         """
         first = list(islice(source := iter(messages), 1))
         kind = first[0].metadata.message_type if first else ""
-        exchange = _Exchange(
+        exchange = Exchange(
             chain(first, source),
             timeout_s=float("inf") if timeout is None else timeout,
             limit=f"{timeout:g} s" if timeout is not None else "",
@@ -312,7 +263,7 @@ class StreamingGrid(WrappedGrid):
                 late.append(LateReply(message, self._clock() - given_up_s))
         return late
 
-    def _send(self, exchange: _Exchange) -> None:
+    def _send(self, exchange: Exchange) -> None:
         """Send what the window has room for."""
         pending = exchange.pending
         while room := exchange.room:
@@ -325,25 +276,31 @@ class StreamingGrid(WrappedGrid):
             for message, message_id in zip_longest(batch, self.push_messages(batch)):
                 exchange.num_sent += 1
                 deadline_s = self._clock() + exchange.timeout_s
-                sent = _Sent(internals.envelope(message), deadline_s, refused=not message_id)
+                sent = Sent(internals.envelope(message), deadline_s, refused=not message_id)
                 pending[message_id or uuid4().hex] = sent
 
-    def _receive_all(self, exchange: _Exchange, in_order: bool) -> Iterator[Message]:
+    def _receive_all(self, exchange: Exchange, in_order: bool) -> Iterator[Message]:
+        try:
+            yield from self._receive(exchange, in_order)
+        finally:
+            # Whoever took the replies has failed over one of them.
+            self._give_up(exchange.pending)
+
+    def _receive(self, exchange: Exchange, in_order: bool) -> Iterator[Message]:
         since_s, pending = self._clock(), exchange.pending
         while pending:
             # In order, the others may be there already: only the first can be late.
             first = dict(islice(pending.items(), 1 if in_order else None))
-            found: list[tuple[str, Message | str | NoAnswerError]]
-            found = [(key, _REFUSED) for key, sent in first.items() if sent.refused]
-            if asked := [key for key, sent in first.items() if not sent.refused]:
-                found += self._replies.poll(asked)
+            found = self._look(exchange, first)
             if found or self._replies.moving:
                 since_s = self._clock()
-            if not found and (late := self._given_up(first)):
+            if not found:
+                late = exchange.overdue(first, self._clock(), self._replies.has_begun)
+                self._give_up(late)
                 why = _no_answer(f"no reply within {exchange.limit}", exchange.late)
                 found = [(key, why) for key in late]
             if not found:
-                self._wait(asked, near_s(self._clock() - since_s))
+                self._wait(list(first), near_s(self._clock() - since_s))
             # A second reply to the same message, or one to another's, finds nobody who waits.
             came = [
                 (pending.pop(message_id).message, reply)
@@ -357,22 +314,34 @@ class StreamingGrid(WrappedGrid):
             exchange.cut_short(self._clock())
             yield from accepted
 
+    def _look(self, exchange: Exchange, first: Mapping[str, Sent]) -> list[tuple[str, _Reply]]:
+        """What came of the messages whose turn it is.
+
+        All are asked about: Flower says that a node is gone only as long as it is.
+        """
+        found: list[tuple[str, _Reply]] = [(key, _REFUSED) for key, s in first.items() if s.refused]
+        early = exchange.early
+        if asked := [k for k, sent in exchange.pending.items() if not (sent.refused or k in early)]:
+            found += self._replies.poll(asked, first)
+        early |= {key: reply for key, reply in found if key not in first}
+        ready = [(key, early.pop(key)) for key in first if key in early]
+        return [(key, reply) for key, reply in found if key in first] + ready
+
     def _wait(self, message_ids: list[str], seconds: float) -> None:
         if self._sleep:
             self._sleep(seconds)
         else:
             self._replies.wait(message_ids, seconds)
 
-    def _given_up(self, pending: dict[str, _Sent]) -> list[str]:
-        """The messages whose time is over; nobody waits for their replies any more."""
+    def _give_up(self, pending: Mapping[str, Sent]) -> None:
+        """Nobody waits for replies to these any more."""
         now_s = self._clock()
-        late = [key for key, sent in pending.items() if now_s > sent.deadline_s]
-        for message_id in late:
-            self._replies.forget(message_id)
-            self._late[message_id] = (pending[message_id].message, now_s)
-        return late
+        for message_id, sent in pending.items():
+            if not sent.refused:
+                self._replies.forget(message_id)
+                self._late[message_id] = (sent.message, now_s)
 
-    def _accept(self, sent: Message, reply: Message | str | NoAnswerError) -> Message:
+    def _accept(self, sent: Message, reply: _Reply) -> Message:
         if isinstance(reply, str):
             reply = _no_answer(reply, "lost")
         if isinstance(reply, NoAnswerError):
@@ -400,7 +369,7 @@ def streaming_grid(
     """Wrap the grid that Flower hands to a ServerApp, whichever kind it is."""
     replies: Replies = PlainReplies(grid)
     if internals.reaches_nodes_over_grpc(grid):
-        replies = internals.GrpcReplies(grid, stall_s=upload_stall_s)
+        replies = GrpcReplies(grid, stall_s=upload_stall_s)
     return StreamingGrid(grid, replies, in_order=in_order, clock=clock)
 
 

@@ -1,23 +1,21 @@
-"""What the grids need of Flower's internals; ``node``, ``control`` and the simulation's mends too.
+"""What grids and nodes need of Flower's messages; ``replies``, ``node`` and ``control`` need more.
 
-Flower's public API offers none of this: replies pulled with bounds, sizes of messages as they
-travel, ids for messages that never reach a SuperLink. A newer Flower changes these files only.
+Flower's public API offers none of this: messages read with bounds, their sizes as they travel, ids
+for those that never reach a SuperLink. A newer Flower changes these files only, and the
+simulation's mends.
 """
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any, Final, final
+from typing import Final, final
 
 from flwr.app import Array, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
-from flwr.proto import appio_pb2, message_pb2
 from flwr.serverapp import Grid
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.inflatable import inflatable_object
@@ -25,139 +23,23 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from fedphd.common.errors import ReplyError
 
-# Replies that are pulled at the same time.
-_AT_A_TIME: Final = 4
-# Objects of a reply that are pulled at the same time.
-_TRANSFERS: Final = 2
 _CHUNK_KIND: Final = ArrayChunk.__qualname__
 # Where Flower's arrays keep their chunks once they are made.
 _CHUNKS: Final = "_chunks"
 
 
-@dataclass
-class _Partial:
-    """A reply that is announced, and those of its objects that have come so far."""
-
-    message_id: str
-    missing: list[str]
-    progress_s: float
-    contents: dict[str, bytes] = field(default_factory=dict)
-
-
-class GrpcReplies:
-    """Replies to a ServerApp's messages, pulled with bounds (Flower's own may wait two hours).
-
-    A node that dies after announcing its reply leaves objects that never come. Announced
-    replies are therefore pulled object by object without ever blocking, four at a time so that
-    memory stays bounded, and given up after ``stall_s`` seconds without a new object.
-
-    ``grid`` is Flower's GrpcGrid of the running ServerApp; ``clock``, monotonic, is for tests.
-    """
-
-    def __init__(
-        self, grid: Any, *, stall_s: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._grid = grid
-        self.stall_s = stall_s
-        self.moving = False
-        self._clock = clock
-        self._partial: dict[str, _Partial] = {}
-        self._pool = ThreadPoolExecutor(_TRANSFERS)
-
-    def forget(self, message_id: str) -> None:
-        """Drop what came of a reply that nobody waits for any more."""
-        if partial := self._partial.pop(message_id, None):
-            self._confirm(partial.message_id)
-
-    def discard(self, message_ids: list[str]) -> list[tuple[str, bool]]:
-        """Free what the SuperLink keeps of forgotten replies, as in ``Replies``."""
-        request = appio_pb2.PullAppMessagesRequest(message_ids=message_ids)
-        response = self._grid._stub.PullMessages(request)
-        pairs = zip(response.messages_list, response.message_object_trees, strict=True)
-        done = []
-        for proto, tree in pairs:
-            self._confirm(tree.object_id)
-            done.append((proto.metadata.reply_to_message_id, not proto.HasField("error")))
-        return done
-
-    def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
-        """Look once for replies to ``message_ids``; each comes whole, or as why it is lost."""
-        self.moving = False
-        if unannounced := [i for i in message_ids if i not in self._partial]:
-            self._note_announced(unannounced)
-        done: list[tuple[str, Message | str]] = []
-        for message_id in [i for i in message_ids if i in self._partial][:_AT_A_TIME]:
-            result = self._advance(self._partial[message_id])
-            if result is not None:
-                del self._partial[message_id]
-                done.append((message_id, result))
-        return done
-
-    def wait(self, message_ids: list[str], seconds: float) -> None:
-        """A SuperLink tells nobody what came."""
-        time.sleep(seconds)
-
-    def _note_announced(self, message_ids: list[str]) -> None:
-        request = appio_pb2.PullAppMessagesRequest(message_ids=message_ids)
-        response = self._grid._stub.PullMessages(request)
-        pairs = zip(response.messages_list, response.message_object_trees, strict=True)
-        for proto, tree in pairs:
-            # Pulled from the end, in the order in which a node pushes them: the message itself
-            # comes last, so waiting for it first would take a slow upload for a stalled one.
-            missing = [item.object_id for item in inflatable_object.iterate_object_tree(tree)][::-1]
-            partial = _Partial(tree.object_id, missing, progress_s=self._clock())
-            self._partial[proto.metadata.reply_to_message_id] = partial
-
-    def _advance(self, partial: _Partial) -> Message | str | None:
-        """Pull what is there; the message if it is whole, the reason if it is lost, else None."""
-        while partial.missing:
-            asked = partial.missing[-_TRANSFERS:]
-            found = list(self._pool.map(self._pull, asked))
-            if None in found:
-                return "its reply was lost on the server"
-            came = {key: content for key, content in zip(asked, found, strict=True) if content}
-            if came:
-                self.moving = True
-                partial.contents |= came
-                partial.missing = [key for key in partial.missing if key not in came]
-                partial.progress_s = self._clock()
-            elif self._clock() - partial.progress_s <= self.stall_s:
-                return None
-            else:
-                self._confirm(partial.message_id)
-                return f"its upload stalled for {self.stall_s:g} s"
-        self._confirm(partial.message_id)
-        try:
-            return inflated(partial.message_id, partial.contents)
-        except ReplyError as error:
-            return f"its reply {error}"
-
-    def _pull(self, object_id: str) -> bytes | None:
-        """An object's content, which is never empty; b"" if it is yet to come, None if lost."""
-        request = message_pb2.PullObjectRequest(
-            node=self._grid.node, run_id=self._grid.run.run_id, object_id=object_id
-        )
-        reply = self._grid._stub.PullObject(request)
-        if not reply.object_found:
-            return None
-        return reply.object_content if reply.object_available else b""
-
-    def _confirm(self, message_id: str) -> None:
-        """Let the SuperLink delete a reply, which it keeps otherwise."""
-        request = message_pb2.ConfirmMessageReceivedRequest(
-            message_object_id=message_id, node=self._grid.node, run_id=self._grid.run.run_id
-        )
-        self._grid._stub.ConfirmMessageReceived(request)
-
-
-def inflated(message_id: str, contents: dict[str, bytes]) -> Message:
+def inflated(
+    message_id: str, contents: dict[str, bytes], *, most_bytes: float = math.inf
+) -> Message:
     """Build a message from its objects, by id; the one place where Flower reads a peer's bytes.
 
+    Its arrays may have ``most_bytes``: a chunk that they name often travels only once.
+
     Raises:
-        ReplyError: they cannot be read, or are not a message.
+        ReplyError: they cannot be read, are too large, or are not a message.
     """
     try:
-        arrays = _arrays_of(contents)
+        arrays = _arrays_of(contents, most_bytes)
         message = inflate_object_from_contents(message_id, contents, objects={**arrays})
     except Exception as error:
         # Flower's reader raises whatever the sender's bytes lead it to.
@@ -222,7 +104,7 @@ def _set_chunks(array: Array, chunks: list[_Chunk]) -> None:
     array.__dict__[_CHUNKS] = [(chunk.object_id, chunk) for chunk in chunks]
 
 
-def _arrays_of(contents: dict[str, bytes]) -> dict[str, Array]:
+def _arrays_of(contents: dict[str, bytes], most_bytes: float) -> dict[str, Array]:
     """The arrays among a message's objects, by id, with one copy of their bytes.
 
     Flower's own reader copies them three times. ``contents`` loses the arrays' chunks.
@@ -231,7 +113,8 @@ def _arrays_of(contents: dict[str, bytes]) -> dict[str, Array]:
     for object_id, content in contents.items():
         head = _head_of(content)
         if head[0] == Array.__qualname__:
-            arrays[object_id] = _array(content, head[1], contents)
+            arrays[object_id] = array = _array(content, head[1], contents, most_bytes)
+            most_bytes -= len(array.data)
             chunks.update(head[1])
     for object_id in chunks:
         del contents[object_id]
@@ -242,13 +125,17 @@ def _head_of(content: bytes) -> tuple[str, list[str], int]:
     return inflatable_object.get_object_head_values_from_object_content(content)
 
 
-def _array(content: bytes, children: list[str], contents: Mapping[str, bytes]) -> Array:
+def _array(
+    content: bytes, children: list[str], contents: Mapping[str, bytes], most_bytes: float
+) -> Array:
     body = json.loads(bytes(_body_of(content)))
     # A chunk that occurs twice travels once.
     order = [children[number] for number in body["arraychunk_ids"]]
     if set(order) != set(children):
         raise ValueError("an array has chunks that it does not use")
     pieces = [_chunk_body(contents[key]) for key in order]
+    if sum(map(len, pieces)) > most_bytes:
+        raise ValueError("its arrays are larger than a reply may be")
     data, shape = b"".join(pieces), tuple(body["shape"])
     array = Array(dtype=body["dtype"], shape=shape, stype=body["stype"], data=data)
     ends = accumulate(len(piece) for piece in pieces)

@@ -4,7 +4,7 @@ A stock ``flower-supernode`` starts a process per message and looks for messages
 one keeps data, model and optimiser warm, answers within milliseconds, and connects again with
 back-off when its SuperLink restarts or forgets it.
 
-This file and ``common/wire/internals.py`` alone reach below Flower's public API.
+Like ``internals`` and ``replies`` in this room it reaches below Flower's public API.
 """
 
 import logging
@@ -60,6 +60,8 @@ _FORGOTTEN: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRE
 # without a heartbeat: until then what is under way is still waited for.
 _PASSING: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _RETRY_S: Final = 2 * HEARTBEAT_S
+# So often an answer is sent that does not get through in time; then nobody waits for it.
+_TRIES: Final = 3
 
 Handler = Callable[[Message], Message]
 Keys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
@@ -106,6 +108,7 @@ class Node:
         self._connection: _Connection | None = None
         # Until it has arrived: a SuperLink hands a message out once, and then waits.
         self._unsent: Message | None = None
+        self._tries = 0
         self._hurry = threading.Event()
 
     def hurry(self) -> None:
@@ -225,11 +228,13 @@ class Node:
 
     def _send(self, connection: _Connection, reply: Message) -> None:
         """Push a reply; one that fails with the connection is kept, for when it is back."""
+        self._tries = self._tries if reply is self._unsent else 0
         self._unsent = reply
         try:
             self._push(connection, reply)
         except grpc.RpcError as error:
-            if error.code() in (*_PASSING, *_FORGOTTEN):
+            self._tries += error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            if error.code() in (*_PASSING, *_FORGOTTEN) and self._tries < _TRIES:
                 raise
             # Denied: the run has ended, so nobody waits for an answer.
             if error.code() != grpc.StatusCode.PERMISSION_DENIED:
@@ -299,16 +304,20 @@ class Node:
                 clientapp_runtime_list=[0.0],
             )
             response = self._call(connection, connection.stub.PushMessages, announced)
-            wanted = set(response.objects_to_push)
+            wanted, unwanted = set(response.objects_to_push), threading.Event()
 
             def push(object_id: str) -> None:
+                if unwanted.is_set():
+                    return
                 request = message_pb2.PushObjectRequest(
                     node=connection.node,
                     run_id=reply.metadata.run_id,
                     object_id=object_id,
                     object_content=objects[object_id].deflate(),
                 )
-                self._call(connection, connection.stub.PushObject, request)
+                if not self._call(connection, connection.stub.PushObject, request).stored:
+                    # Given up there, so the rest is not wanted either.
+                    unwanted.set()
 
             with ThreadPoolExecutor(_TRANSFERS) as pool:
                 # Spent, since an error of a push is raised where its result is taken.

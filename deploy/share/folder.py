@@ -69,13 +69,14 @@ class Exported:
 def export_run(run: Path, out: Path, choices: Choices) -> Exported:
     """Write the network of a run's folder, or of its checkpoint, into a new folder ``out``.
 
-    Everything is written beside it first, so ``out`` is whole or not there.
+    Everything is written beside it first, so a new ``out`` is whole or not there.
 
     Raises:
         ConfigError: there is no whole checkpoint, ``out`` has something in it or cannot be
             written, or the extra ``onnx`` is asked for and missing.
         FedPhDError: the samples are not finite, or ONNX Runtime gives other numbers than torch.
     """
+    out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out = {out}: is there already; name a new folder, or remove it")
     if choices.onnx:
@@ -90,8 +91,11 @@ def export_run(run: Path, out: Path, choices: Choices) -> Exported:
         beside.mkdir(parents=True)
         exported = _write(beside, stored, progress, choices, data_of(run, choices.dataset))
         if out.exists():
-            out.rmdir()
-        beside.rename(out)
+            # It may be where the user is.
+            for part in beside.iterdir():
+                part.rename(out / part.name)
+        else:
+            beside.rename(out)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"--out = {out}: cannot be written: {error}; make room, or name another folder"

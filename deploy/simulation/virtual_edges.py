@@ -35,8 +35,9 @@ from fedphd.edge.app import STATE, EdgeService
 # Messages with weights that edges may have under way at a time, all together: Flower's simulation
 # holds them, and the replies, in the ServerApp's process.
 _WINDOW = 64
-# Of these, clients that train.
-_TRAININGS = 16
+# Of these, clients that train: as many again as there are cores, so that none is idle, and no
+# more, since the time that an answer may take counts from when it is asked for.
+_TRAININGS = 4
 
 Key = tuple[Any, ...]
 
@@ -168,6 +169,12 @@ class SharedClients(WrappedGrid):
         """Until an answer to one of these is there, at most ``seconds``."""
         self._arrivals.wait(message_ids, seconds)
 
+    def has_begun(self, message_id: str) -> bool:
+        """Whether Flower has the message: an order to train may wait for a client's turn."""
+        with self._lock:
+            question = self._question_of.get(message_id)
+            return question is None or question.kind != TRAIN or question.sent_as is not None
+
     def _pull(self) -> None:
         """All that came, for other edges too: what is not pulled stays in Flower's store."""
         self._send_overdue()
@@ -243,7 +250,7 @@ def _grid_of_edge(
 
 def _num_trainings(cores: int) -> int:
     """More than the simulation has processes, or some of these would be idle."""
-    return max(_TRAININGS, 4 * (cores or os.cpu_count() or 1))
+    return max(_TRAININGS, 2 * (cores or os.cpu_count() or 1))
 
 
 def grid_of_edges(
@@ -306,7 +313,8 @@ class VirtualEdges(WrappedGrid):
                 bound=bound,
                 store=store,
             )
-        self._pool = ThreadPoolExecutor(max_workers=len(edge_ids))
+        # As a process does: an edge's next order waits until it is done with the one before.
+        self._working = {number: ThreadPoolExecutor(max_workers=1) for number in self._edges}
         self._replies: dict[str, Message] = {}
         self._arrivals = Arrivals()
 
@@ -319,7 +327,7 @@ class VirtualEdges(WrappedGrid):
         ids = []
         for message in messages:
             ids.append(internals.assign_id(message, uuid4().hex, run_id=self.run.run_id))
-            self._pool.submit(self._work, message)
+            self._working[message.metadata.dst_node_id].submit(self._work, message)
         return ids
 
     def _work(self, message: Message) -> None:

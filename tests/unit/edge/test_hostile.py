@@ -186,6 +186,17 @@ def test_many_images_make_a_long_update_that_counts() -> None:
     assert "many" in world.told[0].clients
 
 
+def test_claiming_images_makes_no_room_for_a_long_update() -> None:
+    # By the images that it claims, the update were as long as the others'.
+    liar = FakeClient("liar", (5_000_000, 5_000_000), step=100_000.0)
+    world = Fixture([liar, *(FakeClient(f"client-{n}", (10, 10)) for n in range(3))])
+    world.roster.max_samples = 10_000_000
+    world.run()
+    (failure,) = world.told[0].failures
+    assert failure.startswith("liar: its change of the weights")
+    assert "liar" not in world.told[0].clients
+
+
 def test_bound_can_be_switched_off() -> None:
     clients = [FakeClient("bad", step=1000.0), FakeClient("a"), FakeClient("b"), FakeClient("c")]
     world = Fixture(clients, plan(aggregation={"max_update_ratio": 0.0}))

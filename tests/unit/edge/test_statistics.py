@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from support.memory import FakeTime, MemoryGrid, streaming
 
 from fedphd.common.quality.moments import FeatureStatistics
@@ -43,6 +43,7 @@ class Owner:
     reply: dict[str, Any] = field(default_factory=dict)
     sums: torch.Tensor | None = None
     silent: bool = False
+    error: str = ""
     tasks: list[StatisticsTask] = field(default_factory=list)
 
     @property
@@ -54,6 +55,8 @@ class Owner:
             hello = HelloReply(kind="client", name=self.name, num_samples=2)
             return Message(to_records(hello), reply_to=message)
         self.tasks.append(read_payload(message, StatisticsTask))
+        if self.error:
+            return Message(Error(200, self.error), reply_to=message)
         return None if self.silent else Message(self._answer(), reply_to=message)
 
     def _answer(self) -> RecordDict:
@@ -133,3 +136,11 @@ def test_a_bad_answer_is_named_and_left_out(bad: dict[str, Any], problem: str) -
     assert sums.tolist() == a.statistics.pack().tolist()
     (failure,) = reply.failures
     assert re.search(problem, failure), failure
+
+
+def test_an_error_of_a_client_is_told_in_one_short_line() -> None:
+    reply, _ = collect(Owner("a", A), Owner("b", B, error="\x1b[2J\nedge-0 is fine" + "x" * 10**6))
+    (failure,) = reply.failures
+    assert failure.startswith("b: ")
+    assert failure.isprintable()
+    assert len(failure) < 600

@@ -237,6 +237,18 @@ def test_question_is_in_samples_and_says_how_to_choose() -> None:
     assert (asked.offer_wait_s, asked.synchronised) == (90.0, True)
 
 
+def test_an_edge_in_step_that_never_comes_is_waited_for_once_in_an_interval() -> None:
+    config = plan(
+        schedule={"edge_rounds": 2, "query_batch": 1}, reproducible=True,
+        waits={"round_s": 0.05, "query_s": 20.0},
+    )  # fmt: skip
+    world = Fixture([Patient(name) for name in "abc"], config)
+    world.run()
+    asked = [choose for client in world.clients.values() for choose in client.asked]
+    waits = sorted((choose.edge_round, choose.offer_wait_s) for choose in asked)
+    assert waits == [(1, 0.0), (1, 0.0), (1, 0.05), (2, 0.0), (2, 0.0), (2, 0.0)]
+
+
 @pytest.mark.parametrize(("sparse", "expected"), [(True, 0.25), (False, 0.0)])
 def test_task_of_a_client_follows_the_plan(sparse: bool, expected: float) -> None:
     config = plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import numpy as np
@@ -11,8 +11,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.common.constant import ErrorCode
 from support.memory import RUN_ID, FakeTime, MemoryGrid, streaming
 
+from fedphd.common.wire.exchange import Quorum
 from fedphd.common.wire.failures import kind_of
-from fedphd.common.wire.grid import PlainReplies, Quorum, StreamingGrid, streaming_grid
+from fedphd.common.wire.grid import PlainReplies, StreamingGrid, streaming_grid
 from fedphd.common.wire.traffic import Traffic
 
 
@@ -247,7 +248,9 @@ def test_lost_replies_say_why_and_are_forgotten_when_late() -> None:
     class Lossy(PlainReplies):
         forgotten: list[str] = []  # noqa: RUF012 - one per test
 
-        def poll(self, message_ids: list[str]) -> list[tuple[str, Message | str]]:
+        def poll(
+            self, message_ids: list[str], wanted: Collection[str] | None = None
+        ) -> list[tuple[str, Message | str]]:
             return [(i, "its upload stalled") for i in message_ids if i == first]
 
         def forget(self, message_id: str) -> None:
@@ -262,6 +265,74 @@ def test_lost_replies_say_why_and_are_forgotten_when_late() -> None:
     assert [error.reason for error in failed] == ["its upload stalled", "no reply within 1 s"]
     assert [kind_of(error) for error in failed] == ["lost", "late"]
     assert replies.forgotten == [second]
+
+
+def test_in_order_a_failure_of_another_is_known_early_and_told_in_its_turn() -> None:
+    class Gone(PlainReplies):
+        """A node is gone while the first one works, and back before that one is done."""
+
+        def poll(
+            self, message_ids: list[str], wanted: Collection[str] | None = None
+        ) -> list[tuple[str, Message | str]]:
+            gone = [(second, "gone")] if 1.0 <= time.now_s < 2.0 and second in message_ids else []
+            return [*super().poll(message_ids, wanted), *gone]
+
+    memory = MemoryGrid({2: silent, 3: silent})
+    time = FakeTime({5.0: answer_later(memory, 2)})
+    grid = StreamingGrid(memory, Gone(memory), in_order=True, clock=time.clock, sleep=time.sleep)
+    pending = grid.send_and_receive(to(2, 3), timeout=100.0)
+    second = memory.pushed[1].metadata.message_id
+    first, gone = pending
+    assert (first.metadata.src_node_id, first.has_error()) == (2, False)
+    assert (gone.metadata.src_node_id, gone.error.reason) == (3, "gone")
+    assert time.now_s == pytest.approx(5.0, abs=0.3)
+
+
+def test_nobody_waits_any_more_for_what_a_failed_exchange_has_asked() -> None:
+    memory, time = MemoryGrid({2: echo, 3: silent, 4: echo}), FakeTime()
+    grid = streaming(memory, time=time)
+    exchange = grid.send_and_receive(to(2, 3, 4), timeout=9.0)
+    next(exchange)
+    exchange.close()
+    time.sleep(1.0)
+    # The third has answered, the second is yet to.
+    assert [late.message.metadata.dst_node_id for late in grid.late_replies()] == [4]
+    answer_later(memory, 3)()
+    assert [late.message.metadata.dst_node_id for late in grid.late_replies()] == [3]
+    assert grid.late_replies() == []
+
+
+class Queue(PlainReplies):
+    """A message waits for 50 s in this process, and is answered 9 s later."""
+
+    begun_s = 50.0
+
+    def has_begun(self, message_id: str) -> bool:
+        return self.clock() >= self.begun_s
+
+    clock: Callable[[], float]
+
+
+def test_time_counts_from_when_a_message_leaves_this_process() -> None:
+    memory = MemoryGrid({2: silent, 3: silent})
+    time, replies = FakeTime({59.0: answer_later(memory, 2)}), Queue(memory)
+    replies.clock = time.clock
+    grid = StreamingGrid(memory, replies, clock=time.clock, sleep=time.sleep)
+    first, second = grid.send_and_receive(to(2, 3), timeout=10.0)
+    assert not first.has_error()
+    assert second.error.reason == "no reply within 10 s"
+    assert time.now_s == pytest.approx(60.0, abs=1.5)
+
+
+def test_a_quorum_cuts_off_what_waits_in_this_process() -> None:
+    memory = MemoryGrid({2: silent, 3: silent})
+    time, replies = FakeTime({1.0: answer_later(memory, 2)}), Queue(memory)
+    replies.clock = time.clock
+    grid = StreamingGrid(memory, replies, clock=time.clock, sleep=time.sleep)
+    grid.configure(in_order=False, upload_stall_s=1.0, quorums={"train": Quorum(0.5, 4.0)})
+    replied = list(grid.send_and_receive(to(2, 3), timeout=10.0))
+    assert [r.has_error() for r in replied] == [False, True]
+    assert time.now_s == pytest.approx(5.0, abs=0.5)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto import fleet_pb2, message_pb2, node_pb2
@@ -223,7 +224,9 @@ class Server:
         self.waiting = [message_to_proto(remove_content_from_message(asked))]
         self.failures = failures
         self.answers: list[Message] = []
-        self.confirmed = 0
+        self.confirmed = self.pushed = 0
+        # So many objects are taken; then the answer is given up.
+        self.stored = 1000
 
     def _fail(self, name: str) -> None:
         if due := self.failures.get(name):
@@ -249,7 +252,14 @@ class Server:
     def PushMessages(self, request: Any, timeout: float) -> Any:  # noqa: N802
         self._fail("push")
         self.answers += map(message_from_proto, request.messages_list)
-        return fleet_pb2.PushMessagesResponse()
+        trees = request.message_object_trees
+        ids = [o.object_id for tree in trees for o in inflatable_object.iterate_object_tree(tree)]
+        return fleet_pb2.PushMessagesResponse(objects_to_push=ids)
+
+    def PushObject(self, request: Any, timeout: float) -> Any:  # noqa: N802
+        self._fail("object")
+        self.pushed += 1
+        return message_pb2.PushObjectResponse(stored=self.pushed <= self.stored)
 
 
 def connected(server: Server) -> Any:
@@ -302,3 +312,29 @@ def test_nobody_waits_for_an_answer_of_a_run_that_has_ended() -> None:
     server = Server(push=[DENIED])
     served(server, looks=2)
     assert not server.answers
+
+
+def test_an_answer_that_never_gets_through_in_time_is_dropped() -> None:
+    late = grpc.StatusCode.DEADLINE_EXCEEDED
+    server, node = Server(object=[late] * 9), node_of(NodeConfig())
+    cut = connected(server)
+    # No call is made again within a try.
+    cut.lost.set()
+    for _ in range(2):
+        with pytest.raises(Failing):
+            node._serve_one(cut, Rhythm())
+    server.failures["object"] = [late]
+    assert not node._serve_one(cut, Rhythm()), "it looks for the next message"
+    assert server.pushed < 3
+    assert node._unsent is None
+
+
+def test_nothing_more_is_uploaded_of_an_answer_that_is_given_up() -> None:
+    chunks = 12
+    server, node = Server(), node_of(NodeConfig())
+    server.stored = 2
+    weights = ArrayRecord({"w": Array(np.random.default_rng(0).random(chunks * 655_360))})
+    node.handler = lambda message: Message(RecordDict({"w": weights}), reply_to=message)
+    assert node._serve_one(connected(server), Rhythm())
+    # Two are on their way at a time.
+    assert 3 <= server.pushed <= 5

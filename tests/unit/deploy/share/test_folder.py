@@ -139,6 +139,18 @@ def test_a_folder_that_has_something_in_it_is_left_alone(dense: Path, tmp_path: 
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
+def test_an_empty_folder_is_filled_even_where_the_user_is(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    export_run(dense, Path(), Choices())
+    assert (out / "README.md").is_file()
+    assert Path.cwd() == out
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_full_disk_leaves_no_half_folder(dense: Path, tmp_path: Path) -> None:
     with (
         files_limited_to(20_000),

@@ -233,3 +233,46 @@ def test_the_cloud_is_woken_when_an_edge_is_done(tmp_path: Path) -> None:
         assert wait_s(edges, asked) < HANG_S / 4
         [reply] = edges.pull_messages([asked])
     assert reply.metadata.reply_to_message_id == asked
+
+
+def test_an_edge_works_on_one_order_at_a_time(tmp_path: Path) -> None:
+    release, at_work = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def handle(message: Message) -> Message:
+        kind = message.metadata.message_type
+        order.append(kind)
+        if kind == TRAIN:
+            at_work.set()
+            assert release.wait(HANG_S)
+        order.append(f"{kind} done")
+        return Message(to_records(Ack(name="edge-0")), reply_to=message)
+
+    with closing(EventLog(tmp_path / "events.jsonl", role="cloud", node="cloud")) as log:
+        edges = VirtualEdges(MemoryGrid({}), ["edge-0", "edge-1"], log)
+        edges._edges[1].handle = handle  # type: ignore[method-assign]
+        hello = to_records(Hello(asking="cloud"))
+        ids = edges.push_messages([Message(hello, 1, kind) for kind in (TRAIN, HELLO)])
+        assert at_work.wait(HANG_S)
+        # The other edge's thread is idle, and may not take it.
+        [other] = edges.push_messages([Message(hello, 2, HELLO)])
+        edges.wait([other], HANG_S)
+        assert len(edges.pull_messages([other])) == 1
+        assert order == [TRAIN]
+        release.set()
+        for message_id in ids:
+            edges.wait([message_id], HANG_S)
+    assert order == [TRAIN, f"{TRAIN} done", HELLO, f"{HELLO} done"]
+
+
+def test_an_order_that_waits_for_room_has_not_begun() -> None:
+    world = World()
+    world.memory.nodes = {NODE + n: world.client for n in range(2)}
+    shared = SharedClients(world.memory, max_trainings=1, clock=world.time.clock)
+    orders = [Message(to_records(Hello(asking="edge-0")), NODE + n, TRAIN) for n in range(2)]
+    first, second = shared.push_messages(orders)
+    assert [shared.has_begun(message_id) for message_id in (first, second)] == [True, False]
+    assert len(shared.pull_messages([first, second])) == 1
+    assert shared.has_begun(second)
+    # A question waits for offers, no longer than it says.
+    assert world.shared.has_begun(world.choose("edge-0"))
