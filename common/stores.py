@@ -52,6 +52,10 @@ class Order(Protocol):
         """How often that was resumed."""
 
     @property
+    def resumed_from(self) -> int:
+        """After how many intervals it goes on in this attempt."""
+
+    @property
     def interval(self) -> int:
         """In which of its intervals."""
 
@@ -82,8 +86,7 @@ class StateStore(ABC):
         """Bring ``lasting`` to the state that ``task`` starts from.
 
         That is the stored one, if it is of the task's run; where the run was resumed, and it had
-        worked in the task's interval already, the one from before that interval. Who is new
-        starts afresh.
+        worked in an interval that comes again, the one from before that. Who is new starts afresh.
 
         Raises FedPhDError if the state is malformed or gone.
         """
@@ -94,7 +97,7 @@ class StateStore(ABC):
         self._becomes_former = False
         if origin is None or origin.run_name != task.run_name:
             lasting.load_state_dict({})
-        elif origin.attempt != task.attempt and origin.interval >= task.interval:
+        elif origin.attempt != task.attempt and origin.interval > task.resumed_from:
             lasting.load_state_dict(self._former_of(lasting.whose, task) or {})
         else:
             self._becomes_former = origin.interval < task.interval
@@ -121,10 +124,10 @@ class StateStore(ABC):
         origin = _origin(former)
         if origin is None or origin.run_name != task.run_name:
             return None
-        if origin.interval >= task.interval:
+        if origin.interval > task.resumed_from:
             logger.warning(
-                "%s: the run goes on with interval %d, but the state that is kept has seen "
-                "interval %d", whose, task.interval, origin.interval,
+                "%s: the run goes on after interval %d, but the state that is kept has seen "
+                "interval %d", whose, task.resumed_from, origin.interval,
             )  # fmt: skip
         return former
 

@@ -173,6 +173,7 @@ class EdgeAverage(Strategy):
             seed=plan.seed,
             run_name=task.run_name,
             attempt=task.attempt,
+            resumed_from=task.resumed_from,
         )
 
     def aggregate_train(

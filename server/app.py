@@ -310,6 +310,7 @@ class Cloud:
             config=self.config.federation().model_dump(mode="json"),
             run=self.strategy.run_name,
             attempt=self.strategy.attempt,
+            num_clients=self.strategy.num_clients or None,
             events=self.events.count,
             elapsed_s=self._elapsed(),
             # As it is now: what comes later belongs to the next interval.
@@ -330,6 +331,7 @@ def stored_state(checkpoint: Path, progress: Progress) -> Stored:
         cut=extras.cut,
         variate=extras.variate,
         held=extras.held,
+        num_clients=progress.num_clients,
     )
 
 

@@ -52,7 +52,8 @@ class Stored:
     """What a strategy goes on from: the state after ``interval`` intervals.
 
     ``attempt`` counts the run's resumptions, this one among them. ``cut`` is JSON text, ``variate``
-    and what edges hold, ``held``, (numel,), float32; they are None where there is none.
+    and what edges hold, ``held``, (numel,), float32; they are None where there is none. The variate
+    is a mean over ``num_clients``.
     """
 
     interval: int
@@ -63,6 +64,7 @@ class Stored:
     cut: str | None
     variate: torch.Tensor | None
     held: torch.Tensor | None = None
+    num_clients: int | None = None
 
 
 class FedPhD(Strategy):
@@ -112,6 +114,8 @@ class FedPhD(Strategy):
         self.variate = None
         if config.objective.method == "scaffold":
             self.variate = torch.zeros_like(self.weights())
+        # Over so many clients the variate is a mean.
+        self.num_clients = (stored.num_clients if stored else None) or 0
         self.ema = Ema(unet.state_dict(), decay=config.ema.decay, warmup=config.ema.warmup)
         self.broadcast = Broadcast()
         self._roster = roster
@@ -168,6 +172,7 @@ class FedPhD(Strategy):
         self._gather()
         self._watch = Stopwatch()
         interval = self.done + server_round
+        self._count_clients()
         travelling = self.travelling
         down = self.config.codecs.cloud_down
         whole, serialised = self.weights(), next(iter(arrays.values()))
@@ -177,12 +182,13 @@ class FedPhD(Strategy):
             interval=interval,
             sparse=self.sparse(interval),
             num_edges=max(1, len(peers)),
-            num_clients=max(1, len(self._known_clients())),
+            num_clients=self.num_clients,
             network=self.network(),
             cut=self.cut.to_json() if self.cut else None,
             digest=link.digest,
             run_name=self.run_name,
             attempt=self.attempt,
+            resumed_from=self.done,
             plan=self.config,
         )
         variate = None
@@ -282,7 +288,10 @@ class FedPhD(Strategy):
         answer, edge_rounds = result.answer, self.config.schedule.edge_rounds
         images = answer.samples_per_round * edge_rounds / answer.client_rounds
         weights = update_norm(result.part(parts), sent) / self.config.training.usual_steps(images)
-        return (weights,) if result.change is None else (weights, norm_of(result.change))
+        if result.change is None:
+            return (weights,)
+        # A sum over clients, so that of many is long.
+        return weights, norm_of(result.change) / answer.client_rounds
 
     def _average(self, trained: list[EdgeUpdate], stats: IntervalStats) -> None:
         answers = [result.answer for result in trained]
@@ -354,6 +363,16 @@ class FedPhD(Strategy):
         """Images of each client that an edge sees."""
         peers = self._roster.everyone.values()
         return {name: images for peer in peers for name, images in peer.clients.items()}
+
+    def _count_clients(self) -> None:
+        """Note how many clients there have been; the variate is the sum of theirs over that.
+
+        Whoever is new has none yet, that is 0; that of one who is gone goes on to count.
+        """
+        before = self.num_clients
+        self.num_clients = max(1, before, len(self._known_clients()))
+        if self.variate is not None and before not in (0, self.num_clients):
+            self.variate = self.variate * (before / self.num_clients)
 
     def _mean_samples_per_client(self) -> float:
         known = self._known_clients()

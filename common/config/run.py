@@ -11,7 +11,12 @@ from pydantic import Field, model_validator
 from fedphd.common.config.averages import AggregationConfig, EmaConfig
 from fedphd.common.config.data import Section, setting
 from fedphd.common.config.evaluation import EvaluationConfig
-from fedphd.common.config.widths import levels_with_heads, prune_widths, pruned_head_dim
+from fedphd.common.config.widths import (
+    check_levels,
+    levels_with_heads,
+    prune_widths,
+    pruned_head_dim,
+)
 from fedphd.common.config.wire import WireConfig
 
 SelectionPolicy = Literal[
@@ -368,6 +373,16 @@ class FederationConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _sampling_fits(self) -> Self:
+        steps, most = self.evaluation.sampling_steps, self.diffusion.num_train_timesteps
+        if steps > most:
+            raise ValueError(
+                f"evaluation.sampling_steps = {steps} is more than diffusion.num_train_timesteps = "
+                f"{most}; use at most as many"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _quorum_fits(self) -> Self:
         if self.reproducible and self.schedule.quorum < 1:
             raise ValueError(
@@ -405,6 +420,7 @@ class FederationConfig(Section):
             return self
         full_widths = self.model.block_out_channels
         widths = prune_widths(full_widths, pruning.ratio, groups)
+        check_levels(full_widths, widths, pruning.ratio)
         if any(kept == full for kept, full in zip(widths, full_widths, strict=True)):
             raise ValueError(
                 f"pruning.ratio = {pruning.ratio} removes nothing from a width of "

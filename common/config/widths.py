@@ -1,6 +1,7 @@
 """How wide the U-Net's levels and attention heads are before and after pruning."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 
@@ -17,6 +18,21 @@ def prune_width(width: int, ratio: float, groups: int) -> int:
 def prune_widths(widths: Iterable[int], ratio: float, groups: int) -> list[int]:
     """``prune_width`` of each level's width."""
     return [prune_width(width, ratio, groups) for width in widths]
+
+
+def check_levels(widths: Sequence[int], pruned: Sequence[int], ratio: float) -> None:
+    """Raise ValueError if neighbours of different width become equal, or the other way round.
+
+    A block between them has a convolution for its skip connection only where they differ, so the
+    pruned U-Net would have other layers than the weights that are cut for it.
+    """
+    before, after = ([a == b for a, b in pairwise(of)] for of in (widths, pruned))
+    if before != after:
+        raise ValueError(
+            f"pruning.ratio = {ratio} makes widths {list(pruned)} of {list(widths)}: levels that "
+            "differ must go on to differ; use a smaller ratio, or fewer groups "
+            "(model.norm_num_groups)"
+        )
 
 
 def levels_with_heads(attention_levels: Iterable[int], num_levels: int) -> list[int]:

@@ -46,6 +46,7 @@ class Progress(BaseModel):
         events: events of the cloud by then; later ones in the log are of work that was lost, but
             for those of ``reported.evaluations``, which come beside the next interval.
         elapsed_s: wall time of all processes so far.
+        num_clients: over so many SCAFFOLD's variate is a mean; None in older checkpoints.
     """
 
     interval: int
@@ -57,6 +58,7 @@ class Progress(BaseModel):
     events: int
     elapsed_s: float
     reported: Reported
+    num_clients: int | None = None
 
     @classmethod
     def read(cls, checkpoint: Path) -> Self:

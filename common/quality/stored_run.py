@@ -56,7 +56,9 @@ class StoredRun:
         if reference is None:
             if not self.config({}).evaluation.reference_clients:
                 return {}
-            reference = str(self.checkpoint.resolve().parent / STATISTICS_FILE)
+            # Checkpoints of former intervals lie one folder deeper.
+            beside, above = (self.checkpoint.resolve().parents[n] / STATISTICS_FILE for n in (0, 1))
+            reference = str(above if above.exists() and not beside.exists() else beside)
         is_file = reference.endswith(".safetensors")
         return {
             "evaluation.reference": None if is_file else {"source": reference},

@@ -236,7 +236,7 @@ def _former(folder: Path) -> Path:
 
 def kept_checkpoints(folder: Path) -> list[Path]:
     """Those of the intervals before that of ``folder``, in their order (``keep`` above 1)."""
-    return sorted(_former(folder).glob("interval-*"))
+    return sorted(_former(folder).glob("interval-*"), key=lambda kept: (len(kept.name), kept.name))
 
 
 def _way_out(part: Path) -> str:

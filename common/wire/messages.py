@@ -17,7 +17,7 @@ from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload, Shown
 from fedphd.common.wire.traffic import Traffic
 
-PROTOCOL: Final = 5
+PROTOCOL: Final = 6
 PACKAGE_VERSION: Final = version("fedphd")
 
 HELLO: Final = "query.hello"
@@ -102,7 +102,7 @@ class TrainTask(Payload):
     ``parts`` of the U-Net come with it, ``send`` are to go back. What does not come starts from
     what the client has, or from the seeded weights of ``initial``, the U-Net before pruning.
     The weights come as ``codec`` packed them, and go back as ``reply_codec`` does, on top of those
-    that came. ``run_name`` and ``attempt`` are as in ``IntervalTask``.
+    that came. ``run_name``, ``attempt`` and ``resumed_from`` are as in ``IntervalTask``.
     """
 
     edge_id: str
@@ -123,6 +123,7 @@ class TrainTask(Payload):
     seed: int = Field(ge=0)
     run_name: str = Field("", max_length=64)
     attempt: int = Field(0, ge=0)
+    resumed_from: int = Field(0, ge=0)
 
 
 class TrainReply(Payload):
@@ -146,7 +147,7 @@ class IntervalTask(Payload):
 
     ``num_edges`` get an order for this interval. ``num_clients`` are known at the cloud: those of
     all edges. ``run_name`` names the run, and ``attempt`` says how often it was resumed: with a new
-    one, intervals come again.
+    one, the intervals after ``resumed_from`` come again.
     """
 
     interval: int = Field(ge=1)
@@ -159,6 +160,7 @@ class IntervalTask(Payload):
     digest: Digest | None = None
     run_name: str = Field("", max_length=64)
     attempt: int = Field(0, ge=0)
+    resumed_from: int = Field(0, ge=0)
     plan: run.FederationConfig
 
 

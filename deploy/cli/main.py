@@ -29,7 +29,7 @@ from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.leftovers import claimed
 from fedphd.deploy.launch.local import run_local
 from fedphd.deploy.launch.needs import advice_here
-from fedphd.deploy.launch.resuming import resumed_config, rewind
+from fedphd.deploy.launch.resuming import AWAITED, resumed_config, rewind
 from fedphd.deploy.launch.runs import (
     VERDICT,
     check_data,
@@ -94,7 +94,7 @@ def cloud(
     values = flags.overrides(own, settings)
     former = flags.resumed_folder(resume, run_dir, go_on=go_on)
     if former:
-        resolved = resumed_config(former, config, values)
+        resolved = resumed_config(former, config, values, free=AWAITED)
     else:
         resolved = load_config(CloudConfig, config, values)
     resolved.superlink.check_protected()

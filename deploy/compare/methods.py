@@ -37,6 +37,7 @@ class Method(Section):
         False, description="one client with all images does the steps of all clients"
     )
     tunes: tuple[str, ...] = Field((), description="dotted settings that are its own to tune")
+    base: str | None = Field(None, description="method on which the entry builds")
     tuned_like: str | None = Field(
         None, description="method whose tuned values it takes over; it is not tuned itself"
     )
@@ -95,7 +96,7 @@ def _entry(name: str, tables: Mapping[str, Any], above: tuple[str, ...] = ()) ->
     if not isinstance(own, dict):
         raise ConfigError(f"method {name!r}: there is no [{name}]; known: {', '.join(tables)}")
     values = {**own, "name": name}
-    if (base := values.pop("base", None)) is None:
+    if (base := values.get("base")) is None:
         return values
     if base in (name, *above):
         raise ConfigError(f"method {name!r}: base = {base!r} leads back to itself")

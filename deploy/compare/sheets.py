@@ -34,14 +34,16 @@ def to_csv(every: Sequence[MethodResults]) -> str:
     lines = [["method", _SEED, "cloud_rounds", *settings, *metrics, *costs, _FAILURES, _COMMIT]]
     for results in every:
         for run in results.runs:
-            own = [_cell(results.settings.get(key)) for key in settings]
+            # What follows from a seed's split of the data is the run's own.
+            known = {**results.settings, **run.settings}
+            own = [_cell(known.get(key)) for key in settings]
             numbers = [run.quality.get(name) for name in metrics]
             numbers += [run.costs.get(name) for name in costs]
             lines.append(
                 [
                     run.method,
                     str(run.seed),
-                    _cell(results.settings.get(_ROUNDS)),
+                    _cell(known.get(_ROUNDS)),
                     *own,
                     *map(_cell, numbers),
                     _cell(run.failures),

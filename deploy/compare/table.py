@@ -289,7 +289,9 @@ def _mean(name: str, results: MethodResults) -> str:
 def changes(every: Sequence[MethodResults]) -> Iterator[str]:
     """Pairs of methods that differ in what gives the second its name, all else being equal."""
     for results in every:
-        like = method(every, results.method.tuned_like or "")
+        own = results.method
+        # One that builds on a variant of the tuned method differs from that in its own entry only.
+        like = method(every, (own.base or own.tuned_like or "") if own.tuned_like else "")
         pair = Paired.of(like.by_seed(), results.by_seed()) if like else None
         if like and pair:
             yield f"{like.method.title} against {results.method.title}: {pair.text}"

@@ -1,9 +1,9 @@
 """Let a run go on in its folder: from its last whole interval, or from the start without one."""
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fedphd.common.config.roles import CloudConfig, load_config, validate
 from fedphd.common.config.text import differences, flattened, with_overrides
@@ -59,12 +59,18 @@ def stored_data(run_dir: Path) -> dict[str, Any]:
         ) from error
 
 
-def resumed_config(run_dir: Path, path: Path | None, values: Mapping[str, Any]) -> CloudConfig:
+# How many a cloud waits for: whoever is gone for good need not be waited for again.
+AWAITED: Final = ("schedule.num_edges", "schedule.min_clients")
+
+
+def resumed_config(
+    run_dir: Path, path: Path | None, values: Mapping[str, Any], *, free: Collection[str] = ()
+) -> CloudConfig:
     """The configuration of a run that goes on: its own, and over it the settings that are given.
 
     A file, or a preset, says all of it again, but for what samples are compared with, which may
-    have followed from the clients' data. Raises ConfigError that names what differs in the
-    training run.
+    have followed from the clients' data. The dotted settings that are ``free`` may change. Raises
+    ConfigError that names what else differs in the training run.
     """
     before = stored_config(run_dir)
     own = before.model_dump(mode="json")
@@ -75,19 +81,19 @@ def resumed_config(run_dir: Path, path: Path | None, values: Mapping[str, Any]) 
         config = load_config(CloudConfig, path, given)
     else:
         config = validate(CloudConfig, with_overrides(own, values), source="command line")
-    check_unchanged(run_dir, before, config)
+    check_unchanged(run_dir, before, config, free)
     return config
 
 
-def check_unchanged(run_dir: Path, before: CloudConfig, now: CloudConfig) -> None:
+def check_unchanged(
+    run_dir: Path, before: CloudConfig, now: CloudConfig, free: Collection[str] = ()
+) -> None:
     """Raise ConfigError that names the settings of the training run that differ.
 
-    How long participants are waited for may change.
+    How long participants are waited for may change, and what is ``free``.
     """
-    old, new = (
-        dict(flattened(config.federation().model_dump(mode="json", exclude={"waits"})))
-        for config in (before, now)
-    )
+    plans = (c.federation().model_dump(mode="json", exclude={"waits"}) for c in (before, now))
+    old, new = ({k: v for k, v in flattened(plan) if k not in free} for plan in plans)
     if found := differences(old, new):
         raise ConfigError(
             f"--resume {run_dir}: the run was started with other settings: {found}; set them as "

@@ -109,7 +109,8 @@ class Cloud:
         self.config = config or run_config()
         self.edges = {edge.name: edge for edge in edges}
         self.time = FakeTime()
-        self.grid = streaming(MemoryGrid(dict(enumerate(edges, start=2))), time=self.time)
+        memory = MemoryGrid(dict(enumerate(edges, start=2)))
+        self.nodes, self.grid = memory.nodes, streaming(memory, time=self.time)
         self.roster = Roster(
             self.grid, asking="cloud", kind="edge", hello_s=1.0, retry_s=1e6, max_samples=1000,
             clock=self.time.clock,

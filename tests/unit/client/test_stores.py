@@ -24,8 +24,12 @@ LAYOUT = TensorLayout(("weight",), ((3,),))
 SMALL = ModelConfig(block_out_channels=(8, 8), attention_head_dim=8, norm_num_groups=4)
 
 
-def task(interval: int = 1, *, run: str = "a", attempt: int = 0) -> TrainTask:
-    names = {"run_name": run, "attempt": attempt}
+def task(
+    interval: int = 1, *, run: str = "a", attempt: int = 0, resumed_from: int | None = None
+) -> TrainTask:
+    """``resumed_from`` is the interval before this one, where nothing else is said."""
+    after = interval - 1 if resumed_from is None else resumed_from
+    names = {"run_name": run, "attempt": attempt, "resumed_from": after if attempt else 0}
     return train_task(SMALL, interval=interval, training=TrainingConfig(), **names)
 
 
@@ -90,6 +94,20 @@ def test_intervals_that_come_again_start_from_the_state_before_them(tmp_path: Pa
     assert round_of(3, 4) == 4
 
 
+def test_who_was_away_when_an_interval_came_again_does_not_go_on_from_its_lost_work(
+    tmp_path: Path,
+) -> None:
+    def round_of(interval: int, attempt: int = 0, resumed_from: int | None = None) -> int:
+        order = task(interval, attempt=attempt, resumed_from=resumed_from)
+        return take_round(place("file", RecordDict(), tmp_path), order)
+
+    assert [round_of(1), round_of(2)] == [0, 1]
+    # Interval 2 was lost, and came again while this client was away.
+    assert [round_of(3, 1, 1), round_of(4, 1, 1)] == [1, 2]
+    # Nothing was lost in between.
+    assert round_of(6, 2, 4) == 3
+
+
 def test_a_first_interval_that_comes_again_starts_afresh(tmp_path: Path) -> None:
     # What an earlier run left in the same folder is not the state before this one.
     for interval in (1, 2):
@@ -105,7 +123,7 @@ def test_what_was_trained_too_far_is_said(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         # An older checkpoint was put back: the state of before interval 2 is gone.
         assert take_round(store, task(2, attempt=1)) == 2
-    assert "goes on with interval 2, but the state that is kept has seen interval 2" in caplog.text
+    assert "goes on after interval 1, but the state that is kept has seen interval 2" in caplog.text
 
 
 def test_a_resident_trainer_is_read_only_when_it_must(tmp_path: Path) -> None:

@@ -36,6 +36,28 @@ def test_changes_of_the_edges_add_up_whatever_their_weights() -> None:
     assert world.strategy.variate.unique().tolist() == [6.0]
 
 
+def test_the_variate_stays_a_mean_over_all_clients_when_some_come_later() -> None:
+    first = FakeEdge("a", clients={"x": 10, "y": 10}, change=lambda c: torch.full_like(c, 3.0))
+    late = FakeEdge("b", clients={"z": 10}, change=torch.zeros_like, silent=True)
+    config = run_config(objective={"method": "scaffold"}, schedule={"intervals": 2})
+    world = Cloud(first, config=config)
+    gather = world.strategy._gather
+
+    def join() -> None:
+        if world.told:
+            world.nodes[9] = late
+            late.silent = False
+        gather()
+
+    world.strategy._gather = join
+    world.run()
+    # A sum of 6 over two clients, then over three; the change of 3 is over three already.
+    assert [variate.unique().tolist() for variate in first.variates] == [[0.0], [2.0]]
+    assert [task.num_clients for task in first.tasks] == [2, 3]
+    assert world.strategy.variate is not None
+    assert world.strategy.variate.unique().tolist() == [5.0]
+
+
 def test_other_methods_carry_no_variate() -> None:
     world = Cloud(FakeEdge("e"))
     assert world.strategy.variate is None

@@ -180,6 +180,17 @@ def test_update_that_is_not_too_long_counts(edges: list[FakeEdge], aggregation: 
     assert world.told[0].edge_weights["bad"] > 0
 
 
+def test_the_change_of_many_clients_variates_is_long_and_counts() -> None:
+    edges = [FakeEdge(name, change=torch.ones_like) for name in "ab"]
+    clients = {f"client-{number}": 10 for number in range(11)}
+    many = FakeEdge(
+        "many", clients=clients, change=lambda c: torch.full_like(c, 11.0), client_rounds=22
+    )
+    world = Cloud(*edges, many, config=run_config(objective={"method": "scaffold"}))
+    world.run()
+    assert world.told[0].failures == []
+
+
 def test_long_change_of_the_variate_is_dropped() -> None:
     edges = [FakeEdge(name, change=torch.ones_like) for name in "ab"]
     edges.append(FakeEdge("bad", change=lambda c: torch.full_like(c, 11.0)))

@@ -172,6 +172,10 @@ def schedule(**values: int) -> dict[str, Any]:
     ("values", "text"),
     [
         ({"pruning": {"ratio": 0.1}}, "ratio = 0.1 removes nothing from a width"),
+        (
+            {"pruning": {"ratio": 0.9}},
+            r"ratio = 0.9 makes widths \[8, 8\] of \[32, 64\]: levels that differ must go on to",
+        ),
         # 24 and 40 in groups of 8 are 3 and 5 a group; 0.3 takes 1 of 3 and 1 (1.5) of 5.
         (
             {
@@ -203,6 +207,14 @@ def test_impossible_pruning_is_refused(values: dict[str, Any], text: str) -> Non
         federation(**values)
     switched_off = {**values["pruning"], "mode": "none"}
     assert federation(**{**values, "pruning": switched_off}).pruning.mode == "none"
+
+
+def test_more_sampling_steps_than_the_diffusion_has() -> None:
+    text = "sampling_steps = 50 is more than diffusion.num_train_timesteps = 20"
+    with pytest.raises(ValidationError, match=text):
+        federation(diffusion={"num_train_timesteps": 20}, evaluation={"sampling_steps": 50})
+    fits = federation(diffusion={"num_train_timesteps": 50}, evaluation={"sampling_steps": 50})
+    assert fits.evaluation.sampling_steps == 50
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fedphd.common.config.run import DiffusionConfig, ModelConfig
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.unet.checkpoint import (
     checkpoint_of,
+    kept_checkpoints,
     load_checkpoint,
     load_extras,
     save_checkpoint,
@@ -233,6 +234,16 @@ def test_where_a_former_checkpoint_is_kept_it_is_the_way_out(
     shutil.rmtree(folder)
     former.rename(folder)
     assert load_checkpoint(folder)[3]["interval"] == 2
+
+
+def test_former_checkpoints_are_in_the_order_of_their_intervals(
+    tmp_path: Path, unet: PrunedUNet
+) -> None:
+    folder = tmp_path / "checkpoint"
+    for interval in (9999, 10_000, 10_001):
+        save(folder, unet, interval=interval, keep=3)
+    names = [kept.name for kept in kept_checkpoints(folder)]
+    assert names == ["interval-9999", "interval-10000"]
 
 
 def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path, unet: PrunedUNet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,10 @@ def test_the_clients_reference_is_found_beside_the_checkpoint(
     values = numbers(fedphd("evaluate", folder, "--json"))
     assert values["num_reference_images"] == 1797
     assert torch.tensor(values["class_shares"]).sum() == pytest.approx(1)
+    former = tmp_path / "checkpoints" / "interval-0001"
+    shutil.copytree(folder, former)
+    again = numbers(fedphd("evaluate", str(former), "--json"))
+    assert again["frechet_distance"] == values["frechet_distance"]
 
 
 def test_samples_of_a_class(fedphd: Any, shared: Path) -> None:

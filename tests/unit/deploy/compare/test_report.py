@@ -261,6 +261,18 @@ def test_shares_of_the_gap_and_changes_of_one_thing(common: CommonSettings) -> N
     assert "- FedPhD against FedPhD, random edges: -19% [-20%, -19%], 3 of 3 seeds\n" in text
 
 
+def test_a_variant_of_a_variant_is_compared_with_what_it_builds_on(common: CommonSettings) -> None:
+    names = ["fedphd", "fedphd_dense", "fedphd_dense_random"]
+    made = comparison(common, names, [0, 1, 2])
+    final = {"fedphd": 20.0, "fedphd_dense": 10.0, "fedphd_dense_random": 12.0}
+    for run in made.runs():
+        write_finished(run, distances=[100.0, 40.0, final[run.method.name] + run.seed])
+    made.report({}, command="c")
+    text = (common.out / "table.md").read_text("utf-8")
+    assert "- FedPhD without pruning against FedPhD without pruning, random edges: -" in text
+    assert "- FedPhD against FedPhD without pruning, random edges" not in text
+
+
 def test_the_change_over_the_last_quarter_is_that_of_the_means(common: CommonSettings) -> None:
     made = comparison(replace(common, settings={**common.settings, "schedule.intervals": 4}),
                       ["fedavg"], [0, 1])  # fmt: skip

@@ -19,6 +19,7 @@ from fedphd.common.unet.costs import Costs
 from fedphd.deploy.launch.client_data import with_reference
 from fedphd.deploy.launch.leftovers import PROCESSES, Process
 from fedphd.deploy.launch.resuming import (
+    AWAITED,
     check_same_data,
     check_unchanged,
     keep_events,
@@ -151,6 +152,10 @@ def test_what_defines_the_training_must_stay(tmp_path: Path) -> None:
     check_unchanged(tmp_path, before, load_config(CloudConfig, None, here))
     with pytest.raises(ConfigError, match=r"--resume .*: seed = 3, now 4; set them as they were"):
         check_unchanged(tmp_path, before, load_config(CloudConfig, None, {"seed": 4}))
+    fewer = load_config(CloudConfig, None, {"seed": 3, "schedule.min_clients": 1})
+    check_unchanged(tmp_path, before, fewer, AWAITED)
+    with pytest.raises(ConfigError, match=r"schedule.min_clients = \d+, now 1"):
+        check_unchanged(tmp_path, before, fewer)
     with pytest.raises(ConfigError, match=r"other data: data.source = 'digits', now 'faces'"):
         check_same_data(tmp_path, {"data.source": "digits"}, {"data.source": "faces"})
 
