@@ -1,6 +1,8 @@
 """How weights are written on each link: a section of ``common/config/run.py``."""
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from fedphd.common.config.data import Section, setting
 
@@ -18,3 +20,15 @@ class WireConfig(Section):
     cloud_up: CodecName = setting("fp32", "changes from an edge to the cloud")
     client_down: CodecName = setting("fp32", "weights from a server to its clients")
     client_up: CodecName = setting("fp32", "changes from a client to its server")
+
+    @model_validator(mode="after")
+    def _what_is_rounded_comes_back_as_a_change(self) -> Self:
+        for link in ("cloud", "client"):
+            down, up = getattr(self, f"{link}_down"), getattr(self, f"{link}_up")
+            if down != "fp32" and up == "fp32":
+                raise ValueError(
+                    f"wire.{link}_down = {down!r} cannot be used with wire.{link}_up = 'fp32': "
+                    "whole weights that come back would bring along what was rounded on the way "
+                    f"down; use wire.{link}_up = 'bf16', or wire.{link}_down = 'fp32' too"
+                )
+        return self

@@ -209,6 +209,17 @@ def test_impossible_pruning_is_refused(values: dict[str, Any], text: str) -> Non
     assert federation(**{**values, "pruning": switched_off}).pruning.mode == "none"
 
 
+@pytest.mark.parametrize("link", ["cloud", "client"])
+def test_weights_that_are_rounded_down_do_not_come_back_whole(link: str) -> None:
+    text = f"wire.{link}_down = 'int8' cannot be used with wire.{link}_up = 'fp32'"
+    with pytest.raises(ValidationError, match=text):
+        federation(wire={f"{link}_down": "int8"})
+    both = federation(wire={f"{link}_down": "int8", f"{link}_up": "bf16"})
+    assert both.wire.model_dump()[f"{link}_up"] == "bf16"
+    # What goes up is a change, whatever came down.
+    assert federation(wire={f"{link}_up": "int4"}).wire.model_dump()[f"{link}_up"] == "int4"
+
+
 def test_more_sampling_steps_than_the_diffusion_has() -> None:
     text = "sampling_steps = 50 is more than diffusion.num_train_timesteps = 20"
     with pytest.raises(ValidationError, match=text):
