@@ -29,7 +29,7 @@ from fedphd.deploy.launch.versions import check_flower
 
 READY_S = 60.0
 SUBMIT_S = 120.0
-TRAFFIC_S = 20.0
+TRAFFIC_S = 60.0
 LOG_S = 20.0
 STOP_S = 3.0
 CHILDREN_S = 1.0

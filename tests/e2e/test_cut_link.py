@@ -18,6 +18,8 @@ RUN = {
 }
 # Longer than a node keeps looking before it connects anew, shorter than Flower waits for it.
 CUT_S = 4.0
+# More than a heartbeat or a question for work, less than the announcement of an answer.
+ANSWER_BYTES = 1000
 
 
 def test_an_interval_that_ends_while_the_link_is_cut_is_not_lost(tmp_path: Path) -> None:
@@ -28,9 +30,10 @@ def test_an_interval_that_ends_while_the_link_is_cut_is_not_lost(tmp_path: Path)
             site.start("client-0")
             cloud = site.start("cloud")
             edge.wait_line(r"interval +1 round 1")
-            relay.cut()
+            relay.cut_before(ANSWER_BYTES)
             # The last one: the answer to the cloud is due.
             edge.wait_line(r"interval +1 round 2")
+            assert relay.wait_cut(30.0)
             time.sleep(CUT_S)
             assert not site.events("interval")
             relay.mend()

@@ -19,6 +19,7 @@ class Relay:
         self._listener = socket.create_server((_LOOPBACK, 0))
         self.address = f"{_LOOPBACK}:{self._listener.getsockname()[1]}"
         self._is_cut = threading.Event()
+        self._cut_from: int | None = None
         self._lock = threading.Lock()
         self._ends: list[socket.socket] = []
         self.num_cut = 0
@@ -41,8 +42,17 @@ class Relay:
                 end.shutdown(socket.SHUT_RDWR)
         self.num_cut += len(ends) // 2
 
+    def cut_before(self, num_bytes: int) -> None:
+        """Cut as soon as at least so many bytes in a piece are on their way to the server."""
+        self._cut_from = num_bytes
+
+    def wait_cut(self, within_s: float) -> bool:
+        """Wait until the link is cut; whether it is."""
+        return self._is_cut.wait(within_s)
+
     def mend(self) -> None:
         """Let new connections through."""
+        self._cut_from = None
         self._is_cut.clear()
 
     def _accept(self) -> None:
@@ -59,14 +69,21 @@ class Relay:
                     continue
                 with self._lock:
                     self._ends += [near, far]
-                for pair in ((near, far), (far, near)):
-                    threading.Thread(target=_pass_on, args=pair, daemon=True).start()
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(
+                        target=self._pass_on, args=(source, target, source is near), daemon=True
+                    ).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, goes_up: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(_CHUNK):
+                if goes_up and self._cut_from is not None and len(data) >= self._cut_from:
+                    self.cut()
+                target.sendall(data)
+        _end(source, target)
 
 
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(_CHUNK):
-            target.sendall(data)
+def _end(source: socket.socket, target: socket.socket) -> None:
     for end in (source, target):
         with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
