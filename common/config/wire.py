@@ -14,12 +14,14 @@ class WireConfig(Section):
 
     # Anything but fp32 is, upwards and from the cloud to its edges, the difference to what the
     # other end has, so that rounding does not add up (edge/link.py, server/broadcast.py).
+    # The defaults are the smallest that cost no distance (docs/results, "Bytes a value"). Clients,
+    # who come and go, get whole weights, which few bits would spoil.
     cloud_down: CodecName = setting(
-        "fp32", "changes from the cloud to its edges: fp32, bf16, int8, int4"
+        "int4", "changes from the cloud to its edges: fp32, bf16, int8, int4"
     )
-    cloud_up: CodecName = setting("fp32", "changes from an edge to the cloud")
-    client_down: CodecName = setting("fp32", "weights from a server to its clients")
-    client_up: CodecName = setting("fp32", "changes from a client to its server")
+    cloud_up: CodecName = setting("int4", "changes from an edge to the cloud")
+    client_down: CodecName = setting("bf16", "weights from a server to its clients")
+    client_up: CodecName = setting("int4", "changes from a client to its server")
 
     @model_validator(mode="after")
     def _what_is_rounded_comes_back_as_a_change(self) -> Self:

@@ -160,7 +160,7 @@ def _savings(moved: LinkBytes) -> Iterator[tuple[str, str]]:
     )  # fmt: skip
     for saving, flat, how in ways:
         if saving is not None:
-            yield "", f"{-saving:+.0%} against flat FedAvg {how} ({human_bytes(flat)})"
+            yield "", f"{-saving:+.0%} against flat FedAvg in fp32, {how} ({human_bytes(flat)})"
 
 
 def _round(event: events.RoundEnded) -> str:

@@ -200,7 +200,7 @@ def _traffic(record: RunRecord, rows: Sequence[IntervalBytes]) -> Tile:
     beside = []
     if flat:
         share = f"{moved / flat - 1:+.0%}".replace("-", "\u2212")
-        beside.append(f"{share} against flat FedAvg in as many cloud rounds")
+        beside.append(f"{share} against flat FedAvg in fp32, in as many cloud rounds")
     if not record.is_flat:
         nearby = human_bytes(sum(r.client_edge for r in rows))
         beside.append(f"{_unbroken(nearby)} between clients and edges")

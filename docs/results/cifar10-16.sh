@@ -15,6 +15,9 @@ fi
 out=$1
 shift
 copy=""
+# The protocol is older than the defaults of [wire].
+exact="--set wire.cloud_down=fp32 --set wire.cloud_up=fp32 --set wire.client_down=fp32
+    --set wire.client_up=fp32"
 case ${1:-} in
 *.parquet)
     copy="--data $1"
@@ -26,4 +29,4 @@ esac
 exec fedphd compare --out "$out" --preset cifar10-16 $copy \
     --methods fedavg,scaffold,fedphd,fedphd_os --seeds 0,1,2 --jobs 2 \
     --tune training.learning_rate=0.002,0.001,0.0005 --tuning-seeds 100 --tuning-intervals 20 \
-    --set evaluation.raw_too=true --set reproducible=true "$@"
+    --set evaluation.raw_too=true --set reproducible=true $exact "$@"

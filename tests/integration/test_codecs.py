@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.federation import Federation
 
+from fedphd.common.config.wire import WireConfig
 from fedphd.common.unet.model import PrunedUNet
 
 RUN: dict[str, Any] = {
@@ -21,6 +22,7 @@ CODECS = {
     "wire.cloud_down": "bf16", "wire.client_down": "bf16",
     "wire.cloud_up": "int8", "wire.client_up": "int8",
 }  # fmt: skip
+DEFAULTS = {f"wire.{link}": codec for link, codec in WireConfig().model_dump().items()}
 
 
 def finished(folder: Path, settings: dict[str, Any]) -> Federation:
@@ -35,15 +37,18 @@ def weights(federation: Federation) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(unet.parameters()).detach()
 
 
+@pytest.mark.parametrize("codecs", [CODECS, DEFAULTS], ids=["int8", "defaults"])
 @pytest.mark.parametrize("method", ["fedavg", "scaffold"])
-def test_codecs_hardly_change_the_result_and_save_bytes(method: str, tmp_path: Path) -> None:
+def test_codecs_hardly_change_the_result_and_save_bytes(
+    method: str, codecs: dict[str, Any], tmp_path: Path
+) -> None:
     own = {"objective.method": method}
     exact = finished(tmp_path / "exact", own)
-    coded = finished(tmp_path / "coded", {**own, **CODECS})
-    again = finished(tmp_path / "again", {**own, **CODECS})
+    coded = finished(tmp_path / "coded", {**own, **codecs})
+    again = finished(tmp_path / "again", {**own, **codecs})
     assert torch.equal(weights(coded), weights(again)), "the same bits every time"
     apart = (weights(coded) - weights(exact)).norm() / weights(exact).norm()
-    assert 0 < apart < 0.02
+    assert 0 < apart < 0.05
     losses = [[e["loss"] for e in run.events("interval")] for run in (coded, exact)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     for link in ("client_edge", "edge_cloud"):

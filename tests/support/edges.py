@@ -10,11 +10,13 @@ import torch
 from flwr.app import Message
 from support.memory import FakeTime, MemoryGrid, streaming
 from support.metrics import metrics
+from support.peers import EXACT
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.unet.costs import PruneReport
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_unet
+from fedphd.common.wire.codecs import Codec
 from fedphd.common.wire.messages import HELLO, HelloReply, IntervalReply, IntervalTask
 from fedphd.common.wire.records import (
     read_payload,
@@ -40,6 +42,7 @@ def run_config(**sections: Any) -> FederationConfig:
         "schedule": {"intervals": 1, "edge_rounds": 2, "num_edges": 1, "min_clients": 1},
         "pruning": {"mode": "none"},
         "aggregation": {"factor": 2.0},
+        "wire": EXACT,
     }  # fmt: skip
     for name, section in sections.items():
         nested = isinstance(section, dict) and name in values
@@ -98,7 +101,8 @@ class FakeEdge:
         }  # fmt: skip
         # Unchecked, so that a test can send what no honest edge could.
         reply = IntervalReply.model_construct(**(values | self.reply))
-        weights = self.weights(given) if self.weights else given + self.step
+        trained = self.weights(given) if self.weights else given + self.step
+        weights = Codec(task.plan.codecs.cloud_up, task.network.tensor_layout()).pack(trained, given)
         return Message(to_records(reply, weights, change), reply_to=message)
 
 

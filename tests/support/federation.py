@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from flwr.app import Message
 from support.memory import MemoryGrid
+from support.peers import EXACT
 
 from fedphd.client.resident import Resident
 from fedphd.common.config.roles import ClientConfig, CloudConfig, load_config
@@ -43,6 +44,7 @@ TINY: dict[str, Any] = {
     "selection.factor": 4.0,
     "aggregation.factor": 20.0,
     "ema.decay": 0.995,
+    **{f"wire.{link}": codec for link, codec in EXACT.items()},
     "schedule.num_edges": 2,
     "schedule.min_clients": 4,
     "schedule.intervals": 2,

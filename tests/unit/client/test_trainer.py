@@ -42,7 +42,7 @@ WIDE = ModelConfig(image_size=4, block_out_channels=(16, 16), norm_num_groups=8,
 NARROW = ModelConfig(image_size=4, block_out_channels=(8, 8), norm_num_groups=8)
 IMAGES = torch.randint(0, 256, (10, 1, 4, 4), generator=generator("images")).to(torch.uint8)
 PLAIN = Arithmetic(torch.device("cpu"), bf16=False)
-TRAINING = TrainingConfig(batch_size=4, learning_rate=0.01)
+TRAINING = TrainingConfig(batch_size=4, learning_rate=0.01, precision="fp32")
 
 
 def client(objective: Objective | None = None, client_id: str = "client-0") -> Trainer:

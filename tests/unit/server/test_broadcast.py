@@ -80,7 +80,7 @@ def test_edges_build_each_interval_on_the_one_before() -> None:
     """The strategy with edges that hold what came: over the cut, and with one that forgets."""
     faithful, forgetful = FakeEdge("a"), FakeEdge("b", remembers=False)
     config = scheduled().model_copy(update={"wire": scheduled().wire.model_copy(
-        update={"cloud_down": "int8"},
+        update={"cloud_down": "int8", "cloud_up": "int8"},
     )})  # fmt: skip
     world = Cloud(faithful, forgetful, config=config)
     world.run()

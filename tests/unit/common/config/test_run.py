@@ -213,11 +213,12 @@ def test_impossible_pruning_is_refused(values: dict[str, Any], text: str) -> Non
 def test_weights_that_are_rounded_down_do_not_come_back_whole(link: str) -> None:
     text = f"wire.{link}_down = 'int8' cannot be used with wire.{link}_up = 'fp32'"
     with pytest.raises(ValidationError, match=text):
-        federation(wire={f"{link}_down": "int8"})
+        federation(wire={f"{link}_down": "int8", f"{link}_up": "fp32"})
     both = federation(wire={f"{link}_down": "int8", f"{link}_up": "bf16"})
     assert both.wire.model_dump()[f"{link}_up"] == "bf16"
     # What goes up is a change, whatever came down.
-    assert federation(wire={f"{link}_up": "int4"}).wire.model_dump()[f"{link}_up"] == "int4"
+    exact_down = federation(wire={f"{link}_down": "fp32", f"{link}_up": "int4"})
+    assert exact_down.wire.model_dump()[f"{link}_up"] == "int4"
 
 
 def test_more_sampling_steps_than_the_diffusion_has() -> None:
