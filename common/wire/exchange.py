@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from flwr.app import Message
 
 from fedphd.common.errors import FailureKind
+from fedphd.common.wire.failures import NoAnswerError
 
 # Messages that are sent together, where as many are under way as want to be.
 _PUSH_BATCH: Final = 32
@@ -69,7 +70,7 @@ class Exchange:
     all_sent: bool = False
     late: FailureKind = "late"
     # Replies that came before their turn.
-    early: dict[str, Any] = field(default_factory=dict)
+    early: dict[str, Message | str | NoAnswerError] = field(default_factory=dict)
 
     @property
     def kept_s(self) -> float:

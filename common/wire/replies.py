@@ -30,6 +30,9 @@ _TURN_S: Final = 1.0
 _MOST_OBJECTS: Final = 5000
 # What a reply holds beside weights: the features' sums of reference statistics are 34 MB.
 _BESIDE_BYTES: Final = 64 << 20
+UNREADABLE: Final = (
+    "its reply is not in Flower's format: install the same version of flwr on every machine"
+)
 # Flower's servicer failed at what some node sent.
 _UNREADABLE: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 
@@ -178,7 +181,7 @@ class GrpcReplies:
         done: list[tuple[str, Found]] = []
         for message_id, found in self._announced(message_ids):
             if found is None:
-                done.append((message_id, "its reply cannot be read by the server"))
+                done.append((message_id, UNREADABLE))
                 continue
             proto, tree = found
             if proto.HasField("error"):
@@ -191,7 +194,8 @@ class GrpcReplies:
             object_ids = tuple(dict.fromkeys(item.object_id for item in items))
             if len(object_ids) > _MOST_OBJECTS:
                 self._confirm(tree.object_id)
-                done.append((message_id, f"its reply has {len(object_ids)} parts"))
+                parts = f"{len(object_ids)} parts; at most {_MOST_OBJECTS} are taken"
+                done.append((message_id, f"its reply has {parts}"))
                 continue
             self._partial[message_id] = _Partial(object_ids)
         return done

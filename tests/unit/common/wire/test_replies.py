@@ -15,7 +15,7 @@ from flwr.proto import appio_pb2, message_pb2, node_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from support.memory import FakeTime
 
-from fedphd.common.wire.replies import GrpcReplies
+from fedphd.common.wire.replies import UNREADABLE, GrpcReplies
 
 NUM_VALUES = 3_000_000  # 12 MB: three chunks of Flower's 5 MiB
 
@@ -255,7 +255,7 @@ def test_a_slow_upload_makes_room_for_a_reply_that_is_there_whole(stub: FakeStub
 def test_what_flower_cannot_read_is_lost_and_costs_the_others_one_look(stub: FakeStub) -> None:
     stub.unreadable = {"bad", "worse"}
     replies = replies_of(stub)
-    unreadable = "its reply cannot be read by the server"
+    unreadable = UNREADABLE
     assert replies.poll(["slow", "bad"]) == [], "the look that failed has lost it already"
     stub.deliver(*stub.announce("slow", reply("slow")))
     found = dict(replies.poll(["worse", "slow"]))
@@ -304,7 +304,9 @@ def test_a_reply_of_countless_objects_is_not_pulled(stub: FakeStub) -> None:
     parts = [message_pb2.ObjectTree(object_id=str(number)) for number in range(5001)]
     tree.children.extend(parts)
     replies = replies_of(stub)
-    assert replies.poll(["asked"]) == [("asked", f"its reply has {5001 + len(ids)} parts")]
+    assert replies.poll(["asked"]) == [
+        ("asked", f"its reply has {5001 + len(ids)} parts; at most 5000 are taken")
+    ]
     assert stub.pulls == []
     assert stub.confirmed == [message_id_of(ids)]
 
