@@ -21,6 +21,7 @@ from fedphd.common.unet.model import PrunedUNet
 from fedphd.common.wire.messages import FINISH, TRAIN, IntervalReply, IntervalTask
 from fedphd.common.wire.records import read_payload
 from fedphd.common.wire.traffic import Traffic
+from fedphd.deploy.launch.runs import Resumed
 
 STORED = Path(__file__).with_name("losses.json")
 
@@ -333,3 +334,16 @@ def test_run_repeats_to_the_bit_and_equals_the_stored_one(tmp_path: Path) -> Non
     # Sums round differently with a processor's widest vector instructions, so other machines
     # agree with the stored figures only this far.
     assert list(close(first, json.loads(STORED.read_text()))) == []
+
+
+def test_a_cloud_that_goes_on_waits_as_long_as_an_interval_may_take(tmp_path: Path) -> None:
+    """Edges that were at work when it ended are back only when they are done."""
+    assert Federation(tmp_path, {"schedule.intervals": 1}).run().exit_code == 0
+    waits = {"waits.start_s": 0.1, "waits.retry_s": 0.1, "waits.interval_s": 1.5}
+    alone = Federation(tmp_path, {**waits, "schedule.intervals": 2}, num_edges=1)
+    before = time.monotonic()
+    with pytest.raises(
+        ParticipantsError, match=r"after 1.5 s \(waits.interval_s\) there are 1 of 2"
+    ):
+        alone.run(resumed=Resumed(interval=1))
+    assert time.monotonic() - before > 1.5
