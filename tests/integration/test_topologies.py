@@ -26,6 +26,7 @@ from fedphd.client.stores import ContextStore
 from fedphd.client.trainer import ClientImages, Trainer
 from fedphd.common.config.roles import ClientConfig, CloudConfig
 from fedphd.common.data.images import LabelledImages
+from fedphd.common.history.progress import Progress
 from fedphd.common.rng import generator, sample_participants
 from fedphd.common.stores import FileStore, StateStore
 from fedphd.common.unet.checkpoint import load_checkpoint
@@ -35,6 +36,7 @@ from fedphd.common.unet.parts import PartSubset
 from fedphd.common.wire.messages import TRAIN, TrainTask
 from fedphd.common.wire.offers import CHOOSE, Choose
 from fedphd.common.wire.records import read_payload, read_variate
+from fedphd.server.app import stored_state
 
 NUM_CLIENTS, PARTS = 3, 40
 IDENTITY: dict[str, Any] = {
@@ -311,6 +313,9 @@ def test_server_variate_is_the_mean_of_the_clients(tmp_path: Path) -> None:
     """Each client's change reaches the cloud once, whichever edge it came through."""
     overrides = pruned_in_the_middle("hierarchical", **METHODS["scaffold"])
     run(clients(in_files(tmp_path)), tmp_path / "two", {**overrides, "schedule.intervals": 2})
+    progress = Progress.read(tmp_path / "two" / "checkpoint")
+    stored = stored_state(tmp_path / "two" / "checkpoint", progress)
+    assert stored.num_clients == NUM_CLIENTS, "whoever goes on knows of how many it is the mean"
     own = [load_file(path)["variate"] for path in kept(tmp_path)]
     assert len(own) == NUM_CLIENTS
     grid = clients()

@@ -20,6 +20,7 @@ from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.plan import CommonSettings
 from fedphd.deploy.compare.plots import mean_curve
 from fedphd.deploy.compare.results import MethodResults, collect, mean_and_spread
+from fedphd.deploy.compare.sheets import to_csv
 from fedphd.deploy.compare.table import failures
 
 PROTOCOL = (
@@ -95,6 +96,16 @@ def test_csv_has_a_line_per_run(made: Comparison) -> None:
     # 10 times as much between clients and edges.
     assert (float(last["client_edge_bytes"]), float(first["client_edge_bytes"])) == (20_000, 0)
     assert float(last["seconds"]) == 60
+
+
+def test_csv_has_each_runs_own_settings(made: Comparison) -> None:
+    fedavg, fedphd = collect(made.runs(), {})
+    # As what a seed's split of the data brings, while the method's are one run's.
+    fedphd.settings = {**fedphd.settings, "num_classes": 9}
+    fedphd.runs[1].settings["num_classes"] = 8
+    lines = csv.DictReader(io.StringIO(to_csv([fedavg, fedphd])))
+    found = [(line["method"], line["num_classes"]) for line in lines]
+    assert found == [("fedavg", "10")] * 3 + [("fedphd", "9"), ("fedphd", "8")]
 
 
 def test_pairs_are_over_common_seeds(made: Comparison) -> None:

@@ -148,7 +148,8 @@ def test_summary_is_a_table() -> None:
         "  bytes client-edge  90.0 MB",
         "  bytes edge-cloud   12.0 MB",
         "                     -40% against flat FedAvg in fp32, in as many cloud rounds (20.0 MB)",
-        "                     -88% against flat FedAvg in fp32, at the cloud in every edge round (100.0 MB)",
+        "                     -88% against flat FedAvg in fp32, at the cloud in every edge round "
+        "(100.0 MB)",
         "  time               sparse training 3 min 05 s, waiting for evaluation 20 s",
     ]
     summary["evaluations"] = []

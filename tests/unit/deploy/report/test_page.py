@@ -91,8 +91,8 @@ def test_it_says_in_words_what_came_out(page: Page) -> None:
 def test_its_cards_say_when_and_beside_what(page: Page) -> None:
     for text in (
         "Frechet distance20.0after interval 3, from 300.0; real images 2.0",
-        "12.0 kB\u221275% against flat FedAvg in fp32, in as many cloud rounds; 27.0 kB between clients and "
-        "edges",
+        "12.0 kB\u221275% against flat FedAvg in fp32, in as many cloud rounds; 27.0 kB "
+        "between clients and edges",
         # The total of summary.json, as the terminal has it.
         "Time75 s3 of 3 intervals",
     ):
