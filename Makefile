@@ -49,13 +49,17 @@ audit: $(DEV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check pip-audit
 	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
-$(VENV)/bin/python:
+# Not its Python: that is there even where making the rest failed, and pip comes last.
+$(VENV)/bin/pip:
 	@echo "== Making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "FedPhD needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+		echo "$(VENV) could not be made. Where the lines above name ensurepip or venv, install them, on Debian"; \
+		echo "and Ubuntu by: sudo apt install python3-venv (or python3.11-venv, after the version); then:"; \
+		echo "make $(MAKECMDGOALS)"; exit 1; }
 
-$(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
+$(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "== Installing fedphd into $(VENV), with PyTorch, Flower, diffusers and $$(grep -c == constraints.txt)"
 	@echo "   pinned packages at the most (constraints.txt): a minute or two, up to 4 GB"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .

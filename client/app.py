@@ -7,7 +7,8 @@ and its simulation call it in theirs.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -20,7 +21,7 @@ from fedphd.client.trainer import ClientImages, Trainer, TrainResult
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.data.apart import Opening
 from fedphd.common.data.images import LabelledImages
-from fedphd.common.errors import FedPhDError, within
+from fedphd.common.errors import FedPhDError, telling, within
 from fedphd.common.events import Event
 from fedphd.common.history.events import Trained
 from fedphd.common.stores import StateStore
@@ -34,6 +35,13 @@ from fedphd.common.wire.offers import EVERY_EDGE, Choose, ChooseReply
 from fedphd.common.wire.payload import shown
 
 logger = logging.getLogger(__name__)
+
+# What peers are told in place of a text that names files.
+_IMAGES: Final = "its images cannot be used"
+
+
+# What Flower puts around each answer.
+Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
 
 
 class ClientRuntime:
@@ -57,7 +65,7 @@ class ClientRuntime:
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.config = config
-        with within("data"):
+        with telling(_IMAGES), within("data"):
             self._data = LabelledImages(config.data, opening.wait() if opening else None)
         self._labels = torch.from_numpy(self._data.labels[self._data.train_indices])
         self._trainer = Trainer(client_id=config.client_id, device=config.device, networks=networks)
@@ -172,9 +180,10 @@ class ClientRuntime:
 
     def statistics(self, task: messages.StatisticsTask, message: Message) -> Message:
         """Sum up the features of the training images; ``message`` brings the extractor."""
-        self._data.check_classes(task.num_classes)
+        self._check_classes(task.num_classes)
         with self._training:
-            data, _ = self._data.split(image_size=task.image_size, channels=task.channels)
+            with telling(_IMAGES):
+                data, _ = self._data.split(image_size=task.image_size, channels=task.channels)
             device = resolve_device(self.config.device)
             summed = summed_features(task, records.read_weights(message), data, device=device)
         reply = messages.StatisticsReply(
@@ -189,11 +198,16 @@ class ClientRuntime:
 
     def _images(self, network: messages.UNetSpec) -> ClientImages:
         size, channels = network.unet["image_size"], network.unet["channels"]
-        return ClientImages(*self._data.split(image_size=size, channels=channels))
+        with telling(_IMAGES):
+            return ClientImages(*self._data.split(image_size=size, channels=channels))
 
     def _label_counts(self, num_classes: int) -> tuple[int, ...]:
-        self._data.check_classes(num_classes)
+        self._check_classes(num_classes)
         return tuple(torch.bincount(self._labels, minlength=num_classes).tolist())
+
+    def _check_classes(self, num_classes: int) -> None:
+        with telling(f"its labels go beyond the run's num_classes = {num_classes}"):
+            self._data.check_classes(num_classes)
 
 
 def build_app(
@@ -201,13 +215,15 @@ def build_app(
     *,
     state_of: Callable[[Context], StateStore | None] = lambda context: None,
     kind: type[ClientApp] = ClientApp,
+    mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """The ClientApp, which answers by the runtime that a message's context belongs to.
 
     ``state_of`` gives the place for what the trainer must remember where the process may end
-    after each message; None: it stays in the runtime. ``kind`` is the app's class.
+    after each message; None: it stays in the runtime. ``kind`` is the app's class,
+    ``mods`` are Flower's, around each answer.
     """
-    app = kind()
+    app = kind(mods=list(mods))
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:

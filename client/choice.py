@@ -40,7 +40,7 @@ def choice_probabilities(
         raise ConfigError(
             f"client {client_id} counts labels of {len(label_counts)} classes, but the run's "
             f"target has {len(asked.target)} shares; make num_classes of the run and the data agree"
-        )
+        ).for_peers()
     offers = sorted(asked.offers, key=attrgetter("edge_id"))
     names = [offer.edge_id for offer in offers]
     counts = np.asarray(label_counts, dtype=np.float64)

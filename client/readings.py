@@ -54,4 +54,4 @@ class Readings:
             f"{of['gradient_norm']:g}; lower training.learning_rate (now "
             f"{self._training.learning_rate:g}) or raise training.warmup_steps (now "
             f"{self._training.warmup_steps})"
-        )
+        ).for_peers()

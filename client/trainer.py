@@ -304,10 +304,10 @@ def check_images(data: ImageSet, network: FlatUNet) -> None:
             f"images are {images.dtype} of shape {tuple(images.shape)}; the U-Net takes "
             f"torch.uint8 of shape (N, {', '.join(map(str, expected))}) with N >= 1: make "
             "model.image_size and model.channels fit the data"
-        )
+        ).for_peers()
     no_label = network.unet.no_label
     if no_label is not None and int(data.labels.max()) >= no_label:
         raise ConfigError(
             f"the class-conditional U-Net knows {no_label} classes, the images have labels up to "
             f"{int(data.labels.max())}; set num_classes to at least {int(data.labels.max()) + 1}"
-        )
+        ).for_peers()

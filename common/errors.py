@@ -18,13 +18,15 @@ A library's error becomes one of these where it enters, with the cause chained, 
     torch, of a file            ConfigError          where it is read: ``common/unet/``,
                                                      ``common/quality/``
 
-An error in answering a message goes back as a Flower error reply and is a ReplyError to the asking
-side. Not translated: what Flower's own link of a ServerApp raises when it stops trying again.
+An error in answering a message goes back as a Flower error reply (``common/wire/failures.py``) and
+is a ReplyError to the asking side. A text may name files and what is in them, which is nobody's
+business elsewhere: ``told_of`` is what peers get to know of an error. Not translated: what Flower's
+own link of a ServerApp raises when it stops trying again.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Final, Literal, Self, get_args
 
 # Why a peer is left out of a round, in a word: no answer in time, none within ``waits.straggler_s``
 # after the others', one that was lost on its way, a peer that is not there, one that says that it
@@ -33,10 +35,22 @@ FailureKind = Literal["late", "straggler", "lost", "gone", "error", "malformed",
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
 
+_MORE: Final = "its own log says more"
+
+
 class FedPhDError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    ``told`` is what peers may know of it; None: that there was one of its kind.
+    """
 
     exit_code = 1
+    told: str | None = None
+
+    def for_peers(self) -> Self:
+        """This error, whose text holds nothing of this machine's own and may be told as it is."""
+        self.told = str(self)
+        return self
 
 
 class ConfigError(FedPhDError):
@@ -92,6 +106,30 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted.exit_code
     return error.exit_code if isinstance(error, FedPhDError) else FedPhDError.exit_code
+
+
+def told_of(error: BaseException) -> str:
+    """What a peer may know of an error in answering it: nothing of this machine's files.
+
+    Texts about peers go as they are, others only where ``for_peers`` or ``telling`` says so.
+    """
+    if isinstance(error, ReplyError | ParticipantsError | ConnectionLostError):
+        return f"{type(error).__name__}: {error}"
+    kind = "refused" if isinstance(error, ConfigError) else type(error).__name__
+    told = error.told if isinstance(error, FedPhDError) else None
+    if told is None and isinstance(error, ConfigError):
+        told = f"a setting of its own is wrong; {_MORE}"
+    return f"{kind}: {told or _MORE}"
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Let peers know of a FedPhDError from within ``what``, in place of its text."""
+    try:
+        yield
+    except FedPhDError as error:
+        error.told = error.told or f"{what}; {_MORE}"
+        raise
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from fedphd.common.errors import EXIT_OK, FedPhDError
+from fedphd.common.errors import EXIT_OK, FedPhDError, telling
 from fedphd.common.files import replaced
 
 
@@ -66,6 +66,7 @@ class EventLog:
         other.count = 0
         return other
 
+    @telling("its event log cannot be written")
     def write(self, event: Event) -> None:
         """Append an event, stamped with the time and the log's participant.
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fedphd.common.errors import FedPhDError
+from fedphd.common.errors import FedPhDError, telling
 from fedphd.common.files import replaced
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ class StateStore(ABC):
         # Whether what is stored becomes the state before the interval.
         self._becomes_former = False
 
+    @telling("its stored state cannot be read")
     def restore(self, lasting: Lasting, task: Order) -> None:
         """Bring ``lasting`` to the state that ``task`` starts from.
 
@@ -104,6 +105,7 @@ class StateStore(ABC):
             if kept is not None:
                 lasting.load_state_dict(kept)
 
+    @telling("its state cannot be stored")
     def store(self, lasting: Lasting, task: Order) -> None:
         """Store the state; raises FedPhDError if that is impossible."""
         origin = Origin(task.run_name, task.attempt, task.interval)

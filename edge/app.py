@@ -11,7 +11,8 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import EdgeConfig
-from fedphd.common.config.run import ScheduleConfig, WaitConfig
+from fedphd.common.config.run import ScheduleConfig
+from fedphd.common.config.waits import WaitConfig
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.events import LinkChanged, PeerChanged, RoundEnded
 from fedphd.common.homogeneity import homogeneity_score

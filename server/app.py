@@ -374,7 +374,8 @@ def main(
         kind="edge",
         # An edge greets its new clients before it answers, for up to half of this.
         hello_s=2 * greeting_s,
-        retry_s=config.waits.retry_s,
+        # Who was refused at first is asked once more before the start is given up.
+        retry_s=min(config.waits.retry_s, config.waits.start_s / 2),
         max_samples=config.schedule.max_client_samples,
         bound=bound,
         on_change=lambda name, change, detail: events.write(

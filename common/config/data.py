@@ -64,6 +64,8 @@ class DataConfig(Section):
         "attributes that make the class, binary digits from the most significant: "
         '["Male", "Young"] is 2 * Male + Young',
         min_length=1,
+        # Every one doubles the number of classes, and a label is at most 2^31 - 1.
+        max_length=31,
     )
     label_file: str | None = setting(
         None, "file written by `fedphd pseudo-labels` to take the labels from"
@@ -91,4 +93,13 @@ class DataConfig(Section):
             raise ValueError(f"label_attributes = {list(attributes)} names an attribute twice")
         if self.label_file is not None and self.attribute_file is not None:
             raise ValueError("label_file and attribute_file both give labels; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _digits_have_one_split(self) -> Self:
+        if self.source == "digits" and self.format == "auto" and self.split != "train":
+            raise ValueError(
+                f"split = {self.split!r}: the embedded digits have only the split 'train'; leave "
+                "split out, or name other data (./digits for a folder of that name)"
+            )
         return self

@@ -1,11 +1,11 @@
 """How the cloud samples the network and measures the samples."""
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import model_validator
 
 from fedphd.common.config.data import DataConfig, Section, setting
+from fedphd.common.config.paths import UserPath
 
 
 class EvaluationConfig(Section):
@@ -31,15 +31,17 @@ class EvaluationConfig(Section):
         "features in which images are compared, a small classifier's or Inception's; "
         "auto: Inception's if inception_weights is given",
     )
-    features_file: Path | None = setting(
+    features_file: UserPath | None = setting(
         None, "classifier written by `fedphd features train`; absent: trained on reference"
     )
-    inception_weights: Path | None = setting(None, "file with torch-fidelity's Inception weights")
+    inception_weights: UserPath | None = setting(
+        None, "file with torch-fidelity's Inception weights"
+    )
     inception_sha256: str | None = setting(
         None, "SHA-256 that the file inception_weights must have", pattern="^[0-9a-fA-F]{64}$"
     )
     raw_too: bool = setting(False, "measure the raw weights as well as the averaged (EMA) ones")
-    reference_file: Path | None = setting(
+    reference_file: UserPath | None = setting(
         None, "compare with statistics written by `fedphd statistics`"
     )
     reference_clients: bool = setting(

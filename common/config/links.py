@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import field_validator, model_validator
 
 from fedphd.common.config.data import Section, setting
+from fedphd.common.config.paths import UserPath
 from fedphd.common.errors import ConfigError
 
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")
@@ -14,10 +15,14 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.\-]+):([0-9]{1,5})")
 
 def check_address(value: str) -> str:
     """Return ``value`` if it is ``host:port``, port 1 to 65535; raise ValueError otherwise."""
-    if not (match := _ADDRESS.fullmatch(value)) or not 1 <= int(match[2]) <= 65535:
+    return _checked(value, first_port=1)
+
+
+def _checked(value: str, *, first_port: int) -> str:
+    if not (match := _ADDRESS.fullmatch(value)) or not first_port <= int(match[2]) <= 65535:
         raise ValueError(
-            f"{value!r} is not an address; write host:port with a port from 1 to 65535, "
-            "such as 127.0.0.1:9092"
+            f"{value!r} is not an address; write host:port with a port from {first_port} to 65535, "
+            "such as 127.0.0.1:9092 or [::1]:9092"
         )
     return value
 
@@ -26,10 +31,10 @@ class SuperLinkConfig(Section):
     """The stock ``flower-superlink`` that a cloud or an edge runs."""
 
     address: str = setting("0.0.0.0:9092", "host:port that nodes connect to (Fleet API)")
-    ssl_certfile: Path | None = setting(None, "server certificate (PEM); absent: no TLS")
-    ssl_keyfile: Path | None = setting(None, "server private key (PEM)")
-    ssl_ca_certfile: Path | None = setting(None, "CA certificate (PEM)")
-    node_keys: Path | None = setting(
+    ssl_certfile: UserPath | None = setting(None, "server certificate (PEM); absent: no TLS")
+    ssl_keyfile: UserPath | None = setting(None, "server private key (PEM)")
+    ssl_ca_certfile: UserPath | None = setting(None, "CA certificate (PEM)")
+    node_keys: UserPath | None = setting(
         None,
         "folder with the public keys, NAME.pub, of the nodes that may join, which `fedphd keys` "
         "fills (needs TLS); absent: anybody may",
@@ -80,10 +85,10 @@ class EdgeSuperLinkConfig(SuperLinkConfig):
 class NodeConfig(Section):
     """How a node (a client, or an edge towards the cloud) reaches a SuperLink."""
 
-    root_certificates: Path | None = setting(
+    root_certificates: UserPath | None = setting(
         None, "CA certificate (PEM) that signs the servers; absent: no TLS"
     )
-    private_key: Path | None = setting(
+    private_key: UserPath | None = setting(
         None, "OpenSSH EC private key of this node (needs TLS); absent: a fresh one"
     )
     lost_after_s: float = setting(
@@ -131,7 +136,8 @@ class HealthConfig(Section):
     @field_validator("address")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
-        return value if value is None or value.endswith(":0") else check_address(value)
+        # Port 0: a free one.
+        return None if value is None else _checked(value, first_port=0)
 
     @model_validator(mode="after")
     def _asked_for(self) -> Self:

@@ -22,6 +22,7 @@ from fedphd.common.config.links import (
     SuperLinkConfig,
     check_address,
 )
+from fedphd.common.config.paths import UserPath
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.config.text import merged, section_class, with_overrides
 from fedphd.common.config.tracking import TrackingConfig
@@ -54,8 +55,8 @@ class CloudConfig(FederationConfig):
     preset: Literal["digits", "cifar10-16", "cifar10", "celeba"] = setting(
         "digits", "settings to start from"
     )
-    out_dir: Path = setting(Path("runs"), "folder in which each run gets a folder")
-    state_dir: Path = setting(Path(".fedphd/cloud"), "Flower's own state and logs")
+    out_dir: UserPath = setting(Path("runs"), "folder in which each run gets a folder")
+    state_dir: UserPath = setting(Path(".fedphd/cloud"), "Flower's own state and logs")
     device: DeviceName = setting("auto", "where evaluation runs")
     num_threads: int = setting(2, "CPU threads of this process", ge=1)
     superlink: SuperLinkConfig = Field(default_factory=SuperLinkConfig)
@@ -73,7 +74,9 @@ class EdgeConfig(Section):
 
     edge_id: str = setting("edge-0", "stable name of this edge")
     cloud: str = setting("127.0.0.1:9092", "host:port of the cloud's SuperLink")
-    state_dir: Path | None = setting(None, "Flower's own state and logs; absent: .fedphd/EDGE_ID")
+    state_dir: UserPath | None = setting(
+        None, "Flower's own state and logs; absent: .fedphd/EDGE_ID"
+    )
     num_threads: int = setting(1, "CPU threads of this process", ge=1)
     superlink: EdgeSuperLinkConfig = Field(default_factory=EdgeSuperLinkConfig)
     node: NodeConfig = Field(default_factory=NodeConfig)
@@ -92,7 +95,7 @@ class ClientConfig(Section):
     """``fedphd client``: one client with its private data."""
 
     client_id: str = setting("client-0", "stable name of this client")
-    state_dir: Path | None = setting(
+    state_dir: UserPath | None = setting(
         None, "where moments and own parts outlast a restart; absent: .fedphd/CLIENT_ID"
     )
     edges: tuple[str, ...] = setting(
@@ -114,10 +117,16 @@ class ClientConfig(Section):
     @field_validator("edges")
     @classmethod
     def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # An edge would refuse the second of two nodes that go by one name.
+        known: set[tuple[str, int]] = set()
         for address in value:
-            check_address(address)
-        if len(set(value)) < len(value):
-            raise ValueError(f"edges = {list(value)} names an address twice")
+            host, _, port = check_address(address).rpartition(":")
+            place = host.lower(), int(port)
+            if place in known:
+                raise ValueError(
+                    f"edges = {list(value)} names an address twice, {address}; name each edge once"
+                )
+            known.add(place)
         return value
 
 
@@ -207,7 +216,8 @@ def explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
 def read_toml(path: Path, *, flag: str = "--config") -> dict[str, Any]:
     """The values of the TOML file that ``flag`` names; raises ConfigError."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        # With a byte order mark or without; editors on Windows write one.
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

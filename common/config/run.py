@@ -11,7 +11,9 @@ from pydantic import Field, model_validator
 from fedphd.common.config.averages import AggregationConfig, EmaConfig
 from fedphd.common.config.data import Section, setting
 from fedphd.common.config.evaluation import EvaluationConfig
+from fedphd.common.config.waits import WaitConfig
 from fedphd.common.config.widths import (
+    check_first_width,
     check_levels,
     levels_with_heads,
     prune_widths,
@@ -246,39 +248,6 @@ class PruningConfig(Section):
     )
 
 
-class WaitConfig(Section):
-    """Upper bounds of every wait, in seconds."""
-
-    start_s: float = setting(300.0, "seconds for edges and clients to join at the start", gt=0)
-    query_s: float = setting(20.0, "seconds for a client's answer to a question", gt=0)
-    offer_s: float = setting(
-        5.0,
-        "seconds that a client waits for other edges' offers in an edge round; once "
-        "one has waited in vain, its edge lets no other client wait in that round",
-        gt=0,
-    )
-    round_s: float = setting(600.0, "seconds for a client's training reply", gt=0)
-    straggler_s: float = setting(
-        30.0, "seconds for the other clients once schedule.quorum of a round have replied", gt=0
-    )
-    upload_stall_s: float = setting(20.0, "seconds of an upload without any progress", gt=0)
-    interval_s: float = setting(7200.0, "seconds for an edge's reply for an interval", gt=0)
-    retry_s: float = setting(
-        60.0,
-        "seconds before a client that failed is asked again; in reproducible mode at once",
-        gt=0,
-    )
-
-    @model_validator(mode="after")
-    def _answers_outlast_offers(self) -> Self:
-        if self.offer_s >= self.query_s:
-            raise ValueError(
-                f"offer_s = {self.offer_s:g} is not below query_s = {self.query_s:g}: a client that"
-                " waits for an edge's offer would answer too late; lower offer_s or raise query_s"
-            )
-        return self
-
-
 class FederationConfig(Section):
     """Everything that defines a training run; the cloud is its single source of truth."""
 
@@ -411,6 +380,12 @@ class FederationConfig(Section):
                 "'scaffold': its server variate is a sum over all clients, which trimming would "
                 "make inconsistent with theirs; use aggregation.method = 'mean'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _time_features_fit(self) -> Self:
+        # Not in ``ModelConfig``, which also describes networks that pruning has left.
+        check_first_width(self.model.block_out_channels, self.model.norm_num_groups)
         return self
 
     @model_validator(mode="after")

@@ -134,7 +134,7 @@ def flower_pairs(values: Mapping[str, object]) -> str:
 
 def _flower_value(value: object) -> str:
     """A value as TOML, such that ``flwr`` finds its end: it knows no escaped quotes."""
-    return f"'{value}'" if isinstance(value, str) and '"' in value else json.dumps(value)
+    return f"'{value}'" if isinstance(value, str) and '"' in value else toml_value(value)
 
 
 def toml_value(value: object) -> str:

@@ -20,6 +20,21 @@ def prune_widths(widths: Iterable[int], ratio: float, groups: int) -> list[int]:
     return [prune_width(width, ratio, groups) for width in widths]
 
 
+def check_first_width(widths: Sequence[int], groups: int) -> None:
+    """Raise ValueError if the first of ``widths`` is odd; ``groups`` divide it, for the fix.
+
+    The time features are as wide as the first level before pruning, and half of them are sines,
+    half cosines.
+    """
+    if widths[0] % 2:
+        step = groups if groups % 2 == 0 else 2 * groups
+        raise ValueError(
+            f"model.block_out_channels = {list(widths)}: its first width, {widths[0]}, is odd, but "
+            "as many time features are made, in pairs of sine and cosine; use an even multiple of "
+            f"model.norm_num_groups = {groups}, such as {-(-widths[0] // step) * step}"
+        )
+
+
 def check_levels(widths: Sequence[int], pruned: Sequence[int], ratio: float) -> None:
     """Raise ValueError if neighbours of different width become equal, or the other way round.
 

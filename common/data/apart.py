@@ -31,7 +31,7 @@ class Opening:
         if not is_digits(config) or labelled_elsewhere or config.max_images is not None:
             return None
         part = config.partition
-        command = [sys.executable, "-c", _PROGRAM, part.model_dump_json() if part else ""]
+        command = [sys.executable, "-P", "-c", _PROGRAM, part.model_dump_json() if part else ""]
         pipe = subprocess.PIPE
         return cls(subprocess.Popen(command, stdout=pipe, stderr=subprocess.DEVNULL))
 

@@ -1,7 +1,7 @@
 """The images of a data set: the embedded digits or anything that HF ``datasets`` loads.
 
 Only the images of a client's own part are decoded (``common/data/labelled.py``), when they are
-asked for.
+asked for; a few of them at once, so that a broken one is found before a run waits for it.
 """
 
 import logging
@@ -22,7 +22,6 @@ from fedphd.common.working import tracked
 logger = logging.getLogger(__name__)
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_DEEP_MODES = ("I", "F")
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,12 @@ class LabelledImages(LabelledData):
     """A data set, or this process's part of it: the labels at once, the images on demand.
 
     A client must know its labels before it knows the network's image size. Takes and raises what
-    ``LabelledData`` does.
+    ``LabelledData`` does, and raises ConfigError if one of a few images of the part is broken.
     """
 
     def __init__(self, config: DataConfig, opened: Opened | None = None) -> None:
         super().__init__(config, opened)
+        self.check_images()
         self._decoded: dict[tuple[int, int], ImageSet] = {}
 
     def decode(self, *, image_size: int, channels: int) -> ImageSet:
@@ -85,7 +85,8 @@ def stack_pictures(
     """Pictures as one tensor, (num, channels, size, size), uint8.
 
     Raises:
-        ConfigError: a picture has more than 8 bits per channel, or cannot be decoded.
+        ConfigError: ``channels`` is impossible, or a picture cannot be decoded, as ``pictures``
+            says.
     """
     mode = _MODES.get(channels)
     if mode is None:
@@ -93,11 +94,6 @@ def stack_pictures(
     images = np.empty((num, channels, size, size), dtype=np.uint8)
     resized_from: tuple[int, int] | None = None
     for index, picture in enumerate(tracked(pictures, "reading images", num)):
-        if picture.mode.startswith(_DEEP_MODES):
-            raise ConfigError(
-                f"source = {source!r} has images of mode {picture.mode}, which have more than 8 "
-                "bits per channel; convert them to 8 bits"
-            )
         if picture.size != (size, size):
             resized_from = resized_from or picture.size
             picture = ImageOps.fit(picture.convert(mode), (size, size), Image.Resampling.LANCZOS)

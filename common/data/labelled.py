@@ -20,12 +20,16 @@ from fedphd.common.rng import permutation
 
 logger = logging.getLogger(__name__)
 
+# Images that are decoded to see whether they can be: a second or two even of large photographs.
+MOST_CHECKED = 64
+
 
 class LabelledData:
     """A data set, or this process's part of it, without its images.
 
     The sub-folders of an image folder are its classes; names that are all whole numbers are the
-    labels themselves, so clients whose folders hold different classes number them alike.
+    labels themselves, so clients whose folders hold different classes number them alike. Others
+    are numbered in the order of their names.
 
     Args:
         opened: what ``config`` names, where it has been opened already (``common/data/apart.py``).
@@ -65,6 +69,17 @@ class LabelledData:
                 f"{len(np.unique(labels))} classes with labels up to {labels.max()}; set "
                 f"num_classes to at least {labels.max() + 1}, or name data that has no others"
             )
+
+    def check_images(self, most: int = MOST_CHECKED) -> int:
+        """Decode up to ``most`` images of the part, spread evenly over it; return how many.
+
+        Raises ConfigError, which names the image and its file, if one cannot be used.
+        """
+        num = len(self._positions)
+        checked = min(most, num)
+        for _ in self._pictures.read(self._positions[np.arange(checked) * num // checked]):
+            pass
+        return checked
 
     def check_covers(self, num_classes: int) -> None:
         """Raise ConfigError unless the data set has all of ``num_classes`` classes, and no more."""

@@ -6,7 +6,11 @@ gives 2 * Male + Young: 0 old women, 1 young women, 2 old men, 3 young men.
 """
 
 import csv
+import io
 import logging
+import os
+import posixpath
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]
 COLUMNS = ("position", "file", "label")
+# Far more than any run has; what is larger is a slip, and soon too large for an int64.
+LARGEST_LABEL = 2**31 - 1
 _SHOWN = 3
 _BITS = {"1": 1, "-1": 0, "0": 0}
 
@@ -27,28 +33,71 @@ _BITS = {"1": 1, "-1": 0, "0": 0}
 def read_labels(config: DataConfig, names: Sequence[str] | None, num_images: int) -> Indices:
     """Labels of all images, (num_images,), int64, from the label or attribute file of ``config``.
 
-    ``names`` are the images' file names in order; None where the source has none.
+    ``names`` are the images' files in order, by their paths below the source; None where the
+    source has none.
 
     Raises:
-        ConfigError: the file is missing, malformed, or lacks an attribute or an image.
+        ConfigError: the file is missing, malformed, or lacks an attribute or an image, or a row
+            and an image cannot be told to belong together.
     """
     if config.label_file is not None:
-        return _from_label_file(Path(config.label_file).expanduser(), names, num_images)
+        return _from_label_file(_expanded(config.label_file), names, num_images)
     if names is None:
         raise ConfigError(
             f"attribute_file = {config.attribute_file!r} finds images by their file names, but "
             f"source = {config.source!r} has none; use a folder of image files"
         )
-    path = Path(str(config.attribute_file)).expanduser()
+    path = _expanded(str(config.attribute_file))
     classes = read_attributes(path, config.label_attributes or ())
-    if without := [name for name in names if name not in classes]:
+    rows = _rows_of(names, list(classes), f"attribute_file = {str(path)!r}")
+    if unused := len(classes) - len(rows):
+        logger.warning("attribute_file = %r: %d rows have no image here", str(path), unused)
+    return np.array([classes[row] for row in rows], dtype=np.int64)
+
+
+def _expanded(path: str) -> Path:
+    # Unlike Path.expanduser it leaves the ~ of somebody unknown, who then is not found.
+    return Path(os.path.expanduser(path))
+
+
+def _rows_of(names: Sequence[str], rows: Sequence[str], where: str) -> list[str]:
+    """The row of each of ``names``: that of its path, or the only one that may mean it.
+
+    ``1.png`` may mean ``cats/1.png``, and ``faces/1.png`` the ``1.png`` of a source ``faces``;
+    ``dogs/1.png`` is never ``cats/1.png``.
+
+    Raises:
+        ConfigError: an image has no row or several, or a row has several images; names them.
+    """
+    advice = "name files by their paths below the source"
+    known, of_base = set(rows), defaultdict(list)
+    for row in rows:
+        of_base[posixpath.basename(row)].append(row)
+    image_of: dict[str, str] = {}
+    without: list[str] = []
+    for name in names:
+        alike = of_base[posixpath.basename(name)]
+        fitting = [name] if name in known else [row for row in alike if _ends_alike(row, name)]
+        if len(fitting) > 1:
+            raise ConfigError(f"{where}: {_some(fitting)} may all mean {name!r}; {advice}")
+        if not fitting:
+            without.append(name)
+        elif other := image_of.get(fitting[0]):
+            raise ConfigError(f"{where}: {fitting[0]!r} may mean {other!r} or {name!r}; {advice}")
+        else:
+            image_of[fitting[0]] = name
+    if without:
         raise ConfigError(
-            f"attribute_file = {str(path)!r} has no row for {len(without)} of {len(names)} images: "
+            f"{where} has no row for {len(without)} of {len(names)} images: "
             f"{_some(without)}; add their rows, or remove the images"
         )
-    if unused := len(classes) - len(set(names)):
-        logger.warning("attribute_file = %r: %d rows have no image here", str(path), unused)
-    return np.array([classes[name] for name in names], dtype=np.int64)
+    return list(image_of)
+
+
+def _ends_alike(first: str, second: str) -> bool:
+    """Whether one path is the end of the other."""
+    short, long = sorted((first, second), key=len)
+    return f"/{long}".endswith(f"/{short}")
 
 
 def read_attributes(path: Path, wanted: Sequence[str]) -> dict[str, int]:
@@ -56,11 +105,12 @@ def read_attributes(path: Path, wanted: Sequence[str]) -> dict[str, int]:
 
     Args:
         path: CelebA's own ``list_attr_celeba.txt`` (number of rows, names of the attributes,
-            then ``FILE 1 -1 ...``), or a CSV file with a header whose first column is the file.
+            then ``FILE 1 -1 ...``), or a CSV file with a header whose first column is the file:
+            its path below the source, or its name alone where that is enough.
         wanted: attributes, each a binary digit of the class, the most significant first.
 
     Raises:
-        ConfigError: the file is unreadable or malformed, or lacks an attribute.
+        ConfigError: the file is unreadable or malformed, lacks an attribute, or names a file twice.
     """
     rows = _rows(path)
     first = next(rows, (0, []))[1]
@@ -73,6 +123,7 @@ def read_attributes(path: Path, wanted: Sequence[str]) -> dict[str, int]:
         )
     columns = [1 + header.index(name) for name in wanted]
     classes: dict[str, int] = {}
+    line_of: dict[str, int] = {}
     for number, row in rows:
         values = [row[column] for column in columns] if len(row) == 1 + len(header) else []
         if not values or any(value not in _BITS for value in values):
@@ -80,7 +131,14 @@ def read_attributes(path: Path, wanted: Sequence[str]) -> dict[str, int]:
                 f"attribute_file = {str(path)!r}, line {number}: must be a file name and "
                 f"{len(header)} values of 1 or -1"
             )
-        classes[row[0]] = sum(_BITS[v] << i for i, v in enumerate(reversed(values)))
+        file = posixpath.normpath(row[0])
+        if file in line_of:
+            raise ConfigError(
+                f"attribute_file = {str(path)!r}, line {number}: names {file!r} again, after line "
+                f"{line_of[file]}; keep one of them"
+            )
+        line_of[file] = number
+        classes[file] = sum(_BITS[v] << i for i, v in enumerate(reversed(values)))
     if announced is not None and announced != len(classes):
         raise ConfigError(
             f"attribute_file = {str(path)!r} announces {announced} rows but has {len(classes)}; "
@@ -91,17 +149,34 @@ def read_attributes(path: Path, wanted: Sequence[str]) -> dict[str, int]:
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and fields of an attribute list, separated by commas or white space."""
-    lines = _lines(path, "attribute_file")
-    separator = "," if lines and "," in lines[0] else None
-    for number, line in enumerate(lines, start=1):
+    text = _text(path, "attribute_file")
+    if "," in text.partition("\n")[0]:
+        yield from _csv_rows(text, f"attribute_file = {str(path)!r}")
+        return
+    for number, line in enumerate(io.StringIO(text), start=1):
         if line.strip():
-            yield number, [field.strip() for field in line.split(separator)]
+            yield number, line.split()
+
+
+def _csv_rows(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
+    """Last line numbers and fields of the rows of a CSV file that are not empty."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    try:
+        for row in reader:
+            if any(field.strip() for field in row):
+                yield reader.line_num, [field.strip() for field in row]
+    except csv.Error as error:
+        raise ConfigError(
+            f"{where}, line {reader.line_num}: not CSV ({error}); quote fields with a comma or a "
+            'quote in them, and double the quotes: "a ""b"", c"'
+        ) from error
 
 
 def _from_label_file(path: Path, names: Sequence[str] | None, num_images: int) -> Indices:
-    rows = list(csv.DictReader(_lines(path, "label_file")))
     where = f"label_file = {str(path)!r}"
-    if rows and set(COLUMNS) - rows[0].keys():
+    rows = list(_csv_rows(_text(path, "label_file"), where))
+    header = rows.pop(0)[1] if rows else list(COLUMNS)
+    if set(COLUMNS) - set(header):
         raise ConfigError(f"{where}: its first line must be {','.join(COLUMNS)}")
     if len(rows) != num_images:
         raise ConfigError(
@@ -109,19 +184,33 @@ def _from_label_file(path: Path, names: Sequence[str] | None, num_images: int) -
             "again from this data (fedphd pseudo-labels)"
         )
     labels = np.empty(num_images, dtype=np.int64)
-    for position, row in enumerate(rows):
-        if row["position"] != str(position) or not (row["label"] or "").isdecimal():
+    for position, (number, fields) in enumerate(rows):
+        row = dict(zip(header, fields, strict=False))
+        label = _label(row.get("label", ""))
+        if row.get("position") != str(position) or label is None:
             raise ConfigError(
-                f"{where}, line {position + 2}: must be {position},FILE,LABEL with a label of 0 "
-                "or more"
+                f"{where}, line {number}: must be {position},FILE,LABEL with a label of 0 to "
+                f"{LARGEST_LABEL}"
             )
-        if names is not None and row["file"] != names[position]:
+        if names is not None and not _means(row.get("file", ""), names[position]):
             raise ConfigError(
-                f"{where}, line {position + 2}: names {row['file']!r}, but image {position} is "
+                f"{where}, line {number}: names {row.get('file', '')!r}, but image {position} is "
                 f"{names[position]!r}; make it again from this data (fedphd pseudo-labels)"
             )
-        labels[position] = int(row["label"])
+        labels[position] = label
     return labels
+
+
+def _means(written: str, name: str) -> bool:
+    # Before it was the path, the file's name alone was written. Fields have lost their outer space.
+    return written in (name.strip(), posixpath.basename(name).strip())
+
+
+def _label(text: str) -> int | None:
+    """A class number, 0 to ``LARGEST_LABEL``; None if ``text`` is none."""
+    # The length first: int() refuses thousands of digits with an error of its own.
+    short = text.isdecimal() and len(text.lstrip("0")) <= len(str(LARGEST_LABEL))
+    return int(text) if short and int(text) <= LARGEST_LABEL else None
 
 
 def write_labels(path: Path, labels: Sequence[int], names: Sequence[str] | None) -> None:
@@ -136,9 +225,11 @@ def write_labels(path: Path, labels: Sequence[int], names: Sequence[str] | None)
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _lines(path: Path, setting: str) -> list[str]:
+def _text(path: Path, setting: str) -> str:
     try:
-        return path.read_text("utf-8").splitlines()
+        # With a byte order mark or without; what Excel writes has one.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{setting} = {str(path)!r}: cannot be read: {reason}") from error

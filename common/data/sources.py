@@ -1,30 +1,38 @@
 """Where images come from: the embedded digits, parquet, image folder, saved data set or hub.
 
 HF ``datasets`` is imported only for sources that need it. Its errors become ConfigError here.
-Labels that do not come with the images are in ``common/data/labels.py``.
+Image folders are listed in ``common/data/folders.py``, pictures decoded in
+``common/data/decoding.py``; labels that do not come with the images are in
+``common/data/labels.py``.
 """
 
 from __future__ import annotations
 
+import glob
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from fedphd.common.config.data import DataConfig
-from fedphd.common.data.labels import Indices, read_labels
+from fedphd.common.data.decoding import Place, decoded
+from fedphd.common.data.folders import load_folder
+from fedphd.common.data.labels import LARGEST_LABEL, Indices, read_labels
 from fedphd.common.errors import ConfigError
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
+
+logger = logging.getLogger(__name__)
 
 DIGITS = "digits"
 _DIGITS_MAX = 16
@@ -39,7 +47,8 @@ class Pictures:
     num: int
     # Decodes those at the given positions, in that order; raises ConfigError for a broken one.
     read: Callable[[Indices], Iterable[Image.Image]]
-    names: Callable[[], list[str] | None]  # their files' in order; None where they are not files
+    # Their files' in order, with the folders below the source; None where they are not files.
+    names: Callable[[], list[str] | None]
 
 
 class Opened(NamedTuple):
@@ -115,10 +124,16 @@ def _load_table(config: DataConfig) -> datasets.Dataset:
             loaded = datasets.load_from_disk(source)
         elif kind == "hub":
             loaded = datasets.load_dataset(source, split=config.split)
-        elif kind == "parquet" and os.path.isfile(source):
-            loaded = datasets.load_dataset("parquet", data_files={config.split: [source]})
+        elif kind == "imagefolder":
+            loaded = load_folder(source)
+        elif os.path.isfile(source):
+            # A path is a pattern to it, in which [ begins a set of characters.
+            data_files = {config.split: [glob.escape(source)]}
+            loaded = datasets.load_dataset("parquet", data_files=data_files)
         else:
-            loaded = datasets.load_dataset(kind, data_dir=source)
+            loaded = datasets.load_dataset("parquet", data_dir=glob.escape(source))
+    except ConfigError:
+        raise
     except Exception as error:  # The hub, files and formats each raise errors of their own.
         raise ConfigError(_why_not_loaded(kind, config, error)) from error
     if not isinstance(loaded, dict):
@@ -147,20 +162,26 @@ def _why_not_loaded(kind: str, config: DataConfig, error: Exception) -> str:
 
 def _kind_and_place(config: DataConfig) -> tuple[str, str]:
     """How to read the source, and its path or hub name; raises ConfigError for a missing path."""
-    path = Path(config.source).expanduser()
+    path = _path_of(config)
     like_hub = _HUB_NAME.fullmatch(config.source) and not config.source.endswith(".parquet")
     # images/nope is a slip of the pen where there is a folder images.
     begins_here = len(path.parts) > 1 and Path(path.parts[0]).exists()
-    is_hub = config.format == "auto" and like_hub and not path.exists() and not begins_here
+    exists = os.path.exists(path)
+    is_hub = config.format == "auto" and like_hub and not exists and not begins_here
     if config.format == "hub" or is_hub:
         return "hub", config.source
-    if not path.exists():
+    if not exists:
         or_hub = "set format to 'hub' for that name on the hub" if like_hub else "to a hub name"
         raise ConfigError(
             f"source = {config.source!r}: no such file or folder; set it to an existing parquet "
             f"file, image folder or saved data set, {or_hub}, or to 'digits'"
         )
     return _kind_of(path) if config.format == "auto" else config.format, str(path)
+
+
+def _path_of(config: DataConfig) -> Path:
+    # Unlike Path.expanduser it leaves the ~ of somebody unknown, who then is not found.
+    return Path(os.path.expanduser(config.source))
 
 
 def _kind_of(path: Path) -> str:
@@ -197,13 +218,21 @@ def _check_column(config: DataConfig, table: datasets.Dataset, field: str) -> No
 
 
 def _names(config: DataConfig, pictures: datasets.Dataset) -> list[str] | None:
-    """File names of the images, without their folders; None where one has none."""
+    """The images' files, by their paths below the source; None where one has none."""
     import datasets
 
     column = config.image_column
     encoded = pictures.cast_column(column, datasets.Image(decode=False))
     paths = encoded.with_format("arrow")[:][column].combine_chunks().field("path").to_pylist()
-    return None if None in paths else [Path(path).name for path in paths]
+    root = os.path.join(os.path.abspath(_path_of(config)), "")
+    return None if None in paths else [_below(root, path) for path in paths]
+
+
+def _below(root: str, path: str) -> str:
+    if os.path.isabs(path) and not path.startswith(root):
+        # In a cache, whose folders say nothing.
+        return os.path.basename(path)
+    return path.removeprefix(root)
 
 
 def _labels_of(config: DataConfig, table: datasets.Dataset) -> Indices:
@@ -221,7 +250,15 @@ def _labels_of(config: DataConfig, table: datasets.Dataset) -> Indices:
     # classes each would number the same class differently.
     from_folder = _kind_and_place(config)[0] == "imagefolder"
     if from_folder and names and all(re.fullmatch("[0-9]+", name) for name in names):
+        if too_large := [name for name in names if int(name) > LARGEST_LABEL]:
+            raise ConfigError(
+                f"source = {config.source!r}: the class folder {too_large[0]} is a label above "
+                f"{LARGEST_LABEL}; number the classes from 0"
+            )
         return np.array([int(name) for name in names], dtype=np.int64)[labels]
+    if from_folder and names:
+        numbered = ", ".join(f"{number} = {name}" for number, name in enumerate(names))
+        logger.info("source = %r: classes %s", config.source, numbered)
     return labels
 
 
@@ -245,17 +282,12 @@ def _as_pictures(config: DataConfig, table: datasets.Dataset) -> datasets.Datase
 def _decode(
     config: DataConfig, pictures: datasets.Dataset, indices: Indices
 ) -> Iterator[Image.Image]:
+    import datasets
+
+    column = config.image_column
+    feature = pictures.features[column]
+    encoded = pictures.cast_column(column, datasets.Image(decode=False))
     # In memory: on disk every selection would leave a file in the user's cache folder.
-    selected = pictures.select(indices, keep_in_memory=True)
+    selected = encoded.select(indices, keep_in_memory=True)
     for position, index in enumerate(indices):
-        try:
-            picture: Any = selected[position][config.image_column]
-            if not isinstance(picture, Image.Image):
-                raise ValueError("the place is empty")
-        # SyntaxError is what Pillow raises for some broken PNGs.
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ConfigError(
-                f"source = {config.source!r}: image {index} (from 0) cannot be decoded ({error}); "
-                "replace or remove it"
-            ) from error
-        yield picture
+        yield decoded(selected[position][column], feature, Place(config.source, int(index)))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from fedphd.common.errors import ConfigError
 from fedphd.common.events import Event
 from fedphd.common.history.evaluation import EvaluationRecord
 from fedphd.common.unet.costs import PruneReport
@@ -277,7 +278,10 @@ class Tail:
         self.position = size
 
     def new_lines(self) -> Iterator[dict[str, Any]]:
-        """What came since the last call, as plain values; an unfinished last line waits."""
+        """What came since the last call, as plain values; an unfinished last line waits.
+
+        Raises ConfigError for a line that is no event; names the file and the line.
+        """
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -285,23 +289,55 @@ class Tail:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
+                if (event := parsed(line)) is None:
+                    # As after a power failure: what was written last came only in part.
+                    if not file.read(1):
+                        break
+                    raise self.broken(self.position + len(line))
                 self.position += len(line)
-                yield json.loads(line)
+                yield event
+
+    def broken(self, end: int) -> ConfigError:
+        """The error about the line that ends at byte ``end`` of the file: it is no event."""
+        with self.path.open("rb") as file:
+            number = file.read(end).count(b"\n")
+        return no_event(self.path, number)
 
     def new_events(self) -> Iterator[Event]:
         """The events that came since the last call; raises ValueError as ``read_event``."""
         yield from filter(None, map(read_event, self.new_lines()))
 
 
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The values of a log's line; None if it is not that of an event."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def no_event(path: Path, number: int) -> ConfigError:
+    """The error about line ``number``, from 1, of the event log ``path``."""
+    return ConfigError(
+        f"{path}, line {number}: is not an event, as after a fault of the disk; remove that line, "
+        "or put the whole file back"
+    )
+
+
 def merged_lines(logs: Iterable[Path]) -> list[dict[str, Any]]:
     """The lines of several logs by time, each once; a log that is not there is empty.
 
-    Those of one log keep their order, also where its clock was set back.
+    Those of one log keep their order, also where its clock was set back. Raises ConfigError as
+    ``Tail.new_lines``.
     """
     found: dict[str, tuple[float, dict[str, Any]]] = {}
     for log in logs:
-        latest = -math.inf
-        for line in Tail(log).new_lines():
-            latest = max(latest, float(line["time"]))
+        latest, tail = -math.inf, Tail(log)
+        for line in tail.new_lines():
+            try:
+                latest = max(latest, float(line["time"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise tail.broken(tail.position) from error
             found.setdefault(json.dumps(line), (latest, line))
     return [line for _, line in sorted(found.values(), key=itemgetter(0))]

@@ -121,7 +121,8 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError('device = "cuda", but PyTorch sees no CUDA device; use "auto" or "cpu"')
+        text = 'device = "cuda", but PyTorch sees no CUDA device; use "auto" or "cpu"'
+        raise ConfigError(text).for_peers()
     if name not in ("cpu", "cuda"):
         raise ConfigError(f'device = "{name}": unknown; use "auto", "cpu" or "cuda"')
     return torch.device(name)

@@ -7,13 +7,13 @@ from typing import Final
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.common.grpc import create_channel
 from flwr.proto import control_pb2
 from flwr.proto.control_pb2_grpc import ControlStub
 from flwr.supercore.interceptors import RuntimeVersionClientInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedphd.common.errors import FedPhDError, RefusedError
+from fedphd.common.wire.channel import open_channel
 
 _CALL_S: Final = 20.0
 
@@ -22,12 +22,8 @@ class Control:
     """A connection to the Control API at ``address``; without ``authority`` in plain text."""
 
     def __init__(self, address: str, authority: bytes | None) -> None:
-        self._channel = create_channel(
-            server_address=address,
-            insecure=authority is None,
-            root_certificates=authority,
-            interceptors=[RuntimeVersionClientInterceptor(component_name="flwr CLI")],
-        )
+        version = RuntimeVersionClientInterceptor(component_name="flwr CLI")
+        self._channel = open_channel(address, authority, [version])
         self._stub = ControlStub(self._channel)
 
     def close(self) -> None:

@@ -1,8 +1,13 @@
-"""Why there is no answer, on the asking side."""
+"""Why there is no answer: as who failed says it, and as the asking side takes it."""
 
-from flwr.app import Error
+import logging
 
-from fedphd.common.errors import FailureKind
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+
+from fedphd.common.errors import FailureKind, told_of
+
+logger = logging.getLogger(__name__)
 
 
 class NoAnswerError(Error):
@@ -19,3 +24,13 @@ class NoAnswerError(Error):
 def kind_of(error: Error) -> FailureKind:
     """Why there is no answer, in a word."""
     return error.kind if isinstance(error, NoAnswerError) else "error"
+
+
+def failed(asked: Message, error: Exception) -> Message:
+    """The answer to a message over which ``error`` was raised.
+
+    The asking side gets what ``told_of`` says; this process's log keeps the whole text.
+    """
+    logger.error("%s failed", asked.metadata.message_type, exc_info=error)
+    failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told_of(error))
+    return Message(failure, reply_to=asked)

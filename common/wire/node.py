@@ -25,7 +25,6 @@ from flwr.app import Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.client.grpc_rere_client.node_auth_client_interceptor import NodeAuthClientInterceptor
 from flwr.common.constant import ErrorCode
-from flwr.common.grpc import create_channel
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2
 from flwr.proto.fleet_pb2_grpc import FleetStub
@@ -36,7 +35,9 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from fedphd.common.config.links import NodeConfig
 from fedphd.common.errors import ConfigError, ConnectionLostError, ReplyError
 from fedphd.common.timing import Backoff
+from fedphd.common.wire.channel import open_channel
 from fedphd.common.wire.diagnosis import IN_USE, explain
+from fedphd.common.wire.failures import failed
 from fedphd.common.wire.internals import assign_id, cut_up, inflated
 from fedphd.common.wire.rhythm import Rhythm
 
@@ -159,12 +160,8 @@ class Node:
     def _connect(self) -> _Connection:
         keys: Keys = self._own_keys or generate_key_pairs()
         version = RuntimeVersionClientInterceptor(component_name="SuperNode")
-        channel = create_channel(
-            server_address=self.address,
-            insecure=self._certificates is None,
-            root_certificates=self._certificates,
-            interceptors=[version, NodeAuthClientInterceptor(*keys)],
-        )
+        interceptors = [version, NodeAuthClientInterceptor(*keys)]
+        channel = open_channel(self.address, self._certificates, interceptors)
         stub = FleetStub(channel)
         public_key = public_key_to_bytes(keys[1])
         try:
@@ -287,10 +284,7 @@ class Node:
             return self.handler(message)
         except Exception as error:
             # The asking side needs the reason; this process must live on to serve others.
-            logger.exception("%s failed", message.metadata.message_type)
-            kind = "refused" if isinstance(error, ConfigError) else type(error).__name__
-            failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{kind}: {error}")
-            return Message(failure, reply_to=message)
+            return failed(message, error)
 
     def _push(self, connection: _Connection, reply: Message) -> None:
         cut_up(reply)
@@ -405,7 +399,7 @@ def _read(path: Path | None, name: str) -> bytes | None:
     if path is None:
         return None
     try:
-        return path.expanduser().read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{name} = {path}: cannot be read: {error.strerror}") from error
 

@@ -4,11 +4,12 @@ For each message both start from nothing but the node's and the run's configurat
 outlast a message is kept in a node's ``context.state``, or in a simulated client's file.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedphd.client.app import ClientRuntime, build_app
@@ -17,6 +18,7 @@ from fedphd.client.stores import ContextStore
 from fedphd.common.config.roles import ClientConfig, load_config
 from fedphd.common.errors import ConfigError
 from fedphd.common.stores import FileStore, StateStore
+from fedphd.common.wire.failures import failed
 from fedphd.deploy.launch.client_data import UNSET
 from fedphd.deploy.launch.runs import ROLE_FILE, clients_folder
 from fedphd.deploy.simulation.run_config import client_config, state_folder
@@ -81,4 +83,17 @@ class _NamedApp(ClientApp):
         return "client_app"
 
 
-client_app = build_app(runtime_of, state_of=state_of, kind=_NamedApp)
+def _in_peers_words(
+    message: Message, context: Context, answer: Callable[[Message, Context], Message]
+) -> Message:
+    """Answer errors in words that are fit for peers: Flower would send the whole texts."""
+    # A simulation has no peers, and whoever runs it looks at the run, not into Ray's logs.
+    if _is_simulated(context):
+        return answer(message, context)
+    try:
+        return answer(message, context)
+    except Exception as error:
+        return failed(message, error)
+
+
+client_app = build_app(runtime_of, state_of=state_of, kind=_NamedApp, mods=[_in_peers_words])

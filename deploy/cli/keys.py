@@ -8,8 +8,15 @@ from typer import Argument, Option, Typer, confirm
 
 from fedphd.deploy.cli.flags import say
 from fedphd.deploy.keys import registered
-from fedphd.deploy.keys.authority import AUTHORITY_DAYS, CERTIFICATE, KEY, SERVER_DAYS, Authority
-from fedphd.deploy.keys.development import CLIENTS, EDGES, grant, is_made, make_all
+from fedphd.deploy.keys.authority import (
+    AUTHORITY_DAYS,
+    CERTIFICATE,
+    KEY,
+    MOST_DAYS,
+    SERVER_DAYS,
+    Authority,
+)
+from fedphd.deploy.keys.development import CLIENTS, EDGES, Made, grant, make_all
 from fedphd.deploy.keys.files import read_public_key
 from fedphd.deploy.keys.requests import JoinRequest, make_request
 
@@ -31,7 +38,10 @@ NodeKeys = Annotated[
     Path, Option(help="folder of registered keys, superlink.node_keys of those who let them in")
 ]
 Replace = Annotated[bool, Option("--replace", help="in place of the key that the name has")]
-Days = Annotated[int, Option(metavar="N", min=1, help="days for which a certificate is good")]
+Days = Annotated[
+    int, Option(metavar="N", min=1, max=MOST_DAYS, help="days for which a certificate is good")
+]
+DEV_EDGES, DEV_CLIENTS = 2, 6
 
 keys_app = Typer(
     no_args_is_help=True,
@@ -44,16 +54,30 @@ keys_app = Typer(
 @keys_app.command("dev")
 def dev(
     out: Out = Path("keys"),
-    edges: Annotated[int, Option(metavar="N", min=0, help="number of edges")] = 2,
-    clients: Annotated[int, Option(metavar="N", min=1, help="number of clients")] = 6,
+    edges: Annotated[
+        int | None,
+        Option(metavar="N", min=0, help="number of edges", show_default=str(DEV_EDGES)),
+    ] = None,
+    clients: Annotated[
+        int | None,
+        Option(metavar="N", min=1, help="number of clients", show_default=str(DEV_CLIENTS)),
+    ] = None,
     host: Hosts = None,
     days: Days = SERVER_DAYS,
 ) -> None:
     """Make everything at once, for development; what is there already stays."""
-    if is_made(out):
-        say(f"{out} holds keys already; they stay as they are")
+    hosts = tuple(host or ())
+    if made := Made.find(out):
+        made.check(edges=edges, clients=clients, hosts=hosts)
+        say(f"{out} holds keys of {made} already; they stay as they are")
         return
-    names = make_all(out, edges=edges, clients=clients, hosts=tuple(host or ()), days=days)
+    names = make_all(
+        out,
+        edges=DEV_EDGES if edges is None else edges,
+        clients=DEV_CLIENTS if clients is None else clients,
+        hosts=hosts,
+        days=days,
+    )
     say(f"{out}: {CERTIFICATE}; for each server NAME.pem and NAME.key; for each node NAME-node")
     say(f"{out / EDGES}: the cloud's superlink.node_keys; {out / CLIENTS}: every edge's")
     say(f"made for {', '.join(names)}")
@@ -96,6 +120,11 @@ def sign(
     """Operator: certify a site's server and register its node's key."""
     asked, issuer = JoinRequest.read(file), Authority.read(authority)
     _show(asked)
+    if asked.server_key is not None:
+        say("CAUTION: this asks to be a SERVER. Who has its key can pretend to be whoever others")
+        say("reach at these hosts; no client needs that, and no host may be another site's:")
+        for host in asked.hosts:
+            say(f"  {host}")
     if not yes:
         confirm("Is this what the site's own command printed, and may it join?", abort=True)
     certificate = file.with_name(f"{asked.name}.pem")

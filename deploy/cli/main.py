@@ -1,6 +1,7 @@
 """The ``fedphd`` command."""
 
 import logging
+import os
 import sys
 from importlib import metadata
 from typing import Annotated
@@ -318,6 +319,9 @@ app.add_typer(keys_app, name="keys")
 
 def main() -> None:
     """Entry point: our own errors become a message and their exit code."""
+    # For what it starts by `python -c`, which would import what lies in the current folder under
+    # the name of a library.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app()
     except FedPhDError as error:

@@ -19,6 +19,10 @@ def report(
     """Write a page on a run: samples, curves, who trained where, traffic, settings; one file."""
     from fedphd.deploy.report.page import write_report
 
+    if out is not None and (out.is_dir() or not out.name):
+        raise ConfigError(
+            f"--out {out}: is a folder; name a file in it, such as {out / 'report.html'}"
+        )
     try:
         say(f"wrote     {write_report(run, out)}")
     except OSError as error:

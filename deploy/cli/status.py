@@ -3,12 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated
-from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
@@ -38,13 +39,14 @@ def status(
     as_json: Annotated[bool, Option("--json", help="print the answers as a JSON list")] = False,
 ) -> None:
     """Show who is connected to whom, the round, when each was last seen, and the version."""
-    asked = addresses or [found.address for found in find(folder)]
-    if not asked:
+    found: list[Status] = []
+    problems: list[str] = []
+    asked = addresses or [one.address for one in find(folder, tell=problems.append)]
+    if not asked and not problems:
         raise FedPhDError(
             f"no running process has its state below {folder.absolute()} ({HEALTH}); name an "
             "address by --address, or another --folder"
         )
-    found, problems = [], []
     for address in asked:
         try:
             found.append(ask(address))
@@ -52,6 +54,8 @@ def status(
             problems.append(str(error))
     if as_json:
         print(json.dumps([one.model_dump(mode="json") for one in found], indent=2))
+        for problem in problems:
+            print(f"fedphd: {problem}", file=sys.stderr)
     else:
         # A line for each process, however long, where a program reads it.
         console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
@@ -65,10 +69,13 @@ def status(
     raise Exit(ConnectionLostError.exit_code if problems else 0 if ready else 1)
 
 
-def find(folder: Path) -> Iterator[HealthAddress]:
+def find(
+    folder: Path, *, tell: Callable[[str], None] = lambda problem: None
+) -> Iterator[HealthAddress]:
     """The health addresses that state folders below ``folder`` name: cloud, edges, clients.
 
-    In a folder of runs those of the newest.
+    In a folder of runs those of the newest. ``tell`` gets a sentence on each file that cannot be
+    read, or names no address.
     """
     places = [*folder.glob(f"*/{HEALTH}"), *folder.glob(f".fedphd/*/{HEALTH}")]
     places += folder.glob(f"state/*/{HEALTH}")
@@ -78,18 +85,42 @@ def find(folder: Path) -> Iterator[HealthAddress]:
         runs = {place.parents[2] for place in below}
         newest = max(runs, key=lambda run: run.stat().st_mtime, default=None)
         places = [place for place in below if place.parents[2] == newest]
-    read = [HealthAddress.model_validate_json(place.read_text("utf-8")) for place in set(places)]
+    read = [one for place in sorted(set(places)) if (one := _read(place, tell))]
     order = {"cloud": 0, "edge": 1, "client": 2}
     yield from sorted(read, key=lambda one: (order.get(one.role, 3), one.node))
+
+
+def _read(place: Path, tell: Callable[[str], None]) -> HealthAddress | None:
+    try:
+        return HealthAddress.model_validate_json(place.read_text("utf-8"))
+    except FileNotFoundError:
+        # Its process has ended meanwhile.
+        return None
+    except OSError as error:
+        tell(f"{place}: cannot be read: {error.strerror}")
+    except ValueError:
+        tell(
+            f"{place}: names no health address, as after a power failure: start its process again, "
+            "or remove the file"
+        )
+    return None
 
 
 def ask(address: str) -> Status:
     """The status of the process at ``address``; raises ConnectionLostError if none answers."""
     try:
-        with urlopen(f"http://{address}/status", timeout=ANSWER_S) as answer:
+        # What is asked is in the own network, which a proxy (http_proxy) knows nothing of.
+        direct = build_opener(ProxyHandler({}))
+        with direct.open(f"http://{address}/status", timeout=ANSWER_S) as answer:
             return parse_status(answer.read())
-    except (URLError, OSError, ValueError) as error:
-        raise ConnectionLostError(f"{address}: no process answers: {error}") from error
+    except ValidationError as error:
+        raise ConnectionLostError(
+            f"{address}: what answers there is no fedphd, or one of another version; name the "
+            "address in its setting health.address, or in health.json"
+        ) from error
+    except (HTTPException, OSError, ValueError) as error:
+        why = str(error) or type(error).__name__
+        raise ConnectionLostError(f"{address}: no process answers: {why}") from error
 
 
 def draw(found: Iterable[Status], now: float | None = None) -> Iterator[Tree]:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from fedphd.common.events import read_verdict
 from fedphd.common.history.events import Evaluated
 from fedphd.deploy.compare.plan import PlannedRun
 from fedphd.deploy.compare.results import DISTANCE, result_of
+from fedphd.deploy.launch.local import FEDPHD
 from fedphd.deploy.launch.origin import origin
 from fedphd.deploy.launch.render import human_bytes, human_seconds
 from fedphd.deploy.launch.runs import CONFIG, EVENTS, VERDICT, Say
@@ -80,7 +80,7 @@ class Runner:
         self._logs.mkdir(parents=True, exist_ok=True)
         with self._log(run).open("ab" if goes_on else "wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fedphd.deploy.cli", *self.arguments(run)],
+                [*FEDPHD, *self.arguments(run)],
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

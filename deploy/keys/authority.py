@@ -13,22 +13,32 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedphd.common.errors import ConfigError
 from fedphd.deploy.keys.files import (
     CURVE,
+    LAUNCHER,
     PrivateKey,
     PublicKey,
+    check_in_date,
+    check_new,
     read_certificate,
     read_signing_key,
+    removed_on_failure,
+    same_key,
     write_private_key,
     write_public,
 )
+from fedphd.deploy.keys.names import shown
 
 CERTIFICATE = "ca.pem"
 KEY = "ca.key"
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 365
-# A server's own launcher reaches it there.
-LOOPBACK = ("localhost", "127.0.0.1")
+# Ten years: nothing takes a certificate back before its end.
+MOST_DAYS = 3650
+LOOPBACK = ("localhost", LAUNCHER)
+# X.509 allows no longer common name.
+_LONGEST_NAME = 64
 # Clocks differ.
 _EARLIER = datetime.timedelta(hours=1)
 
@@ -42,7 +52,16 @@ class Authority:
 
     @classmethod
     def new(cls, *, name: str = "FedPhD CA", days: int = AUTHORITY_DAYS) -> Self:
-        """Make one, with the common name ``name``, good for ``days``."""
+        """Make one, with the common name ``name``, good for ``days``.
+
+        Raises:
+            ConfigError: a certificate cannot have the name, or is not to last for so long.
+        """
+        if not (name.strip() and name.isprintable() and len(name) <= _LONGEST_NAME):
+            raise ConfigError(
+                f"--name {shown(name)}: cannot be an authority's name; use 1 to {_LONGEST_NAME} "
+                "characters that can be printed"
+            )
         key = ec.generate_private_key(CURVE)
         public, usage = key.public_key(), _usage(signs_certificates=True)
         certificate = (
@@ -56,19 +75,41 @@ class Authority:
         return cls(certificate, key)
 
     def write(self, folder: Path) -> None:
-        """Store it as ``ca.key`` and ``ca.pem`` in ``folder``; raises StartError where they are."""
-        write_private_key(folder / KEY, self.key, PrivateFormat.PKCS8)
-        write_public(folder / CERTIFICATE, pem(self.certificate))
+        """Store it as ``ca.key`` and ``ca.pem`` in ``folder``.
+
+        Raises:
+            StartError: one of them is there already or cannot be written; then neither is made.
+        """
+        for name in (KEY, CERTIFICATE):
+            check_new(folder / name)
+        with removed_on_failure() as made:
+            write_private_key(folder / KEY, self.key, PrivateFormat.PKCS8)
+            made.append(folder / KEY)
+            write_public(folder / CERTIFICATE, pem(self.certificate))
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The one in ``folder``; raises ConfigError."""
-        return cls(read_certificate(folder / CERTIFICATE), read_signing_key(folder / KEY))
+        """The one in ``folder``.
+
+        Raises:
+            ConfigError: a file cannot be read, the two do not belong together, or it has expired.
+        """
+        certificate, key = read_certificate(folder / CERTIFICATE), read_signing_key(folder / KEY)
+        if not same_key(certificate.public_key(), key.public_key()):
+            raise ConfigError(
+                f"{folder / KEY} is not the key of {folder / CERTIFICATE}; bring back the two that "
+                "`fedphd keys authority` made together"
+            )
+        check_in_date(folder / CERTIFICATE)
+        return cls(certificate, key)
 
     def certify(
         self, name: str, key: PublicKey, hosts: Iterable[str], *, days: int = SERVER_DAYS
     ) -> x509.Certificate:
-        """A certificate of the server ``name`` with this key, good for ``hosts`` and loopback."""
+        """A certificate of the server ``name`` with this key, good for ``hosts`` and loopback.
+
+        Raises ConfigError where it is not to last for so many ``days``.
+        """
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
         return (
@@ -107,6 +148,11 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def _begin(subject: x509.Name, key: PublicKey, days: int) -> x509.CertificateBuilder:
+    if days > MOST_DAYS:
+        raise ConfigError(
+            f"--days {days}: a certificate is good for {MOST_DAYS} days at the most; give fewer, "
+            "and have a new one signed in time"
+        )
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

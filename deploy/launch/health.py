@@ -7,6 +7,7 @@ Flower's own gRPC health service says SERVING whatever its ServerApp does.
 
 import json
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,10 +37,18 @@ class HealthAddress(BaseModel):
 
 
 class _Server(ThreadingHTTPServer):
+    """Listens on an address of either family; a host in brackets is of IPv6."""
+
     daemon_threads = True
     board: StatusBoard
     # The answer to /metrics and its type; None where it is off.
     metrics: Callable[[], tuple[bytes, str]] | None = None
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        # Its base class knows IPv4 alone unless it is told otherwise before.
+        self.address_family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+        super().__init__((host.strip("[]"), int(port)), _Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,16 +103,15 @@ def serving(
     # First: what is not installed ends the start.
     folders = {"state": state_dir, **({"run": run_dir} if run_dir else {})}
     metrics = _metrics(config, board, folders) if config.metrics else None
-    host, _, port = config.address.rpartition(":")
     try:
-        server = _Server((host.strip("[]"), int(port)), _Handler)
+        server = _Server(config.address)
     except OSError as error:
         # Training does not depend on it.
         logger.warning("health.address = %s: %s; nothing answers there", config.address, error)
         yield None
         return
     server.board, server.metrics = board, metrics
-    address = f"{host}:{server.server_address[1]}"
+    address = f"{config.address.rpartition(':')[0]}:{server.server_address[1]}"
     status = board.snapshot()
     place = state_dir / HEALTH
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Keeps a SuperLink's registered nodes equal to a folder of public keys, while it runs."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from fedphd.common.wire.names import write_names
 from fedphd.deploy.keys.registered import SUFFIX, registered
 
 Say = Callable[[str], None]
-Stamp = tuple[tuple[str, int, int], ...]
+# Of each file its name, when it was written, when its owner or mode changed, and its size.
+Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 class Registry(Protocol):
@@ -59,21 +61,34 @@ class KeyRing:
         """Let everybody in who has a key in the folder.
 
         Raises:
-            ConfigError: one of the files is not a key.
+            ConfigError: the folder cannot be read, or one of the files is not a key.
             FedPhDError: the SuperLink does not answer.
         """
-        self._stamp = self._look()
+        try:
+            self._stamp = self._look()
+        except OSError as error:
+            raise ConfigError(f"{self.folder}: cannot be read: {error.strerror}") from error
         self._apply(registered(self.folder), say=lambda line: None)
 
     def follow(self) -> None:
         """Look once whether the folder has changed, and do as it says; again if that fails."""
-        if (stamp := self._look()) == self._stamp:
+        try:
+            stamp = self._look()
+        except OSError as error:
+            # Whose key was taken away cannot be told, and who is shut out once stays so.
+            self._say_once(
+                f"who may join stays as it is: {self.folder} cannot be read: {error.strerror}; "
+                "make it readable for this process"
+            )
+            return
+        if stamp == self._stamp:
+            self._said = ""
             return
         try:
             keys = registered(self.folder)
         except ConfigError as error:
             # A bad file must not keep in whose key was taken away.
-            there = {name for name, _, _ in stamp}
+            there = {name for name, *_ in stamp}
             keys = {n: k.key for n, k in self._known.items() if f"{n}{SUFFIX}" in there}
             self._say_once(f"nobody new may join: {error}")
         try:
@@ -89,13 +104,22 @@ class KeyRing:
             self.say(line)
 
     def _look(self) -> Stamp:
+        """What is in the folder; raises OSError where that cannot be told."""
         found = []
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+        # Not a glob, which takes a folder that cannot be read for an empty one.
+        names = sorted(os.listdir(self.folder)) if self.folder.is_dir() else []
+        for name in names:
+            if not name.endswith(SUFFIX):
+                continue
             try:
-                status = path.stat()
+                status = (self.folder / name).stat()
             except FileNotFoundError:
                 continue
-            found.append((path.name, status.st_mtime_ns, status.st_size))
+            except OSError:
+                # It is there, and reading it says what is wrong with it.
+                found.append((name, 0, 0, 0))
+                continue
+            found.append((name, status.st_mtime_ns, status.st_ctime_ns, status.st_size))
         return tuple(found)
 
     def _apply(self, keys: dict[str, ec.EllipticCurvePublicKey], *, say: Say) -> None:

@@ -25,7 +25,8 @@ from fedphd.deploy.launch.client_data import part_of_data
 from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, LOGS, STOPPING, VERDICT, Say, state_of
 from fedphd.deploy.launch.superlink import flower_environment, free_ports, start
 
-FEDPHD = (sys.executable, "-m", "fedphd.deploy.cli")
+# -P: not what lies in the current folder under the name of a library.
+FEDPHD = (sys.executable, "-P", "-m", "fedphd.deploy.cli")
 # Cloud, edges and clients have 10 s together.
 STOP_S = 4.0
 KILL_S = 2.0

@@ -21,8 +21,16 @@ from fedphd.common.config.links import NodeConfig, SuperLinkConfig
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig
 from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ConfigError, FedPhDError
-from fedphd.deploy.keys.files import check_fits, read_certificate
-from fedphd.deploy.keys.registered import registered
+from fedphd.deploy.keys.files import (
+    check_issued,
+    check_key,
+    check_loopback,
+    hosts_of,
+    read_certificate,
+    read_latest,
+    read_node_key,
+)
+from fedphd.deploy.keys.registered import fingerprint, registered
 from fedphd.deploy.launch.leftovers import user_of
 from fedphd.deploy.launch.needs import available_memory
 from fedphd.deploy.launch.superlink import check_free
@@ -174,9 +182,21 @@ def _server(config: SuperLinkConfig, user: int | None) -> Iterator[Check]:
         yield Check("certificate", "ok" if local else "warning", text, "" if local else fix)
         return
     yield _certificate(config.ssl_certfile)
-    yield _tried("certificate's key", "make both from one request", lambda: _key_fits(config))
-    if config.ssl_keyfile is not None:
-        yield _private(config.ssl_keyfile, "superlink.ssl_keyfile")
+    assert config.tls_files is not None
+    certificate, key, authority = config.tls_files
+
+    def fits() -> str:
+        check_key(certificate, key)
+        return f"{key} fits {certificate}"
+
+    def issued() -> str:
+        check_issued(certificate, authority)
+        check_loopback(certificate)
+        return f"{authority} signed {certificate}"
+
+    yield _tried("certificate's key", "make both from one request", fits)
+    yield _private(key, "superlink.ssl_keyfile")
+    yield _tried("certificate's authority", "have it signed by superlink.ssl_ca_certfile", issued)
     if config.node_keys is not None:
         yield _tried("nodes' keys", "fill it by `fedphd keys sign`", lambda: _known(config))
 
@@ -189,34 +209,41 @@ def _known(config: SuperLinkConfig) -> str:
     return f"{len(names)} may join: {', '.join(names)}"
 
 
-def _key_fits(config: SuperLinkConfig) -> str:
-    assert config.tls_files is not None
-    check_fits(*config.tls_files)
-    return f"{config.ssl_keyfile} fits {config.ssl_certfile}"
-
-
 def _certificate(path: Path) -> Check:
-    name, fix = "certificate", "have a new one signed by the certificate authority"
+    """The own certificate."""
+    fix = "have a new one signed by the certificate authority"
+
+    def read() -> tuple[x509.Certificate, str]:
+        return read_certificate(path), f" for {', '.join(hosts_of(path)) or 'no name'}"
+
+    return _in_date("certificate", path, read, fix)
+
+
+def _authority(path: Path) -> Check:
+    """The certificate that those of the servers above are checked against."""
+    fix = "ask the operator for the authority that signs the servers now"
+    return _in_date("authority", path, lambda: (read_latest(path), ""), fix)
+
+
+def _in_date(
+    name: str, path: Path, read: Callable[[], tuple[x509.Certificate, str]], fix: str
+) -> Check:
+    """Whether the certificate that ``read`` returns, and for what it is good, is in date.
+
+    ``fix`` says how to get another.
+    """
     try:
-        certificate = read_certificate(path)
+        certificate, good_for = read()
     except ConfigError as error:
         return Check(name, "failed", str(error), "name a certificate in PEM")
     now = _now()
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    text = f"{path} is good from {begin:%Y-%m-%d} to {end:%Y-%m-%d} for {_names(certificate)}"
+    text = f"{path} is good from {begin:%Y-%m-%d} to {end:%Y-%m-%d}{good_for}"
     if not begin <= now <= end:
         return Check(name, "failed", text, fix)
     return Check(
         name, "warning" if end - now < SOON else "ok", text, fix if end - now < SOON else ""
     )
-
-
-def _names(certificate: x509.Certificate) -> str:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return "no name"
-    return ", ".join(str(name.value) for name in names)
 
 
 def _private(path: Path, name: str) -> Check:
@@ -228,6 +255,18 @@ def _private(path: Path, name: str) -> Check:
     open_to_others = mode & 0o077
     fix = f"chmod 600 {path}" if open_to_others else ""
     return Check(name, "failed" if open_to_others else "ok", f"{path} has mode {mode:04o}", fix)
+
+
+def _node_key(path: Path) -> Check:
+    """A node's private key, which others cannot read and the process can."""
+    check = _private(path, "node.private_key")
+    if check.outcome != "ok":
+        return check
+
+    def read() -> str:
+        return f"{check.found}: {fingerprint(read_node_key(path).public_key())}"
+
+    return _tried(check.name, "name the key of `fedphd keys request`, NAME-node", read)
 
 
 def _node(config: NodeConfig, servers: tuple[str, ...]) -> Iterator[Check]:
@@ -247,8 +286,11 @@ def _node(config: NodeConfig, servers: tuple[str, ...]) -> Iterator[Check]:
             yield Check("authority", "failed", text, f"{fix}, or node.insecure = true")
         else:
             yield Check("authority", "warning" if away else "ok", text, fix if away else "")
+    else:
+        # Also while no server answers, by which a mistake in it would show.
+        yield _authority(config.root_certificates)
     if config.private_key is not None:
-        yield _private(config.private_key, "node.private_key")
+        yield _node_key(config.private_key)
         for address in reached:
             yield _admitted(address, config)
 
@@ -309,8 +351,11 @@ def _data(config: ClientConfig) -> Check:
         from fedphd.common.data.labelled import LabelledData
 
         data = LabelledData(config.data)
-        classes = len(set(data.labels.tolist()))
-        return f"{len(data.train_indices)} images of {classes} classes to train on"
+        classes, all_images = len(set(data.labels.tolist())), len(data.labels)
+        text = f"{len(data.train_indices)} images of {classes} classes to train on"
+        checked = data.check_images()
+        # The rest would take minutes where there are many.
+        return f"{text}; {'all' if checked == all_images else checked} were decoded"
 
     return _tried("data", "correct [data]", opened)
 

@@ -9,6 +9,7 @@ from fedphd.common.config.roles import CloudConfig, load_config, validate
 from fedphd.common.config.text import differences, flattened, with_overrides
 from fedphd.common.errors import ConfigError
 from fedphd.common.files import replaced
+from fedphd.common.history.events import parsed
 from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, PRESET, UNSET, says_reference
 from fedphd.deploy.launch.leftovers import end_leftovers
@@ -152,36 +153,31 @@ def keep_events(
     Of what follows only evaluations after the intervals ``evaluated`` stay. Returns the number of
     the cloud's events that are left, and the log's size in bytes.
 
-    Raises ConfigError if it has fewer.
+    Raises ConfigError if it has fewer; names the lines that are no events.
     """
-    kept, seen = [], 0
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    for line in lines:
-        if not line.endswith("\n"):
+    kept, seen, broken = [], 0, []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
             break
-        event = _parsed(line)
+        # None where a machine that lost its power left something else.
+        if (event := parsed(line)) is None:
+            broken.append(number)
+            continue
         is_cloud = event.get("role") == "cloud"
-        if (event and seen < count) or (is_cloud and _is_evaluation(event, evaluated)):
+        if seen < count or (is_cloud and _is_evaluation(event, evaluated)):
             kept.append(line)
             seen += is_cloud
     if seen < count:
+        where = f" (not an event: line {', '.join(map(str, broken))})" if broken else ""
         raise ConfigError(
-            f"{path} has {seen} events of the cloud, but the checkpoint beside it was made after "
-            f"{count}; put the whole log back"
+            f"{path} has {seen} events of the cloud{where}, but the checkpoint beside it was made "
+            f"after {count}; put the whole log back"
         )
-    text = "".join(kept)
+    content = b"".join(kept)
     with replaced(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-    return seen, len(text.encode())
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    """An event; empty where a machine that lost its power left something else."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}
+        beside.write_bytes(content)
+    return seen, len(content)
 
 
 def _is_evaluation(event: Mapping[str, Any], intervals: Container[int | None]) -> bool:

@@ -42,10 +42,15 @@ _RAY_ADDRESS = "RAY_ADDRESS"
 _RAY_FREES = "RAY_free_objects_batch_size"
 _RAY_NICENESS = "RAY_worker_niceness"
 _JSON = ("--format", "json")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """Environment for Flower's processes: a home of their own, and no calls home."""
+    """Environment for Flower's processes and ours: a home of their own, no calls home.
+
+    They reach one another without a proxy, and import what is installed, whatever lies in the
+    current folder.
+    """
     # Flower's modules set it, also in a process that only imports them; a SuperLink would then keep
     # quiet about handshakes that failed.
     left_out = {"GRPC_VERBOSITY"} if os.environ.get("GRPC_VERBOSITY") == "error" else set()
@@ -54,6 +59,7 @@ def flower_environment(home: Path) -> dict[str, str]:
     return {
         **{key: value for key, value in os.environ.items() if key not in left_out},
         **allocator_environment(),
+        **_no_proxies(os.environ),
         "FLWR_HOME": str(home.resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -71,7 +77,25 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "WARNING"),
         "PATH": f"{PROGRAMS}{os.pathsep}" + os.environ.get("PATH", ""),
         "PYTHONUNBUFFERED": "1",
+        # `python -m` and `python -c` would import what lies in the current folder, such as a
+        # random.py of the user's, in place of the library's.
+        "PYTHONSAFEPATH": "1",
     }
+
+
+def _no_proxies(given: Mapping[str, str]) -> dict[str, str]:
+    """Variables by which no proxy is asked for this machine's own ports, beside what is given."""
+    named = given.get("no_proxy") or given.get("NO_PROXY") or ""
+    # Others than gRPC take "*" alone for all hosts.
+    others = named if named.strip() == "*" else _with_loopback(named)
+    # gRPC knows the first, and then not the second; other programs know one case or the other.
+    grpc = _with_loopback(given.get("no_grpc_proxy", named))
+    return {"no_grpc_proxy": grpc, "no_proxy": others, "NO_PROXY": others}
+
+
+def _with_loopback(hosts: str) -> str:
+    given = [host for host in map(str.strip, hosts.split(",")) if host]
+    return ",".join(dict.fromkeys([*given, *_LOOPBACK]))
 
 
 def die_with_parent() -> None:

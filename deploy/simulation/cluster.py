@@ -54,7 +54,7 @@ class Cluster:
             ) from error
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _LOOK, address],
+                [sys.executable, "-P", "-c", _LOOK, address],
                 capture_output=True,
                 text=True,
                 timeout=_LOOK_S,

@@ -279,9 +279,8 @@ def test_nobody_waits_for_an_evaluation(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_too_few_participants_end_the_run_and_everybody_hears_why(tmp_path: Path) -> None:
-    federation = Federation(
-        tmp_path, {"schedule.min_clients": 5, "waits.start_s": 0.1}, num_clients=2
-    )
+    settings = {"schedule.min_clients": 5, "waits.start_s": 0.1, "waits.retry_s": 0.1}
+    federation = Federation(tmp_path, settings, num_clients=2)
     with pytest.raises(
         ParticipantsError,
         match=r"2 of 2 edges \(edge-0, edge-1\) and 2 of 5 clients \(client-0, client-1\)",

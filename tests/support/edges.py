@@ -102,7 +102,9 @@ class FakeEdge:
         # Unchecked, so that a test can send what no honest edge could.
         reply = IntervalReply.model_construct(**(values | self.reply))
         trained = self.weights(given) if self.weights else given + self.step
-        weights = Codec(task.plan.codecs.cloud_up, task.network.tensor_layout()).pack(trained, given)
+        weights = Codec(task.plan.codecs.cloud_up, task.network.tensor_layout()).pack(
+            trained, given
+        )
         return Message(to_records(reply, weights, change), reply_to=message)
 
 

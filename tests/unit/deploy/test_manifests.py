@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -13,13 +15,17 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.main import get_command
 
+from fedphd.common.config.links import HealthConfig
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, validate
 from fedphd.common.config.text import merged
 from fedphd.common.errors import ConfigError, Interrupted
+from fedphd.common.history.status import StatusBoard
 from fedphd.deploy.cli.main import app
 from fedphd.deploy.keys.development import make_all
+from fedphd.deploy.launch.health import serving
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -48,6 +54,37 @@ def test_a_unit_restarts_by_the_exit_codes(path: Path) -> None:
     assert service["Restart"] == "on-failure"
     assert service["RestartPreventExitStatus"] == str(ConfigError.exit_code)
     assert service["SuccessExitStatus"] == str(Interrupted.exit_code)
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_a_unit_has_a_place_for_what_libraries_keep(path: Path, tmp_path: Path) -> None:
+    lines = path.read_text("utf-8").splitlines()
+    assert {"ProtectHome=true", "ProtectSystem=strict", "CacheDirectory=fedphd"} <= {*lines}
+    given = [line.removeprefix("Environment=") for line in lines if line.startswith("Environment=")]
+    settings = dict(word.split("=") for text in given for word in text.split())
+    assert settings.keys() == {"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "MPLCONFIGDIR"}
+    # The folder that systemd makes of CacheDirectory.
+    cache = "/var/cache/fedphd"
+    assert all(Path(value).is_relative_to(cache) for value in settings.values())
+    if path.stem != "fedphd-client":
+        return
+    # Own images are read in where no home folder can be seen; below /proc nobody can make one.
+    for label in ("0", "1"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / label / "a.png")
+    mapped = {name: value.replace(cache, str(tmp_path)) for name, value in settings.items()}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))
+    }
+    program = (
+        "import sys; from fedphd.common.config.data import DataConfig; "
+        "from fedphd.common.data.labelled import LabelledData; "
+        "print(len(LabelledData(DataConfig(source=sys.argv[1])).labels))"
+    )
+    command = [sys.executable, "-P", "-c", program, str(tmp_path / "images")]
+    environment = {**kept, **mapped, "HOME": "/proc/no-home", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "2\n", done.stderr
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
@@ -150,8 +187,18 @@ def test_compose_starts_as_many_as_the_run_waits_for() -> None:
         assert own == expected.get(name.partition("-")[0], set())
 
 
+def check_healthy(test: list[str], folder: Path) -> None:
+    """A service's check asks the process itself, where the environment names a proxy too."""
+    assert test[:2] == ["CMD", "python"]
+    with serving(HealthConfig(), StatusBoard("client", "a"), folder) as address:
+        program = test[-1].replace("127.0.0.1:8080/ready", f"{address}/live")
+        assert program != test[-1]
+        environment = {**os.environ, "http_proxy": "http://127.0.0.1:1"}
+        subprocess.run([sys.executable, *test[2:-1], program], env=environment, check=True)
+
+
 @pytest.mark.parametrize("name", sorted(set(composed()) - {"keys", "prometheus", "grafana"}))
-def test_a_composed_service_has_a_good_command(name: str) -> None:
+def test_a_composed_service_has_a_good_command(name: str, tmp_path: Path) -> None:
     service = composed()[name]
     # As compose fills it in where the environment says nothing.
     command = [word.replace("${METRICS:-false}", "false") for word in service["command"]]
@@ -163,7 +210,7 @@ def test_a_composed_service_has_a_good_command(name: str) -> None:
     checked = validate(CLASSES[config.name], merged({}, values), source=config.name)
     assert checked.health.address == "0.0.0.0:8080"
     assert command[-2:] == ["--set", "health.metrics=false"]
-    assert "127.0.0.1:8080/ready" in service["healthcheck"]["test"][-1]
+    check_healthy(service["healthcheck"]["test"], tmp_path)
     if tier != "cloud":
         assert command[command.index(f"--{tier}-id") + 1] == name
     if tier == "client":

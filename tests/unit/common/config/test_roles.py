@@ -22,6 +22,7 @@ from fedphd.common.config.roles import (
     validate,
 )
 from fedphd.common.config.run import FederationConfig
+from fedphd.common.config.text import section_class, setting_keys
 from fedphd.common.errors import ConfigError
 
 
@@ -174,6 +175,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert ": not valid TOML: 'utf-8' codec" in refusal(CloudConfig, broken)
 
 
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "client.toml"
+    path.write_text('client_id = "\N{GRINNING FACE}"', encoding="utf-8-sig")
+    with pytest.raises(ConfigError, match="client_id: '\N{GRINNING FACE}' is not a valid name"):
+        load_config(ClientConfig, path)
+    path.write_text('client_id = "a"\r\n', encoding="utf-8-sig")
+    assert load_config(ClientConfig, path).client_id == "a"
+
+
 def test_override_below_a_single_value_is_refused() -> None:
     assert "seed.x: seed is a single value" in refusal(CloudConfig, **{"seed": 3, "seed.x": 1})
 
@@ -231,7 +241,10 @@ def test_names_of_participants() -> None:
 
 
 def test_client_addresses_are_checked() -> None:
-    assert "names an address twice" in refusal(ClientConfig, edges=["a:1", "a:1"])
+    twice = "names an address twice, a:1; name each edge once"
+    assert twice in refusal(ClientConfig, edges=["a:1", "a:1"])
+    # Host names know no case, and ports no zeros in front.
+    assert "twice, A:01; name" in refusal(ClientConfig, edges=["a:1", "b:1", "A:01"])
     assert "'b' is not an address" in refusal(ClientConfig, edges=["a:1", "b"])
     assert "edges = []" in refusal(ClientConfig, edges=[])
     assert load_config(ClientConfig, overrides={"edges": ["a:1", "b:2"]}).edges == ("a:1", "b:2")
@@ -262,3 +275,50 @@ def test_the_file_of_another_role_is_known_by_its_keys(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as raised:
             load_config(EdgeConfig, write_toml(tmp_path / "edge.toml", values))
         assert "another role" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "key"),
+    [
+        (CloudConfig, "out_dir"),
+        (CloudConfig, "state_dir"),
+        (CloudConfig, "superlink.node_keys"),
+        (CloudConfig, "evaluation.features_file"),
+        (EdgeConfig, "state_dir"),
+        (EdgeConfig, "superlink.ssl_certfile"),
+        (ClientConfig, "state_dir"),
+        (ClientConfig, "node.root_certificates"),
+    ],
+)
+def test_a_tilde_is_the_home_folder_in_every_path(
+    cls: type[Any], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tls = {f"superlink.ssl_{name}": "x.pem" for name in ("certfile", "keyfile", "ca_certfile")}
+    others = tls if key.startswith("superlink") else {}
+    value: Any = load_config(cls, overrides={**others, key: "~/place"})
+    for name in key.split("."):
+        value = getattr(value, name)
+    assert value == tmp_path / "place"
+
+
+def test_every_path_of_a_section_is_expanded() -> None:
+    # But for a data set's, which may be a hub's name.
+    plain = []
+    for cls in (CloudConfig, EdgeConfig, ClientConfig):
+        for key in setting_keys(cls):
+            section, _, name = key.rpartition(".")
+            owner: Any = cls
+            for part in filter(None, section.split(".")):
+                owner = section_class(owner.model_fields[part].annotation)
+            field = owner.model_fields[name]
+            if "pathlib" in str(field.annotation) and not (
+                "expanded" in str(field.metadata) or "expanded" in str(field.annotation)
+            ):
+                plain.append(key)
+    assert plain == []
+
+
+def test_the_home_of_nobody_is_named() -> None:
+    text = refusal(EdgeConfig, state_dir="~nobody-of-that-name/x")
+    assert "state_dir: '~nobody-of-that-name/x' begins with the home folder of a user" in text

@@ -22,9 +22,9 @@ from fedphd.common.config.run import (
     ScheduleConfig,
     SelectionConfig,
     TrainingConfig,
-    WaitConfig,
 )
 from fedphd.common.config.text import section_class
+from fedphd.common.config.waits import WaitConfig
 from fedphd.common.config.widths import prune_width
 
 
@@ -339,3 +339,21 @@ def test_settings_of_classes_that_contradict_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=problem):
         federation(**values)
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups", "fix"), [((15, 32), 1, 16), ((15, 30), 5, 20), ((21, 42), 3, 24)]
+)
+def test_an_odd_first_width_is_refused_for_what_it_is(
+    widths: tuple[int, ...], groups: int, fix: int
+) -> None:
+    model = {"block_out_channels": widths, "norm_num_groups": groups, "attention_head_dim": 2}
+    text = (
+        rf"model.block_out_channels = \[{widths[0]}, {widths[1]}\]: its first width, {widths[0]}, "
+        rf"is odd, .* use an even multiple of model.norm_num_groups = {groups}, such as {fix}"
+    )
+    # Pruning, which would not fit either, is not what is wrong.
+    with pytest.raises(ValidationError, match=text):
+        federation(model=model)
+    even = {**model, "block_out_channels": (fix, 2 * fix)}
+    assert federation(model=even, pruning={"mode": "none"}).model.block_out_channels[0] == fix

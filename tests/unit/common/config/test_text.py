@@ -221,7 +221,10 @@ def test_a_written_configuration_is_read_back_by_its_flags(tmp_path: Path) -> No
     assert load_config(CloudConfig, Path(written), parse_settings(more[1::2])) == cloud
 
 
-@pytest.mark.parametrize("value", ['["Male", "Young"]', "C:\\\\data", "it's", 3, 0.5, True, ""])
+@pytest.mark.parametrize(
+    "value",
+    ['["Male", "Young"]', "C:\\\\data", "it's", "/\U0001f600/\u6570.toml", 3, 0.5, True, ""],
+)
 def test_flower_reads_the_values_that_are_submitted(value: object) -> None:
     from flwr.common.config import parse_config_args
 

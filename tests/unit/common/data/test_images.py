@@ -301,7 +301,7 @@ def test_images_become_the_wanted_mode_and_size_and_the_log_says_so_once(
 def test_images_with_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16))
     table([0], [deep]).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ConfigError, match="mode I;16, which have more than 8 bits"):
+    with pytest.raises(ConfigError, match=r"image 0 .* has more than 8 bits .* \(mode I;16\)"):
         load(DataConfig(source=str(tmp_path / "saved")))
 
 

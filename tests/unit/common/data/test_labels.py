@@ -12,6 +12,7 @@ from PIL import Image
 from fedphd.common.config.data import DataConfig, PartitionConfig
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.data.labels import read_attributes, write_labels
+from fedphd.common.data.sources import open_pictures
 from fedphd.common.errors import ConfigError
 
 ATTRIBUTES = ["Bald", "Male", "Smiling", "Young"]
@@ -123,6 +124,93 @@ def test_what_an_attribute_list_lacks_is_named(faces: Path, text: str, message: 
         LabelledImages(config_of(faces, text))
 
 
+def small(folder: Path, *names: str) -> Path:
+    """Images whose brightness is their position in ``names``."""
+    for brightness, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), brightness).save(folder / name)
+    return folder
+
+
+def csv_of(**young: int) -> str:
+    """A list of files, Male being -1 everywhere."""
+    return "file,Male,Young\n" + "".join(f'"{name}",-1,{value}\n' for name, value in young.items())
+
+
+def label_of(config: DataConfig) -> dict[int, int]:
+    """The label of every image, by its brightness."""
+    data = LabelledImages(config)
+    brightness = data.decode(image_size=8, channels=1).images[:, 0, 0, 0].tolist()
+    return dict(zip(brightness, data.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "expected"),
+    [
+        (["a/1.png", "b/1.png"], {"a/1.png": -1, "b/1.png": 1}, {0: 0, 1: 1}),
+        (["a/1.png", "b/1.png"], {"./b/1.png": -1, "faces/a/1.png": 1}, {0: 1, 1: 0}),
+        (["a/1.png", "b/2.png"], {"2.png": 1, "1.png": -1}, {0: 0, 1: 1}),
+        (["a/1.png", "1.png"], {"1.png": 1, "a/1.png": -1}, {0: 0, 1: 1}),
+        (["one, two.png", 'a "b".png'], {"one, two.png": 1, 'a ""b"".png': -1}, {0: 1, 1: 0}),
+    ],
+    ids=["paths", "paths from elsewhere", "unique names", "both", "quoted"],
+)  # fmt: skip
+def test_a_row_belongs_to_the_image_of_its_path(
+    tmp_path: Path, names: list[str], rows: dict[str, int], expected: dict[int, int]
+) -> None:
+    source = small(tmp_path / "faces", *names)
+    assert label_of(config_of(source, csv_of(**rows), "list.csv")) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "message"),
+    [
+        (["a/1.png", "b/1.png"], {"1.png": 1}, "'1.png' may mean 'a/1.png' or 'b/1.png'; name"),
+        (["1.png"], {"a/1.png": 1, "b/1.png": 1}, "a/1.png, b/1.png may all mean '1.png'; name"),
+        (["a/1.png"], {"b/1.png": 1}, "no row for 1 of 1 images: a/1.png"),
+        (["1.png"], {"1.png": 1, "./1.png": 1}, "line 3: names '1.png' again, after line 2; keep"),
+    ],
+)  # fmt: skip
+def test_rows_that_may_mean_other_images_are_refused(
+    tmp_path: Path, names: list[str], rows: dict[str, int], message: str
+) -> None:
+    source = small(tmp_path / "faces", *names)
+    with pytest.raises(ConfigError, match=message):
+        LabelledImages(config_of(source, csv_of(**rows), "list.csv"))
+
+
+@pytest.mark.parametrize("form", [as_text, as_csv])
+def test_a_byte_order_mark_and_other_line_ends_do_no_harm(faces: Path, form: object) -> None:
+    assert callable(form)
+    text = "\ufeff" + form(ROWS).replace("\n", "\r\n")
+    data = LabelledImages(config_of(faces, text))
+    assert data.labels.tolist() == [expected for _, expected in FACES.values()]
+
+
+def test_what_is_not_csv_is_named(faces: Path) -> None:
+    text = as_csv(ROWS).replace("000004.jpg,-1", '"000004.jpg,-1')
+    with pytest.raises(ConfigError, match=r"list\.csv', line 6: not CSV \(unexpected end"):
+        LabelledImages(config_of(faces, text, "list.csv"))
+
+
+def test_files_in_a_home_folder_are_found(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = config_of(faces, as_csv(ROWS), "list.csv")
+    config = config.model_copy(update={"attribute_file": "~/list.csv"})
+    assert len(LabelledImages(config).labels) == 5
+    config = config.model_copy(update={"attribute_file": "~nobody-at-all/list.csv"})
+    with pytest.raises(ConfigError, match=r"'~nobody-at-all/list\.csv': cannot be read: No such"):
+        LabelledImages(config)
+
+
+def test_more_attributes_than_a_label_has_room_for_are_refused() -> None:
+    names = tuple(map(str, range(32)))
+    with pytest.raises(ValueError, match="at most 31 items"):
+        DataConfig(attribute_file="list.txt", label_attributes=names)
+
+
 def test_a_missing_attribute_list_is_named(faces: Path) -> None:
     config = DataConfig(source=str(faces), attribute_file="/no/list", label_attributes=BOTH)
     with pytest.raises(ConfigError, match="attribute_file = '/no/list': cannot be read: No such"):
@@ -180,6 +268,11 @@ def test_a_file_of_labels_may_replace_those_that_are_there(tmp_path: Path) -> No
          "line 2: must be 0,FILE,LABEL"),
         ("position,file,label\n" + "".join(f"{n},00000{5 - n}.jpg,1\n" for n in range(5)),
          "line 2: names '000005.jpg', but image 0 is '000001.jpg'; make it again"),
+        ("position,file,label\n" + "".join(f"{n},00000{n + 1}.jpg,{10**25}\n" for n in range(5)),
+         "line 2: must be 0,FILE,LABEL with a label of 0 to 2147483647"),
+        ("position,file,label\n" + "".join(f"{n},x,{2**31}\n" for n in range(5)),
+         "line 2: must be 0,FILE,LABEL"),
+        ("position,file,label\n" + "0\n" * 5, "line 2: must be 0,FILE,LABEL"),
     ],
 )  # fmt: skip
 def test_a_file_of_labels_for_other_images_is_refused(
@@ -189,3 +282,16 @@ def test_a_file_of_labels_for_other_images_is_refused(
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         LabelledImages(DataConfig(source=str(faces), label_file=str(file)))
+
+
+def test_a_file_of_labels_names_images_by_their_paths(tmp_path: Path) -> None:
+    source = small(tmp_path / "images", "a, b/1.png", "c/1.png")
+    file, older, marked = (tmp_path / name for name in ("new.csv", "older.csv", "marked.csv"))
+    config = DataConfig(source=str(source), label_file=str(file))
+    write_labels(file, [4, 2], open_pictures(config).names())
+    assert file.read_text("utf-8") == 'position,file,label\n0,"a, b/1.png",4\n1,c/1.png,2\n'
+    # Before, such files held the names alone.
+    write_labels(older, [4, 2], ["1.png", "1.png"])
+    marked.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    for one in (file, older, marked):
+        assert label_of(config.model_copy(update={"label_file": str(one)})) == {0: 4, 1: 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.deploy.cli.flags import Federation
 from fedphd.deploy.cli.report import report
-from fedphd.deploy.launch.runs import CONFIG, Split, prepare
+from fedphd.deploy.cli.top import top
+from fedphd.deploy.launch.runs import CONFIG, EVENTS, Split, prepare
 
 
 @pytest.fixture
@@ -33,6 +35,35 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     folder = write_told(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"nowhere/a\.html: cannot be written: No such file"):
         report(folder, tmp_path / "nowhere" / "a.html")
+
+
+@pytest.mark.parametrize("out", [".", "..", "pages", "/"])
+def test_a_folder_is_no_place_for_the_page(
+    tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_told(tmp_path / "run")
+    (tmp_path / "pages").mkdir()
+    monkeypatch.chdir(tmp_path)
+    named = re.escape(f"--out {out}: is a folder; name a file in it, such as ")
+    with pytest.raises(ConfigError, match=rf"^{named}.*report\.html$"):
+        report(folder, Path(out))
+
+
+def test_a_log_whose_end_was_cut_gives_a_page_and_another_broken_line_is_named(
+    tmp_path: Path,
+) -> None:
+    folder = write_told(tmp_path / "run")
+    log = folder / EVENTS
+    whole = log.read_bytes()
+    log.write_bytes(whole + b"\0\0\0\0\n")
+    report(folder)
+    first, _, rest = whole.partition(b"\n")
+    log.write_bytes(first + b"\ngarbage\n" + rest)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl, line 2: is not an event"):
+        report(folder)
+    # `fedphd top` and a run that goes on read the same log.
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl, line 2: is not an event"):
+        top(folder)
 
 
 def die(

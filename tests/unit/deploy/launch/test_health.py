@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -71,6 +73,89 @@ def test_it_can_be_switched_off_and_a_wrong_address_is_refused(tmp_path: Path) -
         assert address is None
     with pytest.raises(ConfigError, match=r"health.address: 'here' is not an address"):
         load_config(EdgeConfig, overrides={"health.address": "here"})
+
+
+@pytest.mark.parametrize("address", ["here:0", "[::1]:0", "10.0.0.1:8080"])
+def test_addresses_that_it_may_have(address: str) -> None:
+    assert HealthConfig(address=address).address == address
+
+
+@pytest.mark.parametrize("address", [":0", "a b:0", "::1:0", "http://here:0", "here:65536"])
+def test_port_0_needs_a_host_too(address: str) -> None:
+    text = f"health.address: '{address}' is not an address; write host:port with a port from 0"
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        load_config(EdgeConfig, overrides={"health.address": address})
+
+
+def test_it_answers_over_ipv6(tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    config = HealthConfig(address="[::1]:0")
+    with serving(config, edge_board(), tmp_path / "edge-0") as address:
+        assert address is not None
+        assert address.startswith("[::1]:")
+        assert not address.endswith(":0")
+        assert ask(address).node == "edge-0"
+        done = fedphd("status", cwd=tmp_path)
+        assert "edge-0 not ready" in done.stdout
+        # Where it is taken, that is said of IPv6 as of IPv4.
+        with serving(HealthConfig(address=address), edge_board(), tmp_path / "other") as second:
+            assert second is None
+
+
+def test_a_proxy_is_not_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(HealthConfig(), edge_board(), tmp_path / "edge-0") as address:
+        assert address is not None
+        assert ask(address).node == "edge-0"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\0\0", b"[1]", b'{"address": 1}', b"\xff"])
+def test_a_broken_file_is_named_beside_those_that_answer(tmp_path: Path, content: bytes) -> None:
+    broken = tmp_path / "client-0" / HEALTH
+    broken.parent.mkdir()
+    broken.write_bytes(content)
+    done = fedphd("status", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (5, "")
+    assert f"client-0/{HEALTH}: names no health address" in done.stdout
+    with serving(HealthConfig(), edge_board(), tmp_path / "edge-0"):
+        done = fedphd("status", cwd=tmp_path)
+        assert "edge-0 not ready" in done.stdout
+        assert f"client-0/{HEALTH}: names no health address" in done.stdout
+        done = fedphd("status", "--json", cwd=tmp_path)
+    assert [one["node"] for one in json.loads(done.stdout)] == ["edge-0"]
+    assert f"client-0/{HEALTH}: names no health address" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"no such thing as HTTP\r\n\r\n", "no process answers: no such thing as HTTP"),
+        (b"", "no process answers: Remote end closed connection without response"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "no process answers: Incomplete"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "what answers there is no fedphd"),
+    ],
+)
+def test_what_else_answers_is_an_error_in_words(said: bytes, why: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+
+        def answer() -> None:
+            with listener.accept()[0] as link:
+                link.recv(4096)
+                link.sendall(said)
+
+        pool.submit(answer)
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(ConnectionLostError, match=f"^{address}: {why}"):
+            ask(address)
+
+
+def test_an_address_that_cannot_be_asked_is_an_error_in_words() -> None:
+    with pytest.raises(ConnectionLostError, match=r"^here and there:1: no process answers: "):
+        ask("here and there:1")
 
 
 def test_the_tree_has_clients_below_their_edges(tmp_path: Path) -> None:

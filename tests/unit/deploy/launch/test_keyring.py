@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -166,6 +171,96 @@ def test_a_bad_file_is_named_and_nobody_is_shut_out(scene: Scene) -> None:
     assert "a may join no more: its key was revoked" in scene.said
     with pytest.raises(ConfigError, match=r"b.pub: is not an OpenSSH public key"):
         KeyRing(scene.keys, lambda: scene.door, scene.ring.names, print).start()
+
+
+@contextmanager
+def unreadable(folder: Path) -> Iterator[None]:
+    """A folder that this process may not look into, also where it is root's."""
+    user, mode = os.geteuid(), folder.stat().st_mode
+    folder.chmod(0)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(mode)
+
+
+def test_a_folder_that_cannot_be_read_shuts_nobody_out(scene: Scene) -> None:
+    register(scene.keys, "a", new_key())
+    scene.ring.start()
+    for times in (1, 2):
+        with unreadable(scene.keys):
+            scene.ring.follow()
+            scene.ring.follow()
+        assert len(scene.said) == times
+        assert scene.said[-1] == (
+            f"who may join stays as it is: {scene.keys} cannot be read: Permission denied; make it "
+            "readable for this process"
+        )
+        assert len(scene.door.inside) == 1
+        scene.ring.follow()
+    register(scene.keys, "b", new_key())
+    scene.ring.follow()
+    assert scene.said[2:] == ["b may join: its key was registered"]
+    with unreadable(scene.keys), pytest.raises(ConfigError, match=r"keys: cannot be read: Perm"):
+        KeyRing(scene.keys, lambda: scene.door, scene.ring.names, print).start()
+
+
+def test_a_file_that_cannot_be_looked_at_is_named(scene: Scene) -> None:
+    register(scene.keys, "a", new_key())
+    scene.ring.start()
+    path = scene.keys / "a.pub"
+    content = path.read_bytes()
+    path.unlink()
+    # A link to itself, which no system follows.
+    path.symlink_to(path)
+    scene.ring.follow()
+    scene.ring.follow()
+    assert scene.said == [
+        f"nobody new may join: {path}: cannot be read: Too many levels of symbolic links"
+    ]
+    assert len(scene.door.inside) == 1
+    path.unlink()
+    path.write_bytes(content)
+    scene.ring.follow()
+    assert (len(scene.said), len(scene.door.inside)) == (1, 1)
+
+
+def test_a_key_in_a_form_that_is_not_supported_is_named(scene: Scene) -> None:
+    register(scene.keys, "a", new_key())
+    scene.ring.start()
+    # Its point is written in the short form.
+    point = b"\x02" + new_key().public_numbers().x.to_bytes(48, "big")
+    parts = (b"ecdsa-sha2-nistp384", b"nistp384", point)
+    blob = b"".join(struct.pack(">I", len(part)) + part for part in parts)
+    path = scene.keys / "b.pub"
+    path.write_bytes(parts[0] + b" " + base64.b64encode(blob) + b"\n")
+    scene.ring.follow()
+    assert scene.said == [f"nobody new may join: {path}: is not an OpenSSH public key"]
+    assert len(scene.door.inside) == 1
+
+
+def test_a_file_that_becomes_readable_is_read(scene: Scene) -> None:
+    scene.ring.start()
+    register(scene.keys, "a", new_key())
+    path = scene.keys / "a.pub"
+    before = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(b"#" * len(content))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    scene.ring.follow()
+    assert scene.said[0].startswith(f"nobody new may join: {path}")
+    # As after a change of its mode, its size and the time of its content are those of before.
+    changed_ns = path.stat().st_ctime_ns
+    path.write_bytes(content)
+    # The file system's clock may be as coarse as some milliseconds.
+    while path.stat().st_ctime_ns == changed_ns:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    scene.ring.follow()
+    assert scene.said[1:] == ["a may join: its key was registered"]
 
 
 PLAIN = "I1 ssl_transport_security.cc:2563] Handshake failed with error SSL_ERROR_SSL: error:1:" \

@@ -297,6 +297,16 @@ def test_what_a_killed_launchers_edges_wrote_is_merged_before_they_begin_anew(
     assert lines == ["a", "b"]
 
 
+@pytest.mark.parametrize("broken", ["\0\0", '{"time": "noon"}', '{"event": "b"}'])
+def test_a_broken_line_of_an_edge_is_named_and_nothing_is_lost(tmp_path: Path, broken: str) -> None:
+    path, edge = (tmp_path / name for name in ("metrics.jsonl", "edge"))
+    path.write_text('{"time": 1}\n', "utf-8")
+    edge.write_text(f'{{"time": 2}}\n{broken}\n{{"time": 3}}\n', "utf-8")
+    with pytest.raises(ConfigError, match=rf"^{edge}, line 2: is not an event, "):
+        merge_events(path, [edge])
+    assert path.read_text("utf-8") == '{"time": 1}\n'
+
+
 def test_without_a_run_there_is_nothing_to_merge(tmp_path: Path) -> None:
     (tmp_path / "edge").write_text('{"time": 1}\n', "utf-8")
     merge_events(tmp_path / "metrics.jsonl", [tmp_path / "edge"])

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.certificates import write_certificates
 from support.command import fedphd
 from support.processes import free_port
@@ -106,11 +107,26 @@ def test_plain_text_is_fine_on_this_machine_only() -> None:
 
 def test_data_and_device_are_looked_at(tmp_path: Path) -> None:
     good = found(load_config(ClientConfig, overrides={"edges": ["127.0.0.1:1"]}))
-    assert good["data"].found == "1797 images of 10 classes to train on"
+    assert good["data"].found == "1797 images of 10 classes to train on; 64 were decoded"
     values = {"edges": ["127.0.0.1:1"], "data.source": str(tmp_path / "none"), "device": "cuda"}
     bad = found(load_config(ClientConfig, overrides=values))
     assert (bad["data"].outcome, bad["device"].outcome) == ("failed", "failed")
     assert "no such file or folder" in bad["data"].found
+
+
+def test_a_broken_image_of_a_client_is_named(tmp_path: Path) -> None:
+    for name in ("cat/1", "cat/2", "dog/3"):
+        path = tmp_path / "images" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+    values = {"edges": ["127.0.0.1:1"], "data.source": str(tmp_path / "images")}
+    config = load_config(ClientConfig, overrides=values)
+    text = "3 images of 2 classes to train on; all were decoded"
+    assert found(config)["data"] == Check("data", "ok", text)
+    path.write_bytes(b"")
+    check = found(config)["data"]
+    assert (check.outcome, check.fix) == ("failed", "correct [data]")
+    assert f"image 2 (from 0), '{path}', cannot be decoded" in check.found
 
 
 def test_memory_and_disk_are_compared_with_what_is_needed(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fedphd.common.errors import ConfigError
 from fedphd.common.history.events import Tail, read_event
 from fedphd.common.history.summary import Summary
 from fedphd.deploy.launch.render import human_bytes, human_seconds
@@ -68,6 +69,28 @@ def test_tail_goes_on_where_a_reader_left_off(tmp_path: Path) -> None:
     tail = Tail(path)
     assert next(tail.new_lines()) == {"n": 0}
     assert list(tail.new_lines()) == [{"n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize("cut", [b'{"event": "b", "ti', b"\0\0\0\n", b'{"event": "b"\n', b"[1]\n"])
+def test_what_was_cut_at_the_end_of_a_log_is_passed_over(tmp_path: Path, cut: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"event": "a"}\n' + cut)
+    tail = Tail(path)
+    assert list(tail.new_lines()) == [{"event": "a"}]
+    assert list(tail.new_lines()) == []
+
+
+@pytest.mark.parametrize("broken", [b"\0\0\0", b'{"event": "b"', b"[1]", b"\xff", b""])
+def test_another_line_that_is_no_event_is_named(tmp_path: Path, broken: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"event": "a"}\n{"event": "b"}\n' + broken + b'\n{"event": "c"}\n')
+    tail = Tail(path)
+    text = rf"^{path}, line 3: is not an event, .*; remove that line, or put the whole file back$"
+    with pytest.raises(ConfigError, match=text):
+        list(tail.new_lines())
+    # So it stays, also for who had read the lines before.
+    with pytest.raises(ConfigError, match=text):
+        list(tail.new_lines())
 
 
 def test_first_samples_are_one_line() -> None:

@@ -89,6 +89,17 @@ def test_a_log_with_a_gap_is_named(tmp_path: Path) -> None:
         keep_events(path, 2)
 
 
+def test_lines_that_a_gap_is_made_of_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [line.encode() for line in log(path, "cloud", "edge", "cloud")]
+    path.write_bytes(b"\n".join([lines[0], b"\xff\xfe", lines[1], lines[2][:9], b""]))
+    with pytest.raises(
+        ConfigError,
+        match=r"has 1 events of the cloud \(not an event: line 2, 4\), but .*; put the",
+    ):
+        keep_events(path, 2)
+
+
 def test_without_a_checkpoint_a_run_begins_anew(tmp_path: Path) -> None:
     for name in ("metrics.jsonl", "verdict.json"):
         log(tmp_path / name, "cloud")
@@ -165,8 +176,8 @@ def test_what_is_given_lies_over_the_runs_own_settings(tmp_path: Path) -> None:
     run = load_config(CloudConfig, None, own)
     (tmp_path / "config.json").write_text(run.model_dump_json(), encoding="utf-8")
     assert resumed_config(tmp_path, None, {}) == run
-    waits = resumed_config(tmp_path, None, {"waits.start_s": 7.0})
-    assert waits.waits.start_s == 7.0
+    waits = resumed_config(tmp_path, None, {"waits.start_s": 70.0})
+    assert waits.waits.start_s == 70.0
     assert waits.federation().schedule.intervals == 33
     with pytest.raises(ConfigError, match=r"other settings: seed = 3, now 4; set them as they w"):
         resumed_config(tmp_path, None, {"seed": 4})
@@ -174,7 +185,7 @@ def test_what_is_given_lies_over_the_runs_own_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluation.every_intervals = 10, now 4"):
         resumed_config(tmp_path, None, {"preset": "digits", "seed": 3})
     path = write_toml(tmp_path / "c.toml", own)
-    assert resumed_config(tmp_path, path, {"waits.start_s": 7.0}) == waits
+    assert resumed_config(tmp_path, path, {"waits.start_s": 70.0}) == waits
     # What samples are compared with may have followed from the clients' data.
     data = {"data.source": "x"}
     of_data = load_config(CloudConfig, None, with_reference(own, data))

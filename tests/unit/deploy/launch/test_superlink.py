@@ -19,6 +19,7 @@ from fedphd.deploy.launch import superlink
 from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.superlink import (
     SuperLink,
+    _no_proxies,
     check_free,
     flower_environment,
     free_ports,
@@ -255,3 +256,33 @@ def test_child_dies_with_its_parent() -> None:
         assert Path(f"/proc/{child}").exists()
         parent.kill()
     wait_until(lambda: not alive(child))
+
+
+def no_proxies(given: dict[str, str]) -> tuple[str, str, str]:
+    found = _no_proxies(given)
+    return found["no_grpc_proxy"], found["no_proxy"], found["NO_PROXY"]
+
+
+def test_no_proxy_stands_between_processes_of_one_machine() -> None:
+    own = "localhost,127.0.0.1,::1"
+    assert no_proxies({}) == (own, own, own)
+    given = f".example.org,{own}"
+    assert no_proxies({"no_proxy": ".example.org"}) == (given, given, given)
+    assert no_proxies({"NO_PROXY": ".example.org, ::1 ,"}) == (
+        (f".example.org,::1,{own.removesuffix(',::1')}",) * 3
+    )
+    # gRPC looks at no_proxy only without the other, and knows no asterisk.
+    assert no_proxies({"no_proxy": "*"}) == (f"*,{own}", "*", "*")
+    assert no_proxies({"no_proxy": "a", "no_grpc_proxy": "b"}) == (
+        f"b,{own}", f"a,{own}", f"a,{own}"
+    )  # fmt: skip
+
+
+def test_python_imports_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('the wrong one')", "utf-8")
+    command = [sys.executable, "-c", "import random; print(random.Random.__name__)"]
+    environment = flower_environment(tmp_path / "home")
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("Random\n", "")

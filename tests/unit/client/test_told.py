@@ -1,0 +1,142 @@
+"""What edges get to know when a client fails: nothing of its files, which its own log names."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+from PIL import Image
+from support.tiny import write_toml
+from unit.client.test_app import question, task
+
+from fedphd.client.resident import STATE, Resident
+from fedphd.common.config.roles import ClientConfig, load_config
+from fedphd.common.errors import (
+    ConfigError,
+    FedPhDError,
+    ParticipantsError,
+    ReplyError,
+    telling,
+    told_of,
+)
+from fedphd.common.wire.messages import TRAIN
+from fedphd.common.wire.offers import CHOOSE, Offer
+from fedphd.common.wire.records import to_records
+from fedphd.deploy.apps.stock import client_app
+
+WARD = "ward-7"
+ORDER, WEIGHTS = task()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The file of a client of an image folder."""
+    folder = tmp_path / WARD / "images"
+    for number in range(4):
+        place = folder / str(number % 2) / f"mrs-smith-{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 50 * number, dtype=np.uint8)).save(place)
+    return write_toml(
+        tmp_path / "client.toml",
+        {
+            "data.source": str(folder), "data.format": "imagefolder", "device": "cpu",
+            "num_threads": 1, "node.insecure": True, "state_dir": str(tmp_path / WARD / "state"),
+        },
+    )  # fmt: skip
+
+
+def resident(path: Path) -> Callable[[Message], Message]:
+    """The answers of a client's own process."""
+    config = load_config(ClientConfig, path)
+    client = Resident(config, stop=threading.Event())
+    return client.nodes[config.edges[0]]._answer
+
+
+def stock(path: Path) -> Callable[[Message], Message]:
+    """The answers where Flower's own node runs."""
+    node_config = {"config": str(path)}
+    context = Context(
+        run_id=1, node_id=2, node_config=node_config, state=RecordDict(), run_config={}
+    )  # type: ignore[arg-type]
+    return lambda message: client_app(message, context)
+
+
+OFFER = Offer(edge_id="edge-0", label_distribution=(1.0,), num_samples=0.0)
+CHOICE = question(OFFER, num_edges=1, target=(1.0,))
+
+
+@pytest.mark.parametrize("kind", [resident, stock])
+def test_edges_are_told_of_no_file(
+    path: Path,
+    kind: Callable[[Path], Callable[[Message], Message]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answer = kind(path)
+    choice = answer(Message(to_records(CHOICE), 2, CHOOSE))
+    assert choice.error.reason == (
+        "refused: its labels go beyond the run's num_classes = 1; its own log says more"
+    )
+    # It has been started; now a picture is spoilt.
+    spoilt = path.parent / WARD / "images" / "1" / "mrs-smith-3.png"
+    spoilt.write_bytes(b"\x89PNG, and no more")
+    order = answer(Message(to_records(ORDER, WEIGHTS), 2, TRAIN))
+    assert order.error.reason == "refused: its images cannot be used; its own log says more"
+    # The own log has all of it.
+    assert f"{WARD}/images" in caplog.text
+    assert "cannot be decoded" in caplog.text
+
+
+def test_a_state_that_cannot_be_read_is_told_without_its_place(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / WARD / "state" / STATE
+    state.parent.mkdir()
+    state.write_bytes(b"garbage")
+    told = resident(path)(Message(to_records(ORDER, WEIGHTS), 2, TRAIN)).error.reason
+    assert told == "FedPhDError: its stored state cannot be read; its own log says more"
+    assert str(state) in caplog.text
+
+
+def test_a_node_whose_file_is_missing_does_not_say_where_it_looked(tmp_path: Path) -> None:
+    told = stock(tmp_path / WARD / "client.toml")(Message(to_records(CHOICE), 2, CHOOSE))
+    assert told.error.reason == "refused: a setting of its own is wrong; its own log says more"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ReplyError("weights: NaN"), "ReplyError: weights: NaN"),
+        (ParticipantsError("1 of 2 came"), "ParticipantsError: 1 of 2 came"),
+        (ConfigError("/x"), "refused: a setting of its own is wrong; its own log says more"),
+        (ConfigError("no cuda").for_peers(), "refused: no cuda"),
+        (FedPhDError("/x"), "FedPhDError: its own log says more"),
+        (FileNotFoundError(2, "No such file", "/x"), "FileNotFoundError: its own log says more"),
+    ],
+)
+def test_texts_go_as_they_are_only_where_they_are_about_peers(error: Exception, told: str) -> None:
+    assert told_of(error) == told
+
+
+def test_what_was_said_first_is_told() -> None:
+    with pytest.raises(ConfigError) as raised, telling("outer"), telling("inner"):
+        raise ConfigError("/x")
+    assert told_of(raised.value) == "refused: inner; its own log says more"
+
+
+def test_a_client_that_flower_starts_on_spoilt_data_says_no_more(path: Path) -> None:
+    for picture in (path.parent / WARD / "images").glob("*/*.png"):
+        picture.unlink()
+    told = stock(path)(Message(to_records(CHOICE), 2, CHOOSE)).error.reason
+    assert told == "refused: its images cannot be used; its own log says more"
