@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,21 +16,36 @@ from support.tiny import TINY, flags
 
 FEDPHD = str(Path(sys.executable).parent / "fedphd")
 RUN = {**TINY, "schedule.intervals": 1, "pruning.mode": "none"}
+LOOPBACK = b"127.0.0.1"
 PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 
 
 @pytest.fixture
 def proxied(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A proxy that the environment names, and that nobody must ask for anything."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    """A proxy that the environment names, and that nobody must ask for this machine."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
         listener.setblocking(False)
         for name in PROXIES:
             monkeypatch.setenv(name, f"http://127.0.0.1:{listener.getsockname()[1]}")
         for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
             monkeypatch.delenv(name, raising=False)
         yield
-        with pytest.raises(BlockingIOError):
-            listener.accept()
+        # What it is asked first names where to. What a library wants of the internet is its matter,
+        # and other tests connect to ports at which they think nobody listens.
+        assert [asked for asked in _asked(listener) if LOOPBACK in asked] == []
+
+
+def _asked(listener: socket.socket) -> Iterator[bytes]:
+    """What all who have connected so far said first."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        with connection:
+            connection.settimeout(5.0)
+            with suppress(OSError):
+                yield connection.recv(4096)
 
 
 def test_proxies_and_files_named_like_libraries_are_nothing_to_it(

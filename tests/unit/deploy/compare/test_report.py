@@ -317,7 +317,8 @@ def test_a_run_of_a_version_without_some_figures_is_read(made: Comparison) -> No
         ("summary.json", "{}", "ValidationError: .* fedphd_version Field required"),
         ("simulation.json", "{}", "KeyError: 'origin'"),
         ("metrics.jsonl", '{"event": "interval"}\n', "ValidationError: .* interval Field required"),
-        ("metrics.jsonl", "x\n", "JSONDecodeError: Expecting value"),
+        # The last line may have come in part; that it is the only one shows all the same.
+        ("metrics.jsonl", "x\n", "ValueError: its log has 0 of 2 intervals"),
     ],
 )
 def test_a_damaged_file_is_named_by_its_folder(
