@@ -24,6 +24,7 @@ from fedphd.common.quality.reference import (
     Reference,
     fixed_extractor,
     load_reference,
+    reference_of_file,
     reference_of_statistics,
 )
 from fedphd.common.unet.checkpoint import (
@@ -216,8 +217,10 @@ class Cloud:
         """
         place, config = self.run_dir / STATISTICS_FILE, self.config.evaluation
         if self.report.so_far.client_statistics:
-            statistics = StatisticsFile.load(place).statistics
-            reference = reference_of_statistics(config, extractor, statistics)
+            again = "put the file of evaluation.features_file back as it was"
+            reference = reference_of_file(
+                config, extractor, place, name="the clients' statistics", again=again
+            )
             self.evaluator = self._evaluator(reference)
             return
         result = collect_statistics(self.config, extractor, self.grid, self.roster)

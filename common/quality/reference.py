@@ -72,7 +72,7 @@ def load_reference(
             images, or a file was made in other features than the configured ones.
     """
     if config.reference_file is not None:
-        return _reference_of_file(config, config.reference_file)
+        return _configured_file(config, config.reference_file)
     if config.reference is None:
         return None
     data = LabelledImages(config.reference)
@@ -158,22 +158,36 @@ def reference_of_statistics(
     return Reference(extractor, statistics, None, classifier, extractor.image_shape)
 
 
-def _reference_of_file(config: EvaluationConfig, path: Path) -> Reference:
+def reference_of_file(
+    config: EvaluationConfig, extractor: Extractor, path: Path, *, name: str, again: str
+) -> Reference:
+    """The reference of a file's statistics.
+
+    Errors ``name`` it, and say how it is made ``again``.
+
+    Raises:
+        ConfigError: it cannot be read, or was made in other features than those of ``extractor``.
+    """
+    stored = StatisticsFile.load(path)
+    # Distances in two networks' features are plausible numbers that mean nothing together.
+    if stored.fingerprint != extractor.fingerprint():
+        raise ConfigError(
+            f"{name} = {path} was made in the features {stored.features} with "
+            f"other weights than those of {extractor.spec.name}, which is configured; {again}, or "
+            "name the features that it was made in"
+        )
+    return reference_of_statistics(config, extractor, stored.statistics)
+
+
+def _configured_file(config: EvaluationConfig, path: Path) -> Reference:
     extractor = fixed_extractor(config)
     if extractor is None:
         raise ConfigError(
             f"evaluation.reference_file = {path} needs evaluation.features_file or "
             "evaluation.inception_weights, the features that it was made in"
         )
-    stored = StatisticsFile.load(path)
-    # Distances in two networks' features are plausible numbers that mean nothing together.
-    if stored.fingerprint != extractor.fingerprint():
-        raise ConfigError(
-            f"evaluation.reference_file = {path} was made in the features {stored.features} with "
-            f"other weights than those of {extractor.spec.name}, which is configured; write it "
-            "again with fedphd statistics, or name the features that it was made in"
-        )
-    return reference_of_statistics(config, extractor, stored.statistics)
+    again = "write it again with fedphd statistics"
+    return reference_of_file(config, extractor, path, name="evaluation.reference_file", again=again)
 
 
 def _file_classifier(config: EvaluationConfig) -> Extractor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedphd.common.quality.classifier import ClassifierSettings, load_feature_cl
 from fedphd.common.quality.extractor import classifier_extractor, load_extractor, save_extractor
 from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile
 from fedphd.common.wire.messages import STATISTICS
+from fedphd.deploy.launch.runs import Resumed
 
 CPU = torch.device("cpu")
 PARTS = 30
@@ -103,6 +105,24 @@ def test_the_clients_sums_are_those_of_all_images(features: Path, tmp_path: Path
     # Nobody's single features are there to compare with.
     assert evaluation["precision"] is None
     assert sum(evaluation["class_shares"]) == pytest.approx(1)
+
+
+def test_a_run_that_goes_on_compares_in_the_features_that_it_began_with(
+    features: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "features.safetensors"
+    shutil.copy(features, own)
+    federation = Federation(tmp_path, settings(own))
+    assert federation.run().exit_code == 0
+    longer = settings(own, **{"schedule.intervals": 2})
+    other = load_extractor(features)
+    with torch.no_grad():
+        next(other.network.parameters()).add_(0.1)
+    save_extractor(other, own)
+    with pytest.raises(ConfigError, match=r"the clients' statistics = .* with other weights than"):
+        Federation(tmp_path, longer).run(resumed=Resumed(interval=1))
+    shutil.copy(features, own)
+    assert Federation(tmp_path, longer).run(resumed=Resumed(interval=1)).exit_code == 0
 
 
 def test_a_flat_federation_gives_the_same(features: Path, tmp_path: Path) -> None:
