@@ -15,6 +15,7 @@ from fedphd.common.config.waits import WaitConfig
 from fedphd.common.config.widths import (
     check_first_width,
     check_levels,
+    check_lowest_level,
     levels_with_heads,
     prune_widths,
     pruned_head_dim,
@@ -383,9 +384,11 @@ class FederationConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _time_features_fit(self) -> Self:
+    def _levels_fit(self) -> Self:
         # Not in ``ModelConfig``, which also describes networks that pruning has left.
-        check_first_width(self.model.block_out_channels, self.model.norm_num_groups)
+        model = self.model
+        check_first_width(model.block_out_channels, model.norm_num_groups)
+        check_lowest_level(model.image_size, model.block_out_channels, model.norm_num_groups)
         return self
 
     @model_validator(mode="after")
@@ -396,6 +399,7 @@ class FederationConfig(Section):
         full_widths = self.model.block_out_channels
         widths = prune_widths(full_widths, pruning.ratio, groups)
         check_levels(full_widths, widths, pruning.ratio)
+        check_lowest_level(self.model.image_size, widths, groups, " after pruning")
         if any(kept == full for kept, full in zip(widths, full_widths, strict=True)):
             raise ValueError(
                 f"pruning.ratio = {pruning.ratio} removes nothing from a width of "

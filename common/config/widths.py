@@ -35,6 +35,19 @@ def check_first_width(widths: Sequence[int], groups: int) -> None:
         )
 
 
+def check_lowest_level(image_size: int, widths: Sequence[int], groups: int, when: str = "") -> None:
+    """Raise ValueError if the last level has one value per image and group to normalise.
+
+    Less its own mean it is 0, whatever the image. ``when`` its ``widths`` are those, for the error.
+    """
+    if image_size >> (len(widths) - 1) == 1 and widths[-1] == groups:
+        raise ValueError(
+            f"the last level of widths {list(widths)}{when} has 1x1 pixels (model.image_size = "
+            f"{image_size}) and one channel in each of model.norm_num_groups = {groups}, which "
+            "normalisation makes 0; use fewer groups or levels"
+        )
+
+
 def check_levels(widths: Sequence[int], pruned: Sequence[int], ratio: float) -> None:
     """Raise ValueError if neighbours of different width become equal, or the other way round.
 

@@ -357,3 +357,17 @@ def test_an_odd_first_width_is_refused_for_what_it_is(
         federation(model=model)
     even = {**model, "block_out_channels": (fix, 2 * fix)}
     assert federation(model=even, pruning={"mode": "none"}).model.block_out_channels[0] == fix
+
+
+@pytest.mark.parametrize(("width", "when"), [(8, ""), (16, " after pruning")])
+def test_a_level_that_normalisation_would_empty_is_refused(width: int, when: str) -> None:
+    model = {
+        "image_size": 8, "block_out_channels": (width,) * 4, "norm_num_groups": 8,
+        "attention_levels": (3,), "attention_head_dim": width // 2,
+    }  # fmt: skip
+    pruning = {"mode": "one_shot", "ratio": 0.5} if when else {"mode": "none"}
+    text = rf"last level of widths \[8, 8, 8, 8\]{when} has 1x1 pixels .* one channel in each of"
+    with pytest.raises(ValidationError, match=text):
+        federation(model=model, pruning=pruning)
+    fewer = {**model, "norm_num_groups": 4}
+    assert federation(model=fewer, pruning=pruning).model.norm_num_groups == 4
