@@ -5,7 +5,7 @@ import logging
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from fedphd.common.errors import FailureKind, told_of
+from fedphd.common.errors import FailureKind, FedPhDError, told_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,11 @@ def failed(asked: Message, error: Exception) -> Message:
 
     The asking side gets what ``told_of`` says; this process's log keeps the whole text.
     """
-    logger.error("%s failed", asked.metadata.message_type, exc_info=error)
+    kind = asked.metadata.message_type
+    if isinstance(error, FedPhDError):
+        # It says all that there is to know.
+        logger.error("%s failed: %s", kind, error)
+    else:
+        logger.error("%s failed", kind, exc_info=error)
     failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told_of(error))
     return Message(failure, reply_to=asked)

@@ -78,7 +78,7 @@ def find(
     read, or names no address.
     """
     places = [*folder.glob(f"*/{HEALTH}"), *folder.glob(f".fedphd/*/{HEALTH}")]
-    places += folder.glob(f"state/*/{HEALTH}")
+    places += [*folder.glob(f"*/.fedphd/*/{HEALTH}"), *folder.glob(f"state/*/{HEALTH}")]
     if not places:
         # Of `fedphd local` the last that was started.
         below = [*folder.glob(f"runs/*/state/*/{HEALTH}"), *folder.glob(f"*/state/*/{HEALTH}")]

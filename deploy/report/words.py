@@ -93,7 +93,7 @@ def _came_out(record: RunRecord) -> Iterator[str]:
         text = f"The cloud's links carried {_unbroken(human_bytes(moved))}"
         if flat:
             share = 1 - moved / flat
-            than = f"flat FedAvg in as many cloud rounds ({_unbroken(human_bytes(flat))})"
+            than = f"flat FedAvg in fp32, in as many cloud rounds ({_unbroken(human_bytes(flat))})"
             text += f", {abs(share):.0%} {'less' if share >= 0 else 'more'} than {than}"
         if not record.is_flat:
             nearby = human_bytes(sum(r.client_edge for r in rows))
@@ -103,9 +103,15 @@ def _came_out(record: RunRecord) -> Iterator[str]:
         edges = len(record.edges)
         place = "the cloud" if record.is_flat else f"{edges} edge{'' if edges == 1 else 's'}"
         of_rounds = [one for by_edge in record.members.values() for one in by_edge.values()]
+        trained = {name for members in of_rounds for name in members.trained}
         missed = sum(len(members.left_out) for members in of_rounds)
-        left_out = f"{missed} times one was left out" if missed else "nobody was left out"
-        yield f"{len(clients)} clients trained at {place}; {left_out} of an edge round."
+        often = "once" if missed == 1 else f"{missed} times"
+        left_out = f"{often} one was left out" if missed else "nobody was left out"
+        of = "" if len(trained) == len(clients) else f" of {len(clients)}"
+        noun = "client" if len(trained) == 1 and not of else "clients"
+        yield f"{len(trained)}{of} {noun} trained at {place}; {left_out} of an edge round."
+        if never := [name for name in clients if name not in trained]:
+            yield f"Who never trained: {', '.join(never)}."
 
 
 def _unbroken(text: str) -> str:

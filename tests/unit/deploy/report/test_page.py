@@ -81,9 +81,9 @@ def test_it_says_in_words_what_came_out(page: Page) -> None:
         "classes get 2.0.",
         "The network was pruned after interval 1 to 75% of its widths",
         # 12 client rounds x 2 x 1000 parameters x 4 bytes, once per interval of 2 edge rounds.
-        "The cloud's links carried 12.0 kB, 75% less than flat FedAvg in as many cloud rounds "
-        "(48.0 kB); those between clients and edges carried 27.0 kB.",
-        "3 clients trained at 2 edges; 1 times one was left out of an edge round.",
+        "The cloud's links carried 12.0 kB, 75% less than flat FedAvg in fp32, in as many cloud "
+        "rounds (48.0 kB); those between clients and edges carried 27.0 kB.",
+        "3 clients trained at 2 edges; once one was left out of an edge round.",
     ):
         assert sentence in page.text, sentence
 
