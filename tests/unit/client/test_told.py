@@ -96,6 +96,7 @@ def test_edges_are_told_of_no_file(
     # The own log has all of it.
     assert f"{WARD}/images" in caplog.text
     assert "cannot be decoded" in caplog.text
+    assert [record.exc_info for record in caplog.records if "failed" in record.msg] == [None] * 2
 
 
 def test_a_state_that_cannot_be_read_is_told_without_its_place(

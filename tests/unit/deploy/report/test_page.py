@@ -88,6 +88,12 @@ def test_it_says_in_words_what_came_out(page: Page) -> None:
         assert sentence in page.text, sentence
 
 
+def test_who_never_trained_is_named(tmp_path: Path) -> None:
+    text = page_of(write_told(tmp_path / "one", intervals=1)).text
+    assert "2 of 3 clients trained at 2 edges; once one was left out of an edge round." in text
+    assert "Who never trained: client-2." in text
+
+
 def test_its_cards_say_when_and_beside_what(page: Page) -> None:
     for text in (
         "Frechet distance20.0after interval 3, from 300.0; real images 2.0",
