@@ -74,6 +74,15 @@ class ClientRuntime:
         self._training = threading.Lock()
         self._choosing = threading.Lock()
 
+    def check_images(self) -> None:
+        """Raise ConfigError if one of some of the images cannot be used, before a run waits for it.
+
+        Where clients are simulated nobody asks for it: that would be most of what greeting them
+        costs.
+        """
+        with within("data"):
+            self._data.check_images()
+
     def hello(self, asked: messages.Hello) -> messages.HelloReply:
         """Introduce this client."""
         if problem := asked.mismatch(asked.asking):

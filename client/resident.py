@@ -108,6 +108,7 @@ class Resident:
         self._runtime = ClientRuntime(
             config, on_finish=self._finish, opening=opening, on_event=self._status.event
         )
+        self._runtime.check_images()
         store = FileStore(config.state_folder / STATE, resident=True)
         self._app = build_app(lambda context: self._runtime, state_of=lambda context: store)
         self.nodes = {address: self._node(address) for address in config.edges}

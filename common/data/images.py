@@ -1,7 +1,7 @@
 """The images of a data set: the embedded digits or anything that HF ``datasets`` loads.
 
 Only the images of a client's own part are decoded (``common/data/labelled.py``), when they are
-asked for; a few of them at once, so that a broken one is found before a run waits for it.
+asked for.
 """
 
 import logging
@@ -48,12 +48,11 @@ class LabelledImages(LabelledData):
     """A data set, or this process's part of it: the labels at once, the images on demand.
 
     A client must know its labels before it knows the network's image size. Takes and raises what
-    ``LabelledData`` does, and raises ConfigError if one of a few images of the part is broken.
+    ``LabelledData`` does.
     """
 
     def __init__(self, config: DataConfig, opened: Opened | None = None) -> None:
         super().__init__(config, opened)
-        self.check_images()
         self._decoded: dict[tuple[int, int], ImageSet] = {}
 
     def decode(self, *, image_size: int, channels: int) -> ImageSet:

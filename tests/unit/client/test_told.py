@@ -99,6 +99,13 @@ def test_edges_are_told_of_no_file(
     assert [record.exc_info for record in caplog.records if "failed" in record.msg] == [None] * 2
 
 
+def test_a_clients_own_process_does_not_start_on_a_broken_image(path: Path) -> None:
+    spoilt = path.parent / WARD / "images" / "1" / "mrs-smith-3.png"
+    spoilt.write_bytes(b"\x89PNG, and no more")
+    with pytest.raises(ConfigError, match=r"in \[data\]: .*mrs-smith-3.png', cannot be decoded"):
+        resident(path)
+
+
 def test_a_state_that_cannot_be_read_is_told_without_its_place(
     path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

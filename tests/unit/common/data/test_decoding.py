@@ -69,7 +69,7 @@ def test_more_than_8_bits_per_channel_are_refused_by_name(tmp_path: Path, name: 
     source = folder_of(tmp_path, name, DEEP[name])
     file = rf"image 0 \(from 0\), '{source}/cats/{name}',"
     with pytest.raises(ConfigError, match=f"{file} has more than 8 bits per channel .*; convert"):
-        LabelledImages(DataConfig(source=source))
+        LabelledImages(DataConfig(source=source)).check_images()
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def images(tmp_path: Path, num: int) -> Path:
 
 
 @pytest.mark.parametrize("number", [0, 7, 9])
-def test_a_broken_image_is_found_at_the_start(tmp_path: Path, number: int) -> None:
+def test_a_broken_image_is_found_by_a_look_at_some(tmp_path: Path, number: int) -> None:
     source = images(tmp_path, 10)
     path = broken(source, number)
     with pytest.raises(
         ConfigError, match=rf"image {number} \(from 0\), '{path}', cannot be decoded"
     ):
-        LabelledImages(DataConfig(source=str(source)))
+        LabelledImages(DataConfig(source=str(source))).check_images()
     # Its labels can be known.
     assert len(LabelledData(DataConfig(source=str(source))).labels) == 10
 
@@ -139,10 +139,10 @@ def test_a_few_images_are_looked_at_from_all_over_the_part(tmp_path: Path) -> No
     assert LabelledData(DataConfig(source=str(source))).check_images() == MOST_CHECKED
     assert LabelledData(DataConfig(source=str(source))).check_images(3) == 3
     broken(source, MOST_CHECKED + 1)
-    LabelledImages(DataConfig(source=str(source)))
+    LabelledImages(DataConfig(source=str(source))).check_images()
     path = broken(source, MOST_CHECKED)
     with pytest.raises(ConfigError, match=path.name):
-        LabelledImages(DataConfig(source=str(source)))
+        LabelledImages(DataConfig(source=str(source))).check_images()
 
 
 def test_only_images_of_the_own_part_are_looked_at(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_only_images_of_the_own_part_are_looked_at(tmp_path: Path) -> None:
     configs = [DataConfig(source=str(source), partition=part) for part in parts]
     brightness = LabelledImages(configs[0]).decode(image_size=8, channels=1).images[:, 0, 0, 0]
     broken(source, int(brightness[0]))
-    LabelledImages(configs[1])
+    LabelledImages(configs[1]).check_images()
     with pytest.raises(ConfigError, match="cannot be decoded"):
-        LabelledImages(configs[0])
+        LabelledImages(configs[0]).check_images()
 
 
 def test_the_digits_have_no_other_split() -> None:
