@@ -41,13 +41,13 @@ def read_labels(config: DataConfig, names: Sequence[str] | None, num_images: int
             and an image cannot be told to belong together.
     """
     if config.label_file is not None:
-        return _from_label_file(_expanded(config.label_file), names, num_images)
+        return _from_label_file(expanded(config.label_file), names, num_images)
     if names is None:
         raise ConfigError(
             f"attribute_file = {config.attribute_file!r} finds images by their file names, but "
             f"source = {config.source!r} has none; use a folder of image files"
         )
-    path = _expanded(str(config.attribute_file))
+    path = expanded(str(config.attribute_file))
     classes = read_attributes(path, config.label_attributes or ())
     rows = _rows_of(names, list(classes), f"attribute_file = {str(path)!r}")
     if unused := len(classes) - len(rows):
@@ -55,8 +55,8 @@ def read_labels(config: DataConfig, names: Sequence[str] | None, num_images: int
     return np.array([classes[row] for row in rows], dtype=np.int64)
 
 
-def _expanded(path: str) -> Path:
-    # Unlike Path.expanduser it leaves the ~ of somebody unknown, who then is not found.
+def expanded(path: str) -> Path:
+    """The path of data, whose ~ is a home folder; that of somebody unknown stays, to be missed."""
     return Path(os.path.expanduser(path))
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from fedphd.common.config.data import DataConfig
 from fedphd.common.data.decoding import Place, decoded
 from fedphd.common.data.folders import load_folder
-from fedphd.common.data.labels import LARGEST_LABEL, Indices, read_labels
+from fedphd.common.data.labels import LARGEST_LABEL, Indices, expanded, read_labels
 from fedphd.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _why_not_loaded(kind: str, config: DataConfig, error: Exception) -> str:
 
 def _kind_and_place(config: DataConfig) -> tuple[str, str]:
     """How to read the source, and its path or hub name; raises ConfigError for a missing path."""
-    path = _path_of(config)
+    path = expanded(config.source)
     like_hub = _HUB_NAME.fullmatch(config.source) and not config.source.endswith(".parquet")
     # images/nope is a slip of the pen where there is a folder images.
     begins_here = len(path.parts) > 1 and Path(path.parts[0]).exists()
@@ -177,11 +177,6 @@ def _kind_and_place(config: DataConfig) -> tuple[str, str]:
             f"file, image folder or saved data set, {or_hub}, or to 'digits'"
         )
     return _kind_of(path) if config.format == "auto" else config.format, str(path)
-
-
-def _path_of(config: DataConfig) -> Path:
-    # Unlike Path.expanduser it leaves the ~ of somebody unknown, who then is not found.
-    return Path(os.path.expanduser(config.source))
 
 
 def _kind_of(path: Path) -> str:
@@ -224,7 +219,7 @@ def _names(config: DataConfig, pictures: datasets.Dataset) -> list[str] | None:
     column = config.image_column
     encoded = pictures.cast_column(column, datasets.Image(decode=False))
     paths = encoded.with_format("arrow")[:][column].combine_chunks().field("path").to_pylist()
-    root = os.path.join(os.path.abspath(_path_of(config)), "")
+    root = os.path.join(os.path.abspath(expanded(config.source)), "")
     return None if None in paths else [_below(root, path) for path in paths]
 
 
