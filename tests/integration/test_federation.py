@@ -15,7 +15,7 @@ from flwr.app import Message
 from support.federation import FIRST_EDGE, Federation
 from support.memory import MemoryGrid
 
-from fedphd.common.errors import ParticipantsError
+from fedphd.common.errors import ConfigError, ParticipantsError
 from fedphd.common.quality.evaluation import Evaluation, Evaluator
 from fedphd.common.unet.model import PrunedUNet
 from fedphd.common.wire.messages import FINISH, TRAIN, IntervalReply, IntervalTask
@@ -346,3 +346,24 @@ def test_a_cloud_that_goes_on_waits_as_long_as_an_interval_may_take(tmp_path: Pa
     ):
         alone.run(resumed=Resumed(interval=1))
     assert time.monotonic() - before > 1.5
+
+
+def test_who_is_refused_at_first_is_asked_again_before_the_start_is_given_up(
+    tmp_path: Path,
+) -> None:
+    federation = Federation(tmp_path, {"waits.start_s": 6.0, "schedule.intervals": 1})
+    nodes = federation.cloud_grid.nodes
+    works, refused = nodes[FIRST_EDGE], []
+
+    def refuses_once(message: Message) -> Message | None:
+        if not refused:
+            refused.append(message)
+            raise ConfigError("not yet")
+        return works(message)
+
+    nodes[FIRST_EDGE] = refuses_once
+    assert federation.config.waits.retry_s > 6.0
+    assert federation.run().exit_code == 0
+    changes = [(e["peer"], e["change"]) for e in federation.events("peer")]
+    assert (str(FIRST_EDGE), "refused") in changes
+    assert ("edge-0", "joined") in changes
