@@ -52,13 +52,15 @@ from fedphd.server.background import Background
 from fedphd.server.pruning import count_costs
 from fedphd.server.report import Report
 from fedphd.server.statistics import collect_statistics
-from fedphd.server.strategy import FedPhD, IntervalStats, Stored
+from fedphd.server.strategy import FedPhD, IntervalStats, NobodyTrained, Stored
 from fedphd.server.tracking import Followed, Trackers
 
 logger = logging.getLogger(__name__)
 
 GATHER_POLL_S = 0.5
 FINISH_S = 8.0
+# So often in a row is an interval run in which no client trains.
+TRIES = 3
 REPRODUCIBLE = (
     "reproducible = true: replies enter in fixed order and edges keep step, so that equal runs are "
     "equal to the bit"
@@ -153,19 +155,49 @@ class Cloud:
         self.report.spent("waiting_for_participants", time.monotonic() - started_s)
         if self.extractor is not None:
             self._ask_clients(self.extractor)
-        self.strategy.start(
-            self.grid,
-            weights_record(self.strategy.weights()),
-            num_rounds=self.config.schedule.intervals - self.strategy.done,
-            timeout=self.config.waits.interval_s,
-            evaluate_fn=lambda done, _: self._after(self.strategy.done + done),
-        )
+        self._train()
         self._wait_for_evaluation()
         summary = self.report.summary(self._elapsed())
         distance = summary.frechet_distance
         quality = "" if distance is None else f", Frechet distance {distance:.1f}"
         intervals = self.config.schedule.intervals
         return Verdict(message=f"finished after {intervals} intervals{quality}")
+
+    def _train(self) -> None:
+        """Run the intervals that are left; raises ParticipantsError where nobody trains."""
+        failing, tries = 0, 0
+        while True:
+            try:
+                self.strategy.start(
+                    self.grid,
+                    weights_record(self.strategy.weights()),
+                    num_rounds=self.config.schedule.intervals - self.strategy.done,
+                    timeout=self.config.waits.interval_s,
+                    evaluate_fn=lambda done, _: self._after(self.strategy.done + done),
+                )
+                return
+            except NobodyTrained as error:
+                interval = error.stats.interval
+                failing, tries = interval, tries + 1 if interval == failing else 1
+                self._run_again(error, tries)
+
+    def _run_again(self, error: NobodyTrained, tries: int) -> None:
+        """Prepare to run an interval once more in which no client trained."""
+        interval, failures = error.stats.interval, error.stats.failures
+        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+        why = f"{error} ({'; '.join(failures[:3]) or 'no edge had one'}{more})"
+        self.report.spent("waiting_for_participants", error.stats.seconds)
+        self._wait_for_evaluation()
+        if tries == TRIES:
+            raise ParticipantsError(
+                f"{why}, {TRIES} times in a row; mend what the log says about them, then start "
+                "the run again" + (" with --resume" if interval > 1 else "")
+            )
+        self.report.message(f"{why}; it is run again")
+        self.strategy.repeat(interval)
+        if interval > 1:
+            # Else a resumption might come to the number that this has now.
+            Progress.read(self.run_dir / CHECKPOINT).next_attempt(self.run_dir / CHECKPOINT)
 
     def gather(self, num_edges: int, num_clients: int, *, wait_s: float) -> None:
         """Wait until enough edges are there that see enough clients.

@@ -47,6 +47,14 @@ class IntervalStats(IntervalFigures):
     metrics: TrainMetrics = TrainMetrics()
 
 
+class NobodyTrained(Exception):  # noqa: N818 - the interval is run again
+    """No client trained in an interval: there is nothing to average, and it does not count."""
+
+    def __init__(self, stats: IntervalStats) -> None:
+        super().__init__(f"no client trained in interval {stats.interval}")
+        self.stats = stats
+
+
 @dataclass(frozen=True)
 class Stored:
     """What a strategy goes on from: the state after ``interval`` intervals.
@@ -124,6 +132,8 @@ class FedPhD(Strategy):
         self._gather = gather
         self._asked: dict[int, str] = {}
         self._watch = Stopwatch()
+        # What is known of the tries of an interval in which nobody trained.
+        self._in_vain: IntervalStats | None = None
         if stored:
             self._restore(stored)
         elif config.pruning.mode == "one_shot":
@@ -139,6 +149,11 @@ class FedPhD(Strategy):
             warmup=self.config.ema.warmup,
             steps=stored.ema_steps,
         )
+
+    def repeat(self, interval: int) -> None:
+        """Make ``interval`` the next one, as in a resumed run: whoever worked in it goes back."""
+        self.done = interval - 1
+        self.attempt += 1
 
     @property
     def layout(self) -> TensorLayout:
@@ -209,10 +224,13 @@ class FedPhD(Strategy):
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the edges, move the EMA, and prune when the sparse phase ends."""
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Average the edges, move the EMA, and prune when the sparse phase ends.
+
+        Raises NobodyTrained, with everything as it was before the interval.
+        """
         interval = self.done + server_round
-        stats = IntervalStats(interval=interval)
+        stats, self._in_vain = self._in_vain or IntervalStats(interval=interval), None
         trained: list[EdgeUpdate] = []
         weights = self.weights()
         answered: set[str] = set()
@@ -246,12 +264,15 @@ class FedPhD(Strategy):
         self._watch.lap("averaging")
         stats.phases = self._watch.phases
         stats.seconds = sum(stats.phases.values())
+        if not trained:
+            self._in_vain = stats
+            raise NobodyTrained(stats)
         self._on_interval(stats)
-        if pruned := self._prunes_after(interval):
+        if self._prunes_after(interval):
             self._prune(interval)
-        loss = MetricRecord({"loss": stats.metrics.loss.value or 0.0}) if trained else None
         # Serialised here, for all edges of the next interval.
-        return records.weights_record(self.weights()) if trained or pruned else None, loss
+        loss = MetricRecord({"loss": stats.metrics.loss.value or 0.0})
+        return records.weights_record(self.weights()), loss
 
     def _leave_out(self, name: str, reason: str, stats: IntervalStats, kind: FailureKind) -> None:
         reason = shown(reason)

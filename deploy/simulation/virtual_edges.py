@@ -110,7 +110,8 @@ class SharedClients(WrappedGrid):
             return
         key: Key = (message.metadata.message_id,)
         if asked is not None:
-            key = (kind, node_id, asked.interval, asked.edge_round)
+            # An interval in which nobody trained comes again, in a new attempt.
+            key = (kind, node_id, asked.interval, asked.attempt, asked.edge_round)
             self._note(asked)
         if key in self._kept:
             answer = Message(self._kept[key], reply_to=internals.envelope(message))

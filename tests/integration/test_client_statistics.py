@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from support.federation import FIRST_CLIENT, Federation, one_at_a_time
+from support.clients import NUM_CLIENTS, clients
+from support.clients import PARTS as CLIENT_PARTS
+from support.federation import FIRST_CLIENT, TINY, Federation, one_at_a_time, run_simulated
 from support.memory import MemoryGrid
 
 from fedphd.common.config.data import DataConfig, PartitionConfig
@@ -48,13 +50,13 @@ def settings(features: Path, **more: Any) -> dict[str, Any]:
     }
 
 
-def pooled(features: Path, clients: range) -> FeatureStatistics:
+def pooled(features: Path, numbers: range, *, num_parts: int = PARTS) -> FeatureStatistics:
     """Statistics of the clients' images, laid together in one place."""
     parts = [
         LabelledImages(
-            DataConfig(partition=PartitionConfig(num_partitions=PARTS, partition_id=number))
+            DataConfig(partition=PartitionConfig(num_partitions=num_parts, partition_id=number))
         ).decode(image_size=8, channels=1)
-        for number in clients
+        for number in numbers
     ]
     together = ImageSet(
         torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
@@ -69,6 +71,10 @@ def assert_equal_statistics(got: FeatureStatistics, expected: FeatureStatistics)
     for name in ("sums", "outer", "mean", "covariance"):
         mine, its = getattr(got, name), getattr(expected, name)
         assert (mine - its).norm() <= 1e-6 * its.norm(), name
+
+
+def simulate(grid: MemoryGrid, folder: Path, overrides: dict[str, Any]) -> None:
+    run_simulated(grid, folder, {**TINY, "schedule.min_clients": NUM_CLIENTS, **overrides})
 
 
 def statistics_messages(grids: list[MemoryGrid]) -> list[Message]:
@@ -126,20 +132,19 @@ def test_a_run_that_goes_on_compares_in_the_features_that_it_began_with(
 
 
 def test_a_flat_federation_gives_the_same(features: Path, tmp_path: Path) -> None:
-    federation = Federation(tmp_path, {**settings(features), "topology": "flat"}, num_edges=1)
-    federation.cloud_grid = federation.edge_grids[0]
-    assert federation.run().exit_code == 0
-    kept = StatisticsFile.load(federation.run_dir / "statistics.safetensors")
-    assert_equal_statistics(kept.statistics, pooled(features, range(4)))
+    simulate(clients(), tmp_path, {**settings(features), "topology": "flat"})
+    kept = StatisticsFile.load(tmp_path / "statistics.safetensors")
+    expected = pooled(features, range(NUM_CLIENTS), num_parts=CLIENT_PARTS)
+    assert_equal_statistics(kept.statistics, expected)
 
 
 def test_virtual_edges_ask_every_client_once(features: Path, tmp_path: Path) -> None:
-    federation = Federation(tmp_path, settings(features), num_edges=1)
-    federation.cloud_grid = grid = federation.edge_grids[0]
-    assert federation.run(simulated=True).exit_code == 0
-    kept = StatisticsFile.load(federation.run_dir / "statistics.safetensors")
-    assert_equal_statistics(kept.statistics, pooled(features, range(4)))
-    assert len(statistics_messages([grid])) == 4
+    grid = clients()
+    simulate(grid, tmp_path, settings(features))
+    kept = StatisticsFile.load(tmp_path / "statistics.safetensors")
+    expected = pooled(features, range(NUM_CLIENTS), num_parts=CLIENT_PARTS)
+    assert_equal_statistics(kept.statistics, expected)
+    assert len(statistics_messages([grid])) == NUM_CLIENTS
 
 
 def failing(grid: MemoryGrid, number: int) -> None:

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message
 from safetensors.torch import load_file
+from support.clients import NUM_CLIENTS, StateOf, clients, runtime
 from support.federation import FIRST_CLIENT, TINY, run_simulated
 from support.memory import Handler, MemoryGrid
 from support.training import train_task
 
-from fedphd.client.app import ClientRuntime, build_app
 from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.precision import Arithmetic
 from fedphd.client.steps import validation_loss
 from fedphd.client.stores import ContextStore
 from fedphd.client.trainer import ClientImages, Trainer
-from fedphd.common.config.roles import ClientConfig, CloudConfig
+from fedphd.common.config.roles import CloudConfig
 from fedphd.common.data.images import LabelledImages
 from fedphd.common.history.progress import Progress
 from fedphd.common.rng import generator, sample_participants
-from fedphd.common.stores import FileStore, StateStore
+from fedphd.common.stores import FileStore
 from fedphd.common.unet.checkpoint import load_checkpoint
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_scheduler, build_unet, unet_config
@@ -38,7 +37,6 @@ from fedphd.common.wire.offers import CHOOSE, Choose
 from fedphd.common.wire.records import read_payload, read_variate
 from fedphd.server.app import stored_state
 
-NUM_CLIENTS, PARTS = 3, 40
 IDENTITY: dict[str, Any] = {
     "reproducible": True,
     "schedule.edge_rounds": 1,
@@ -50,31 +48,6 @@ IDENTITY: dict[str, Any] = {
 }
 
 
-def runtime(number: int, **data: Any) -> ClientRuntime:
-    data["partition"] = {"num_partitions": PARTS, "partition_id": number}
-    values = {"client_id": f"client-{number}", "device": "cpu", "data": data}
-    return ClientRuntime(ClientConfig.model_validate(values))
-
-
-StateOf = Callable[[Context], StateStore | None]
-
-
-def node(number: int, state_of: StateOf, turn: threading.Lock, **data: Any) -> Handler:
-    """A client as a function from message to answer; keeps its state where ``state_of`` says.
-
-    Clients take turns: they draw from torch's global generator, which in a run is each its own.
-    """
-    made = runtime(number, **data)
-    app = build_app(lambda context: made, state_of=state_of)
-    context = Context(1, number, {}, RecordDict(), {})
-
-    def answer(message: Message) -> Message:
-        with turn:
-            return app(message, context)
-
-    return answer
-
-
 def in_files(folder: Path) -> StateOf:
     """A file for each client."""
     return lambda context: FileStore(folder / f"{context.node_id}.kept")
@@ -83,13 +56,6 @@ def in_files(folder: Path) -> StateOf:
 def kept(folder: Path) -> list[Path]:
     """The clients' files, without those of before the last interval."""
     return sorted(path for path in folder.glob("*.kept") if ".former" not in path.suffixes)
-
-
-def clients(state_of: StateOf = lambda context: None, **data: Any) -> MemoryGrid:
-    """Clients that all virtual edges share; ``data`` as in their configuration."""
-    turn = threading.Lock()
-    nodes = {FIRST_CLIENT + n: node(n, state_of, turn, **data) for n in range(NUM_CLIENTS)}
-    return MemoryGrid(nodes, threaded=True)
 
 
 def run(grid: MemoryGrid, folder: Path, overrides: dict[str, Any]) -> CloudConfig:
@@ -351,8 +317,6 @@ def test_scaffold_moves_twice_the_weights_and_udec_only_the_decoder(tmp_path: Pa
 
 
 def test_a_simulated_client_may_take_long_for_its_first_answer(tmp_path: Path) -> None:
-    turn = threading.Lock()
-
     def waking_up(handler: Handler) -> Handler:
         slept: list[bool] = []
 
@@ -365,7 +329,8 @@ def test_a_simulated_client_may_take_long_for_its_first_answer(tmp_path: Path) -
 
         return handle
 
-    nodes = {FIRST_CLIENT + n: waking_up(node(n, None, turn)) for n in range(NUM_CLIENTS)}
+    grid = clients()
+    nodes = {node_id: waking_up(answer) for node_id, answer in grid.nodes.items()}
     short = {**IDENTITY, "waits.query_s": 0.5, "waits.offer_s": 0.4, "schedule.intervals": 1}
     run(MemoryGrid(nodes, threaded=True), tmp_path, short)
     lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()

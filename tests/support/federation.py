@@ -138,18 +138,16 @@ class Federation:
     def run(
         self,
         *,
-        simulated: bool = False,
         clock: Callable[[], float] = time.monotonic,
         resumed: Resumed | None = None,
     ) -> Verdict:
-        """The whole training run; ``simulated``: ``cloud_grid`` has clients for nodes."""
+        """The whole training run."""
         before, so_far = torch.get_num_threads(), resumed or Resumed()
         try:
             log = self._log(self.run_dir / "metrics.jsonl", "cloud", "cloud", so_far.events)
-            grid = grid_of_edges(self.cloud_grid, self.config, log, simulated=simulated)
+            grid = grid_of_edges(self.cloud_grid, self.config, log, simulated=False)
             return main(
-                grid, self.config, log, self.run_dir, simulated=simulated, clock=clock,
-                resume=so_far.interval > 0,
+                grid, self.config, log, self.run_dir, clock=clock, resume=so_far.interval > 0,
             )  # fmt: skip
         finally:
             torch.set_num_threads(before)

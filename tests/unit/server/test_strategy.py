@@ -16,6 +16,7 @@ from fedphd.common.wire.records import (
     weights_record,
 )
 from fedphd.common.wire.traffic import Traffic
+from fedphd.server.strategy import NobodyTrained
 
 
 def test_average_by_size_and_homogeneity() -> None:
@@ -78,13 +79,23 @@ def test_edge_without_clients_has_no_weight() -> None:
     assert world.told[0].failures == []
 
 
-def test_all_edges_without_clients_keep_the_model() -> None:
-    idle = FakeEdge("idle", step=100.0, samples=0.0, client_rounds=0)
-    world = Cloud(idle, config=run_config(schedule={"intervals": 2}))
-    assert world.run().abs().max() == 0
-    assert world.strategy.ema.steps == 0
-    assert [stats.clients for stats in world.told] == [[], []]
-    assert len(idle.tasks) == 2
+def test_an_interval_in_which_nobody_trained_is_none_and_can_be_repeated() -> None:
+    edge = FakeEdge("e", step=1.0, samples=0.0, client_rounds=0)
+    world = Cloud(edge, config=scheduled(sparse_rounds=2, intervals=2))
+    with pytest.raises(NobodyTrained, match="no client trained in interval 1") as caught:
+        world.run()
+    assert caught.value.stats.client_edge == Traffic(sent_bytes=3, received_bytes=4)
+    assert torch.equal(world.strategy.weights(), world.dense)
+    assert (world.strategy.ema.steps, world.told, world.pruned) == (0, [], [])
+    edge.samples, edge.client_rounds = 10.0, 2
+    world.strategy.repeat(1)
+    world.run()
+    assert [(task.interval, task.attempt) for task in edge.tasks] == [(1, 0), (1, 1), (2, 1)]
+    assert [interval for interval, _ in world.pruned] == [1]
+    # What went over the links in vain counts too.
+    told, _ = world.told
+    assert told.client_edge == Traffic(sent_bytes=6, received_bytes=8)
+    assert told.edge_weights == {"e": 1.0}
 
 
 def test_ema_moves_by_the_mean_steps_of_the_interval() -> None:
@@ -136,14 +147,6 @@ def test_pruned_weights_are_cut_from_the_averaged_ones() -> None:
     kept = edge.tasks[1].network.tensor_layout().unpack(edge.given[1])
     for name, tensor in cut.apply(averaged).items():
         assert torch.equal(kept[name], tensor), name
-
-
-def test_pruning_happens_also_when_nobody_trained() -> None:
-    idle = FakeEdge("idle", samples=0.0, client_rounds=0)
-    world = Cloud(idle, config=scheduled(sparse_rounds=2, intervals=2))
-    world.run()
-    assert [interval for interval, _ in world.pruned] == [1]
-    assert len(idle.given[1]) < len(idle.given[0])
 
 
 def test_one_shot_prunes_before_the_first_interval() -> None:
