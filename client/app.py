@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 # What peers are told in place of a text that names files.
 _IMAGES: Final = "its images cannot be used"
+# So many classes are still named.
+_MOST_NAMED: Final = 10
 
 
 # What Flower puts around each answer.
@@ -82,6 +84,16 @@ class ClientRuntime:
         """
         with within("data"):
             self._data.check_images()
+
+    def describe_data(self) -> str:
+        """How many images of which classes this client has."""
+        held_out = len(self._data.validation_indices)
+        classes = sorted(set(self._labels.tolist()))
+        of = f"class{'' if len(classes) == 1 else 'es'} {', '.join(map(str, classes))}"
+        if len(classes) > _MOST_NAMED:
+            of = f"{len(classes)} classes"
+        text = f"{len(self._labels)} images to train on, of {of}"
+        return text + (f"; {held_out} held out" if held_out else "")
 
     def hello(self, asked: messages.Hello) -> messages.HelloReply:
         """Introduce this client."""

@@ -12,12 +12,12 @@ from flwr.app import Context, Message, RecordDict
 from fedphd.client.app import ClientRuntime, build_app
 from fedphd.common.config.roles import ClientConfig
 from fedphd.common.data.apart import Opening
-from fedphd.common.errors import ConnectionLostError
+from fedphd.common.errors import ConnectionLostError, FedPhDError, exit_code_of
 from fedphd.common.events import Verdict
 from fedphd.common.history.status import CONNECTED, StatusBoard
 from fedphd.common.stores import FileStore
 from fedphd.common.timing import stop_soon
-from fedphd.common.wire.messages import Finish
+from fedphd.common.wire.messages import TRAIN, Finish
 from fedphd.common.wire.node import Node
 from fedphd.common.wire.offers import CHOOSE, Choose, OfferBook
 from fedphd.common.wire.records import read_payload, to_records
@@ -115,6 +115,10 @@ class Resident:
         # Edges that have been out of reach for too long, and why.
         self._lost: dict[str, ConnectionLostError] = {}
         self._failure: Exception | None = None
+        self._has_trained = False
+        # Why it could not, the last time.
+        self._could_not: FedPhDError | None = None
+        self._say(self._runtime.describe_data())
 
     def run(self) -> Verdict:
         """Serve until the run is over or ``stop`` is set.
@@ -144,7 +148,15 @@ class Resident:
             raise self._failure
         if self.verdict is None and len(lost) == len(threads):
             raise next(iter(lost.values()))
-        return self.verdict or Verdict(message="stopped")
+        return self._own_verdict() or Verdict(message="stopped")
+
+    def _own_verdict(self) -> Verdict | None:
+        """The run's; or, where that went well without this client, what kept it from training."""
+        error, verdict = self._could_not, self.verdict
+        if verdict is None or verdict.exit_code or error is None or self._has_trained:
+            return verdict
+        text = f"{verdict.message}, but this client never trained: {error}"
+        return Verdict(exit_code_of(error), text)
 
     def _node(self, address: str) -> Node:
         """The node at an edge; raises ConfigError for certificates or keys that cannot be read."""
@@ -180,7 +192,14 @@ class Resident:
             asked = self.board.merge(read_payload(message, Choose), on_wait=hurry)
             message.content = to_records(asked)
         run_id, node_id = message.metadata.run_id, message.metadata.dst_node_id
-        return self._app(message, Context(run_id, node_id, {}, RecordDict(), {}))
+        try:
+            reply = self._app(message, Context(run_id, node_id, {}, RecordDict(), {}))
+        except FedPhDError as error:
+            if message.metadata.message_type == TRAIN:
+                self._could_not = error
+            raise
+        self._has_trained |= message.metadata.message_type == TRAIN
+        return reply
 
     def _hurry_others(self, address: str) -> None:
         """Edges ask in the same order: when one has, the others' questions are due."""

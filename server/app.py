@@ -109,8 +109,12 @@ class Cloud:
             resumed=progress.reported if progress else None,
         )
         evaluation, model = self.config.evaluation, self.config.model
-        if evaluation.reference or evaluation.reference_file:
-            self.report.message("prepares what it compares samples with")
+        if of_whom := evaluation.reference and evaluation.reference.source:
+            self.report.message(f"prepares what it compares samples with: {of_whom}")
+        elif evaluation.reference_file:
+            self.report.message(
+                f"prepares what it compares samples with: {evaluation.reference_file}"
+            )
         with telling(self.report.working):
             reference = load_reference(
                 evaluation,
@@ -157,6 +161,7 @@ class Cloud:
             self._ask_clients(self.extractor)
         self._train()
         self._wait_for_evaluation()
+        self.report.never_trained()
         summary = self.report.summary(self._elapsed())
         distance = summary.frechet_distance
         quality = "" if distance is None else f", Frechet distance {distance:.1f}"

@@ -115,6 +115,8 @@ class Report:
                 training_flops=flops,
             )
         )
+        so_far.trained.update(stats.clients)
+        self._note_failing(stats)
         self.spent("sparse_training" if sparse else "training", stats.seconds)
         so_far.intervals_s += stats.seconds
         so_far.ema_steps, so_far.ema_span = stats.ema_steps, stats.ema_span
@@ -136,6 +138,23 @@ class Report:
         )
         self._events.write(ended)
         self._track(ended)
+
+    def _note_failing(self, stats: IntervalStats) -> None:
+        """Remember who was left out and has not trained yet, and what is known of the reason."""
+        why = {name: text for name, _, text in (one.partition(": ") for one in stats.failures)}
+        left_out = {name for edge in stats.edges.values() for one in edge.left_out for name in one}
+        failing = self._so_far.failing | {name: why.get(name, "") for name in left_out}
+        self._so_far.failing = {
+            name: text for name, text in failing.items() if name not in self._so_far.trained
+        }
+
+    def never_trained(self) -> None:
+        """Say which clients were asked, and never trained; a run ends well without them."""
+        failing = self._so_far.failing
+        if failing:
+            named = [f"{name} ({text})" if text else name for name, text in sorted(failing.items())]
+            more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+            self.message(f"never trained: {', '.join(named[:3])}{more}")
 
     def _track(self, ended: IntervalEnded) -> None:
         """An interval's numbers for the trackers."""

@@ -1,8 +1,8 @@
 """How the cloud samples the network and measures the samples."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from fedphd.common.config.data import DataConfig, Section, setting
 from fedphd.common.config.paths import UserPath
@@ -48,8 +48,14 @@ class EvaluationConfig(Section):
         False, "compare with the sum of the statistics that clients compute"
     )
     reference: DataConfig | None = setting(
-        None, "data set to compare with; absent: samples, but no distance"
+        None, 'data set to compare with; absent, or "none": samples, but no distance'
     )
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """TOML has no null, by which a preset's reference could be unset."""
+        return None if value == "none" else value
 
     @property
     def wants_inception(self) -> bool:

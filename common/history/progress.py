@@ -19,7 +19,8 @@ from fedphd.common.wire.traffic import Traffic
 class Reported(BaseModel):
     """What ``server/report.py: Report`` has gathered; times in seconds.
 
-    Bytes count from the run's start, over all its processes; ``elapsed_s`` likewise.
+    Bytes count from the run's start, over all its processes; ``elapsed_s`` likewise. ``trained``
+    are the clients that did, ``failing`` what is known of those that did not, by name.
     """
 
     dense: Costs
@@ -34,6 +35,8 @@ class Reported(BaseModel):
     client_statistics: StatisticsFigures | None = None
     ema_steps: float = 0.0
     ema_span: float = 0.0
+    trained: set[str] = Field(default_factory=set)
+    failing: dict[str, str] = Field(default_factory=dict)
 
 
 class Progress(BaseModel):

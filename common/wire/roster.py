@@ -236,6 +236,9 @@ class Roster:
                 self._welcome(node_id, answer)
             except ReplyError as error:
                 self.known.refused[node_id] = self.clock() + self.retry_s
+                if error.kind == "gone":
+                    # It came to ask whether it may, as a check of a machine does.
+                    continue
                 name = (self.bound and self.bound(node_id)) or self.name_of(node_id)
                 self.on_change(name, "refused", shown(str(error)))
 

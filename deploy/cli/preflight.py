@@ -36,12 +36,16 @@ def preflight(
         Path | None,
         Option(help="the cloud's file, for what an edge or a client cannot know of the network"),
     ] = None,
+    insecure: flags.Insecure = False,
     settings: flags.Set = None,
     as_json: Annotated[bool, Option("--json", help="print the checks as a JSON list")] = False,
 ) -> None:
     """Check this machine before a run; the exit code is 2 if something must be mended."""
     chosen = role or guess(config)
-    resolved = load_config(ROLES[chosen], config, flags.overrides({}, settings))
+    # As the role's own command takes it.
+    links = {Role.cloud: ("superlink",), Role.client: ("node",), Role.edge: ("superlink", "node")}
+    own = {f"{link}.insecure": insecure or None for link in links[chosen]}
+    resolved = load_config(ROLES[chosen], config, flags.overrides(own, settings))
     network = load_config(CloudConfig, cloud_config).model if cloud_config else None
     if isinstance(resolved, CloudConfig):
         network = resolved.model

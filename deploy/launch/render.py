@@ -164,8 +164,11 @@ def _savings(moved: LinkBytes) -> Iterator[tuple[str, str]]:
 
 
 def _round(event: events.RoundEnded) -> str:
-    clients = ",".join(name.removeprefix("client-") for name in event.clients)
-    work = f"{_losses(event)} | {len(event.clients)} clients ({clients})"
+    numbered = all(name.startswith("client-") for name in event.clients)
+    between = "," if numbered else ", "
+    clients = between.join(name.removeprefix("client-") for name in event.clients)
+    noun = "client" if len(event.clients) == 1 else "clients"
+    work = f"{_losses(event)} | {len(event.clients)} {noun} ({clients})"
     idle = "no client here, the model stays as it is"
     moved = human_bytes(event.sent_bytes + event.received_bytes)
     return (

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedphd.deploy.launch.render import human_bytes, human_seconds
-from fedphd.deploy.live.model import ANSWERED, STARTS, TRAINS, Client, Federation, Server
+from fedphd.deploy.live.model import ANSWERED, STARTS, THERE, TRAINS, Client, Federation, Server
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDE = 110
@@ -261,6 +261,8 @@ def _client_does(run: Federation, client: Client, now: float) -> Text:
         return Text(f"trains for {took}", style=_STYLES[TRAINS])
     if client.state == ANSWERED:
         return Text(f"answered in {human_seconds(client.seconds or 0.0)}", style="green")
+    if client.state == THERE and run.ended is not None:
+        return Text("was there at the end", style="dim")
     return _state(client.state, client.detail)
 
 

@@ -214,7 +214,7 @@ def test_no_edge_can_be_reached() -> None:
     config = client(edges=(address,), node={"lost_after_s": 0.3})
     with pytest.raises(ConnectionLostError, match=rf"no SuperLink at {address} for 0.3 s"):
         Resident(config, stop=threading.Event(), say=said.append).run()
-    assert len(said) == 1
+    assert len(said) == 2
 
 
 def test_stop_ends_a_client_early() -> None:
@@ -259,6 +259,8 @@ def test_an_edge_that_was_away_for_too_long_is_served_again() -> None:
     stop.set()
     thread.join(HANG_S)
     lost = "no SuperLink at 127.0.0.1:1"
+    data, *said = said
+    assert data == "31 images to train on, of classes 0, 1"
     assert sorted(said) == [f"127.0.0.1:{n} {CONNECTED}" for n in (1, 2)] + [lost]
 
 

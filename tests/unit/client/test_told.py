@@ -24,7 +24,8 @@ from fedphd.common.errors import (
     telling,
     told_of,
 )
-from fedphd.common.wire.messages import TRAIN
+from fedphd.common.events import Verdict
+from fedphd.common.wire.messages import FINISH, TRAIN, Finish
 from fedphd.common.wire.offers import CHOOSE, Offer
 from fedphd.common.wire.records import to_records
 from fedphd.deploy.apps.stock import client_app
@@ -104,6 +105,27 @@ def test_a_clients_own_process_does_not_start_on_a_broken_image(path: Path) -> N
     spoilt.write_bytes(b"\x89PNG, and no more")
     with pytest.raises(ConfigError, match=r"in \[data\]: .*mrs-smith-3.png', cannot be decoded"):
         resident(path)
+
+
+def test_a_client_that_never_trained_ends_with_what_kept_it_from_that(path: Path) -> None:
+    """The run goes well without it, and nobody else would tell."""
+    config, stop = load_config(ClientConfig, path), threading.Event()
+    client = Resident(config, stop=stop)
+    answer, order = client.nodes[config.edges[0]]._answer, to_records(ORDER, WEIGHTS)
+    spoilt = path.parent / WARD / "images" / "1" / "mrs-smith-3.png"
+    whole = spoilt.read_bytes()
+    spoilt.write_bytes(b"\x89PNG, and no more")
+    assert answer(Message(order, 2, TRAIN)).has_error()
+    answer(Message(to_records(Finish(exit_code=0, message="finished")), 2, FINISH))
+    stop.set()
+    verdict = client.run()
+    assert verdict.exit_code == ConfigError.exit_code
+    assert verdict.message.startswith("finished, but this client never trained: ")
+    assert str(spoilt) in verdict.message
+    # Once it has, the run's end is its own.
+    spoilt.write_bytes(whole)
+    assert not answer(Message(order, 2, TRAIN)).has_error()
+    assert client.run() == Verdict(0, "finished")
 
 
 def test_a_state_that_cannot_be_read_is_told_without_its_place(

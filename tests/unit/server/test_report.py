@@ -16,6 +16,7 @@ from fedphd.common.config.run import FederationConfig
 from fedphd.common.config.tracking import TrackingConfig
 from fedphd.common.events import EventLog
 from fedphd.common.history.evaluation import Anchors, Protocol, Quality
+from fedphd.common.history.events import EdgeFigures
 from fedphd.common.quality.evaluation import Evaluation
 from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.unet.costs import Costs, PruneReport
@@ -83,6 +84,26 @@ def write_run(tmp_path: Path, settings: str) -> Path:
     report.close()
     log.close()
     return tmp_path
+
+
+def test_who_never_trained_is_said_with_the_reason(tmp_path: Path) -> None:
+    config = FederationConfig.model_validate({"schedule": {"intervals": 5}})
+    log = EventLog(tmp_path / "metrics.jsonl", role="cloud", node="cloud")
+    run = Followed(name="r", run_dir=tmp_path, out_dir=tmp_path, settings={})
+    report = Report(tmp_path, config, log, DENSE, Trackers.of(TrackingConfig(), run, print))
+    rounds = [
+        (["a"], ["b", "c", "d"], ["b: late", "c: disk full: 3 MB", "something else"]),
+        (["b"], ["a"], ["a: late"]),
+    ]
+    for interval, (clients, left_out, failures) in enumerate(rounds, start=1):
+        edges = {"edge-0": EdgeFigures(left_out=[left_out])}
+        stats = IntervalStats(interval=interval, clients=clients, failures=failures, edges=edges)
+        report.interval(stats, sparse=False, edge_cloud=Traffic())
+    report.never_trained()
+    report.close()
+    log.close()
+    said = [event["text"] for event in lines(tmp_path) if event["event"] == "message"]
+    assert said == ["never trained: c (disk full: 3 MB), d"]
 
 
 def test_time_left_counts_waits_for_evaluations_too(tmp_path: Path) -> None:

@@ -86,6 +86,9 @@ def test_override_may_choose_the_preset_and_unset_what_it_gives(tmp_path: Path) 
     assert load_config(CloudConfig).evaluation.reference is not None
     unset = load_config(CloudConfig, overrides={"evaluation.reference": None})
     assert unset.evaluation.reference is None
+    # As a file says it, for TOML has no null.
+    path = write_toml(tmp_path / "cloud.toml", {"evaluation.reference": "none"})
+    assert load_config(CloudConfig, path).evaluation.reference is None
     text = refusal(CloudConfig, seed=None)
     assert "seed = None: input should be a valid integer" in text
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from support.memory import FakeTime, Handler, MemoryGrid, streaming
 
 from fedphd.common.wire.messages import HELLO, Hello, HelloReply
@@ -271,6 +272,16 @@ def test_refused_node_is_asked_again_after_a_while() -> None:
     assert world.asked() == [5]
     world.time.now_s += 2.0
     assert list(world.roster.refresh()) == ["a"]
+
+
+def test_nobody_complains_of_a_node_that_leaves_while_it_is_greeted() -> None:
+    def leaves(message: Message) -> Message:
+        gone = Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat")
+        return Message(gone, reply_to=message)
+
+    world = Fixture({5: leaves, 6: introduces("a")})
+    assert list(world.roster.refresh()) == ["a"]
+    assert world.changes == [("a", "joined", "")]
 
 
 def test_nodes_that_were_refused_and_left_are_forgotten() -> None:

@@ -165,11 +165,15 @@ def test_the_file_tells_the_role(tmp_path: Path) -> None:
 def test_the_command_ends_with_2_if_something_must_be_mended(tmp_path: Path) -> None:
     path = write_toml(
         tmp_path / "client.toml",
-        {"edges": ["edge.invalid:9192"], "node.insecure": True},
+        {"edges": ["edge.invalid:9192"]},
     )
-    done = fedphd("preflight", "--config", str(path), "--json", cwd=tmp_path)
+    done = fedphd("preflight", "--config", str(path), "--insecure", "--json", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     outcomes = {check["name"].split()[0]: check["outcome"] for check in json.loads(done.stdout)}
     assert (outcomes["reach"], outcomes["data"], outcomes["memory"]) == ("failed", "ok", "skipped")
+    outcome = [
+        check["outcome"] for check in json.loads(done.stdout) if check["name"] == "authority"
+    ]
+    assert outcome == ["warning"]
     text = fedphd("preflight", "--config", str(path), cwd=tmp_path).stdout
-    assert "checks of a machine for the client, 1 failed" in text
+    assert "checks of a machine for the client, 2 failed" in text

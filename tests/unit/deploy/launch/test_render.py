@@ -114,6 +114,10 @@ def test_round_is_one_line() -> None:
     assert "loss 0.1235, validation before 0.2500 | 2 clients" in str(
         render({**ROUND, "validation_loss": 0.25})
     )
+    assert "| 1 client (0) |" in str(render({**ROUND, "clients": ["client-0"]}))
+    assert "| 2 clients (site-a, site-b) |" in str(
+        render({**ROUND, "clients": ["site-a", "site-b"]})
+    )
     failed = {**ROUND, "clients": [], "failures": ["client-0: late", "client-11: NaN"]}
     assert render(failed) == (
         "edge-0    interval  2 round 3  no client here, the model stays as it is | "

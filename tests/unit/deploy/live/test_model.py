@@ -139,6 +139,14 @@ def test_a_cloud_alone_knows_which_clients_its_edges_have() -> None:
     assert run.edges["site-a"].state == "running"
 
 
+@pytest.mark.parametrize(("code", "state"), [(0, "ended"), (4, "ended"), (130, "running")])
+def test_edges_that_a_cloud_alone_has_told_have_ended_too(code: int, state: str) -> None:
+    run = Federation()
+    for event in (*started(0, "cloud"), peer(1, "cloud", "site-a"), over(2, code)):
+        run.fold(event)
+    assert run.edges["site-a"].state == state
+
+
 def test_in_a_flat_federation_the_cloud_has_the_clients() -> None:
     run = Federation()
     for event in (peer(1, "cloud", "cloud"), began(2, "cloud", 1, "client-0")):

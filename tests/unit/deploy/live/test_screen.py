@@ -146,6 +146,10 @@ def test_how_a_run_ended_is_said() -> None:
     assert drawn([began(3, "edge-0", 1), over(60)])[0] == (
         "interval 0 of 3 done | 57 s | finished | runs/x"
     )
+    known = peer(1, "cloud", "edge-0"), peer(1, "cloud", "edge-0", "serves", "client-0")
+    lines = drawn([*known, over(60)])
+    assert "edge-0 ended" in " ".join(" ".join(lines).split())
+    assert "client-0 was there at the end" in " ".join(" ".join(lines).split())
     assert drawn([over(60, 4, "too few edges")])[0].endswith("| too few edges | runs/x")
 
 
