@@ -49,6 +49,7 @@ from fedphd.common.wire.records import to_records, weights_record
 from fedphd.common.wire.roster import Bound, Roster
 from fedphd.common.working import telling
 from fedphd.server.background import Background
+from fedphd.server.gathering import Wait, gather, start_wait
 from fedphd.server.pruning import count_costs
 from fedphd.server.report import Report
 from fedphd.server.statistics import collect_statistics
@@ -57,7 +58,6 @@ from fedphd.server.tracking import Followed, Trackers
 
 logger = logging.getLogger(__name__)
 
-GATHER_POLL_S = 0.5
 FINISH_S = 8.0
 # So often in a row is an interval run in which no client trains.
 TRIES = 3
@@ -139,7 +139,7 @@ class Cloud:
             on_interval=self._on_interval,
             on_pruned=self.report.pruned,
             # Before an interval: greet latecomers; continue as long as one edge has a client.
-            gather=lambda: self.gather(1, 1, wait_s=self.config.waits.start_s),
+            gather=lambda: self.gather(1, 1, Wait(self.config.waits.start_s)),
             run_name=run_name,
             stored=stored_state(self.run_dir / CHECKPOINT, progress) if progress else None,
         )
@@ -152,10 +152,8 @@ class Cloud:
         else:
             self.report.message(REPRODUCIBLE if self.config.reproducible else LIVE)
         num_edges = self.config.schedule.num_edges if self.config.topology == "hierarchical" else 1
-        waits = self.config.waits
-        # Who was at work when the cloud ended is back when done, at most an interval later.
-        wait_s = max(waits.start_s, waits.interval_s) if self.progress else waits.start_s
-        self.gather(num_edges, self.config.schedule.min_clients, wait_s=wait_s)
+        wait = start_wait(self.config.waits, self.report.so_far, resumed=self.progress is not None)
+        self.gather(num_edges, self.config.schedule.min_clients, wait)
         self.report.spent("waiting_for_participants", time.monotonic() - started_s)
         if self.extractor is not None:
             self._ask_clients(self.extractor)
@@ -204,33 +202,9 @@ class Cloud:
             # Else a resumption might come to the number that this has now.
             Progress.read(self.run_dir / CHECKPOINT).next_attempt(self.run_dir / CHECKPOINT)
 
-    def gather(self, num_edges: int, num_clients: int, *, wait_s: float) -> None:
-        """Wait until enough edges are there that see enough clients.
-
-        Raises:
-            ParticipantsError: they did not come within ``wait_s`` seconds; says who came.
-        """
-        deadline_s, told = time.monotonic() + wait_s, False
-        while True:
-            edges = self.roster.refresh(ask_again=True)
-            clients = {name for edge in edges.values() for name in edge.clients}
-            if len(edges) >= num_edges and len(clients) >= num_clients:
-                return
-            if not told:
-                told = True
-                counts = (("edges", len(edges), num_edges), ("clients", len(clients), num_clients))
-                lacking = [f"{what}: {n} of {of} are there" for what, n, of in counts if n < of]
-                self.report.message(f"waits for {', '.join(lacking)}")
-            if time.monotonic() > deadline_s:
-                is_start = wait_s == self.config.waits.start_s
-                setting = "waits.start_s" if is_start else "waits.interval_s"
-                raise ParticipantsError(
-                    f"after {wait_s:g} s ({setting}) there are {len(edges)} of {num_edges} "
-                    f"edges ({', '.join(edges) or 'none'}) and {len(clients)} of {num_clients} "
-                    f"clients ({', '.join(sorted(clients)) or 'none'}); start the missing ones, "
-                    "or lower schedule.num_edges and schedule.min_clients"
-                )
-            time.sleep(GATHER_POLL_S)
+    def gather(self, num_edges: int, num_clients: int, wait: Wait) -> None:
+        """Wait until enough edges are there that see enough clients; as ``gathering.gather``."""
+        gather(self.roster, num_edges, num_clients, wait, say=self.report.message)
 
     def finish(self, verdict: Verdict) -> None:
         """Tell the edges, and through them the clients, that the run is over."""
