@@ -12,48 +12,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from support.rooms import MAY_IMPORT, ROLES
 
 ROOT = Path(__file__).parents[2]
-ROLES = {"server", "edge", "client"}
-# A room and the rooms that it may import; every room may import itself.
-COMMON = [
-    "common", "common.config", "common.unet", "common.data", "common.wire", "common.history",
-    "common.quality",
-]  # fmt: skip
-MAY_IMPORT: dict[str, set[str]] = {
-    "common": set(),
-    "common.config": {"common"},
-    "common.config.presets": set(),
-    "common.unet": {"common", "common.config"},
-    "common.data": {"common", "common.config"},
-    "common.wire": {"common", "common.config", "common.unet"},
-    "common.history": {"common", "common.config", "common.unet", "common.wire"},
-    "common.quality": set(COMMON),
-    "client": set(COMMON),
-    "edge": set(COMMON),
-    "server": set(COMMON),
-    "deploy": set(),
-    "deploy.keys": {*COMMON},
-    "deploy.launch": {*COMMON, "deploy.keys"},
-    "deploy.live": {*COMMON, "deploy.launch"},
-    "deploy.report": {*COMMON, "deploy.launch"},
-    "deploy.simulation": {*COMMON, "edge", "deploy.launch"},
-    "deploy.apps": {*COMMON, *ROLES, "deploy.launch", "deploy.report", "deploy.simulation"},
-    "deploy.bundle": {"deploy.apps"},
-    "deploy.compare": {*COMMON, "deploy.launch", "deploy.report", "deploy.simulation"},
-    "deploy.share": {*COMMON, "deploy.launch"},
-    "deploy.cli": {
-        *COMMON,
-        *ROLES,
-        "deploy.keys",
-        "deploy.launch",
-        "deploy.report",
-        "deploy.live",
-        "deploy.simulation",
-        "deploy.compare",
-        "deploy.share",
-    },
-}
 LARGEST_SHARE = 1 / 6
 FLOWER = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy")
 # The codes of error replies, and the type of ``Grid.run``: public things without a public home.
@@ -280,3 +241,11 @@ def test_every_form_of_import_is_seen(source: str, room: str) -> None:
 
 def test_other_packages_are_not_ours() -> None:
     assert rooms_of("import server\nfrom client import x", "server") == set()
+
+
+def test_what_tests_share_is_in_their_own_room() -> None:
+    """None imports from another: its helpers would be found by nobody, and run as its own."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        found = imported_modules(path.read_text("utf-8"), "")
+        other = [name for name in found if name.startswith(("unit.", "integration.", "e2e."))]
+        assert other == [], path

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from support.manuals import IDS, MANUALS, ROOT, blocks, file_blocks, prose, spans, text_of
-from unit.test_architecture import COMMON, MAY_IMPORT, ROLES
+from support.rooms import COMMON, MAY_IMPORT, ROLES
 
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.config.text import setting_keys

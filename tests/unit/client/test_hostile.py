@@ -13,8 +13,8 @@ import torch
 from flwr.app import Array, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
+from support.client_app import MODEL, App, config, offer, question, task
 from support.hostile import FEW, FEWEST, bad_arrays, bad_records, scalars, spoiled, with_array
-from unit.client.test_app import MODEL, App, config, offer, question, task
 
 from fedphd.client.app import ClientRuntime
 from fedphd.common.config.run import ModelConfig, TrainingConfig

@@ -11,8 +11,8 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from PIL import Image
+from support.client_app import question, task
 from support.tiny import write_toml
-from unit.client.test_app import question, task
 
 from fedphd.client.resident import STATE, Resident
 from fedphd.common.config.roles import ClientConfig, load_config

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from support.compose import DEPLOY, composed
 from typer.main import get_command
 
 from fedphd.common.config.links import HealthConfig
@@ -27,7 +28,6 @@ from fedphd.deploy.cli.main import app
 from fedphd.deploy.keys.development import make_all
 from fedphd.deploy.launch.health import serving
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 MANIFEST = DEPLOY / "kubernetes/fedphd.yaml"
 CLASSES = {"cloud.toml": CloudConfig, "edge.toml": EdgeConfig, "client.toml": ClientConfig}
@@ -159,13 +159,6 @@ def test_a_pod_sees_its_own_keys_alone(tmp_path: Path) -> None:
         assert registries == {"cloud": ["registered-edges"], "edge-1": ["registered-clients"]}.get(
             pod, []
         )
-
-
-def composed() -> dict[str, Any]:
-    """The services of the compose file."""
-    document = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
-    services: dict[str, Any] = document["services"]
-    return services
 
 
 def test_compose_starts_as_many_as_the_run_waits_for() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from support.compose import composed
 from support.grafana import MONITORING, panels, queries
-from unit.deploy.test_manifests import composed
 
 from fedphd.deploy.launch.series import PREFIX, SERIES
 

@@ -15,10 +15,10 @@ import torch
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
+from support.edge_rounds import START, ScriptedEdge
 from support.hostile import FEW, MANY, bad_arrays, bad_records, scalars, spoiled, with_array
 from support.memory import MemoryGrid, streaming
 from support.peers import FakeClient, interval_task, plan
-from unit.edge.test_strategy import START, Fixture
 
 from fedphd.common.errors import ReplyError
 from fedphd.common.events import EventLog
@@ -63,7 +63,9 @@ def check(answer: Any, kind: str = TRAIN, *, refused: bool | None = None) -> Non
     # Alone it would give 1 more: (10 * 1 + 30 * 5 + 20 * 1) / 60 = 3.
     bad = Hostile("bad", (20, 0), step=1.0)
     bad.kind, bad.answer = kind, answer
-    world = Fixture([bad, FakeClient("small", (10, 0)), FakeClient("large", (0, 30), step=5.0)])
+    world = ScriptedEdge(
+        [bad, FakeClient("small", (10, 0)), FakeClient("large", (0, 30), step=5.0)]
+    )
     average = world.run()
     assert average is not None
     [stats] = world.told
@@ -125,7 +127,9 @@ ABSURD = [
 def test_absurd_figures_are_named(key: str, value: Any, reason: str) -> None:
     bad = Hostile("bad", (20, 0))
     bad.answer = lambda records: with_scalars(records, content_of(records) | {key: value})
-    world = Fixture([bad, FakeClient("small", (10, 0)), FakeClient("large", (0, 30), step=5.0)])
+    world = ScriptedEdge(
+        [bad, FakeClient("small", (10, 0)), FakeClient("large", (0, 30), step=5.0)]
+    )
     average = world.run()
     assert average is not None
     assert average.tolist() == GOOD
@@ -137,7 +141,7 @@ def test_values_near_the_largest_float_are_refused_before_they_are_summed() -> N
 
 
 def test_a_second_reply_does_not_count() -> None:
-    world = Fixture([FakeClient("a", (10, 0), step=1.0), FakeClient("b", (0, 10), step=5.0)])
+    world = ScriptedEdge([FakeClient("a", (10, 0), step=1.0), FakeClient("b", (0, 10), step=5.0)])
     messages = world.strategy.configure_train(1, weights_record(START), ConfigRecord(), world.grid)
     replies = list(world.grid.send_and_receive(messages, timeout=3.0))
     average, _ = world.strategy.aggregate_train(1, [replies[0], *replies, replies[0]])
@@ -150,7 +154,7 @@ def test_a_second_reply_does_not_count() -> None:
 
 
 def test_reply_of_a_node_that_was_not_asked_does_not_count() -> None:
-    world = Fixture([FakeClient("a", step=1.0), FakeClient("b", step=5.0, edge="edge-1")])
+    world = ScriptedEdge([FakeClient("a", step=1.0), FakeClient("b", step=5.0, edge="edge-1")])
     messages = world.strategy.configure_train(1, weights_record(START), ConfigRecord(), world.grid)
     replies = list(world.grid.send_and_receive(messages, timeout=3.0))
     stranger = Message(replies[0].content, reply_to=Message(RecordDict(), 99, TRAIN))
@@ -165,7 +169,7 @@ def test_update_that_is_far_too_long_is_dropped_whenever_it_comes(num_good: int,
     good = [FakeClient(f"client-{n}", step=1.0) for n in range(num_good)]
     bad = FakeClient(name, step=11.0)
     config = plan(schedule={"edge_rounds": 2})
-    world = Fixture([*good, bad] if name == "z" else [bad, *good], config)
+    world = ScriptedEdge([*good, bad] if name == "z" else [bad, *good], config)
     average = world.run()
     assert average is not None
     assert average.tolist() == [12.0, 22.0, 32.0]
@@ -180,7 +184,7 @@ def test_update_that_is_far_too_long_is_dropped_whenever_it_comes(num_good: int,
 def test_many_images_make_a_long_update_that_counts() -> None:
     # 20 batches of 32 images move it 20 times as far.
     many = FakeClient("many", (640, 0), step=20.0)
-    world = Fixture([many, *(FakeClient(f"client-{n}", (10, 10)) for n in range(3))])
+    world = ScriptedEdge([many, *(FakeClient(f"client-{n}", (10, 10)) for n in range(3))])
     world.run()
     assert world.told[0].failures == []
     assert "many" in world.told[0].clients
@@ -189,7 +193,7 @@ def test_many_images_make_a_long_update_that_counts() -> None:
 def test_claiming_images_makes_no_room_for_a_long_update() -> None:
     # By the images that it claims, the update were as long as the others'.
     liar = FakeClient("liar", (5_000_000, 5_000_000), step=100_000.0)
-    world = Fixture([liar, *(FakeClient(f"client-{n}", (10, 10)) for n in range(3))])
+    world = ScriptedEdge([liar, *(FakeClient(f"client-{n}", (10, 10)) for n in range(3))])
     world.roster.max_samples = 10_000_000
     world.run()
     (failure,) = world.told[0].failures
@@ -199,7 +203,7 @@ def test_claiming_images_makes_no_room_for_a_long_update() -> None:
 
 def test_bound_can_be_switched_off() -> None:
     clients = [FakeClient("bad", step=1000.0), FakeClient("a"), FakeClient("b"), FakeClient("c")]
-    world = Fixture(clients, plan(aggregation={"max_update_ratio": 0.0}))
+    world = ScriptedEdge(clients, plan(aggregation={"max_update_ratio": 0.0}))
     world.run()
     assert world.told[0].clients == ["a", "b", "bad", "c"]
 
@@ -207,7 +211,7 @@ def test_bound_can_be_switched_off() -> None:
 def test_trimmed_mean_of_clients_is_without_images_and_extremes() -> None:
     clients = [FakeClient("a"), FakeClient("b", step=2.0)]
     clients += [FakeClient("c", (900, 0), step=6.0), FakeClient("d", step=9.0)]
-    world = Fixture(clients, plan(aggregation={"method": "trimmed_mean", "trim": 0.25}))
+    world = ScriptedEdge(clients, plan(aggregation={"method": "trimmed_mean", "trim": 0.25}))
     average = world.run()
     assert average is not None
     # (2 + 6) / 2, though c has nearly all images.
@@ -216,7 +220,7 @@ def test_trimmed_mean_of_clients_is_without_images_and_extremes() -> None:
 
 def test_two_clients_are_too_few_to_trim() -> None:
     clients = [FakeClient("a", (10, 0)), FakeClient("b", (30, 0), step=5.0)]
-    average = Fixture(clients, plan(aggregation={"method": "trimmed_mean"})).run()
+    average = ScriptedEdge(clients, plan(aggregation={"method": "trimmed_mean"})).run()
     assert average is not None
     assert average.tolist() == GOOD
 

@@ -10,68 +10,16 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message
-from support.memory import FakeTime, MemoryGrid, streaming
+from support.edge_rounds import START, ScriptedEdge
 from support.metrics import metrics
-from support.peers import FakeClient, interval_task, plan
+from support.peers import FakeClient, plan
 
-from fedphd.common.config.run import FederationConfig
 from fedphd.common.rng import sample_participants
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.wire.messages import TRAIN, UNetSpec
 from fedphd.common.wire.offers import CHOOSE, Choose
 from fedphd.common.wire.records import read_array, read_payload, weights_record
-from fedphd.common.wire.roster import Roster
 from fedphd.edge.averaging import WeightedSum
-from fedphd.edge.round import RoundStats
-from fedphd.edge.strategy import EdgeAverage
-
-START = torch.tensor([10.0, 20.0, 30.0])
-
-
-class Fixture:
-    """An edge with scripted clients."""
-
-    def __init__(
-        self, clients: Iterable[FakeClient], config: FederationConfig | None = None, **task: Any
-    ) -> None:
-        self.config = config or plan()
-        self.clients = {client.name: client for client in clients}
-        self.memory = MemoryGrid({n: c for n, c in enumerate(self.clients.values(), start=2)})
-        self.time = FakeTime()
-        self.grid = streaming(self.memory, time=self.time)
-        self.failed: list[tuple[str, str]] = []
-        self.roster = Roster(
-            self.grid,
-            asking="edge-0",
-            kind="client",
-            hello_s=1.0,
-            retry_s=60.0,
-            max_samples=1000,
-            on_change=self._on_change,
-            clock=self.time.clock,
-        )
-        self.told: list[RoundStats] = []
-        self.strategy = EdgeAverage(
-            "edge-0", interval_task(self.config, **task), self.roster, on_round=self.told.append
-        )
-
-    def _on_change(self, name: str, change: str, detail: str) -> None:
-        if change == "failed":
-            self.failed.append((name, detail))
-
-    def run(self) -> torch.Tensor | None:
-        """All rounds of the interval; the edge's weights if anybody trained."""
-        result = self.strategy.start(
-            self.grid,
-            weights_record(START.clone()),
-            num_rounds=self.config.schedule.edge_rounds,
-            timeout=3.0,
-        )
-        return read_array(next(iter(result.arrays.values()))) if result.arrays else None
-
-    def sent(self, kind: str) -> list[Message]:
-        """Messages of a type, in the order in which they were sent."""
-        return [m for m in self.memory.pushed if m.metadata.message_type == kind]
 
 
 def test_weighted_sum_by_hand() -> None:
@@ -88,7 +36,7 @@ def test_weighted_sum_by_hand() -> None:
 def test_average_of_two_clients_by_their_samples() -> None:
     small = FakeClient("small", (10, 0), step=1.0, loss=0.2)
     large = FakeClient("large", (0, 30), step=5.0, loss=0.6)
-    world = Fixture([small, large])
+    world = ScriptedEdge([small, large])
     # (10 * 1 + 30 * 5) / 40 = 4 more than before.
     average = world.run()
     assert average is not None
@@ -108,18 +56,18 @@ def test_average_of_two_clients_by_their_samples() -> None:
 def test_validation_counts_those_that_hold_out_images() -> None:
     some = FakeClient("some", (10, 0), reply={"metrics": metrics(validation_loss=0.5)})
     more = FakeClient("more", (0, 30), reply={"metrics": metrics(validation_loss=0.1)})
-    world = Fixture([some, more, FakeClient("none", (99, 1))])
+    world = ScriptedEdge([some, more, FakeClient("none", (99, 1))])
     world.run()
     [stats] = world.told
     assert stats.metrics.validation_loss.value == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
     assert stats.metrics.validation_loss.weight == 40
-    world = Fixture([FakeClient("none")])
+    world = ScriptedEdge([FakeClient("none")])
     world.run()
     assert world.told[0].metrics.validation_loss.value is None
 
 
 def test_rounds_build_on_one_another() -> None:
-    world = Fixture([FakeClient("a", (4, 4))], plan(schedule={"edge_rounds": 3}))
+    world = ScriptedEdge([FakeClient("a", (4, 4))], plan(schedule={"edge_rounds": 3}))
     average = world.run()
     assert average is not None
     assert average.tolist() == [13.0, 23.0, 33.0]
@@ -129,7 +77,7 @@ def test_rounds_build_on_one_another() -> None:
 
 
 def test_clients_that_choose_another_edge_do_not_train_here() -> None:
-    world = Fixture([FakeClient("a", step=1.0), FakeClient("b", step=9.0, edge="edge-1")])
+    world = ScriptedEdge([FakeClient("a", step=1.0), FakeClient("b", step=9.0, edge="edge-1")])
     average = world.run()
     assert average is not None
     assert average.tolist() == [11.0, 21.0, 31.0]
@@ -139,14 +87,14 @@ def test_clients_that_choose_another_edge_do_not_train_here() -> None:
     assert world.strategy.offer.num_samples == 10.0
 
 
-def order(world: Fixture) -> list[FakeClient]:
+def order(world: ScriptedEdge) -> list[FakeClient]:
     """The clients in the first round's seeded order."""
     names = sample_participants(world.clients, fraction=1.0, seed=0, interval=1, edge_round=1)
     return [world.clients[name] for name in names]
 
 
 def test_asked_one_by_one_the_second_sees_what_the_first_brought() -> None:
-    world = Fixture(
+    world = ScriptedEdge(
         [FakeClient("a", (6, 2)), FakeClient("b", (6, 2)), FakeClient("c", (6, 2))],
         plan(schedule={"query_batch": 1}),
     )
@@ -160,7 +108,7 @@ def test_asked_one_by_one_the_second_sees_what_the_first_brought() -> None:
 
 
 def test_asked_together_all_see_the_same() -> None:
-    world = Fixture(
+    world = ScriptedEdge(
         [FakeClient(name, (6, 2)) for name in "abc"],
         plan(schedule={"query_batch": 100, "edge_rounds": 2}),
     )
@@ -170,7 +118,7 @@ def test_asked_together_all_see_the_same() -> None:
 
 
 def test_batches_of_two() -> None:
-    world = Fixture(
+    world = ScriptedEdge(
         [FakeClient(name, (6, 2)) for name in "abcde"], plan(schedule={"query_batch": 2})
     )
     world.run()
@@ -180,7 +128,7 @@ def test_batches_of_two() -> None:
 
 def test_only_sampled_clients_are_asked() -> None:
     config = plan(schedule={"participation": 0.5})
-    world = Fixture([FakeClient(name) for name in "abcd"], config)
+    world = ScriptedEdge([FakeClient(name) for name in "abcd"], config)
     world.run()
     names = sample_participants("abcd", fraction=0.5, seed=0, interval=1, edge_round=1)
     assert [c.name for c in world.clients.values() if c.asked] == sorted(names)
@@ -190,7 +138,7 @@ def test_only_sampled_clients_are_asked() -> None:
 @pytest.mark.parametrize("one", [{"schedule": {"num_edges": 1, "edge_rounds": 3}},
                                  {"schedule": {"edge_rounds": 3}, "topology": "flat"}])  # fmt: skip
 def test_where_there_is_no_choice_a_client_is_asked_once(one: dict[str, Any]) -> None:
-    world = Fixture([FakeClient("a", (6, 2)), FakeClient("b", (0, 3))], plan(**one))
+    world = ScriptedEdge([FakeClient("a", (6, 2)), FakeClient("b", (0, 3))], plan(**one))
     world.run()
     assert [len(client.asked) for client in world.clients.values()] == [1, 1]
     assert [stats.clients for stats in world.told] == [["a", "b"]] * 3
@@ -201,7 +149,7 @@ def test_where_there_is_no_choice_a_client_is_asked_once(one: dict[str, Any]) ->
 
 def test_a_second_edge_that_nobody_waited_for_gives_clients_a_choice() -> None:
     config = plan(schedule={"num_edges": 1, "edge_rounds": 3})
-    world = Fixture([FakeClient("a"), FakeClient("b", edge="edge-1")], config, num_edges=2)
+    world = ScriptedEdge([FakeClient("a"), FakeClient("b", edge="edge-1")], config, num_edges=2)
     world.run()
     assert [len(client.asked) for client in world.clients.values()] == [3, 3]
     assert {asked.num_edges for c in world.clients.values() for asked in c.asked} == {2}
@@ -210,7 +158,7 @@ def test_a_second_edge_that_nobody_waited_for_gives_clients_a_choice() -> None:
 
 def test_who_is_known_keeps_its_place_in_the_rounds_order() -> None:
     config = plan(schedule={"num_edges": 1, "edge_rounds": 6, "participation": 0.5})
-    world = Fixture([FakeClient(name) for name in "abcd"], config)
+    world = ScriptedEdge([FakeClient(name) for name in "abcd"], config)
     world.run()
     trained = [world.memory.nodes[m.metadata.dst_node_id].name for m in world.sent(TRAIN)]
     rounds = [
@@ -226,7 +174,7 @@ def test_question_is_in_samples_and_says_how_to_choose() -> None:
         selection={"policy": "min_kl", "factor": 4.0, "offset": -0.5, "epsilon": 1e-6}, seed=5,
         reproducible=True, waits={"offer_s": 2.5, "round_s": 90.0},
     )  # fmt: skip
-    world = Fixture([FakeClient("a", (10, 0)), FakeClient("b", (0, 30))], config, interval=3)
+    world = ScriptedEdge([FakeClient("a", (10, 0)), FakeClient("b", (0, 30))], config, interval=3)
     world.run()
     asked = world.clients["a"].asked[0]
     assert asked.policy == "min_kl"
@@ -242,7 +190,7 @@ def test_an_edge_in_step_that_never_comes_is_waited_for_once_in_an_interval() ->
         schedule={"edge_rounds": 2, "query_batch": 1}, reproducible=True,
         waits={"round_s": 0.05, "query_s": 20.0},
     )  # fmt: skip
-    world = Fixture([Patient(name) for name in "abc"], config)
+    world = ScriptedEdge([Patient(name) for name in "abc"], config)
     world.run()
     asked = [choose for client in world.clients.values() for choose in client.asked]
     waits = sorted((choose.edge_round, choose.offer_wait_s) for choose in asked)
@@ -256,7 +204,7 @@ def test_task_of_a_client_follows_the_plan(sparse: bool, expected: float) -> Non
                  "optimizer_moments": "reset"},
         training={"batch_size": 7}, seed=5,
     )  # fmt: skip
-    world = Fixture([FakeClient("a")], config, sparse=sparse, cut='{"x": 1}', interval=4)
+    world = ScriptedEdge([FakeClient("a")], config, sparse=sparse, cut='{"x": 1}', interval=4)
     world.run()
     [task] = world.clients["a"].tasks
     assert task.sparsity_lambda == expected
@@ -299,7 +247,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_edges_in_step_ask_a_client_again_that_failed_at_one_of_them() -> None:
     bad = FakeClient("bad", (10, 0), weights=torch.zeros(4))
     config = plan(schedule={"edge_rounds": 2}, reproducible=True)
-    world = Fixture([bad, FakeClient("good")], config)
+    world = ScriptedEdge([bad, FakeClient("good")], config)
     world.run()
     assert [client.asked[-1].edge_round for client in world.clients.values()] == [2, 2]
     assert [len(stats.failures) for stats in world.told] == [1, 1]
@@ -315,7 +263,7 @@ def test_bad_reply_leaves_out_its_client_only(
     small = FakeClient("small", (10, 0), step=1.0)
     large = FakeClient("large", (0, 30), step=5.0)
     config = plan(schedule={"edge_rounds": 2, "query_batch": query_batch})
-    world = Fixture([bad, small, large], config)
+    world = ScriptedEdge([bad, small, large], config)
     average = world.run()
     assert average is not None
     # Two rounds of (10 * 1 + 30 * 5) / 40 = 4.
@@ -336,7 +284,7 @@ def test_client_whose_training_fails_says_why() -> None:
         def _train(self, message: Message) -> Any:
             raise RuntimeError("the disk is full")
 
-    world = Fixture([Broken("bad"), FakeClient("good")])
+    world = ScriptedEdge([Broken("bad"), FakeClient("good")])
     average = world.run()
     assert average is not None
     assert average.tolist() == [11.0, 21.0, 31.0]
@@ -349,7 +297,7 @@ def test_client_whose_training_fails_says_why() -> None:
 def test_later_offers_do_not_hold_a_failed_client() -> None:
     bad = FakeClient("bad", (10, 0), weights=torch.full((3,), math.nan))
     good = FakeClient("good", (0, 10))
-    world = Fixture([bad, good], plan(schedule={"edge_rounds": 2, "query_batch": 1}))
+    world = ScriptedEdge([bad, good], plan(schedule={"edge_rounds": 2, "query_batch": 1}))
     world.run()
     [_, second] = good.asked
     assert second.offers[0].num_samples == 10.0
@@ -366,7 +314,7 @@ def test_client_that_dies_between_the_rounds() -> None:
                 raise ConnectionError("node unavailable")
             return super()._train(message)
 
-    world = Fixture([Mortal("mortal", step=3.0), good], plan(schedule={"edge_rounds": 3}))
+    world = ScriptedEdge([Mortal("mortal", step=3.0), good], plan(schedule={"edge_rounds": 3}))
     average = world.run()
     assert average is not None
     # (1 + 3) / 2, then 1 and 1.
@@ -376,7 +324,7 @@ def test_client_that_dies_between_the_rounds() -> None:
 
 
 def test_nobody_trains() -> None:
-    world = Fixture([FakeClient("a", edge="edge-1")], plan(schedule={"edge_rounds": 2}))
+    world = ScriptedEdge([FakeClient("a", edge="edge-1")], plan(schedule={"edge_rounds": 2}))
     assert world.run() is None
     figures = [(stats.clients, stats.metrics.loss.value, stats.mean_steps) for stats in world.told]
     assert figures == [([], None, 0.0)] * 2
@@ -384,13 +332,13 @@ def test_nobody_trains() -> None:
 
 
 def test_no_clients_at_all() -> None:
-    world = Fixture([])
+    world = ScriptedEdge([])
     assert world.run() is None
     assert len(world.told) == 1
 
 
 def test_replies_are_used_one_by_one() -> None:
-    world = Fixture([FakeClient("a"), FakeClient("b", step=3.0)])
+    world = ScriptedEdge([FakeClient("a"), FakeClient("b", step=3.0)])
     arrays = weights_record(START.clone())
     messages = world.strategy.configure_train(1, arrays, ConfigRecord(), world.grid)
     pending = world.grid.send_and_receive(messages, timeout=3.0)
@@ -409,7 +357,7 @@ def test_replies_are_used_one_by_one() -> None:
 
 
 def test_average_does_not_overwrite_what_came() -> None:
-    world = Fixture([FakeClient("a"), FakeClient("b")])
+    world = ScriptedEdge([FakeClient("a"), FakeClient("b")])
     given = weights_record(START)
     world.strategy.start(world.grid, given, num_rounds=1, timeout=3.0)
     assert START.tolist() == [10.0, 20.0, 30.0]
@@ -427,7 +375,7 @@ def test_edge_that_is_behind_is_waited_for_once_in_a_round() -> None:
     config = plan(
         schedule={"edge_rounds": 2, "query_batch": 1}, waits={"offer_s": 0.05, "query_s": 20.0}
     )
-    world = Fixture([Patient(name) for name in "abc"], config)
+    world = ScriptedEdge([Patient(name) for name in "abc"], config)
     world.run()
     first, second = (
         [choose.offer_wait_s for client in world.clients.values() for choose in client.asked
@@ -438,6 +386,6 @@ def test_edge_that_is_behind_is_waited_for_once_in_a_round() -> None:
 
 
 def test_edges_in_step_are_waited_for_every_time() -> None:
-    world = Fixture([FakeClient(n) for n in "abc"], plan(schedule={"query_batch": 1}))
+    world = ScriptedEdge([FakeClient(n) for n in "abc"], plan(schedule={"query_batch": 1}))
     world.run()
     assert [c.asked[0].offer_wait_s for c in world.clients.values()] == [5.0, 5.0, 5.0]

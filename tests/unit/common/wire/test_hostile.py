@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.hostile import MANY, bad_arrays, bad_records, raw_array, scalars, spoiled
 from support.memory import FakeTime, MemoryGrid, streaming
-from unit.common.wire.test_records import PAYLOADS
+from support.payloads import PAYLOADS
 
 from fedphd.common.config.run import FederationConfig, ModelConfig
 from fedphd.common.errors import FedPhDError, ReplyError
