@@ -131,7 +131,7 @@ class EdgeService:
         )
         self._begin(task)
         corrects = task.plan.objective.method == "scaffold"
-        codec = Codec(task.plan.codecs.cloud_down, task.network.tensor_layout())
+        codec = Codec(task.plan.codecs.cloud_variate_down, task.network.tensor_layout())
         # What is read and written then is of no use where nothing is rounded.
         store = None if task.plan.codecs.cloud_up == "fp32" else self.store
         if store is not None:

@@ -208,7 +208,8 @@ class FedPhD(Strategy):
         )
         variate = None
         if self.variate is not None:
-            variate = records.to_array(Codec(down, travelling.chosen).pack(self.variate))
+            codec = Codec(self.config.codecs.cloud_variate_down, travelling.chosen)
+            variate = records.to_array(codec.pack(self.variate))
         self._asked = {peer.node_id: name for name, peer in peers.items()}
         # One content for all edges that get the same.
         contents: dict[str | None, RecordDict] = {}

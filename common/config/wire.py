@@ -23,6 +23,11 @@ class WireConfig(Section):
     client_down: CodecName = setting("bf16", "weights from a server to its clients")
     client_up: CodecName = setting("int4", "changes from a client to its server")
 
+    @property
+    def cloud_variate_down(self) -> CodecName:
+        """How SCAFFOLD's variate goes to the edges: whole, which few bits would spoil."""
+        return "fp32" if self.cloud_down == "fp32" else "bf16"
+
     @model_validator(mode="after")
     def _what_is_rounded_comes_back_as_a_change(self) -> Self:
         for link in ("cloud", "client"):

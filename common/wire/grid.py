@@ -6,6 +6,7 @@ iterable of replies, so a generator lets it aggregate while others still train.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
@@ -309,10 +310,13 @@ class StreamingGrid(WrappedGrid):
             ]
             # Before the replies are worked on, so that no node is idle in the meantime.
             self._send(exchange)
-            accepted = [self._accept(message, reply) for message, reply in came]
+            accepted = deque(self._accept(message, reply) for message, reply in came)
             exchange.num_answered += sum(not reply.has_error() for reply in accepted)
             exchange.cut_short(self._clock())
-            yield from accepted
+            # Each may be as large as the network: it is kept no longer than it is worked on.
+            del found, came
+            while accepted:
+                yield accepted.popleft()
 
     def _look(self, exchange: Exchange, first: Mapping[str, Sent]) -> list[tuple[str, _Reply]]:
         """What came of the messages whose turn it is.

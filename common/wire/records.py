@@ -98,7 +98,9 @@ def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        what = shown(f"{where}: {first['msg']}")
+        # As where a peer of another version names a codec that this one does not have.
+        got = f", not {first['input']!r}" if first["type"] == "literal_error" else ""
+        what = shown(f"{where}: {first['msg']}{got}")
         raise ReplyError(f"malformed {kind.__name__}: {what}") from error
 
 

@@ -30,16 +30,17 @@ from support.site import Site
 
 CLIENTS = 2
 # What travels of 143 MB, on which hop and in which direction.
+HOPS = ("client_down", "client_up", "cloud_down", "cloud_up")
 CODECS = {
-    "fp32": {},
-    "bf16": dict.fromkeys(("client_down", "client_up", "cloud_down", "cloud_up"), "bf16"),
+    "fp32": dict.fromkeys(HOPS, "fp32"),
+    "bf16": dict.fromkeys(HOPS, "bf16"),
     "int8": {
         "client_down": "bf16", "client_up": "int8", "cloud_down": "int8", "cloud_up": "int8",
     },
     "int4": {
         "client_down": "bf16", "client_up": "int4", "cloud_down": "int4", "cloud_up": "int4",
     },
-    "flat": {},
+    "flat": dict.fromkeys(HOPS, "fp32"),
     "flat-int8": {"client_down": "bf16", "client_up": "int8"},
 }  # fmt: skip
 TITLES = {

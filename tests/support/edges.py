@@ -89,8 +89,10 @@ class FakeEdge:
         self.given.append(given.clone())
         change = None
         if self.change:
-            self.variates.append(read_variate(message).clone())
-            change = self.change(self.variates[-1])
+            codec = Codec(task.plan.codecs.cloud_variate_down, task.network.tensor_layout())
+            self.variates.append(read_variate(message, codec).clone())
+            up = Codec(task.plan.codecs.cloud_up, task.network.tensor_layout())
+            change = up.pack(self.change(self.variates[-1]))
         values: dict[str, Any] = {
             "edge_id": self.name, "interval": task.interval, "network": task.network,
             "samples_per_round": self.samples, "client_rounds": self.client_rounds,

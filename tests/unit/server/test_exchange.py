@@ -36,6 +36,19 @@ def test_changes_of_the_edges_add_up_whatever_their_weights() -> None:
     assert world.strategy.variate.unique().tolist() == [6.0]
 
 
+def test_the_variate_goes_down_whole_in_16_bits_where_changes_have_4() -> None:
+    sent = torch.linspace(-1.0, 1.0, 1000)
+    edge = FakeEdge("a", change=lambda c: sent.repeat(len(c) // 1000 + 1)[: len(c)])
+    codecs = {"cloud_down": "int4", "cloud_up": "int4"}
+    plan = {"objective": {"method": "scaffold"}, "schedule": {"intervals": 2}, "wire": codecs}
+    world = Cloud(edge, config=run_config(**plan))
+    world.run()
+    ours, theirs = world.strategy.variate, edge.variates[1]
+    assert ours is not None
+    # After the second interval there are two equal changes; what rounding to int4 takes is 0.07.
+    torch.testing.assert_close(theirs, ours / 2, rtol=2**-8, atol=0)
+
+
 def test_the_variate_stays_a_mean_over_all_clients_when_some_come_later() -> None:
     first = FakeEdge("a", clients={"x": 10, "y": 10}, change=lambda c: torch.full_like(c, 3.0))
     late = FakeEdge("b", clients={"z": 10}, change=torch.zeros_like, silent=True)

@@ -221,6 +221,14 @@ def test_weights_that_are_rounded_down_do_not_come_back_whole(link: str) -> None
     assert exact_down.wire.model_dump()[f"{link}_up"] == "int4"
 
 
+@pytest.mark.parametrize(
+    ("codec", "variate"), [("fp32", "fp32"), ("bf16", "bf16"), ("int8", "bf16"), ("int4", "bf16")]
+)
+def test_whole_variates_go_down_in_16_bits_at_least(codec: str, variate: str) -> None:
+    wire = federation(wire={"cloud_down": codec, "cloud_up": codec}).wire
+    assert wire.cloud_variate_down == variate
+
+
 def test_more_sampling_steps_than_the_diffusion_has() -> None:
     text = "sampling_steps = 50 is more than diffusion.num_train_timesteps = 20"
     with pytest.raises(ValidationError, match=text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -25,6 +26,17 @@ def test_exactly_one_reply_per_message(in_order: bool) -> None:
     replies = list(grid.send_and_receive(to(2, 3, 4, 5, 2, 6), timeout=1.0))
     assert sorted(sources(replies)) == [2, 2, 3, 4, 5, 6]
     assert sorted(sources([r for r in replies if r.has_error()])) == [3, 4, 6]
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_reply_that_was_worked_on_is_kept_by_nobody(in_order: bool) -> None:
+    memory = MemoryGrid({number: echo for number in range(2, 6)})
+    grid = StreamingGrid(memory, PlainReplies(memory), in_order=in_order)
+    replies = grid.send_and_receive(to(2, 3, 4, 5), timeout=1.0)
+    done = []
+    for _ in range(4):
+        done.append(ref(next(replies)))
+        assert [one() for one in done] == [None] * len(done)
 
 
 def test_no_messages_no_replies() -> None:

@@ -19,6 +19,7 @@ from fedphd.common.wire.failures import NoAnswerError
 from fedphd.common.wire.messages import (
     Ack,
     HelloReply,
+    IntervalTask,
     TrainReply,
     UNetSpec,
 )
@@ -79,6 +80,16 @@ def test_sums_travel_in_double_precision() -> None:
         read_weights(reply)
     with pytest.raises(ReplyError, match="a flat float64 array"):
         read_weights(message(to_records(Ack(name="a"), sums.float())), "float64")
+
+
+def test_what_a_peer_of_another_version_asks_for_is_named() -> None:
+    """Such as a codec that this one does not have."""
+    (task,) = [payload for payload in PAYLOADS if isinstance(payload, IntervalTask)]
+    values = json.loads(task.model_dump_json())
+    values["plan"]["wire"]["cloud_up"] = "int2"
+    text = {"payload": json.dumps(values)}
+    with pytest.raises(ReplyError, match=r"malformed IntervalTask: .*cloud_up: .*, not 'int2'"):
+        read_payload(message(RecordDict({"fedphd": ConfigRecord(text)})), IntervalTask)
 
 
 def test_scalars_are_one_json_text_and_weights_one_array() -> None:
