@@ -20,8 +20,12 @@ _INSTRUCTIONS: Final = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 _TRIAL_IMAGES: Final = 8
 # The share of float32's time below which bfloat16 is worth its coarser sums.
 _WORTH: Final = 0.9
-# Whether bfloat16 won, by the network's description; a process may play many clients.
-_tried: dict[str, bool] = {}
+# Weights times pixels of an image, about the multiplications of a forward pass. Networks of less,
+# as for the digits, gain nothing (tests/benchmarks/step.py), and a trial takes 20 MB of kernels.
+_LEAST_WORK: Final = 1e9
+# Whether bfloat16 won, by what was asked for and the network's description; a process may play
+# many clients.
+_chosen: dict[str, bool] = {}
 
 
 class Arithmetic:
@@ -47,28 +51,34 @@ class Arithmetic:
 
 
 def arithmetic_for(network: FlatUNet, precision: Precision) -> Arithmetic:
-    """What ``precision`` means for this network on its device.
+    """What ``precision`` means for this network on its device; the log says it once.
 
-    "auto" is bfloat16 on CUDA; on a CPU that has instructions for it, where a step of a trial is
-    faster; else float32. A process tries an architecture once; the trial leaves weights, gradient
-    and random state as they are.
+    "auto" is bfloat16 on CUDA; on a CPU that has instructions for it, where the network is large
+    enough and a step of a trial is faster; else float32. A process tries an architecture once; the
+    trial leaves weights, gradient and random state as they are.
     """
     device = network.flat.device
+    key = json.dumps([precision, device.type, network.unet_config], sort_keys=True)
+    if key not in _chosen:
+        _chosen[key], why = _choice(network, precision)
+        logger.info("training in %s: %s", "bf16" if _chosen[key] else "fp32", why)
+    return Arithmetic(device, bf16=_chosen[key])
+
+
+def _choice(network: FlatUNet, precision: Precision) -> tuple[bool, str]:
+    """Whether to train in bfloat16, and why."""
+    device = network.flat.device
     if precision != "auto":
-        return Arithmetic(device, bf16=precision == "bf16")
+        return precision == "bf16", "as the run asks"
     if device.type == "cuda":
-        return Arithmetic(device, bf16=True)
+        return True, "on a GPU"
     if not has_bf16():
-        return Arithmetic(device, bf16=False)
-    key = json.dumps(network.unet_config, sort_keys=True)
-    if key not in _tried:
-        plain, coarse = (_trial_s(network, Arithmetic(device, bf16=bf16)) for bf16 in (False, True))
-        _tried[key] = coarse < _WORTH * plain
-        logger.info(
-            "a step of %d images takes %.3g s in fp32, %.3g s in bf16: training in %s",
-            _TRIAL_IMAGES, plain, coarse, "bf16" if _tried[key] else "fp32",
-        )  # fmt: skip
-    return Arithmetic(device, bf16=_tried[key])
+        return False, "this processor has no instructions for bf16"
+    if network.flat.numel() * network.unet_config["image_size"] ** 2 < _LEAST_WORK:
+        return False, "so small a network gains nothing by bf16"
+    plain, coarse = (_trial_s(network, Arithmetic(device, bf16=bf16)) for bf16 in (False, True))
+    why = f"a step of {_TRIAL_IMAGES} images takes {plain:.3g} s in fp32, {coarse:.3g} s in bf16"
+    return coarse < _WORTH * plain, why
 
 
 def has_bf16() -> bool:

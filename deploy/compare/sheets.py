@@ -55,12 +55,15 @@ def to_csv(every: Sequence[MethodResults]) -> str:
 
 def pairs_to_csv(every: Sequence[MethodResults]) -> str:
     """A line per ordered pair of methods with common seeds: how the first's distance differs."""
-    lines = [["method", "against", "n", "relative", "low", "high", "seeds_better"]]
+    lines = [
+        ["method", "against", "n", "relative", "low", "high", "low_t", "high_t", "seeds_better"]
+    ]
     for ours, theirs in permutations(every, 2):
         pair = Paired.of(ours.by_seed(), theirs.by_seed())
         if pair is None:
             continue
-        numbers = [pair.relative, *(pair.interval or (None, None))]
+        nothing = (None, None)
+        numbers = [pair.relative, *(pair.interval or nothing), *(pair.student or nothing)]
         ends = [ours.method.name, theirs.method.name, str(pair.num_seeds)]
         lines.append([*ends, *map(_cell, numbers), str(pair.wins)])
     return _written(lines)

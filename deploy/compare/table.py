@@ -60,9 +60,10 @@ _ANCHORS = {
 NOTES = (
     "Mean ± sample standard deviation over seeds; a seed sets the weights, who takes part, "
     f"the choices and the split of the data. Against {REFERENCE}: means over the seeds that "
-    "both methods have, and the 95% interval of a bootstrap over these seeds, in pairs (not with "
-    f"fewer than {LEAST_SEEDS}). With so few seeds such an interval is too narrow; in how many of "
-    "them the method has the lower distance stands beside it. Share of the gap: "
+    "both methods have, and 95% intervals over these seeds, in pairs (not with fewer than "
+    f"{LEAST_SEEDS}): by the bootstrap, which is too narrow with so few (five cover about 80%, "
+    "three about two thirds), and after t by Student's t of the ratios' logarithms; then in how "
+    "many of the seeds the method has the lower distance. Share of the gap: "
     f"({REFERENCE} - method) / ({REFERENCE} - {CEILING}). Ranks: 1 has the least distance. "
     "Parameters and MACs are those of the final network."
 )

@@ -22,7 +22,9 @@ IMAGES = torch.randint(0, 256, (8, 1, 4, 4), generator=generator("images")).to(t
 
 @pytest.fixture(autouse=True)
 def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_tried", {})
+    monkeypatch.setattr(precision, "_chosen", {})
+    # Else no network that a test can afford would be tried.
+    monkeypatch.setattr(precision, "_LEAST_WORK", 0.0)
 
 
 @pytest.fixture
@@ -42,11 +44,41 @@ def test_bf16_is_near_fp32_and_not_the_same() -> None:
 
 
 def test_a_processor_without_instructions_is_not_tried(
-    network: FlatUNet, monkeypatch: pytest.MonkeyPatch
+    network: FlatUNet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(precision, "has_bf16", lambda: False)
-    assert not arithmetic_for(network, "auto").bf16
-    assert precision._tried == {}
+    monkeypatch.setattr(precision, "_trial_s", None)
+    with caplog.at_level(logging.INFO):
+        assert not arithmetic_for(network, "auto").bf16
+    assert caplog.messages == ["training in fp32: this processor has no instructions for bf16"]
+
+
+def test_a_small_network_is_not_tried(
+    network: FlatUNet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "_trial_s", None)
+    monkeypatch.setattr(precision, "_LEAST_WORK", 16 * network.flat.numel() + 1)
+    with caplog.at_level(logging.INFO):
+        assert not arithmetic_for(network, "auto").bf16
+    assert caplog.messages == ["training in fp32: so small a network gains nothing by bf16"]
+    monkeypatch.setattr(precision, "_trial_s", lambda network, tried: 1.0 - tried.bf16)
+    monkeypatch.setattr(precision, "_chosen", {})
+    monkeypatch.setattr(precision, "_LEAST_WORK", 16 * network.flat.numel())
+    assert arithmetic_for(network, "auto").bf16
+
+
+def test_what_a_run_asks_for_is_said_once(
+    network: FlatUNet, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert arithmetic_for(network, "bf16").bf16
+        assert arithmetic_for(network, "bf16").bf16
+        assert not arithmetic_for(network, "fp32").bf16
+    assert caplog.messages == [
+        "training in bf16: as the run asks",
+        "training in fp32: as the run asks",
+    ]
 
 
 def test_a_trial_leaves_weights_gradient_and_random_state(
@@ -62,7 +94,7 @@ def test_a_trial_leaves_weights_gradient_and_random_state(
     assert torch.equal(torch.get_rng_state(), state)
     assert first.bf16 == again.bf16
     [said] = [r.getMessage() for r in caplog.records if r.name.endswith("precision")]
-    assert said.endswith("training in bf16" if first.bf16 else "training in fp32")
+    assert said.startswith(f"training in {'bf16' if first.bf16 else 'fp32'}: a step of 8 images")
 
 
 @pytest.mark.parametrize(("coarse_s", "chosen"), [(0.5, True), (0.95, False), (2.0, False)])

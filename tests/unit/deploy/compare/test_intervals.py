@@ -26,7 +26,17 @@ def test_an_interval_holds_what_redrawn_seeds_give() -> None:
     assert pair is not None
     # All seeds alike is drawn with 1 in 27, more often than the 2.5% that are left out.
     assert pair.interval == pytest.approx((-0.5, -0.1))
-    assert pair.text == "-30% [-50%, -10%], 3 of 3 seeds"
+    # Logarithms -0.6931, -0.3567, -0.1054: their mean is -0.3851, and Student's t for two degrees
+    # of freedom, 4.3027, times 0.2949 / sqrt(3) is 0.7327.
+    assert pair.student == pytest.approx((-0.6730, 0.4156), abs=1e-4)
+    assert pair.text == "-30% [-50%, -10%; t: -67%, +42%], 3 of 3 seeds"
+
+
+def test_ratios_without_a_logarithm_have_one_interval() -> None:
+    pair = Paired.of({0: 0.0, 1: 5.0, 2: 5.0}, {0: 10.0, 1: 10.0, 2: 10.0})
+    assert pair is not None
+    assert pair.student is None
+    assert pair.text == "-67% [-100%, -50%], 3 of 3 seeds"
 
 
 def test_pairs_are_drawn_together() -> None:
