@@ -45,7 +45,8 @@ headline)
     ;;
 sources)
     methods=fedavg,fedphd,fedphd_dense,fedphd_random,fedphd_published,fedphd_dense_random
-    methods=$methods,hierarchical_fedavg,centralised
+    methods=$methods,hierarchical_fedavg,fedavg_often,centralised
+    tuning="$tuning --methods-file $here/sources.toml"
     ;;
 ratios)
     methods=fedavg,fedphd,fedphd_os,fedphd_dense,fedphd_15,fedphd_os_15,fedphd_40,fedphd_os_40
