@@ -1,5 +1,5 @@
 #!/bin/sh
-# Photographs on two CPU cores: CIFAR-10 at 16x16, as docs/results/PROTOCOL.md says; about 3 hours.
+# Photographs on two CPU cores: CIFAR-10 at 16x16, as docs/results/PROTOCOL.md says; five to seven hours.
 #
 #   docs/results/cifar10-16.sh OUT [FILE.parquet] [flags of `fedphd compare`]
 #   docs/results/cifar10-16.sh runs/cifar10-16 cifar10/train.parquet

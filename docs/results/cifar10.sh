@@ -1,6 +1,7 @@
 #!/bin/sh
-# CIFAR-10 with the paper's U-Net (35.7 M parameters): FedAvg against FedPhD and FedPhD-OS, on the
-# paper's budget: 20 clients of two classes, 40% of them per round, 2 edges, 200 cloud rounds.
+# CIFAR-10 with the paper's U-Net (35.7 M parameters): FedAvg against FedPhD and FedPhD-OS at the
+# paper's local work: 20 clients of two classes, 40% of them per round, 2 edges; 200 cloud rounds are
+# our choice, since the authors' scripts differ. Nothing is tuned: all have the scripts' learning rate.
 #
 #   docs/results/cifar10.sh OUT [flags of `fedphd compare`]
 #   docs/results/cifar10.sh runs/cifar10 --seeds 0 --gpus 0.25

@@ -32,6 +32,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.links import Link
@@ -115,12 +117,13 @@ class Watch:
     """What the processes of a case take together, looked at often.
 
     Attributes:
-        gigabytes: the most memory that they held.
+        gigabytes: the most memory that all of them held.
+        server_gigabytes: the most that the server's held, its SuperLink and its ServerApp together.
     """
 
     def __init__(self, processes: Processes) -> None:
         self._processes, self._stop = processes, threading.Event()
-        self.gigabytes = 0.0
+        self.gigabytes = self.server_gigabytes = 0.0
         # CPU seconds of each process, also of one that has ended, and their sums over time.
         self._spent_s: dict[int, float] = {}
         self._sums: list[tuple[float, float]] = []
@@ -129,18 +132,21 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._stop.wait(1.0):
-            total = 0
+            total = servers = 0
             for pid in self._processes.running():
                 try:
                     text = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
                     stat = Path(f"/proc/{pid}/stat").read_text("ascii")
                 except OSError:
                     continue
-                total += next(int(x.split()[1]) for x in text.splitlines() if x[:4] == "Pss:")
+                kilobytes = next(int(x.split()[1]) for x in text.splitlines() if x[:4] == "Pss:")
+                total += kilobytes
+                servers += kilobytes if is_server(pid) else 0
                 # The fields after the name: utime and stime are the 14th and 15th of all.
                 user, system = stat.rpartition(")")[2].split()[11:13]
                 self._spent_s[pid] = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
             self.gigabytes = max(self.gigabytes, total / 1e6)
+            self.server_gigabytes = max(self.server_gigabytes, servers / 1e6)
             self._sums.append((time.time(), sum(self._spent_s.values())))
 
     def cpu_s(self, moment_s: float) -> float:
@@ -151,6 +157,16 @@ class Watch:
         """Stop looking."""
         self._stop.set()
         self._thread.join()
+
+
+def is_server(pid: int) -> bool:
+    """Whether a process is of the server: Flower's names for its parts, and this project's role."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except OSError:
+        return False
+    parts = {"flower-superlink", "flwr-serverapp", "flower-superexec", "cloud"}
+    return bool(parts & {Path(word).name for word in words})
 
 
 def stock(load: Load, flat: bool, links: Sequence[Link] = ()) -> Run:
@@ -296,6 +312,13 @@ def limits_s() -> dict[str, float]:
     return found
 
 
+def commit() -> str:
+    """The commit that is measured."""
+    command = ["git", "describe", "--always", "--dirty"]
+    told = subprocess.run(command, cwd=STOCK, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or "an unknown commit"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -306,10 +329,14 @@ def main() -> None:
     load = SMALL if arguments.small else LARGE
     names = arguments.only.split(",") if arguments.only else [case.name for case in cases()]
     print(f"{os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}, ")
-    print(f"fedphd {PACKAGE_VERSION}; {arguments.rounds} rounds after the first; 143 MB take:")
+    print(f"torch {torch.__version__}, fedphd {PACKAGE_VERSION} at {commit()}; ")
+    print(f"{arguments.rounds} rounds after the first; 143 MB take:")
     print(", ".join(f"{name} {seconds:.2f} s" for name, seconds in limits_s().items()), "\n")
-    print(f"| {load.title} | round, s (least, median, most) | of the first row | CPU s | GB |")
-    print("|---|---|---|---|---|", flush=True)
+    print(
+        f"| {load.title} | round, s (least, median, most) | of the first row | CPU s | GB | "
+        "server's GB |\n|---|---|---:|---:|---:|---:|",
+        flush=True,
+    )
     first = None
     for case in (case for case in cases(load) if case.name in names):
         with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
@@ -323,7 +350,8 @@ def main() -> None:
         spread = f"{min(seconds):.3g}, {middle:.3g}, {max(seconds):.3g}"
         ratio = f"{middle / first:.2f}"
         print(
-            f"| {case.title} | {spread} | {ratio} | {cpu_s:.3g} | {watch.gigabytes:.1f} |",
+            f"| {case.title} | {spread} | {ratio} | {cpu_s:.3g} | {watch.gigabytes:.1f} | "
+            f"{watch.server_gigabytes:.1f} |",
             flush=True,
         )
 
