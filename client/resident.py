@@ -195,10 +195,11 @@ class Resident:
         try:
             reply = self._app(message, Context(run_id, node_id, {}, RecordDict(), {}))
         except FedPhDError as error:
-            if message.metadata.message_type == TRAIN:
+            if message.metadata.message_type in (CHOOSE, TRAIN):
                 self._could_not = error
             raise
-        self._has_trained |= message.metadata.message_type == TRAIN
+        if message.metadata.message_type == TRAIN:
+            self._has_trained = True
         return reply
 
     def _hurry_others(self, address: str) -> None:

@@ -53,12 +53,19 @@ def numpy_generator(*parts: int | str) -> np.random.Generator:
 
 
 def sample_participants(
-    client_ids: Iterable[str], *, fraction: float, seed: int, interval: int, edge_round: int
+    client_ids: Iterable[str],
+    *,
+    fraction: float,
+    seed: int,
+    interval: int,
+    edge_round: int,
+    tries: int = 0,
 ) -> list[str]:
     """The clients that take part in an edge round, in the round's order.
 
     Every id is ranked by its own seed. So all edges get the same list, and where edges know
-    slightly different sets of clients, their lists differ only slightly too.
+    slightly different sets of clients, their lists differ only slightly too. An interval that comes
+    again after ``tries`` in vain draws others, where not all take part.
 
     Returns:
         ``fraction`` of the ids (repeats count once), halves rounded up, at least one; empty if
@@ -69,13 +76,17 @@ def sample_participants(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction = {fraction} is not in (0, 1]")
-    ranked = _ranked(frozenset(client_ids), seed, interval, edge_round)
+    tries = tries if fraction < 1 else 0
+    ranked = _ranked(frozenset(client_ids), seed, interval, edge_round, tries)
     # 0.29 * 50 is 14.499999999999998 in floating point, but stands for 14.5.
     return list(ranked[: max(1, math.floor(fraction * len(ranked) + 0.5 + 1e-9))])
 
 
 # The virtual edges of a process ask for the same.
 @lru_cache(maxsize=2)
-def _ranked(names: frozenset[str], seed: int, interval: int, edge_round: int) -> tuple[str, ...]:
-    use = ("participants", seed, interval, edge_round)
+def _ranked(
+    names: frozenset[str], seed: int, interval: int, edge_round: int, tries: int
+) -> tuple[str, ...]:
+    again = (tries,) if tries else ()
+    use: tuple[int | str, ...] = ("participants", seed, interval, edge_round, *again)
     return tuple(sorted(names, key=lambda name: (derive_seed(*use, name), name)))

@@ -120,6 +120,7 @@ class EdgeAverage(Strategy):
             seed=task.plan.seed,
             interval=task.interval,
             edge_round=server_round,
+            tries=task.tries,
         )
         self._questions.ask([peers[name] for name in sampled], round_, grid)
         round_.watch.lap("asking")

@@ -53,7 +53,8 @@ from fedphd.server.gathering import Wait, gather, start_wait
 from fedphd.server.pruning import count_costs
 from fedphd.server.report import Report
 from fedphd.server.statistics import collect_statistics
-from fedphd.server.strategy import FedPhD, IntervalStats, NobodyTrained, Stored
+from fedphd.server.stats import IntervalStats, NobodyTrained
+from fedphd.server.strategy import FedPhD, Stored
 from fedphd.server.tracking import Followed, Trackers
 
 logger = logging.getLogger(__name__)
@@ -168,7 +169,6 @@ class Cloud:
 
     def _train(self) -> None:
         """Run the intervals that are left; raises ParticipantsError where nobody trains."""
-        failing, tries = 0, 0
         while True:
             try:
                 self.strategy.start(
@@ -180,23 +180,24 @@ class Cloud:
                 )
                 return
             except NobodyTrained as error:
-                interval = error.stats.interval
-                failing, tries = interval, tries + 1 if interval == failing else 1
-                self._run_again(error, tries)
+                self._run_again(error)
 
-    def _run_again(self, error: NobodyTrained, tries: int) -> None:
+    def _run_again(self, error: NobodyTrained) -> None:
         """Prepare to run an interval once more in which no client trained."""
         interval, failures = error.stats.interval, error.stats.failures
         more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
         why = f"{error} ({'; '.join(failures[:3]) or 'no edge had one'}{more})"
         self.report.spent("waiting_for_participants", error.stats.seconds)
         self._wait_for_evaluation()
-        if tries == TRIES:
+        if error.tries == TRIES:
             raise ParticipantsError(
                 f"{why}, {TRIES} times in a row; mend what the log says about them, then start "
                 "the run again" + (" with --resume" if interval > 1 else "")
             )
-        self.report.message(f"{why}; it is run again")
+        # Those who failed are left alone for so long, and their edges would ask nobody.
+        pause_s = 0.0 if self.config.reproducible else self.config.waits.retry_s
+        self.report.message(f"{why}; it is run again" + (f" in {pause_s:g} s" if pause_s else ""))
+        time.sleep(pause_s)
         self.strategy.repeat(interval)
         if interval > 1:
             # Else a resumption might come to the number that this has now.

@@ -44,7 +44,7 @@ from fedphd.common.wire.messages import PACKAGE_VERSION
 from fedphd.common.wire.metrics import MetricValues
 from fedphd.common.wire.traffic import Traffic
 from fedphd.server.statistics import ClientStatistics
-from fedphd.server.strategy import IntervalStats
+from fedphd.server.stats import IntervalStats
 from fedphd.server.tracking import Trackers
 
 FLOAT_BYTES = 4
@@ -124,7 +124,7 @@ class Report:
         # Waits for evaluations between intervals come again, too.
         took_s = so_far.intervals_s + so_far.phases.get("waiting_for_evaluation", 0.0)
         ended = IntervalEnded(
-            **stats.model_dump(exclude={"metrics"}),
+            **stats.model_dump(exclude={"metrics", "failed_before"}),
             **stats.metrics.values(),
             sparse=sparse,
             intervals=intervals,
@@ -143,6 +143,7 @@ class Report:
         """Remember who was left out and has not trained yet, and what is known of the reason."""
         why = {name: text for name, _, text in (one.partition(": ") for one in stats.failures)}
         left_out = {name for edge in stats.edges.values() for one in edge.left_out for name in one}
+        left_out |= stats.failed_before
         failing = self._so_far.failing | {name: why.get(name, "") for name in left_out}
         self._so_far.failing = {
             name: text for name, text in failing.items() if name not in self._so_far.trained

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.errors import FailureKind, ReplyError
-from fedphd.common.history.events import EdgeFigures, IntervalFigures
+from fedphd.common.history.events import EdgeFigures
 from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
 from fedphd.common.robust import (
     FEWEST_NORMS,
@@ -39,20 +39,7 @@ from fedphd.server.broadcast import Broadcast
 from fedphd.server.ema import Ema
 from fedphd.server.pruning import prune_unet
 from fedphd.server.replies import EdgeUpdate, read_update
-
-
-class IntervalStats(IntervalFigures):
-    """An interval's figures; the validation loss is of the weights that it began with."""
-
-    metrics: TrainMetrics = TrainMetrics()
-
-
-class NobodyTrained(Exception):  # noqa: N818 - the interval is run again
-    """No client trained in an interval: there is nothing to average, and it does not count."""
-
-    def __init__(self, stats: IntervalStats) -> None:
-        super().__init__(f"no client trained in interval {stats.interval}")
-        self.stats = stats
+from fedphd.server.stats import IntervalStats, NobodyTrained
 
 
 @dataclass(frozen=True)
@@ -132,8 +119,8 @@ class FedPhD(Strategy):
         self._gather = gather
         self._asked: dict[int, str] = {}
         self._watch = Stopwatch()
-        # What is known of the tries of an interval in which nobody trained.
-        self._in_vain: IntervalStats | None = None
+        # The tries of the next interval in which nobody trained.
+        self._in_vain: list[IntervalStats] = []
         if stored:
             self._restore(stored)
         elif config.pruning.mode == "one_shot":
@@ -195,6 +182,7 @@ class FedPhD(Strategy):
         peers = self._roster.peers
         task = IntervalTask(
             interval=interval,
+            tries=len(self._in_vain),
             sparse=self.sparse(interval),
             num_edges=max(1, len(peers)),
             num_clients=self.num_clients,
@@ -231,7 +219,7 @@ class FedPhD(Strategy):
         Raises NobodyTrained, with everything as it was before the interval.
         """
         interval = self.done + server_round
-        stats, self._in_vain = self._in_vain or IntervalStats(interval=interval), None
+        stats = IntervalStats(interval=interval)
         trained: list[EdgeUpdate] = []
         weights = self.weights()
         answered: set[str] = set()
@@ -266,8 +254,10 @@ class FedPhD(Strategy):
         stats.phases = self._watch.phases
         stats.seconds = sum(stats.phases.values())
         if not trained:
-            self._in_vain = stats
-            raise NobodyTrained(stats)
+            self._in_vain.append(stats)
+            raise NobodyTrained(stats, len(self._in_vain))
+        stats.add_tries(self._in_vain)
+        self._in_vain = []
         self._on_interval(stats)
         if self._prunes_after(interval):
             self._prune(interval)

@@ -147,10 +147,12 @@ class IntervalTask(Payload):
 
     ``num_edges`` get an order for this interval. ``num_clients`` are known at the cloud: those of
     all edges. ``run_name`` names the run, and ``attempt`` says how often it was resumed: with a new
-    one, the intervals after ``resumed_from`` come again.
+    one, the intervals after ``resumed_from`` come again. No client trained in ``tries`` of this
+    interval before.
     """
 
     interval: int = Field(ge=1)
+    tries: int = Field(0, ge=0)
     sparse: bool
     num_edges: int = Field(ge=1)
     num_clients: int = Field(ge=1)

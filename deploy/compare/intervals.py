@@ -21,7 +21,8 @@ class Paired:
         num_seeds: that both have, at least 1.
         relative: mean of the method over mean of the other, minus 1.
         interval: of ``relative``, at 95%, by the bootstrap over seeds; None with fewer than three
-            seeds. With so few it is too narrow: five cover about 80%, three about two thirds.
+            seeds, or infinite distances. With so few seeds it is too narrow: five cover about 80%,
+            three about two thirds.
         student: the 95% interval by Student's t of the mean logarithm of the ratios, as a relative
             difference; where the logarithms are normal it covers 95% with any number of seeds.
         wins: seeds in which the method has the lower distance.
@@ -40,7 +41,7 @@ class Paired:
         a, b = (np.array([side[seed] for seed in seeds]) for side in (ours, theirs))
         if not seeds or not b.sum():
             return None
-        enough = len(seeds) >= LEAST_SEEDS
+        enough = len(seeds) >= LEAST_SEEDS and bool(np.isfinite([a, b]).all())
         interval = _bootstrap(a, b) if enough else None
         student = _student(a, b) if enough and min(*a, *b) > 0 else None
         return cls(len(seeds), float(_relative(a, b)), interval, student, int((a < b).sum()))

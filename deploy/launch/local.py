@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
+from typing import IO, Final
 
 from fedphd.common.config.links import HealthConfig
 from fedphd.common.config.roles import CloudConfig
@@ -34,6 +34,8 @@ FORWARD_S = 1.0
 POLL_S = 0.1
 # For Prometheus' file_sd_configs, in the run's folder.
 TARGETS = "prometheus-targets.json"
+# In the event of an interval that is done.
+_INTERVAL: Final = '"event": "interval"'
 
 
 @dataclass
@@ -83,6 +85,7 @@ class LocalCluster:
             )
         self._config, self._data, self._command, self._say = config, data, command, say
         self._run_dir, self._state, self._resumed = run_dir, state_of(run_dir), resumed
+        self._intervals_before = self._num_intervals()
         self._patience_s = {"cloud": stop_s, "edge": stop_s, "client": kill_s}
         self.roles: list[Role] = []
 
@@ -180,13 +183,25 @@ class LocalCluster:
                 self._say(f"{STOPPING}  {len(self.roles)} processes")
                 return Verdict(Interrupted.exit_code, "interrupted")
             for role in self.roles[1:]:
-                if (code := role.process.poll()) in (ConfigError.exit_code, StartError.exit_code):
+                code = role.process.poll()
+                if code in (ConfigError.exit_code, StartError.exit_code) and not self._has_begun():
                     return Verdict(code, f"{role.name} could not start{_why(role)}")
             time.sleep(POLL_S)
         verdict = read_verdict(self._run_dir / VERDICT)
         # A run without a verdict is not a success; a signal's code is negative.
         code = max(cloud.process.returncode, FedPhDError.exit_code)
         return verdict or Verdict(code, f"cloud ended; see {cloud.log}")
+
+    def _has_begun(self) -> bool:
+        """Whether an interval is done: who ends then with a code of its own has started before."""
+        return self._num_intervals() > self._intervals_before
+
+    def _num_intervals(self) -> int:
+        try:
+            text = (self._run_dir / EVENTS).read_text("utf-8", "replace")
+        except OSError:
+            return 0
+        return text.count(_INTERVAL)
 
     def finish(self, within_s: float) -> None:
         """Give edges and clients, who were told that the run is over, time to exit."""

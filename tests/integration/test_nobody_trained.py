@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import Message
 from support.clients import NUM_CLIENTS, clients
-from support.federation import TINY, Federation, one_at_a_time, run_simulated
+from support.federation import FIRST_CLIENT, TINY, Federation, one_at_a_time, run_simulated
 from support.memory import Handler
 
 from fedphd.common.errors import ParticipantsError
@@ -98,6 +98,37 @@ def test_a_run_without_trained_clients_ends_and_can_be_resumed(tmp_path: Path) -
     assert {task.attempt for task in mended.client_tasks()} == {3}
     federation(tmp_path / "undisturbed").run()
     assert torch.equal(final(mended.run_dir), final(tmp_path / "undisturbed" / "run"))
+
+
+def test_those_who_failed_may_be_asked_again_when_it_is_run_again(tmp_path: Path) -> None:
+    """Virtual edges speak also for clients that they leave alone for a while."""
+    asked: list[int] = []
+
+    def loses(task: TrainTask) -> bool:
+        asked.append(task.attempt)
+        return task.attempt == 0
+
+    grid = clients()
+    grid.nodes = {node_id: losing(answer, loses) for node_id, answer in grid.nodes.items()}
+    more = {"schedule.min_clients": NUM_CLIENTS, "schedule.intervals": 1, "waits.retry_s": 1.0}
+    run_simulated(grid, tmp_path, {**TINY, **more})
+    assert set(asked) == {0, 1}
+
+
+def test_a_client_that_always_fails_does_not_end_a_run_of_few_at_a_time(tmp_path: Path) -> None:
+    """Where it was the only one of its round, the next try asks others."""
+    broken = Federation(
+        tmp_path,
+        {**SETTINGS, "schedule.participation": 0.25, "schedule.intervals": 6,
+         "pruning.mode": "none"},
+    )  # fmt: skip
+    for grid in broken.edge_grids:
+        answer = grid.nodes[FIRST_CLIENT + 1]
+        grid.nodes[FIRST_CLIENT + 1] = one_at_a_time(losing(answer, lambda task: True))
+    assert broken.run().exit_code == 0
+    assert [event["interval"] for event in broken.events("interval")] == [*range(1, 7)]
+    assert [t for t in said(broken) if "it is run again" in t], said(broken)
+    assert [t for t in said(broken) if t.startswith("never trained: client-1 (")], said(broken)
 
 
 def test_simulated_clients_choose_anew(tmp_path: Path) -> None:

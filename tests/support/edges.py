@@ -28,7 +28,8 @@ from fedphd.common.wire.records import (
 from fedphd.common.wire.roster import Roster
 from fedphd.common.wire.traffic import Traffic
 from fedphd.edge.link import CloudLink
-from fedphd.server.strategy import FedPhD, IntervalStats
+from fedphd.server.stats import IntervalStats
+from fedphd.server.strategy import FedPhD
 
 
 def run_config(**sections: Any) -> FederationConfig:

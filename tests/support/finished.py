@@ -18,7 +18,7 @@ from fedphd.deploy.compare.methods import read_methods
 from fedphd.deploy.compare.plan import CommonSettings, Plan, PlannedRun, plan_run
 from fedphd.deploy.launch.runs import EVENTS, SIMULATION
 from fedphd.server.report import Report
-from fedphd.server.strategy import IntervalStats
+from fedphd.server.stats import IntervalStats
 from fedphd.server.tracking import Trackers
 
 ORIGIN = {"fedphd_version": "9.9", "commit": "abc123", "machine": "a test's"}

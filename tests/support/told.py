@@ -18,7 +18,7 @@ from fedphd.common.wire.metrics import Mean, TrainMetrics
 from fedphd.common.wire.traffic import Traffic
 from fedphd.deploy.launch.runs import CLIENTS, CONFIG, EVENTS, VERDICT
 from fedphd.server.report import Report
-from fedphd.server.strategy import IntervalStats
+from fedphd.server.stats import IntervalStats
 from fedphd.server.tracking import Trackers
 
 FINISHED = Verdict()

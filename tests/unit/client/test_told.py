@@ -128,6 +128,17 @@ def test_a_client_that_never_trained_ends_with_what_kept_it_from_that(path: Path
     assert client.run() == Verdict(0, "finished")
 
 
+def test_a_client_whose_labels_do_not_fit_says_so_at_the_end(path: Path) -> None:
+    config, stop = load_config(ClientConfig, path), threading.Event()
+    client = Resident(config, stop=stop)
+    answer = client.nodes[config.edges[0]]._answer
+    assert answer(Message(to_records(CHOICE), 2, CHOOSE)).has_error()
+    answer(Message(to_records(Finish(exit_code=0, message="finished")), 2, FINISH))
+    stop.set()
+    verdict = client.run()
+    assert (verdict.exit_code, "never trained: " in verdict.message) == (2, True)
+
+
 def test_a_state_that_cannot_be_read_is_told_without_its_place(
     path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

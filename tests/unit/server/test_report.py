@@ -24,7 +24,7 @@ from fedphd.common.wire.traffic import Traffic
 from fedphd.common.working import Steps, telling, tracked
 from fedphd.server.report import Report
 from fedphd.server.statistics import ClientStatistics
-from fedphd.server.strategy import IntervalStats
+from fedphd.server.stats import IntervalStats
 from fedphd.server.tracking import Followed, Trackers
 
 DENSE = Costs(parameters=10, macs=1000, encoder_macs=300)

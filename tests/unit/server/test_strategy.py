@@ -16,7 +16,7 @@ from fedphd.common.wire.records import (
     weights_record,
 )
 from fedphd.common.wire.traffic import Traffic
-from fedphd.server.strategy import NobodyTrained
+from fedphd.server.stats import NobodyTrained
 
 
 def test_average_by_size_and_homogeneity() -> None:

@@ -37,6 +37,9 @@ def test_ratios_without_a_logarithm_have_one_interval() -> None:
     assert pair is not None
     assert pair.student is None
     assert pair.text == "-67% [-100%, -50%], 3 of 3 seeds"
+    endless = Paired.of({0: 1.0, 1: 5.0, 2: float("inf")}, {0: 10.0, 1: 10.0, 2: 10.0})
+    assert endless is not None
+    assert (endless.interval, endless.student) == (None, None)
 
 
 def test_pairs_are_drawn_together() -> None:

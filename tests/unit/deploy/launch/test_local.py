@@ -16,6 +16,7 @@ from fedphd.common.errors import ConfigError
 from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.deploy.launch.local import LocalCluster, merge_events, run_local
 from fedphd.deploy.launch.processes import alive
+from fedphd.deploy.launch.runs import EVENTS
 
 KINDS: dict[str, type[CloudConfig | EdgeConfig | ClientConfig]] = {
     "cloud": CloudConfig,
@@ -196,6 +197,16 @@ def test_role_that_cannot_start_ends_the_run(shell: Cluster, code: int) -> None:
     verdict = waited(shell, f'case "$*" in *client-1.toml) exit {code};; esac; exec sleep 600')
     log = shell.run_dir / "logs" / "client-1.log"
     assert verdict == Verdict(code, f"client-1 could not start; see {log}")
+
+
+def test_who_ends_with_a_code_of_its_own_after_a_good_run_does_not_undo_it(shell: Cluster) -> None:
+    """Such as a client that never trained, before the cloud has ended."""
+    write_verdict(shell.run_dir / "verdict.json", Verdict(0, "finished"))
+    event = '{"time": 1.0, "role": "cloud", "node": "cloud", "event": "interval"}'
+    done = f"echo '{event}' >> {shell.run_dir / EVENTS}"
+    client = f'case "$*" in *client-1.toml) {done}; exit 2;; esac'
+    verdict = waited(shell, f'[ "$3" = cloud ] && {{ sleep 1; exit 0; }}; {client}; exec sleep 600')
+    assert verdict == Verdict(0, "finished")
 
 
 def test_the_reason_why_a_role_could_not_start_is_told(shell: Cluster) -> None:
