@@ -21,8 +21,8 @@ _TRIAL_IMAGES: Final = 8
 # The share of float32's time below which bfloat16 is worth its coarser sums.
 _WORTH: Final = 0.9
 # Weights times pixels of an image, about the multiplications of a forward pass. Networks of less,
-# as for the digits, gain nothing (tests/benchmarks/step.py), and a trial takes 20 MB of kernels.
-_LEAST_WORK: Final = 1e9
+# as for the digits, gain little (tests/benchmarks/step.py), and a trial takes 20 MB of kernels.
+_LEAST_WORK: Final = 1e8
 # Whether bfloat16 won, by what was asked for and the network's description; a process may play
 # many clients.
 _chosen: dict[str, bool] = {}
@@ -75,7 +75,7 @@ def _choice(network: FlatUNet, precision: Precision) -> tuple[bool, str]:
     if not has_bf16():
         return False, "this processor has no instructions for bf16"
     if network.flat.numel() * network.unet_config["image_size"] ** 2 < _LEAST_WORK:
-        return False, "so small a network gains nothing by bf16"
+        return False, "so small a network gains little by bf16"
     plain, coarse = (_trial_s(network, Arithmetic(device, bf16=bf16)) for bf16 in (False, True))
     why = f"a step of {_TRIAL_IMAGES} images takes {plain:.3g} s in fp32, {coarse:.3g} s in bf16"
     return coarse < _WORTH * plain, why
