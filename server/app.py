@@ -110,12 +110,9 @@ class Cloud:
             resumed=progress.reported if progress else None,
         )
         evaluation, model = self.config.evaluation, self.config.model
-        if of_whom := evaluation.reference and evaluation.reference.source:
-            self.report.message(f"prepares what it compares samples with: {of_whom}")
-        elif evaluation.reference_file:
-            self.report.message(
-                f"prepares what it compares samples with: {evaluation.reference_file}"
-            )
+        named = evaluation.reference.source if evaluation.reference else evaluation.reference_file
+        if named:
+            self.report.message(f"prepares what it compares samples with: {named}")
         with telling(self.report.working):
             reference = load_reference(
                 evaluation,

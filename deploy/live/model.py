@@ -182,9 +182,14 @@ class Federation:
         if event.role != "edge":
             self.ended, self.verdict = event.time, (event.exit_code, event.message)
             self.working = None
-            for edge in self.edges.values() if not stopped else ():
-                # It was told; the events of one on another machine are out of sight.
-                edge.state = "ended" if edge.state == "running" else edge.state
+            if not stopped:
+                self._end_edges()
+
+    def _end_edges(self) -> None:
+        """They were told; the events of those on other machines are out of sight."""
+        for edge in self.edges.values():
+            if edge.state == "running":
+                edge.state = "ended"
 
     def _peer(self, server: Server, event: kinds.PeerChanged) -> None:
         if event.role == "cloud":

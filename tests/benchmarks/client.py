@@ -53,12 +53,13 @@ class DigitsSite(Site):
 
 
 def joined_s(site: Site, name: str) -> float:
-    """When the edge knew a client, in seconds since 1970."""
-    while True:
+    """When the edge knew a client, in seconds since 1970; raises RuntimeError if that ended."""
+    while site.programs[name].process.poll() is None:
         for event in events(site.folder_of("edge-0") / "events.jsonl"):
             if event["event"] == "peer" and (event["peer"], event["change"]) == (name, "joined"):
                 return float(event["time"])
         time.sleep(0.1)
+    raise RuntimeError(site.programs[name].text)
 
 
 def kilobytes(program: Program, file: str, name: str) -> int:

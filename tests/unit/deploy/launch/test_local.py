@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.happened import interval
 from support.waiting import HANG_S, wait_until
 
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.config.text import parse_settings
 from fedphd.common.errors import ConfigError
-from fedphd.common.events import Verdict, read_verdict, write_verdict
+from fedphd.common.events import EventLog, Verdict, read_verdict, write_verdict
 from fedphd.deploy.launch.local import LocalCluster, merge_events, run_local
 from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.runs import EVENTS
@@ -202,8 +203,11 @@ def test_role_that_cannot_start_ends_the_run(shell: Cluster, code: int) -> None:
 def test_who_ends_with_a_code_of_its_own_after_a_good_run_does_not_undo_it(shell: Cluster) -> None:
     """Such as a client that never trained, before the cloud has ended."""
     write_verdict(shell.run_dir / "verdict.json", Verdict(0, "finished"))
-    event = '{"time": 1.0, "role": "cloud", "node": "cloud", "event": "interval"}'
-    done = f"echo '{event}' >> {shell.run_dir / EVENTS}"
+    # As a cloud writes it.
+    log = EventLog(shell.run_dir / "interval.jsonl", role="cloud", node="cloud")
+    log.write(interval(1.0, 1))
+    log.close()
+    done = f"cat {shell.run_dir}/interval.jsonl >> {shell.run_dir / EVENTS}"
     client = f'case "$*" in *client-1.toml) {done}; exit 2;; esac'
     verdict = waited(shell, f'[ "$3" = cloud ] && {{ sleep 1; exit 0; }}; {client}; exec sleep 600')
     assert verdict == Verdict(0, "finished")
