@@ -38,8 +38,9 @@ def test_loopback_is_reached_without_the_proxy(proxy: socket.socket) -> None:
     server.start()
     try:
         channel = open_channel(f"127.0.0.1:{port}", None)
-        grpc.channel_ready_future(channel).result(timeout=60)
-        channel.close()
+        with channel, pytest.raises(grpc.RpcError) as answered:
+            channel.unary_unary("/nobody/Serves")(b"", timeout=60, wait_for_ready=True)
+        assert answered.value.code() is grpc.StatusCode.UNIMPLEMENTED
     finally:
         server.stop(None).wait()
     proxy.setblocking(False)
@@ -48,10 +49,9 @@ def test_loopback_is_reached_without_the_proxy(proxy: socket.socket) -> None:
 
 
 def test_others_are_reached_through_the_proxy(proxy: socket.socket) -> None:
-    channel = open_channel("edge.example.org:9192", None)
-    ready = grpc.channel_ready_future(channel)
     proxy.settimeout(60)
-    with proxy.accept()[0] as asked:
-        assert asked.recv(200).startswith(b"CONNECT edge.example.org:9192 HTTP/1.1")
-    ready.cancel()
-    channel.close()
+    with open_channel("edge.example.org:9192", None) as channel:
+        call = channel.unary_unary("/nobody/Serves").future(b"", wait_for_ready=True)
+        with proxy.accept()[0] as asked:
+            assert asked.recv(200).startswith(b"CONNECT edge.example.org:9192 HTTP/1.1")
+        call.cancel()
