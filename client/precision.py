@@ -3,19 +3,17 @@
 import json
 import logging
 import time
-from collections.abc import Callable
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from fedphd.client.flat_unet import FlatUNet
-from fedphd.common.config.run import Precision
+from fedphd.common.config.evaluation import Precision
+from fedphd.common.unet.arithmetic import Arithmetic, has_bf16
+from fedphd.common.unet.model import PrunedUNet
 
 logger = logging.getLogger(__name__)
 
-# Instructions that multiply bfloat16; without them it is worked out in float32, and slower.
-_INSTRUCTIONS: Final = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 # Images in a step of the trial: enough to be of use, few enough for the largest networks.
 _TRIAL_IMAGES: Final = 8
 # The share of float32's time below which bfloat16 is worth its coarser sums.
@@ -26,28 +24,6 @@ _LEAST_WORK: Final = 1e8
 # Whether bfloat16 won, by what was asked for and the network's description; a process may play
 # many clients.
 _chosen: dict[str, bool] = {}
-
-
-class Arithmetic:
-    """Forward and backward passes of one network in float32 or, by autocast, in bfloat16.
-
-    Weights, gradients and the optimiser stay float32.
-    """
-
-    def __init__(self, device: torch.device, *, bf16: bool) -> None:
-        self.bf16 = bf16
-        self._device = device
-
-    def __call__(self) -> torch.autocast:
-        """The context of a forward pass."""
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.bf16)
-
-    def arranged(self, images: Tensor) -> Tensor:
-        """``images``, (B, C, H, W), as they lie best in memory."""
-        if self.bf16 and self._device.type == "cpu":
-            # What bfloat16's convolutions on CPUs are written for.
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
 
 
 def arithmetic_for(network: FlatUNet, precision: Precision) -> Arithmetic:
@@ -81,26 +57,36 @@ def _choice(network: FlatUNet, precision: Precision) -> tuple[bool, str]:
     return coarse < _WORTH * plain, why
 
 
-def has_bf16() -> bool:
-    """Whether this machine's processor has instructions for bfloat16."""
-    # torch before 2.9 does not tell.
-    told: Callable[[], dict[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
-    return any(told().get(name) for name in _INSTRUCTIONS)
-
-
 def _trial_s(network: FlatUNet, arithmetic: Arithmetic) -> float:
-    """Seconds of the faster of two steps, without the optimiser."""
-    config, times = network.unet_config, []
+    """Seconds of a step of the trial."""
+    return trial_s(network, arithmetic, network.unet, _TRIAL_IMAGES, steps=2)
+
+
+def trial_s(
+    network: FlatUNet, arithmetic: Arithmetic, unet: PrunedUNet, num_images: int, steps: int
+) -> float:
+    """Seconds of the fastest of ``steps`` steps, without the optimiser.
+
+    Weights, gradient and random state stay as they are.
+
+    Args:
+        unet: the network's, or one that computes the same with the same weights.
+    """
+    config, device, times = network.unet_config, network.flat.device, []
     size = config["image_size"]
-    images = torch.zeros(_TRIAL_IMAGES, config["channels"], size, size)
-    timesteps = torch.zeros(_TRIAL_IMAGES, dtype=torch.int64)
+    images = torch.zeros(num_images, config["channels"], size, size, device=device)
+    timesteps = torch.zeros(num_images, dtype=torch.int64, device=device)
+    labels = None if network.unet.no_label is None else timesteps
     network.unet.train()
-    with torch.random.fork_rng(devices=[]):
-        for _ in range(2):
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_cuda else []):
+        for _ in range(steps):
             started_s = time.perf_counter()
             with arithmetic():
-                predicted = network.unet(arithmetic.arranged(images), timesteps, return_dict=False)
+                predicted = unet(arithmetic.arranged(images), timesteps, labels, return_dict=False)
             predicted[0].float().square().mean().backward()
+            if on_cuda:
+                torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started_s)
     network.gradient.zero_()
     return min(times)

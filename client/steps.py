@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from fedphd.client.compiled import CompiledPasses
 from fedphd.client.flat_unet import FlatUNet
 from fedphd.client.objectives import Batch, EpsilonObjective, LocalMethod, Objective
-from fedphd.client.precision import Arithmetic
 from fedphd.client.readings import Readings
 from fedphd.common.config.run import TrainingConfig
 from fedphd.common.data.images import ImageSet, to_model_range
+from fedphd.common.unet.arithmetic import Arithmetic
 from fedphd.common.unet.groups import GroupPenalty
 
 # Without gradients more images fit than in a training step.
@@ -32,6 +33,7 @@ class LocalRound:
     penalty: GroupPenalty | None
     sparsity_lambda: float
     arithmetic: Arithmetic
+    compiled: CompiledPasses | None
     rng: torch.Generator
     readings: Readings
 
@@ -43,8 +45,11 @@ class LocalRound:
         """
         batch = self._draw(data)
         self.network.gradient.zero_()
+        unet = self.network.unet
+        if self.compiled is not None:
+            unet = self.compiled.chosen(unet, len(batch.noisy))
         with self.arithmetic():
-            loss, term = self.method.losses(self.objective, self.network.unet, batch)
+            loss, term = self.method.losses(self.objective, unet, batch)
         total, nothing = loss if term is None else loss + term, loss.new_zeros(())
         penalty = nothing
         if self.penalty is not None:

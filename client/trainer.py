@@ -1,6 +1,7 @@
 """Local training of the U-Net on one client's images."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +10,18 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
+from fedphd.client.compiled import compiled_passes
 from fedphd.client.flat_unet import FlatUNet, UNetCache
 from fedphd.client.local_state import MOMENTS, OWN_WEIGHTS, VARIATE, LocalState
 from fedphd.client.objectives import EpsilonObjective, Objective, local_method
-from fedphd.client.precision import Arithmetic, arithmetic_for
+from fedphd.client.precision import arithmetic_for
 from fedphd.client.readings import Readings
 from fedphd.client.steps import LocalRound, batches, validation_loss
 from fedphd.common.config.run import TrainingConfig
 from fedphd.common.data.images import ImageSet
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.rng import derive_seed, generator
+from fedphd.common.unet.arithmetic import Arithmetic
 from fedphd.common.unet.groups import Cut
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import (
@@ -119,6 +122,8 @@ class Trainer:
         arithmetic = arithmetic_for(network, task.training.precision)
         validated = self._validated(network, data.held_out, scheduler, task.seed, arithmetic)
         round_ = self._round(task, network, scheduler, variate, arithmetic)
+        if round_.compiled is not None:
+            round_.compiled.compile_if_due(network)
         with seeded(self.device, derive_seed("dropout", *self._draws(task))):
             steps = self._run(round_, data.train)
         change = self._packed_change(round_.method.finish(self._state), network.layout, task)
@@ -159,6 +164,7 @@ class Trainer:
             penalty=network.penalty if task.sparsity_lambda else None,
             sparsity_lambda=task.sparsity_lambda,
             arithmetic=arithmetic,
+            compiled=compiled_passes(network, arithmetic, task),
             rng=generator("train", *self._draws(task)),
             readings=Readings(whose, task.training, self.device),
         )  # fmt: skip
@@ -201,11 +207,16 @@ class Trainer:
     def _run(self, round_: LocalRound, data: ImageSet) -> list[dict[str, float]]:
         """All steps of a round; their values by name."""
         round_.network.unet.train()
+        started_s = time.perf_counter()
         try:
             for indices in batches(len(data), round_.training, round_.rng):
                 round_.step(data.subset(indices), self._steps)
                 self._steps += 1
-            return round_.readings.read()
+            read = round_.readings.read()
+            if round_.compiled is not None:
+                # Not before they are read, which waits for what a GPU still has to do.
+                round_.compiled.trained(time.perf_counter() - started_s)
+            return read
         except FedPhDError:
             # The moments have seen what is not finite, or half of a round.
             self._state.drop(*MOMENTS)

@@ -241,7 +241,7 @@ class Cloud:
 
     def _evaluator(self, reference: Reference | None) -> Evaluator:
         config = self.config
-        return Evaluator(config.evaluation, reference, self.device, config.told_classes)
+        return Evaluator(config.measuring, reference, self.device, config.told_classes)
 
     def _on_interval(self, stats: IntervalStats) -> None:
         # Only here: the evaluation of the interval before had the whole of this one.

@@ -7,6 +7,8 @@ from pydantic import field_validator, model_validator
 from fedphd.common.config.data import DataConfig, Section, setting
 from fedphd.common.config.paths import UserPath
 
+Precision = Literal["auto", "fp32", "bf16"]
+
 
 class EvaluationConfig(Section):
     """Samples and distances computed at the cloud."""
@@ -15,6 +17,11 @@ class EvaluationConfig(Section):
     num_samples: int = setting(512, "generated images per distance", ge=2)
     sampling_steps: int = setting(50, "DDIM steps (arXiv:2010.02502)", ge=1)
     batch_size: int = setting(256, "images sampled at a time", ge=1)
+    precision: Precision = setting(
+        "auto",
+        "arithmetic in which samples are drawn; auto: bf16 on CUDA, fp32 elsewhere and where "
+        "reproducible = true",
+    )
     grid_rows: int = setting(8, "rows and columns of samples.png", ge=1, le=32)
     guidance: float = setting(
         1.0,

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from fedphd.common.config.averages import AggregationConfig, EmaConfig
 from fedphd.common.config.data import Section, setting
-from fedphd.common.config.evaluation import EvaluationConfig
+from fedphd.common.config.evaluation import EvaluationConfig, Precision
 from fedphd.common.config.waits import WaitConfig
 from fedphd.common.config.widths import (
     check_first_width,
@@ -25,8 +25,6 @@ from fedphd.common.config.wire import WireConfig
 SelectionPolicy = Literal[
     "homogeneity", "best_homogeneity", "balanced", "min_kl", "random", "static"
 ]
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 # The name in reports of the only features in which a Frechet distance is a FID.
 INCEPTION: Final = "inception-v3"
@@ -138,6 +136,11 @@ class TrainingConfig(Section):
         "auto",
         "arithmetic of the network; bf16: by autocast, weights stay fp32; auto: bf16 on CUDA and "
         "where a CPU is faster with it, fp32 elsewhere and where reproducible = true",
+    )
+    compile: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "compile the network's passes by torch.compile; auto: on CUDA, once its steps would have "
+        "gained what that takes; always: at once; never where reproducible = true, or with moon",
     )
     optimizer_state: Literal["keep", "fresh"] = setting(
         "keep", "keep each client's moments across rounds, or start afresh"
@@ -294,9 +297,18 @@ class FederationConfig(Section):
     @property
     def local_training(self) -> TrainingConfig:
         """``training`` as clients get it: a reproducible run leaves nothing to a trial."""
-        if self.reproducible and self.training.precision == "auto":
-            return self.training.model_copy(update={"precision": "fp32"})
-        return self.training
+        if not self.reproducible:
+            return self.training
+        precision = self.training.precision
+        exact = {"precision": "fp32" if precision == "auto" else precision, "compile": "never"}
+        return self.training.model_copy(update=exact)
+
+    @property
+    def measuring(self) -> EvaluationConfig:
+        """``evaluation`` as it is done: a reproducible run's samples do not depend on a device."""
+        if self.reproducible and self.evaluation.precision == "auto":
+            return self.evaluation.model_copy(update={"precision": "fp32"})
+        return self.evaluation
 
     @property
     def told_classes(self) -> tuple[float, ...] | None:

@@ -88,6 +88,12 @@ class Evaluator:
         num = min(self.config.num_samples, self.config.grid_rows**2)
         return self._sample(unet, scheduler, num)
 
+    @property
+    def bf16(self) -> bool:
+        """Whether samples are drawn in bfloat16."""
+        precision = self.config.precision
+        return precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
+
     @cached_property
     def labels(self) -> Tensor | None:
         """Classes of the samples, (num_samples,), int64; None where the network knows none."""
@@ -137,7 +143,7 @@ class Evaluator:
         return Protocol(
             features=reference.extractor.spec.name if reference else NO_FEATURES,
             num_samples=config.num_samples,
-            sampler=SAMPLER,
+            sampler=f"{SAMPLER}, network in bf16" if self.bf16 else SAMPLER,
             sampling_steps=config.sampling_steps,
             seed=config.seed,
             num_reference_images=reference.statistics.count if reference else 0,
@@ -179,6 +185,7 @@ class Evaluator:
             device=self.device,
             labels=self.labels,
             guidance=config.guidance,
+            bf16=self.bf16,
         )
 
     def _features(self, extractor: Extractor, images: Tensor) -> Tensor:

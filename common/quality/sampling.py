@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.common.files import replaced
 from fedphd.common.rng import generator
+from fedphd.common.unet.arithmetic import Arithmetic
 from fedphd.common.unet.model import PrunedUNet, UNet2DModel, UNet2DOutput
 from fedphd.common.working import Steps
 
@@ -53,6 +54,7 @@ def sample_images(
     device: torch.device,
     labels: Tensor | None = None,
     guidance: float = 1.0,
+    bf16: bool = False,
 ) -> Tensor:
     """Generate images by deterministic DDIM (eta = 0; Eq. 12 of arXiv:2010.02502).
 
@@ -66,6 +68,7 @@ def sample_images(
         steps: DDIM steps, at most the scheduler's.
         labels: classes of the images, (num,), int64, that a class-conditional network is told.
         guidance: how far away from what it predicts without them; 1: it is told, and no more.
+        bf16: the network predicts in bfloat16; all else is float32.
 
     Raises:
         ConfigError: ``steps`` exceeds the diffusion steps.
@@ -95,6 +98,8 @@ def sample_images(
             told = local
             if labels is not None:
                 told = _Told(local, labels[indices.start : indices.stop].to(device), guidance)
+            if bf16:
+                told = _InBf16(told)
             pipeline: Any = _Pipeline(told, sampler)
             pipeline.steps = counted
             batches.append(_sample_batch(pipeline, indices, steps, seed))
@@ -127,6 +132,22 @@ class _Told(nn.Module):
         without, told = both.chunk(2)
         # Eq. 6 of arXiv:2207.12598 with 1 + w = guidance, as diffusers' pipelines have it.
         return UNet2DOutput(sample=without + self._guidance * (told - without))
+
+
+class _InBf16(nn.Module):
+    """A network as a pipeline calls it, which predicts in bfloat16 and answers in float32."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self._unet, self._arithmetic = unet, Arithmetic(unet.device, bf16=True)
+        # What pipelines ask a network for.
+        self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
+        """The predicted noise, (B, C, H, W)."""
+        with self._arithmetic():
+            predicted = self._unet(self._arithmetic.arranged(sample), timestep).sample
+        return UNet2DOutput(sample=predicted.float())
 
 
 def spread_labels(num: int, distribution: Sequence[float]) -> Tensor:

@@ -90,5 +90,5 @@ class StoredRun:
                 "data set or a statistics file by --reference"
             )
         classes = config.told_classes
-        evaluator = Evaluator(config.evaluation, reference, device, classes)
+        evaluator = Evaluator(config.measuring, reference, device, classes)
         return evaluator.evaluate(self.unet, self.scheduler)

@@ -17,7 +17,7 @@ from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload, Shown
 from fedphd.common.wire.traffic import Traffic
 
-PROTOCOL: Final = 7
+PROTOCOL: Final = 8
 PACKAGE_VERSION: Final = version("fedphd")
 
 HELLO: Final = "query.hello"

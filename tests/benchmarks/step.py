@@ -6,7 +6,7 @@ it reads the weights, draws by seeds, measures, keeps the moments. In the sparse
 sparsity term besides, which the plain loop does not have. Turn by turn in one process, since times
 drift on a shared machine: the ratios are what to look at.
 
-    python tests/benchmarks/step.py                      # about 4 minutes
+    python tests/benchmarks/step.py                      # about 6 minutes
     python tests/benchmarks/step.py --presets digits --turns 9
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import itertools
+import logging
 import os
 import platform
 import sys
@@ -29,9 +30,9 @@ from diffusers import UNet2DModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.training import of_one_class, train_task
 
-from fedphd.client.precision import has_bf16
 from fedphd.client.trainer import ClientImages, Trainer
 from fedphd.common.config.roles import CloudConfig, load_config
+from fedphd.common.unet.arithmetic import has_bf16
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.model import build_scheduler, build_unet
 
@@ -69,16 +70,22 @@ def plain(config: CloudConfig, images: torch.Tensor, batch: int, steps: int) -> 
 
 
 def ours(
-    config: CloudConfig, images: torch.Tensor, batch: int, steps: int, *, sparse: bool, bf16: bool
+    config: CloudConfig,
+    images: torch.Tensor,
+    batch: int,
+    steps: int,
+    *,
+    sparse: bool = False,
+    **changes: str,
 ) -> Callable[[], None]:
-    """A turn of a client's edge round."""
+    """A turn of a client's edge round; ``changes`` of its training."""
     unet = build_unet(config.model, seed=0)
     weights = TensorLayout.of(unet.state_dict()).pack(unet.state_dict())
     trainer, rounds = Trainer(client_id="client-0", device="cpu"), itertools.count(1)
     training = config.training.model_copy(
         update={
             "local_unit": "steps", "local_amount": steps, "batch_size": batch,
-            "precision": "bf16" if bf16 else "fp32",
+            "precision": "fp32", **changes,
         },
     )  # fmt: skip
     pixels = ((images + 1) * 127.5).round().to(torch.uint8)
@@ -106,9 +113,15 @@ def main() -> None:
         f"one of {os.cpu_count()} cores of {platform.machine()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}; median of {arguments.turns} turns"
     )
+    # Whether compiled code is used, and what compiling took.
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("fedphd.client.compiled").setLevel(logging.INFO)
     print("bf16 instructions:", "yes" if has_bf16() else "no", "\n")
-    print("| network, batch | plain, s per step | fp32 | fp32, sparse phase | bf16 |")
-    print("|---|---:|---:|---:|---:|", flush=True)
+    print(
+        "| network, batch | plain, s per step | fp32 | fp32, sparse phase | bf16 | fp32, compiled "
+        "| bf16, compiled |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     for name in arguments.presets.split(","):
         config = load_config(CloudConfig, None, {"preset": name, "evaluation.reference": None})
         model, steps = config.model, STEPS[name]
@@ -117,12 +130,14 @@ def main() -> None:
         images = torch.rand(IMAGES, model.channels, model.image_size, model.image_size) * 2 - 1
         turns = [
             plain(config, images, batch, steps),
-            ours(config, images, batch, steps, sparse=False, bf16=False),
-            ours(config, images, batch, steps, sparse=True, bf16=False),
-            ours(config, images, batch, steps, sparse=False, bf16=True),
+            ours(config, images, batch, steps),
+            ours(config, images, batch, steps, sparse=True),
+            ours(config, images, batch, steps, precision="bf16"),
+            ours(config, images, batch, steps, compile="always"),
+            ours(config, images, batch, steps, precision="bf16", compile="always"),
         ]
         seconds: list[list[float]] = [[] for _ in turns]
-        # The first turn also allocates.
+        # The first turn also allocates, and compiles.
         for number in range(arguments.turns + 1):
             for turn, found in zip(turns, seconds, strict=True):
                 started_s = time.perf_counter()

@@ -57,7 +57,7 @@ def test_a_server_of_another_protocol_is_named(
     assert caplog.messages == []
     runtime.hello(Hello(asking="edge-0", protocol=9, version="7.0"))
     [line] = caplog.messages
-    assert line.startswith("edge-0 speaks protocol 9 (fedphd 7.0); this is protocol 7")
+    assert line.startswith("edge-0 speaks protocol 9 (fedphd 7.0); this is protocol 8")
 
 
 def test_hello_gives_the_number_of_images(runtime: ClientRuntime) -> None:

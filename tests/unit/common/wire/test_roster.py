@@ -217,7 +217,7 @@ def test_peer_that_comes_back_is_not_left_alone_any_more() -> None:
         (introduces("cloud-7", 0, kind="edge"),
          "cloud-7 joins as edge; expected client"),
         (introduces("a", protocol=9, version="7.0"),
-         "client a speaks protocol 9 (fedphd 7.0); this is protocol 7 (fedphd "),
+         "client a speaks protocol 9 (fedphd 7.0); this is protocol 8 (fedphd "),
         (introduces("a", protocol=9), "): install the same version on every machine"),
         (introduces("a", 0), "a claims 0 images; 1 to 100 (schedule.max_client_samples)"),
         (introduces("a", 101), "a claims 101 images; 1 to 100"),
@@ -249,7 +249,7 @@ def test_a_version_that_says_more_is_told_apart_by_its_protocol() -> None:
     world.roster.refresh()
     [(_, change, reason)] = world.changes
     assert change == "refused"
-    assert reason.startswith("client a speaks protocol 9 (fedphd 7.0); this is protocol 7")
+    assert reason.startswith("client a speaks protocol 9 (fedphd 7.0); this is protocol 8")
 
 
 @pytest.mark.parametrize("count", [0, -5, 101, 10**400])
