@@ -6,6 +6,7 @@ interval it is, and the one from before that interval is kept beside it.
 
 import json
 import logging
+import math
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -52,8 +53,8 @@ class Order(Protocol):
         """How often that was resumed."""
 
     @property
-    def resumed_from(self) -> int:
-        """After how many intervals it goes on in this attempt."""
+    def resumed(self) -> tuple[int, ...]:
+        """After how many intervals it went on each time."""
 
     @property
     def interval(self) -> int:
@@ -66,6 +67,14 @@ class Origin(NamedTuple):
     run_name: str
     attempt: int
     interval: int
+
+
+def _kept_after(task: Order, attempt: int) -> float:
+    """The last interval whose work in ``attempt`` of the task's run counts in the task's own."""
+    if attempt == task.attempt:
+        return math.inf
+    # Of a later attempt than the task's where an older copy of the run's folder was put back.
+    return min(task.resumed[min(attempt, task.attempt - 1) :], default=0)
 
 
 class StateStore(ABC):
@@ -98,7 +107,7 @@ class StateStore(ABC):
         self._becomes_former = False
         if origin is None or origin.run_name != task.run_name:
             lasting.load_state_dict({})
-        elif origin.attempt != task.attempt and origin.interval > task.resumed_from:
+        elif origin.interval > _kept_after(task, origin.attempt):
             lasting.load_state_dict(self._former_of(lasting.whose, task) or {})
         else:
             self._becomes_former = origin.interval < task.interval
@@ -126,10 +135,11 @@ class StateStore(ABC):
         origin = _origin(former)
         if origin is None or origin.run_name != task.run_name:
             return None
-        if origin.interval > task.resumed_from:
+        after = _kept_after(task, origin.attempt)
+        if origin.interval > after:
             logger.warning(
                 "%s: the run goes on after interval %d, but the state that is kept has seen "
-                "interval %d", whose, task.resumed_from, origin.interval,
+                "interval %d", whose, after, origin.interval,
             )  # fmt: skip
         return former
 

@@ -173,8 +173,7 @@ class EdgeAverage(Strategy):
             reply_codec=plan.codecs.client_up,
             seed=plan.seed,
             run_name=task.run_name,
-            attempt=task.attempt,
-            resumed_from=task.resumed_from,
+            resumed=task.resumed,
         )
 
     def aggregate_train(

@@ -321,7 +321,7 @@ class Cloud:
             ema_steps=self.strategy.ema.steps,
             config=self.config.federation().model_dump(mode="json"),
             run=self.strategy.run_name,
-            attempt=self.strategy.attempt,
+            resumed=self.strategy.resumed,
             num_clients=self.strategy.num_clients or None,
             events=self.events.count,
             elapsed_s=self._elapsed(),
@@ -336,7 +336,7 @@ def stored_state(checkpoint: Path, progress: Progress) -> Stored:
     extras = load_extras(checkpoint)
     return Stored(
         interval=progress.interval,
-        attempt=progress.attempt,
+        resumed=progress.resumed,
         unet=unet.train(),
         ema_state=averaged.state_dict(),
         ema_steps=progress.ema_steps,

@@ -46,13 +46,13 @@ from fedphd.server.stats import IntervalStats, NobodyTrained
 class Stored:
     """What a strategy goes on from: the state after ``interval`` intervals.
 
-    ``attempt`` counts the run's resumptions, this one among them. ``cut`` is JSON text, ``variate``
-    and what edges hold, ``held``, (numel,), float32; they are None where there is none. The variate
-    is a mean over ``num_clients``.
+    ``resumed`` has the run's resumptions as in ``IntervalTask``, this one among them. ``cut`` is
+    JSON text, ``variate`` and what edges hold, ``held``, (numel,), float32; they are None where
+    there is none. The variate is a mean over ``num_clients``.
     """
 
     interval: int
-    attempt: int
+    resumed: tuple[int, ...]
     unet: PrunedUNet
     ema_state: Mapping[str, torch.Tensor]
     ema_steps: float
@@ -97,7 +97,7 @@ class FedPhD(Strategy):
     ) -> None:
         self.config = config
         self.run_name = run_name
-        self.attempt = stored.attempt if stored else 0
+        self.resumed = stored.resumed if stored else ()
         # Intervals that were finished before this process.
         self.done = stored.interval if stored else 0
         self.unet = unet
@@ -140,7 +140,7 @@ class FedPhD(Strategy):
     def repeat(self, interval: int) -> None:
         """Make ``interval`` the next one, as in a resumed run: whoever worked in it goes back."""
         self.done = interval - 1
-        self.attempt += 1
+        self.resumed += (self.done,)
 
     @property
     def layout(self) -> TensorLayout:
@@ -190,8 +190,7 @@ class FedPhD(Strategy):
             cut=self.cut.to_json() if self.cut else None,
             digest=link.digest,
             run_name=self.run_name,
-            attempt=self.attempt,
-            resumed_from=self.done,
+            resumed=self.resumed,
             plan=self.config,
         )
         variate = None

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fedphd.common.config.roles import explain
 from fedphd.common.errors import ConfigError
@@ -45,7 +45,8 @@ class Progress(BaseModel):
     Attributes:
         interval: number of finished intervals, of ``intervals``.
         run: name of the run, drawn once; clients keep their state under it.
-        attempt: how often the run has been resumed, also where that came to no interval.
+        resumed: of each time that the run was resumed, after how many intervals it went on; also
+            where that came to no interval.
         events: events of the cloud by then; later ones in the log are of work that was lost, but
             for those of ``reported.evaluations``, which come beside the next interval.
         elapsed_s: wall time of all processes so far.
@@ -57,11 +58,20 @@ class Progress(BaseModel):
     ema_steps: float
     config: dict[str, Any]
     run: str
-    attempt: int
+    resumed: tuple[int, ...]
     events: int
     elapsed_s: float
     reported: Reported
     num_clients: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counted_only(cls, state: Any) -> Any:
+        """Older checkpoints say only how often the run was resumed."""
+        if not isinstance(state, dict) or "resumed" in state or "attempt" not in state:
+            return state
+        times = [state.get("interval", 0)] * int(state["attempt"])
+        return {**state, "resumed": times}
 
     @classmethod
     def read(cls, checkpoint: Path) -> Self:
@@ -82,9 +92,9 @@ class Progress(BaseModel):
 
         Raises FedPhDError if it cannot be written.
         """
-        self.attempt += 1
+        self.resumed += (self.interval,)
         update_state(checkpoint, self.model_dump(mode="json"))
         for past in kept_checkpoints(checkpoint):
             # One that is damaged is of no use to anybody.
             with suppress(ConfigError):
-                update_state(past, read_state(past) | {"attempt": self.attempt})
+                update_state(past, read_state(past) | {"resumed": self.resumed})

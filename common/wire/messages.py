@@ -96,13 +96,17 @@ def _in_order(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 SomeParts = Annotated[tuple[Part, ...], AfterValidator(_in_order)]
 
 
+# Of each time that a run was resumed, after how many intervals it went on.
+Resumed = tuple[Annotated[int, Field(ge=0)], ...]
+
+
 class TrainTask(Payload):
     """Edge to client: train these weights on your data for one edge round.
 
     ``parts`` of the U-Net come with it, ``send`` are to go back. What does not come starts from
     what the client has, or from the seeded weights of ``initial``, the U-Net before pruning.
     The weights come as ``codec`` packed them, and go back as ``reply_codec`` does, on top of those
-    that came. ``run_name``, ``attempt`` and ``resumed_from`` are as in ``IntervalTask``.
+    that came. ``run_name`` and ``resumed`` are as in ``IntervalTask``.
     """
 
     edge_id: str
@@ -122,8 +126,12 @@ class TrainTask(Payload):
     reply_codec: CodecName = "fp32"
     seed: int = Field(ge=0)
     run_name: str = Field("", max_length=64)
-    attempt: int = Field(0, ge=0)
-    resumed_from: int = Field(0, ge=0)
+    resumed: Resumed = ()
+
+    @property
+    def attempt(self) -> int:
+        """How often the run was resumed."""
+        return len(self.resumed)
 
 
 class TrainReply(Payload):
@@ -146,8 +154,8 @@ class IntervalTask(Payload):
     to those with ``digest``, which the edge holds from then on; None: it need not.
 
     ``num_edges`` get an order for this interval. ``num_clients`` are known at the cloud: those of
-    all edges. ``run_name`` names the run, and ``attempt`` says how often it was resumed: with a new
-    one, the intervals after ``resumed_from`` come again. No client trained in ``tries`` of this
+    all edges. ``run_name`` names the run, ``resumed`` says after which interval it went on each
+    time that it was resumed: those after it came again. No client trained in ``tries`` of this
     interval before.
     """
 
@@ -161,9 +169,13 @@ class IntervalTask(Payload):
     base: Digest | None = None
     digest: Digest | None = None
     run_name: str = Field("", max_length=64)
-    attempt: int = Field(0, ge=0)
-    resumed_from: int = Field(0, ge=0)
+    resumed: Resumed = ()
     plan: run.FederationConfig
+
+    @property
+    def attempt(self) -> int:
+        """How often the run was resumed."""
+        return len(self.resumed)
 
 
 class RoundMembers(Payload):

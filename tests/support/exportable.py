@@ -88,7 +88,7 @@ def write_exportable(
         ema_steps=40.0,
         config=config.federation().model_dump(mode="json"),
         run="r",
-        attempt=0,
+        resumed=(),
         events=0,
         elapsed_s=61.0,
         reported=Reported(

@@ -24,12 +24,9 @@ LAYOUT = TensorLayout(("weight",), ((3,),))
 SMALL = ModelConfig(block_out_channels=(8, 8), attention_head_dim=8, norm_num_groups=4)
 
 
-def task(
-    interval: int = 1, *, run: str = "a", attempt: int = 0, resumed_from: int | None = None
-) -> TrainTask:
-    """``resumed_from`` is the interval before this one, where nothing else is said."""
-    after = interval - 1 if resumed_from is None else resumed_from
-    names = {"run_name": run, "attempt": attempt, "resumed_from": after if attempt else 0}
+def task(interval: int = 1, *resumed: int, run: str = "a") -> TrainTask:
+    """An order of a run that went on after those intervals when it was resumed."""
+    names = {"run_name": run, "resumed": resumed}
     return train_task(SMALL, interval=interval, training=TrainingConfig(), **names)
 
 
@@ -83,29 +80,46 @@ def test_a_client_of_another_run_starts_afresh(kind: str, tmp_path: Path) -> Non
 
 
 def test_intervals_that_come_again_start_from_the_state_before_them(tmp_path: Path) -> None:
-    def round_of(interval: int, attempt: int = 0) -> int:
-        return take_round(place("file", RecordDict(), tmp_path), task(interval, attempt=attempt))
+    def round_of(interval: int, *resumed: int) -> int:
+        return take_round(place("file", RecordDict(), tmp_path), task(interval, *resumed))
 
     assert [round_of(1), round_of(1), round_of(2), round_of(2)] == [0, 1, 2, 3]
     # The run was killed within interval 2: two steps were taken before it.
     assert [round_of(2, 1), round_of(2, 1)] == [2, 3]
     # And again, and then after interval 2, which does not come a third time.
-    assert [round_of(2, 2), round_of(2, 2), round_of(3, 3)] == [2, 3, 4]
-    assert round_of(3, 4) == 4
+    assert [round_of(2, 1, 1), round_of(2, 1, 1), round_of(3, 1, 1, 2)] == [2, 3, 4]
+    assert round_of(3, 1, 1, 2, 2) == 4
 
 
 def test_who_was_away_when_an_interval_came_again_does_not_go_on_from_its_lost_work(
     tmp_path: Path,
 ) -> None:
-    def round_of(interval: int, attempt: int = 0, resumed_from: int | None = None) -> int:
-        order = task(interval, attempt=attempt, resumed_from=resumed_from)
-        return take_round(place("file", RecordDict(), tmp_path), order)
+    def round_of(interval: int, *resumed: int) -> int:
+        return take_round(place("file", RecordDict(), tmp_path), task(interval, *resumed))
 
     assert [round_of(1), round_of(2)] == [0, 1]
     # Interval 2 was lost, and came again while this client was away.
-    assert [round_of(3, 1, 1), round_of(4, 1, 1)] == [1, 2]
+    assert [round_of(3, 1), round_of(4, 1)] == [1, 2]
     # Nothing was lost in between.
-    assert round_of(6, 2, 4) == 3
+    assert round_of(6, 1, 4) == 3
+
+
+def test_work_stays_lost_when_the_run_is_resumed_again_later(tmp_path: Path) -> None:
+    def round_of(interval: int, *resumed: int) -> int:
+        return take_round(place("file", RecordDict(), tmp_path), task(interval, *resumed))
+
+    assert [round_of(1), round_of(2)] == [0, 1]
+    # While this client was away interval 2 was lost, and later interval 5.
+    assert round_of(6, 1, 4) == 1
+
+
+def test_an_older_copy_of_the_run_takes_back_what_came_after_it(tmp_path: Path) -> None:
+    def round_of(interval: int, *resumed: int) -> int:
+        return take_round(place("file", RecordDict(), tmp_path), task(interval, *resumed))
+
+    assert [round_of(1), round_of(2, 1), round_of(3, 1, 2)] == [0, 1, 2]
+    # Its folder was put back as it was after interval 2, when it had been resumed once.
+    assert round_of(3, 2) == 2
 
 
 def test_a_first_interval_that_comes_again_starts_afresh(tmp_path: Path) -> None:
@@ -113,7 +127,7 @@ def test_a_first_interval_that_comes_again_starts_afresh(tmp_path: Path) -> None
     for interval in (1, 2):
         take_round(place("file", RecordDict(), tmp_path), task(interval, run="earlier"))
     assert take_round(place("file", RecordDict(), tmp_path), task(1)) == 0
-    assert take_round(place("file", RecordDict(), tmp_path), task(1, attempt=1)) == 0
+    assert take_round(place("file", RecordDict(), tmp_path), task(1, 0)) == 0
 
 
 def test_what_was_trained_too_far_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,7 +136,7 @@ def test_what_was_trained_too_far_is_said(tmp_path: Path, caplog: pytest.LogCapt
         take_round(store, task(interval))
     with caplog.at_level(logging.WARNING):
         # An older checkpoint was put back: the state of before interval 2 is gone.
-        assert take_round(store, task(2, attempt=1)) == 2
+        assert take_round(store, task(2, 1)) == 2
     assert "goes on after interval 1, but the state that is kept has seen interval 2" in caplog.text
 
 
@@ -133,9 +147,9 @@ def test_a_resident_trainer_is_read_only_when_it_must(tmp_path: Path) -> None:
     path.unlink()
     # In memory still.
     assert take_round(store, task(2), trainer) == 3
-    assert take_round(store, task(2, attempt=1), trainer) == 2
+    assert take_round(store, task(2, 1), trainer) == 2
     again, fresh = FileStore(path, resident=True), new_trainer()
-    assert take_round(again, task(3, attempt=1), fresh) == 3
+    assert take_round(again, task(3, 1), fresh) == 3
 
 
 def test_a_file_leaves_no_vector_in_flowers_records(tmp_path: Path) -> None:

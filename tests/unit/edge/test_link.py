@@ -142,9 +142,9 @@ def test_an_exact_codec_leaves_nothing() -> None:
 
 
 def test_what_is_left_outlives_the_process_and_goes_back_with_a_resumed_run(tmp_path: Path) -> None:
-    def after(link: CloudLink, store: FileStore, interval: int, attempt: int = 0) -> list[float]:
+    def after(link: CloudLink, store: FileStore, interval: int, *resumed: int) -> list[float]:
         order = interval_task(
-            CONFIG, interval=interval, attempt=attempt, run_name="r",
+            CONFIG, interval=interval, resumed=resumed, run_name="r",
             network=UNetSpec(unet={}, layout=WHOLE.layout.to_json()),
         )  # fmt: skip
         store.restore(link, order)
@@ -162,8 +162,8 @@ def test_what_is_left_outlives_the_process_and_goes_back_with_a_resumed_run(tmp_
     assert [after(link, kept, n)[1] for n in (1, 2)] == [0.0, 1.0]
     # Another process has the second interval again, and then a third one.
     link, kept = CloudLink("e"), store()
-    assert after(link, kept, 2, attempt=1)[1] == 1.0
-    assert after(CloudLink("e"), store(), 3, attempt=1)[1] == 0.0
+    assert after(link, kept, 2, 1)[1] == 1.0
+    assert after(CloudLink("e"), store(), 3, 1)[1] == 0.0
 
 
 def test_a_damaged_state_is_named() -> None:

@@ -142,18 +142,30 @@ def test_a_resumption_counts_in_checkpoints_that_are_kept_too(tmp_path: Path) ->
     checkpoint, kept = tmp_path / "checkpoint", tmp_path / "checkpoints"
     costs = Costs(parameters=1, macs=1, encoder_macs=1)
     progress = Progress(
-        interval=3, intervals=9, ema_steps=0.0, config={}, run="r", attempt=4, events=0,
+        interval=3, intervals=9, ema_steps=0.0, config={}, run="r", resumed=(0, 1, 1, 2), events=0,
         elapsed_s=0.0, reported=Reported(dense=costs, costs=costs),
     )  # fmt: skip
     folders = (kept / "interval-0001", kept / "interval-0002", checkpoint)
     for interval, folder in enumerate(folders, start=1):
         folder.mkdir(parents=True)
-        state = progress.model_copy(update={"interval": interval, "attempt": interval})
+        state = progress.model_copy(update={"interval": interval})
         (folder / "state.json").write_text(state.model_dump_json(), encoding="utf-8")
     (kept / "interval-0001" / "state.json").write_text("damaged", encoding="utf-8")
     Progress.read(checkpoint).next_attempt(checkpoint)
     found = [Progress.read(folder) for folder in (kept / "interval-0002", checkpoint)]
-    assert [(one.interval, one.attempt) for one in found] == [(2, 4), (3, 4)]
+    times = (0, 1, 1, 2, 3)
+    assert [(one.interval, one.resumed) for one in found] == [(2, times), (3, times)]
+
+
+def test_an_older_checkpoint_says_only_how_often_it_was_resumed(tmp_path: Path) -> None:
+    costs = Costs(parameters=1, macs=1, encoder_macs=1)
+    state = Progress(
+        interval=3, intervals=9, ema_steps=0.0, config={}, run="r", resumed=(), events=0,
+        elapsed_s=0.0, reported=Reported(dense=costs, costs=costs),
+    ).model_dump(mode="json")  # fmt: skip
+    del state["resumed"]
+    (tmp_path / "state.json").write_text(json.dumps({**state, "attempt": 2}), encoding="utf-8")
+    assert Progress.read(tmp_path).resumed == (3, 3)
 
 
 def test_what_defines_the_training_must_stay(tmp_path: Path) -> None:
