@@ -13,6 +13,7 @@ import logging
 import os
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
@@ -46,7 +47,7 @@ class CompiledPasses:
     """
 
     def __init__(self, arithmetic: Arithmetic, batch_size: int, *, at_once: bool) -> None:
-        self.arithmetic, self.batch_size, self._at_once = arithmetic, batch_size, at_once
+        self.arithmetic, self.batch_size, self.at_once = arithmetic, batch_size, at_once
         self._compiled: PrunedUNet | None = None
         self._decided = False
         self._trained_s = 0.0
@@ -58,17 +59,27 @@ class CompiledPasses:
         return self._compiled
 
     def trained(self, seconds: float) -> None:
-        """Count ``seconds`` of plain steps."""
+        """Count ``seconds`` of steps that compiled code would have served."""
         self._trained_s += seconds
 
-    def compile_if_due(self, network: FlatUNet) -> None:
+    def running(self) -> AbstractContextManager[Any]:
+        """The context of a round's steps, in which nothing is compiled."""
+        if self._compiled is None:
+            return nullcontext()
+        # Whatever differs from the trial runs as before, instead of being compiled by itself.
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("eager_on_recompile")
+        return stance
+
+    def compile_if_due(self, network: FlatUNet, num_images: int) -> None:
         """Compile if the steps so far would have gained as much, and see whether it is faster.
 
+        Not for a round over ``num_images`` that are fewer than a batch.
         Weights, gradient and random state stay as they are. Where it cannot be done, for want of a
         compiler for example, the log says so and steps stay as they were.
         """
         cost_s = _COST_S * len(network.layout.names)
-        if self._decided or not (self._at_once or self._trained_s * _SAVED >= cost_s):
+        due = self.at_once or self._trained_s * _SAVED >= cost_s
+        if self._decided or not due or num_images < self.batch_size:
             return
         self._decided = True
         started_s = time.perf_counter()
@@ -112,18 +123,17 @@ def compiled_passes(
         return None
     if compile_ == "auto" and network.flat.device.type != "cuda":
         return None
-    passes, wanted = _passes.get(network), (arithmetic.bf16, task.training.batch_size)
-    if passes is None or (passes.arithmetic.bf16, passes.batch_size) != wanted:
-        passes = _passes[network] = CompiledPasses(
-            arithmetic, task.training.batch_size, at_once=compile_ == "always"
-        )
+    batch_size, at_once = task.training.batch_size, compile_ == "always"
+    passes, wanted = _passes.get(network), (arithmetic.bf16, batch_size, at_once)
+    if passes is None or (passes.arithmetic.bf16, passes.batch_size, passes.at_once) != wanted:
+        passes = _passes[network] = CompiledPasses(arithmetic, batch_size, at_once=at_once)
     return passes
 
 
 def _compiled(network: FlatUNet) -> PrunedUNet:
     """The network's U-Net, which is compiled when it first runs."""
-    if network.flat.device.type == "cpu":
-        # Else it starts a process with all of torch for each core. Read when first imported.
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # Else it starts a process with all of torch for each core. Read when first imported.
+    workers = "1" if network.flat.device.type == "cpu" else "4"
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", workers)
     compiled: Any = torch.compile(network.unet, dynamic=False)
     return cast(PrunedUNet, compiled)

@@ -9,7 +9,7 @@ import torch
 
 from fedphd.client.flat_unet import FlatUNet
 from fedphd.common.config.evaluation import Precision
-from fedphd.common.unet.arithmetic import Arithmetic, has_bf16
+from fedphd.common.unet.arithmetic import Arithmetic, gpu_has_bf16, has_bf16
 from fedphd.common.unet.model import PrunedUNet
 
 logger = logging.getLogger(__name__)
@@ -29,9 +29,9 @@ _chosen: dict[str, bool] = {}
 def arithmetic_for(network: FlatUNet, precision: Precision) -> Arithmetic:
     """What ``precision`` means for this network on its device; the log says it once.
 
-    "auto" is bfloat16 on CUDA; on a CPU that has instructions for it, where the network is large
-    enough and a step of a trial is faster; else float32. A process tries an architecture once; the
-    trial leaves weights, gradient and random state as they are.
+    "auto" is bfloat16 on GPUs and CPUs that have instructions for it, on a CPU where the network is
+    large enough and a step of a trial is faster; else float32. A process tries an architecture
+    once; the trial leaves weights, gradient and random state as they are.
     """
     device = network.flat.device
     key = json.dumps([precision, device.type, network.unet_config], sort_keys=True)
@@ -47,7 +47,8 @@ def _choice(network: FlatUNet, precision: Precision) -> tuple[bool, str]:
     if precision != "auto":
         return precision == "bf16", "as the run asks"
     if device.type == "cuda":
-        return True, "on a GPU"
+        multiplies = gpu_has_bf16(device)
+        return multiplies, "on a GPU" if multiplies else "this GPU has no instructions for bf16"
     if not has_bf16():
         return False, "this processor has no instructions for bf16"
     if network.flat.numel() * network.unet_config["image_size"] ** 2 < _LEAST_WORK:
@@ -76,7 +77,8 @@ def trial_s(
     size = config["image_size"]
     images = torch.zeros(num_images, config["channels"], size, size, device=device)
     timesteps = torch.zeros(num_images, dtype=torch.int64, device=device)
-    labels = None if network.unet.no_label is None else timesteps
+    # Not the timesteps again: what is compiled for one tensor in both places fits no other.
+    labels = None if network.unet.no_label is None else torch.zeros_like(timesteps)
     network.unet.train()
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_cuda else []):

@@ -123,7 +123,7 @@ class Trainer:
         validated = self._validated(network, data.held_out, scheduler, task.seed, arithmetic)
         round_ = self._round(task, network, scheduler, variate, arithmetic)
         if round_.compiled is not None:
-            round_.compiled.compile_if_due(network)
+            round_.compiled.compile_if_due(network, len(data.train))
         with seeded(self.device, derive_seed("dropout", *self._draws(task))):
             steps = self._run(round_, data.train)
         change = self._packed_change(round_.method.finish(self._state), network.layout, task)
@@ -207,15 +207,17 @@ class Trainer:
     def _run(self, round_: LocalRound, data: ImageSet) -> list[dict[str, float]]:
         """All steps of a round; their values by name."""
         round_.network.unet.train()
-        started_s = time.perf_counter()
+        compiled, whole, started_s = round_.compiled, 0, time.perf_counter()
         try:
-            for indices in batches(len(data), round_.training, round_.rng):
-                round_.step(data.subset(indices), self._steps)
-                self._steps += 1
+            with contextlib.nullcontext() if compiled is None else compiled.running():
+                for indices in batches(len(data), round_.training, round_.rng):
+                    round_.step(data.subset(indices), self._steps)
+                    self._steps += 1
+                    whole += len(indices) == round_.training.batch_size
             read = round_.readings.read()
-            if round_.compiled is not None:
+            if compiled is not None:
                 # Not before they are read, which waits for what a GPU still has to do.
-                round_.compiled.trained(time.perf_counter() - started_s)
+                compiled.trained((time.perf_counter() - started_s) * whole / len(read))
             return read
         except FedPhDError:
             # The moments have seen what is not finite, or half of a round.

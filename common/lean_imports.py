@@ -1,9 +1,10 @@
 """Imports that a U-Net needs, without what only comes along: half of a process's start.
 
 diffusers' U-Net brings all transformers of diffusers with it, and optimisers and diffusers bring
-torch's compiler, ``torch._dynamo``. Neither is used here, and they take 150 MB and 3 s in every
-process, of which a machine may run many. Flower's ClientApp brings its old clients, and with them
-two libraries for data bases: 29 MB. What is left out is there again for whoever needs it.
+torch's compiler, ``torch._dynamo``. The first are not used here, the second seldom, and they take
+150 MB and 3 s in every process, of which a machine may run many. Flower's ClientApp brings its old
+clients, and with them two libraries for data bases: 29 MB. What is left out is there again for
+whoever needs it.
 """
 
 import functools

@@ -11,6 +11,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, final
 
@@ -49,10 +50,6 @@ class Order(Protocol):
         """Of which run."""
 
     @property
-    def attempt(self) -> int:
-        """How often that was resumed."""
-
-    @property
     def resumed(self) -> tuple[int, ...]:
         """After how many intervals it went on each time."""
 
@@ -65,16 +62,18 @@ class Origin(NamedTuple):
     """The work that a state is after: the last one in ``interval``."""
 
     run_name: str
-    attempt: int
+    resumed: tuple[int, ...]
     interval: int
 
 
-def _kept_after(task: Order, attempt: int) -> float:
-    """The last interval whose work in ``attempt`` of the task's run counts in the task's own."""
-    if attempt == task.attempt:
+def _kept_after(task: Order, resumed: tuple[int, ...]) -> float:
+    """The last interval whose work counts for ``task``, of a run that was ``resumed`` by then."""
+    if resumed == task.resumed:
         return math.inf
-    # Of a later attempt than the task's where an older copy of the run's folder was put back.
-    return min(task.resumed[min(attempt, task.attempt - 1) :], default=0)
+    # They part where an older copy of the run's folder was put back.
+    pairs = zip(resumed, task.resumed, strict=False)
+    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    return min(task.resumed[shared:] or task.resumed[-1:], default=0)
 
 
 class StateStore(ABC):
@@ -107,7 +106,7 @@ class StateStore(ABC):
         self._becomes_former = False
         if origin is None or origin.run_name != task.run_name:
             lasting.load_state_dict({})
-        elif origin.interval > _kept_after(task, origin.attempt):
+        elif origin.interval > _kept_after(task, origin.resumed):
             lasting.load_state_dict(self._former_of(lasting.whose, task) or {})
         else:
             self._becomes_former = origin.interval < task.interval
@@ -117,7 +116,7 @@ class StateStore(ABC):
     @telling("its state cannot be stored")
     def store(self, lasting: Lasting, task: Order) -> None:
         """Store the state; raises FedPhDError if that is impossible."""
-        origin = Origin(task.run_name, task.attempt, task.interval)
+        origin = Origin(task.run_name, task.resumed, task.interval)
         state = lasting.state_dict()
         tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
         scalars = {key: value for key, value in state.items() if key not in tensors}
@@ -135,7 +134,7 @@ class StateStore(ABC):
         origin = _origin(former)
         if origin is None or origin.run_name != task.run_name:
             return None
-        after = _kept_after(task, origin.attempt)
+        after = _kept_after(task, origin.resumed)
         if origin.interval > after:
             logger.warning(
                 "%s: the run goes on after interval %d, but the state that is kept has seen "
@@ -163,8 +162,11 @@ class StateStore(ABC):
 
 def _origin(kept: dict[str, Any] | None) -> Origin | None:
     try:
-        return Origin(*kept[_OF]) if kept and _OF in kept else None
-    except TypeError:
+        if not kept or _OF not in kept:
+            return None
+        run_name, resumed, interval = kept[_OF]
+        return Origin(run_name, tuple(resumed), interval)
+    except (TypeError, ValueError):
         return None
 
 

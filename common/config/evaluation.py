@@ -19,8 +19,8 @@ class EvaluationConfig(Section):
     batch_size: int = setting(256, "images sampled at a time", ge=1)
     precision: Precision = setting(
         "auto",
-        "arithmetic in which samples are drawn; auto: bf16 on CUDA, fp32 elsewhere and where "
-        "reproducible = true",
+        "arithmetic in which samples that are measured are drawn; auto: bf16 on GPUs that have "
+        "instructions for it, fp32 elsewhere and where reproducible = true",
     )
     grid_rows: int = setting(8, "rows and columns of samples.png", ge=1, le=32)
     guidance: float = setting(

@@ -134,8 +134,9 @@ class TrainingConfig(Section):
     )
     precision: Precision = setting(
         "auto",
-        "arithmetic of the network; bf16: by autocast, weights stay fp32; auto: bf16 on CUDA and "
-        "where a CPU is faster with it, fp32 elsewhere and where reproducible = true",
+        "arithmetic of the network; bf16: by autocast, weights stay fp32; auto: bf16 on GPUs that "
+        "have instructions for it and where a CPU is faster with it, fp32 elsewhere and where "
+        "reproducible = true",
     )
     compile: Literal["auto", "always", "never"] = setting(
         "auto",
@@ -305,7 +306,7 @@ class FederationConfig(Section):
 
     @property
     def measuring(self) -> EvaluationConfig:
-        """``evaluation`` as it is done: a reproducible run's samples do not depend on a device."""
+        """``evaluation`` as it is done: a reproducible run leaves nothing to the device."""
         if self.reproducible and self.evaluation.precision == "auto":
             return self.evaluation.model_copy(update={"precision": "fp32"})
         return self.evaluation

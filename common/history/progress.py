@@ -68,10 +68,11 @@ class Progress(BaseModel):
     @classmethod
     def _counted_only(cls, state: Any) -> Any:
         """Older checkpoints say only how often the run was resumed."""
-        if not isinstance(state, dict) or "resumed" in state or "attempt" not in state:
+        if not isinstance(state, dict) or "resumed" in state:
             return state
-        times = [state.get("interval", 0)] * int(state["attempt"])
-        return {**state, "resumed": times}
+        interval, times = state.get("interval"), state.get("attempt")
+        # Anything else is an error, and said by the field's own check.
+        return {**state, "resumed": [interval] * times} if isinstance(times, int) else state
 
     @classmethod
     def read(cls, checkpoint: Path) -> Self:

@@ -17,6 +17,7 @@ from fedphd.common.quality.extractor import Extractor
 from fedphd.common.quality.moments import FeatureStatistics
 from fedphd.common.quality.reference import Reference
 from fedphd.common.quality.sampling import SAMPLER, sample_images, spread_labels
+from fedphd.common.unet.arithmetic import gpu_has_bf16
 from fedphd.common.unet.model import UNet2DModel
 
 NO_FEATURES = "none"
@@ -92,7 +93,7 @@ class Evaluator:
     def bf16(self) -> bool:
         """Whether samples are drawn in bfloat16."""
         precision = self.config.precision
-        return precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
+        return precision == "bf16" or (precision == "auto" and gpu_has_bf16(self.device))
 
     @cached_property
     def labels(self) -> Tensor | None:

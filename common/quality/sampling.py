@@ -95,11 +95,9 @@ def sample_images(
         batches = []
         for start in range(0, num, batch_size):
             indices = range(start, min(start + batch_size, num))
-            told = local
+            told: Any = _InBf16(local) if bf16 else local
             if labels is not None:
-                told = _Told(local, labels[indices.start : indices.stop].to(device), guidance)
-            if bf16:
-                told = _InBf16(told)
+                told = _Told(told, labels[indices.start : indices.stop].to(device), guidance)
             pipeline: Any = _Pipeline(told, sampler)
             pipeline.steps = counted
             batches.append(_sample_batch(pipeline, indices, steps, seed))
@@ -114,7 +112,7 @@ class _Told(nn.Module):
     ``labels`` are those of the images in the pipeline's batch, (B,), int64.
     """
 
-    def __init__(self, unet: PrunedUNet, labels: Tensor, guidance: float) -> None:
+    def __init__(self, unet: "PrunedUNet | _InBf16", labels: Tensor, guidance: float) -> None:
         super().__init__()
         self._unet, self._labels, self._guidance = unet, labels, guidance
         # What pipelines ask a network for.
@@ -135,18 +133,19 @@ class _Told(nn.Module):
 
 
 class _InBf16(nn.Module):
-    """A network as a pipeline calls it, which predicts in bfloat16 and answers in float32."""
+    """A network that predicts in bfloat16 and answers in float32."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: PrunedUNet) -> None:
         super().__init__()
         self._unet, self._arithmetic = unet, Arithmetic(unet.device, bf16=True)
+        self.no_label = unet.no_label
         # What pipelines ask a network for.
         self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
 
-    def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
+    def forward(self, sample: Tensor, timestep: Tensor, *labels: Tensor) -> UNet2DOutput:
         """The predicted noise, (B, C, H, W)."""
         with self._arithmetic():
-            predicted = self._unet(self._arithmetic.arranged(sample), timestep).sample
+            predicted = self._unet(self._arithmetic.arranged(sample), timestep, *labels).sample
         return UNet2DOutput(sample=predicted.float())
 
 

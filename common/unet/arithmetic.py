@@ -37,3 +37,8 @@ def has_bf16() -> bool:
     # torch before 2.9 does not tell.
     told: Callable[[], dict[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
     return any(told().get(name) for name in _INSTRUCTIONS)
+
+
+def gpu_has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` is a GPU with instructions for bfloat16; older ones emulate it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -56,12 +56,12 @@ def test_compiling_waits_until_the_steps_would_have_gained_its_cost(
     due_s = 0.2 * len(network.layout.names) / 0.3
     with caplog.at_level(logging.INFO):
         passes.trained(due_s - 1)
-        passes.compile_if_due(network)
+        passes.compile_if_due(network, 12)
         assert passes.chosen(network.unet, 8) is network.unet
         assert not caplog.messages
         passes.trained(1.01)
-        passes.compile_if_due(network)
-        passes.compile_if_due(network)
+        passes.compile_if_due(network, 12)
+        passes.compile_if_due(network, 12)
     assert passes.chosen(network.unet, 8) is not network.unet
     assert passes.chosen(network.unet, 4) is network.unet
     [said] = caplog.messages
@@ -77,8 +77,8 @@ def test_what_is_no_faster_is_not_used(
     monkeypatch.setattr(compiled, "trial_s", trials(fast_s=0.98))
     passes.trained(1e6)
     with caplog.at_level(logging.INFO):
-        passes.compile_if_due(network)
-        passes.compile_if_due(network)
+        passes.compile_if_due(network, 12)
+        passes.compile_if_due(network, 12)
     assert passes.chosen(network.unet, 8) is network.unet
     [said] = caplog.messages
     assert said.endswith("takes 0.98 s, plain 1 s; it is not used")
@@ -100,6 +100,37 @@ def test_without_a_compiler_training_goes_on(
     assert (
         "training goes on without compiled code: No working C++ compiler found" in caplog.messages
     )
+
+
+@pytest.mark.parametrize("classes", [None, 4])
+def test_a_round_runs_what_the_trial_compiled_and_compiles_nothing(
+    classes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_, graphs, ran = torch.compile, [], []
+
+    def counting(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph)
+
+        def forward(*inputs: object) -> object:
+            ran.append(graph)
+            return graph.forward(*inputs)
+
+        return forward
+
+    monkeypatch.setattr(
+        torch, "compile", lambda unet, dynamic: compile_(unet, dynamic=dynamic, backend=counting)
+    )
+    monkeypatch.setattr(compiled, "_WORTH", 1e9)
+    model = MODEL.model_copy(
+        update={"class_conditional": classes is not None, "num_class_embeds": classes}
+    )
+    trainer, labels = Trainer(client_id="one"), torch.arange(12) % 3
+    train(trainer, model, IMAGES, labels=labels, training=ALWAYS)
+    tried, ran_before = len(graphs), len(ran)
+    # A batch of 8 and one of 3 in each of three passes.
+    train(trainer, model, IMAGES[:11], labels=labels[:11], training=ALWAYS, edge_round=2)
+    assert len(graphs) == tried > 0
+    assert len(ran) - ran_before == 3 * tried
 
 
 @pytest.mark.slow

@@ -117,9 +117,9 @@ def test_an_older_copy_of_the_run_takes_back_what_came_after_it(tmp_path: Path) 
     def round_of(interval: int, *resumed: int) -> int:
         return take_round(place("file", RecordDict(), tmp_path), task(interval, *resumed))
 
-    assert [round_of(1), round_of(2, 1), round_of(3, 1, 2)] == [0, 1, 2]
-    # Its folder was put back as it was after interval 2, when it had been resumed once.
-    assert round_of(3, 2) == 2
+    assert [round_of(1), round_of(6, 1, 5)] == [0, 1]
+    # Its folder was put back as it was after interval 4, and has been resumed as often since.
+    assert round_of(6, 1, 4) == 1
 
 
 def test_a_first_interval_that_comes_again_starts_afresh(tmp_path: Path) -> None:

@@ -43,14 +43,24 @@ def test_samples_are_near_those_in_float32(labels: torch.Tensor | None) -> None:
         ("auto", CPU, False), ("auto", CUDA, True), ("bf16", CPU, True), ("fp32", CUDA, False),
     ],
 )  # fmt: skip
-def test_where_it_is_done_and_said(precision: str, device: torch.device, bf16: bool) -> None:
+def test_where_it_is_done_and_said(
+    precision: str, device: torch.device, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     config = EvaluationConfig.model_validate({"precision": precision})
     evaluator = Evaluator(config, None, device)
     assert evaluator.bf16 is bf16
     assert evaluator.protocol().sampler.endswith("network in bf16") is bf16
 
 
-def test_a_reproducible_run_measures_alike_everywhere() -> None:
+def test_a_gpu_that_only_emulates_it_draws_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation
+    )
+    assert not Evaluator(EvaluationConfig(), None, CUDA).bf16
+
+
+def test_a_reproducible_run_leaves_nothing_to_the_device() -> None:
     assert FederationConfig(reproducible=True).measuring.precision == "fp32"
     assert FederationConfig().measuring.precision == "auto"
     asked = EvaluationConfig(precision="bf16")
