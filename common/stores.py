@@ -102,7 +102,7 @@ class StateStore(ABC):
         kept = None
         if self._held is None:
             kept = self._read(lasting.whose)
-        origin = self._held or _origin(kept)
+        origin = self._held or _origin(kept, lasting.whose)
         self._becomes_former = False
         if origin is None or origin.run_name != task.run_name:
             lasting.load_state_dict({})
@@ -131,7 +131,7 @@ class StateStore(ABC):
     def _former_of(self, whose: str, task: Order) -> dict[str, Any] | None:
         """The state from before the last interval, if it is of this run."""
         former = self._read_former(whose)
-        origin = _origin(former)
+        origin = _origin(former, whose)
         if origin is None or origin.run_name != task.run_name:
             return None
         after = _kept_after(task, origin.resumed)
@@ -160,13 +160,17 @@ class StateStore(ABC):
         """
 
 
-def _origin(kept: dict[str, Any] | None) -> Origin | None:
+def _origin(kept: dict[str, Any] | None, whose: str) -> Origin | None:
+    if not kept:
+        return None
     try:
-        if not kept or _OF not in kept:
-            return None
         run_name, resumed, interval = kept[_OF]
         return Origin(run_name, tuple(resumed), interval)
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
+        logger.warning(
+            "%s: the stored training state does not say where it comes from, as an earlier "
+            "version's does not: it starts afresh", whose,
+        )  # fmt: skip
         return None
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 MANUALS = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "docs/results/README.md")
+    for pattern in ("*.md", "docs/*.md", "docs/results/*.md", "docs/results/*/README.md")
     for path in ROOT.glob(pattern)
 )
 IDS = [path.relative_to(ROOT).as_posix() for path in MANUALS]

@@ -150,10 +150,18 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(linked), f"{target}: no such heading"
 
 
+def linked_from(path: Path) -> set[Path]:
+    """The manuals that a manual's links lead to."""
+    targets = re.findall(r"\]\(([^)\s#]+)", prose(path))
+    return {(path.parent / target).resolve() for target in targets}.intersection(MANUALS)
+
+
 def test_every_manual_can_be_found_from_the_index() -> None:
-    linked = re.findall(r"\]\(([^)\s#]+)", text_of(ROOT / "docs/README.md"))
-    found = {(ROOT / "docs" / target).resolve() for target in linked}
-    assert {path for path in MANUALS if path.parent != ROOT} <= found | {ROOT / "docs/README.md"}
+    found, left = set[Path](), {ROOT / "docs/README.md"}
+    while left:
+        found |= left
+        left = set[Path]().union(*map(linked_from, left)) - found
+    assert {path for path in MANUALS if path.parent != ROOT} <= found
 
 
 def test_the_tree_is_the_repository() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
 import torch
 from flwr.app import RecordDict
+from safetensors.torch import save_file
 from support.disk import files_limited_to
 from support.training import train_task
 
@@ -138,6 +140,23 @@ def test_what_was_trained_too_far_is_said(tmp_path: Path, caplog: pytest.LogCapt
         # An older checkpoint was put back: the state of before interval 2 is gone.
         assert take_round(store, task(2, 1)) == 2
     assert "goes on after interval 1, but the state that is kept has seen interval 2" in caplog.text
+
+
+def test_state_that_an_earlier_version_stored_is_said_to_be_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a" / "state.st"
+    path.parent.mkdir()
+    # The second value was the attempt's number.
+    scalars = {"steps": 4, "of": ["a", 1, 1]}
+    save_file({}, path, metadata={"json": json.dumps(scalars)})
+    with caplog.at_level(logging.WARNING):
+        assert take_round(place("file", RecordDict(), tmp_path), task(2)) == 0
+    assert "client-7: the stored training state does not say where it comes from" in caplog.text
+    # Who is new has nothing to say.
+    caplog.clear()
+    take_round(FileStore(tmp_path / "new.st"), task())
+    assert not caplog.text
 
 
 def test_a_resident_trainer_is_read_only_when_it_must(tmp_path: Path) -> None:
