@@ -21,7 +21,10 @@ _LEAST_NORM: Final = 1e-15
 ItemT = TypeVar("ItemT")
 # Of a reply's changes, in the order of ``_KINDS``; the second only under SCAFFOLD.
 Norms = tuple[float, ...]
-_KINDS: Final = ("weights, per optimiser step,", "control variate")
+_KINDS: Final = (
+    ("weights, per optimiser step,", "the median {:.4g} of its round"),
+    ("control variate", "{:.4g}, the largest median of a round so far"),
+)
 
 
 def update_norm(reply: Tensor, sent: Tensor) -> float:
@@ -48,19 +51,51 @@ def medians(norms: Sequence[Norms]) -> Norms:
     return tuple(sorted(kind)[(len(norms) - 1) // 2] for kind in zip(*norms, strict=True))
 
 
-def excess(norms: Norms, median: Norms, ratio: float) -> str | None:
-    """Why a reply's ``norms`` are too large beside the ``median`` of its round; None if not.
+def excess(norms: Norms, usual: Norms, ratio: float) -> str | None:
+    """Why a reply's ``norms`` are too large beside the ``usual`` ones; None if they are not.
 
-    A median of 0 says nothing: then most replies are what was sent.
+    A usual norm of 0 says nothing: then most replies are what was sent.
     """
-    for kind, norm, middle in zip(_KINDS, norms, median, strict=False):
+    for (kind, what), norm, middle in zip(_KINDS, norms, usual, strict=False):
         if middle > 0 and norm > ratio * middle:
             return (
-                f"its change of the {kind} has the norm {norm:.4g}, {norm / middle:.4g} times the "
-                f"median {middle:.4g} of its round; at most {ratio:g} times is allowed "
+                f"its change of the {kind} has the norm {norm:.4g}, {norm / middle:.4g} times "
+                f"{what.format(middle)}; at most {ratio:g} times is allowed "
                 "(aggregation.max_update_ratio)"
             )
     return None
+
+
+class UsualNorms:
+    """What the norms of a round's replies are measured by.
+
+    Of the weights that is the median of the round. SCAFFOLD's variates are mean gradients, and who
+    trains for the first time sends all of its own, the others only by how much theirs changed since
+    their last time: 10 to 20 times less after a few rounds. A median of those would drop every
+    newcomer. So changes of variates are measured by the largest median so far: in a run's first
+    round all are new. Whoever comes to a run later begins with the norm of the server's variate,
+    the mean of the clients'.
+    """
+
+    def __init__(self) -> None:
+        self._variate = 0.0
+        self._has_seen_a_round = False
+
+    def start(self, variate: float) -> None:
+        """Begin a round to which a server variate of this norm was sent; 0: there is none."""
+        if not self._has_seen_a_round:
+            self._variate = variate
+
+    def of(self, norms: Sequence[Norms]) -> Norms:
+        """What a round is measured by that has sent the ``norms`` so far, one reply or more."""
+        weights, *variates = medians(norms)
+        return weights, *(max(norm, self._variate) for norm in variates)
+
+    def finish(self, norms: Sequence[Norms]) -> Norms:
+        """The same at the end of a round; the next ones remember it."""
+        usual = self.of(norms)
+        self._variate, self._has_seen_a_round = max(usual[1:], default=0.0), True
+        return usual
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +135,7 @@ class UpdateBound(Generic[ItemT]):
 
     def __init__(self, ratio: float) -> None:
         self._ratio = ratio
+        self._usual = UsualNorms()
         self._last: Norms | None = None
         self._norms: list[Norms] = []
         self._held: list[_Held[ItemT]] = []
@@ -109,15 +145,19 @@ class UpdateBound(Generic[ItemT]):
         """Replies that are kept in memory now."""
         return len(self._held)
 
-    def start(self) -> None:
-        """Begin a round; what an interrupted one left is forgotten."""
+    def start(self, variate: float = 0.0) -> None:
+        """Begin a round; what an interrupted one left is forgotten.
+
+        ``variate`` is the norm of SCAFFOLD's server variate that was sent, 0 for other methods.
+        """
+        self._usual.start(variate)
         self._norms, self._held = [], []
 
     def offer(self, norms: Norms, item: ItemT) -> list[ItemT]:
         """Take a reply; returns what may be used now, in the order in which it came.
 
         ``norms`` are those of a reply's updates, of the weights and perhaps of a control variate;
-        each kind has its own median, and a reply must be within all of them.
+        each kind is measured by its own (``UsualNorms``), and a reply must be within both.
         """
         if not self._ratio:
             return [item]
@@ -127,12 +167,13 @@ class UpdateBound(Generic[ItemT]):
             return self._release(self._last, only_newest=True)
         if len(self._norms) < FEWEST_NORMS:
             return []
-        return self._release(medians(self._norms), only_newest=len(self._norms) > FEWEST_NORMS)
+        usual = self._usual.of(self._norms)
+        return self._release(usual, only_newest=len(self._norms) > FEWEST_NORMS)
 
-    def _release(self, median: Norms, *, only_newest: bool) -> list[ItemT]:
+    def _release(self, usual: Norms, *, only_newest: bool) -> list[ItemT]:
         first = len(self._held) - 1 if only_newest else 0
         kept, asked = self._held[:first], self._held[first:]
-        used = [held for held in asked if excess(held.norms, median, self._ratio) is None]
+        used = [held for held in asked if excess(held.norms, usual, self._ratio) is None]
         self._held = kept + [held for held in asked if held not in used]
         return [held.item for held in used]
 
@@ -143,10 +184,10 @@ class UpdateBound(Generic[ItemT]):
         round before this one.
         """
         norms, held = self._norms, self._held
-        self.start()
+        self._norms, self._held = [], []
         if not self._ratio or len(norms) < FEWEST_NORMS:
             return [one.item for one in held], []
-        self._last = medians(norms)
+        self._last = self._usual.finish(norms)
         used: list[ItemT] = []
         dropped: list[tuple[ItemT, str]] = []
         for one in held:

@@ -189,8 +189,8 @@ class EdgeAverage(Strategy):
         round_.watch.lap("sending")
         came = round_.watch.waiting(replies, "training", work="averaging")
         trained: list[Trainee] = []
-        for bound in self._bounds:
-            bound.start()
+        for bound, selection in zip(self._bounds, mean.selections, strict=True):
+            bound.start(norm_of(selection.take(self._variate.current)) if self._variate else 0.0)
         for update in self._updates(round_, server_round, came, mean):
             norms = self._norms(update, mean, round_.weights)
             round_.stats.update_norms += norms[:1]

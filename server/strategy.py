@@ -16,9 +16,9 @@ from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
 from fedphd.common.robust import (
     FEWEST_NORMS,
     Norms,
+    UsualNorms,
     can_trim,
     excess,
-    medians,
     norm_of,
     trimmed_mean,
     update_norm,
@@ -104,6 +104,7 @@ class FedPhD(Strategy):
         # Those of the U-Net, once they were asked for; None after they changed.
         self._weights: torch.Tensor | None = None
         self._part_sets = part_sets(config.exchange.parts)
+        self._usual_norms = [UsualNorms() for _ in self._part_sets]
         self.cut: Cut | None = None
         # SCAFFOLD's server variate c, (numel,), float32; it follows the layout of the weights.
         self.variate = None
@@ -274,21 +275,25 @@ class FedPhD(Strategy):
         """Those whose updates are not far longer than the others' (``common/robust.py: excess``).
 
         All replies are here at the end of an interval, so each is measured by its own interval's
-        median. With two edges, or fewer of a part set, there is no telling which is wrong.
+        norms. With two edges, or fewer of a part set, there is no telling which is wrong.
         """
         ratio = self.config.aggregation.max_update_ratio
         if not ratio or len(trained) < FEWEST_NORMS:
             return trained
         weights, dropped = self.weights(), dict[str, str]()
-        for parts in self._part_sets:
-            sent = PartSubset(self.layout, parts).take(weights)
+        for parts, usual in zip(self._part_sets, self._usual_norms, strict=True):
+            selection = PartSubset(self.layout, parts)
+            sent = selection.take(weights)
             senders = [result for result in trained if result.has(parts)]
             norms = [self._norms(result, parts, sent) for result in senders]
             if len(senders) < FEWEST_NORMS:
                 continue
-            median = medians(norms)
+            if self.variate is not None:
+                # As changes are measured: what one client adds to the mean.
+                usual.start(norm_of(selection.take(self.variate)) / self.num_clients)
+            measure = usual.finish(norms)
             for result, of_result in zip(senders, norms, strict=True):
-                if why := excess(of_result, median, ratio):
+                if why := excess(of_result, measure, ratio):
                     dropped[result.answer.edge_id] = why
         for name, why in sorted(dropped.items()):
             self._leave_out(name, why, stats, "outlier")

@@ -12,6 +12,7 @@ from support.hostile import MANY
 
 from fedphd.common.robust import (
     UpdateBound,
+    UsualNorms,
     can_trim,
     excess,
     medians,
@@ -55,7 +56,9 @@ def test_reason_says_how_much() -> None:
         "its change of the weights, per optimiser step, has the norm 30, 15 times the median 2 of "
         "its round; at most 10 times is allowed (aggregation.max_update_ratio)"
     )
-    assert "of the control variate has the norm 50" in str(excess((1.0, 50.0), (1.0, 1.0), 10.0))
+    assert (
+        "of the control variate has the norm 50, 25 times 2, the largest median of a round so far;"
+    ) in str(excess((1.0, 50.0), (1.0, 2.0), 10.0))
     assert excess((5.0,), (0.0,), 10.0) is None, "most replies are what was sent"
 
 
@@ -99,6 +102,37 @@ def test_two_replies_cannot_tell_which_is_wrong() -> None:
     play(bound, a=1.0, b=1.0, c=1.0)
     assert play(bound, a=1.0, b=1e9) == (["a"], ["b"], {})
     assert play(bound, a=1.0, b=2.0, c=30.0)[2].keys() == {"c"}, "measured by the last full round"
+
+
+def play_variates(bound: UpdateBound[str], *norms: float, sent: float = 0.0) -> list[str]:
+    """A round in which only the changes of the variates differ; returns who is dropped."""
+    bound.start(sent)
+    for place, norm in enumerate(norms):
+        bound.offer((1.0, norm), f"{place}")
+    return [name for name, _ in bound.finish()[1]]
+
+
+def test_who_trains_for_the_first_time_may_send_all_of_its_variate() -> None:
+    bound = UpdateBound[str](10.0)
+    assert play_variates(bound, 0.4, 0.5, 0.6) == []
+    # The others' gradients have hardly changed.
+    assert play_variates(bound, 0.02, 0.5, 0.01, 0.02) == []
+    assert play_variates(bound, 0.02, 0.5, 5.1, 0.02) == ["2"], "10 times 0.5, of the first round"
+
+
+def test_who_watches_a_run_from_its_middle_begins_with_the_servers_variate() -> None:
+    bound = UpdateBound[str](10.0)
+    assert play_variates(bound, 0.02, 0.02, 0.5, 1.1, sent=0.1) == ["3"]
+    # What attackers add to the server's variate makes no room for more.
+    assert play_variates(bound, 0.02, 0.02, 0.5, 1.1, sent=1.0) == ["3"]
+
+
+def test_usual_norms_by_hand() -> None:
+    usual = UsualNorms()
+    usual.start(0.5)
+    assert usual.finish([(4.0, 0.25), (1.0, 1.0), (2.0, 2.0)]) == (2.0, 1.0)
+    assert usual.of([(3.0, 0.25)]) == (3.0, 1.0)
+    assert usual.of([(3.0,), (1.0,)]) == (1.0,), "other methods have no variate"
 
 
 def test_zero_is_no_bound() -> None:

@@ -96,6 +96,21 @@ def test_bad_change_leaves_out_its_client(change: torch.Tensor | None, reason: s
     assert total.tolist() == [0.5, 0.5, 0.5]
 
 
+def test_a_newcomers_whole_variate_counts_among_small_changes() -> None:
+    # This edge comes to a run in which the clients' variates are near 1 already.
+    old = [FakeClient(name, (10, 0), change=torch.full((3,), 0.01)) for name in "abc"]
+    new = FakeClient("new", (10, 0), change=torch.ones(3))
+    bad = FakeClient("bad", (10, 0), change=torch.full((3,), 11.0))
+    reply, _, total = interval(
+        [*old, new, bad], plan(objective=SCAFFOLD), variate=torch.ones(3), num_clients=5
+    )
+    assert [failure.split(",")[0] for failure in reply.failures] == [
+        "bad: its change of the control variate has the norm 19.05"
+    ]
+    assert total is not None
+    assert total.tolist() == pytest.approx([1.03 / 5] * 3)
+
+
 def test_variate_of_the_cloud_is_checked() -> None:
     with pytest.raises(ReplyError, match="control variate: tensor a holds inf"):
         interval([], plan(objective=SCAFFOLD), variate=torch.tensor([math.inf, 0.0, 0.0]))

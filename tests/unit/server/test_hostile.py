@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -199,6 +200,19 @@ def test_long_change_of_the_variate_is_dropped() -> None:
     assert "bad: its change of the control variate has the norm" in world.told[0].failures[0]
     assert world.strategy.variate is not None
     assert world.strategy.variate.unique().tolist() == [2.0]
+
+
+def test_an_edge_of_newcomers_counts_after_the_first_interval() -> None:
+    def then(first: float, later: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        values = iter((first, later))
+        return lambda c: torch.full_like(c, next(values))
+
+    edges = [FakeEdge(name, change=then(1.0, 0.01)) for name in "ab"]
+    edges.append(FakeEdge("new", change=then(1.0, 1.0)))
+    settings = {"objective": {"method": "scaffold"}, "schedule": {"intervals": 2}}
+    world = Cloud(*edges, config=run_config(**settings))
+    world.run()
+    assert [stats.failures for stats in world.told] == [[], []]
 
 
 TRIMMED = {"aggregation": {"method": "trimmed_mean", "trim": 0.1}}
