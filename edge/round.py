@@ -121,7 +121,7 @@ class EdgeRound:
         self.stats.failures.append(f"{peer.name}: {reason}")
         self.stats.left_out.append(peer.name)
         logger.warning("round %d: %s is left out: %s", self.stats.edge_round, peer.name, reason)
-        self._roster.rest(peer.name, reason)
+        self._roster.rest(peer.name, reason, kind)
 
     def ignore(self, peer: Peer, reason: str) -> None:
         """Report an answer that does not count, of a client that stays in the round."""

@@ -49,7 +49,7 @@ def collect_statistics(
             why = shown(str(error))
             failures.append(f"{peer.name}: {why}")
             logger.warning("%s is left out of the statistics: %s", peer.name, why)
-            roster.rest(peer.name, why)
+            roster.rest(peer.name, why, error.kind)
         else:
             names.append(peer.name)
     reply_to_cloud = StatisticsReply(

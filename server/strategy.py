@@ -269,7 +269,7 @@ class FedPhD(Strategy):
         reason = shown(reason)
         stats.failed[kind] = stats.failed.get(kind, 0) + 1
         stats.failures.append(f"{name}: {reason}")
-        self._roster.rest(name, reason)
+        self._roster.rest(name, reason, kind)
 
     def _bounded(self, trained: list[EdgeUpdate], stats: IntervalStats) -> list[EdgeUpdate]:
         """Those whose updates are not far longer than the others' (``common/robust.py: excess``).

@@ -12,7 +12,7 @@ from typing import Literal
 from flwr.app import Message
 
 from fedphd.common.config.roles import check_id
-from fedphd.common.errors import ReplyError
+from fedphd.common.errors import FailureKind, ReplyError
 from fedphd.common.wire.grid import StreamingGrid
 from fedphd.common.wire.messages import HELLO, Hello, HelloReply
 from fedphd.common.wire.payload import shown
@@ -151,10 +151,20 @@ class Roster:
             names = (p.name for p in self.known.peers.values() if p.node_id == node_id)
             return next(names, str(node_id))
 
-    def rest(self, name: str, reason: str) -> None:
-        """Leave a peer that failed alone for ``retry_s`` seconds."""
-        self._resting[name] = self.clock() + self.retry_s
+    def rest(self, name: str, reason: str, kind: FailureKind) -> None:
+        """Leave a peer that failed alone for ``retry_s`` seconds.
+
+        One whose process is gone leaves: with a key its next one has the same node id, and when
+        that is among the nodes again it is greeted as a new one, whatever happened to the last.
+        """
         self.on_change(name, "failed", reason)
+        with self.known.lock:
+            peer = self.known.peers.get(name) if kind == "gone" else None
+            if peer is None:
+                self._resting[name] = self.clock() + self.retry_s
+            else:
+                self.known.remove(name)
+                self._part_from(peer)
 
     def doubt(self, name: str, why: str) -> ReplyError:
         """Let a peer whose node answers as another, or with other data, say again who it is.

@@ -235,8 +235,8 @@ def test_edges_of_one_process_speak_for_everybody_once(tmp_path: Path) -> None:
         for edge in edges:
             edge.roster.refresh()
         # Each leaves another one alone, which shifts nobody from one share to the other.
-        edges[0].roster.rest("a", "late")
-        edges[1].roster.rest("d", "late")
+        edges[0].roster.rest("a", "late", "error")
+        edges[1].roster.rest("d", "late", "error")
         for edge in edges:
             answer = edge.handle(Message(to_records(Hello(asking="cloud")), 9, HELLO))
             said.append(list(read_payload(answer, HelloReply).clients))

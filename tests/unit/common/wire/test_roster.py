@@ -137,7 +137,7 @@ def test_a_key_under_which_somebody_else_started_is_asked_for_its_name_again() -
     world.memory.nodes = {5: introduces("c")}
     assert list(world.roster.refresh()) == ["a"], "it is greeted once"
     world.roster.doubt("a", "another")
-    world.roster.rest("a", "answers as c; expected a")
+    world.roster.rest("a", "answers as c; expected a", "error")
     assert world.roster.refresh() == {}
     assert world.changes[-1] == ("a", "refused", "calls itself c, and its key is that of a")
 
@@ -147,7 +147,7 @@ def test_a_client_that_was_started_with_other_data_takes_part_at_once() -> None:
     world.roster.refresh()
     world.memory.nodes = {5: introduces("a", 12)}
     world.roster.doubt("a", "another")
-    world.roster.rest("a", "label counts do not fit")
+    world.roster.rest("a", "label counts do not fit", "error")
     assert {name: peer.num_samples for name, peer in world.roster.refresh().items()} == {"a": 12}
 
 
@@ -155,7 +155,7 @@ def test_one_that_says_the_same_again_is_left_alone() -> None:
     world = Fixture({5: introduces("a", 10)})
     world.roster.refresh()
     world.roster.doubt("a", "another")
-    world.roster.rest("a", "label counts do not fit")
+    world.roster.rest("a", "label counts do not fit", "error")
     before = list(world.changes)
     assert world.roster.refresh() == {}
     assert list(world.roster.everyone) == ["a"]
@@ -198,7 +198,7 @@ def test_edges_that_share_whom_they_know_doubt_together() -> None:
         world.roster.refresh()
     for world in (one, other):
         world.roster.doubt("a", "another")
-        world.roster.rest("a", "label counts do not fit")
+        world.roster.rest("a", "label counts do not fit", "error")
     assert other.roster.refresh() == one.roster.refresh() == {}
     assert known.doubted == {}
 
@@ -206,7 +206,7 @@ def test_edges_that_share_whom_they_know_doubt_together() -> None:
 def test_peer_that_comes_back_is_not_left_alone_any_more() -> None:
     world = Fixture({5: introduces("a")})
     world.roster.refresh()
-    world.roster.rest("a", "no reply within 3 s")
+    world.roster.rest("a", "no reply within 3 s", "error")
     world.memory.nodes = {8: introduces("a")}
     assert list(world.roster.refresh()) == ["a"]
 
@@ -297,7 +297,7 @@ def test_nodes_that_were_refused_and_left_are_forgotten() -> None:
 def test_peer_that_failed_rests() -> None:
     world = Fixture({5: introduces("a"), 6: introduces("b")})
     world.roster.refresh()
-    world.roster.rest("a", "tensor x holds nan")
+    world.roster.rest("a", "tensor x holds nan", "error")
     assert world.changes[-1] == ("a", "failed", "tensor x holds nan")
     assert list(world.roster.peers) == ["b"]
     assert list(world.roster.everyone) == ["a", "b"]
@@ -308,13 +308,31 @@ def test_peer_that_failed_rests() -> None:
     assert list(world.roster.refresh()) == ["a", "b"]
 
 
+def test_a_process_that_is_gone_is_asked_again_as_soon_as_its_next_one_is_there() -> None:
+    # With a key both have the same node id.
+    world = Fixture({5: introduces("a"), 6: introduces("b")})
+    world.roster.refresh()
+    nodes = {**world.memory.nodes}
+    del world.memory.nodes[5]
+    world.roster.rest("a", "no heartbeat from it", "gone")
+    assert list(world.roster.everyone) == ["b"]
+    assert list(world.roster.refresh()) == ["b"]
+    world.memory.nodes = nodes
+    assert list(world.roster.refresh()) == ["a", "b"]
+    assert world.changes[2:] == [
+        ("a", "failed", "no heartbeat from it"),
+        ("a", "left", ""),
+        ("a", "joined", ""),
+    ]
+
+
 def test_peer_that_was_late_is_asked_again_once_it_has_answered() -> None:
     world = Fixture({5: introduces("a")})
     world.roster.refresh()
     world.memory.nodes[5] = silent
     grid = world.roster.grid
     [failed] = grid.send_and_receive([Message(RecordDict(), 5, "train")], timeout=1.0)
-    world.roster.rest("a", failed.error.reason)
+    world.roster.rest("a", failed.error.reason, "error")
     assert list(world.roster.refresh()) == []
     asked = world.memory.pushed[-1]
     world.memory.deliver(asked, Message(RecordDict(), reply_to=asked))
@@ -384,7 +402,7 @@ def test_servers_of_one_process_greet_a_node_once() -> None:
     assert [change for _, change, _ in first.changes] == ["joined", "refused"]
     assert second.changes == []
     # Whoever failed at one is left alone there, and there alone.
-    first.roster.rest("a", "too late")
+    first.roster.rest("a", "too late", "error")
     assert list(first.roster.peers) == []
     assert list(second.roster.peers) == ["a"]
     del second.memory.nodes[5]
