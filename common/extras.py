@@ -13,6 +13,6 @@ def require_extra(what: str, extra: str, *modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"{what} needs {', '.join(missing)}, which is not installed: "
+            f"{what} needs packages that are not installed, {', '.join(missing)}: "
             f"pip install 'fedphd[{extra}]'"
         )

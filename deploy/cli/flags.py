@@ -182,7 +182,7 @@ def resumed_folder(resume: Path | None, run_dir: Path | None, *, go_on: bool) ->
             f"--resume {folder}: there is no such folder; name that of a run that was cut off"
         )
     if folder and has_ended(folder):
-        say(f"{folder}: the run has finished already")
+        say(f"{folder}: the run has finished already; for more intervals begin a new one")
         raise Exit(0)
     return folder
 
@@ -218,16 +218,20 @@ def check_edges(topology: str, values: Mapping[str, Any]) -> None:
 
 def open_split(config: CloudConfig, data: Mapping[str, Any]) -> Split:
     """How the clients share their data; raises ConfigError if it or the cloud's is unusable."""
+    own, reference = part_of_data(config, 0, data), config.evaluation.reference
     with bar("reading data"):
-        check_data(config)
         try:
-            return open_client_data(part_of_data(config, 0, data), config.num_classes)
+            split = open_client_data(own, config.num_classes)
         except ConfigError as error:
             # Parts are clients here, which have flags.
             if "num_partitions" not in str(error):
                 raise
             flags = "--clients (num_partitions) and --classes-per-client (classes_per_partition)"
             raise ConfigError(f"{error}; the flags are {flags}") from error
+        # Where nothing else was said samples are compared with the clients' own images.
+        same = reference is not None and reference.source == own.source
+        check_data(config, reference="data" if same else "evaluation.reference")
+    return split
 
 
 NoteOf = Callable[[CloudConfig], str | None]

@@ -25,6 +25,7 @@ from fedphd.deploy.cli.report import report as write_report
 from fedphd.deploy.cli.share import export, push
 from fedphd.deploy.cli.status import status
 from fedphd.deploy.cli.top import top
+from fedphd.deploy.launch.credentials import check_node, check_server
 from fedphd.deploy.launch.health import serving
 from fedphd.deploy.launch.launchers import run_cloud, run_edge, stop_on_signal
 from fedphd.deploy.launch.leftovers import claimed
@@ -99,6 +100,7 @@ def cloud(
     else:
         resolved = load_config(CloudConfig, config, values)
     resolved.superlink.check_protected()
+    check_server(resolved.superlink)
     check_data(resolved)
     flags.end_dry_run(resolved, dry_run=dry_run)
     with stop_on_signal() as stop:
@@ -146,6 +148,8 @@ def edge(
     resolved = load_config(EdgeConfig, config, flags.overrides(own, settings))
     resolved.superlink.check_protected()
     resolved.node.check_protected()
+    check_server(resolved.superlink)
+    check_node(resolved.node)
     flags.end_dry_run(resolved, dry_run=dry_run)
     with stop_on_signal() as stop:
         verdict = run_edge(resolved, stop=stop, say=flags.say)
@@ -189,8 +193,9 @@ def client(
     }
     resolved = load_config(ClientConfig, config, flags.overrides(own, settings))
     resolved.node.check_protected()
-    # A client that starts opens its data anyway.
+    # A client that starts reads and opens them anyway.
     if dry_run:
+        check_node(resolved.node)
         open_client_data(resolved.data)
     flags.end_dry_run(resolved, dry_run=dry_run)
     check_flower()

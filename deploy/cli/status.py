@@ -119,7 +119,8 @@ def ask(address: str) -> Status:
             "address in its setting health.address, or in health.json"
         ) from error
     except (HTTPException, OSError, ValueError) as error:
-        why = str(error) or type(error).__name__
+        reason = getattr(error, "reason", error)
+        why = getattr(reason, "strerror", None) or str(reason) or type(error).__name__
         raise ConnectionLostError(f"{address}: no process answers: {why}") from error
 
 

@@ -103,7 +103,7 @@ def to_markdown(
         _list("Settings in which the methods differ", own_settings(every)),
         _list("Origin", [*origins(every), f"written by `{command}`"]),
         "## Common settings",
-        "\n".join(f"    {key} = {value!r}" for key, value in sorted(plan.common.items())),
+        "\n".join(f"    {key} = {value!r}" for key, value in common_settings(every, plan)),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -319,6 +319,16 @@ def own_settings(every: Sequence[MethodResults]) -> Iterator[str]:
         own = ", ".join(f"{key} = {results.settings.get(key)!r}" for key in keys)
         title = f"{results.method.title} ({results.method.reference})"
         yield f"{title}: {own or 'nothing of its own'}"
+
+
+def common_settings(every: Sequence[MethodResults], plan: Plan) -> list[tuple[str, Any]]:
+    """What all methods have alike; what is left to the preset ("") stands in no list."""
+    differ = set(differing(every))
+    return [
+        (key, value)
+        for key, value in sorted(plan.common.items())
+        if key not in differ and value != ""
+    ]
 
 
 def origins(every: Sequence[MethodResults]) -> list[str]:

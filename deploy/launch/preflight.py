@@ -274,10 +274,14 @@ def _node(config: NodeConfig, servers: tuple[str, ...]) -> Iterator[Check]:
     reached = []
     for address in servers:
         yield (reach := _reach(address))
-        if reach.outcome == "ok":
-            reached.append(address)
-            if config.root_certificates is not None:
-                yield _tls(address, config.root_certificates)
+        if reach.outcome != "ok":
+            continue
+        if config.root_certificates is not None:
+            yield (secure := _tls(address, config.root_certificates))
+            if secure.outcome != "ok":
+                # Who cannot be spoken to cannot be asked about the key.
+                continue
+        reached.append(address)
     if config.root_certificates is None:
         away = [a for a in servers if not a.startswith(("127.", "localhost:", "[::1]:"))]
         fix = "give node.root_certificates, the certificate authority of the servers"
@@ -300,7 +304,7 @@ def _reach(address: str) -> Check:
     name = f"reach {address}"
     try:
         with socket.create_connection((host.strip("[]"), int(port)), REACH_S) as link:
-            return Check(name, "ok", f"{address} answers from {link.getpeername()[0]}")
+            return Check(name, "ok", f"answers from {link.getpeername()[0]}")
     except ConnectionRefusedError:
         # Processes may be started in any order.
         text = "the machine answers, but nothing listens there; its TLS cannot be checked yet"
@@ -311,7 +315,7 @@ def _reach(address: str) -> Check:
 
 def _tls(address: str, authority: Path) -> Check:
     host, _, port = address.rpartition(":")
-    fix = "use a certificate for this name, signed by node.root_certificates, that is in date"
+    name = f"TLS {address}"
 
     def greet() -> str:
         context = ssl.create_default_context(cafile=authority)
@@ -322,7 +326,16 @@ def _tls(address: str, authority: Path) -> Check:
         ):
             return f"{secure.version()}, the certificate is good for {host}"
 
-    return _tried(f"TLS {address}", fix, greet)
+    try:
+        return Check(name, "ok", greet())
+    except ssl.SSLCertVerificationError as error:
+        fix = "use a certificate for this name, signed by node.root_certificates, that is in date"
+        return Check(name, "failed", str(error), fix)
+    except ssl.SSLError:
+        fix = "give the server superlink.ssl_certfile, or correct the address"
+        return Check(name, "failed", "it does not speak TLS, as this node does", fix)
+    except (OSError, ValueError) as error:
+        return Check(name, "failed", str(error), "check the server, and the firewalls on the way")
 
 
 def _admitted(address: str, config: NodeConfig) -> Check:

@@ -215,8 +215,11 @@ def show_summary(run_dir: Path, say: Say) -> None:
         say(f"  {'samples in':<18} {run_dir / SAMPLES}")
 
 
-def check_data(config: CloudConfig) -> None:
-    """Raise ConfigError if what the cloud needs is not there, or has other classes."""
+def check_data(config: CloudConfig, *, reference: str = "evaluation.reference") -> None:
+    """Raise ConfigError if what the cloud needs is not there, or has other classes.
+
+    ``reference`` is the section that says with which images samples are compared.
+    """
     config.tracking.check_installed()
     evaluation = config.evaluation
     if evaluation.wants_inception or evaluation.features_file or evaluation.reference_file:
@@ -227,7 +230,7 @@ def check_data(config: CloudConfig) -> None:
         # What is imported here takes time, and an edge does not need it.
         from fedphd.common.data.labelled import LabelledData
 
-        with within("evaluation.reference"):
+        with within(reference):
             LabelledData(evaluation.reference).check_covers(config.num_classes)
 
 

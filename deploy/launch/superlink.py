@@ -21,7 +21,7 @@ from fedphd.common.allocator import allocator_environment
 from fedphd.common.config.links import SuperLinkConfig
 from fedphd.common.config.text import flower_pairs, to_toml
 from fedphd.common.errors import FedPhDError, StartError
-from fedphd.deploy.keys.files import check_fits, check_in_date
+from fedphd.deploy.launch.credentials import check_server
 from fedphd.deploy.launch.keyring import KeyRing
 from fedphd.deploy.launch.leftovers import Processes
 from fedphd.deploy.launch.processes import descendants, end
@@ -181,9 +181,8 @@ class SuperLink:
         children_s: float = CHILDREN_S,
     ) -> None:
         check_flower()
-        if config.tls_files and not simulation:
-            check_in_date(config.tls_files[0])
-            check_fits(*config.tls_files)
+        if not simulation:
+            check_server(config)
         # First, since what a killed launcher left may hold the port.
         self._processes = Processes(state_dir)
         if not simulation:
