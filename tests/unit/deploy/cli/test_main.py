@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 from click import Command, Group
+from PIL import Image
 from support.command import fedphd
 
 from fedphd.common.config.data import Section
@@ -186,6 +187,19 @@ def test_a_missing_features_file_is_found_before_anything_starts(tmp_path: Path)
     )
     assert done.returncode == 2
     assert "evaluation.inception_weights = no: no such file" in done.stderr
+
+
+def test_the_clients_data_are_named_and_not_what_samples_are_compared_with(tmp_path: Path) -> None:
+    for command in ("local", "simulate"):
+        done = fedphd(command, "--dry-run", "--data", "./no", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith("fedphd: in [data]: source = './no': no such file or folder")
+    for label in ("crow", "jay"):
+        (tmp_path / "birds" / label).mkdir(parents=True)
+        for number in range(6):
+            Image.new("L", (8, 8)).save(tmp_path / "birds" / label / f"{number}.png")
+    done = fedphd("local", "--dry-run", "--data", "./birds", "--clients", "2", cwd=tmp_path)
+    assert "in [data]: num_classes = 10, but source = './birds' has only 2 classes" in done.stderr
 
 
 def test_edge_names_a_busy_port_and_exits_3(busy: str, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import shutil
+import socketserver
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,15 @@ from fedphd.deploy.keys.files import write_private_key
 from fedphd.deploy.keys.registered import fingerprint
 from fedphd.deploy.launch import preflight
 from fedphd.deploy.launch.preflight import Check
+
+
+class AnswersPlain(socketserver.StreamRequestHandler):
+    """A web server that knows no TLS."""
+
+    def handle(self) -> None:
+        self.request.recv(1024)
+        self.wfile.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
 
 EC = ec.generate_private_key(ec.SECP384R1())
 
@@ -62,6 +73,26 @@ def test_a_node_that_is_ready_has_its_authority_and_its_key(
         "ok",
         f"{tmp_path / 'a-node'} has mode 0600: {fingerprint(EC.public_key())}",
     )
+
+
+def test_a_server_in_plain_text_is_said_and_not_asked_for_the_key(
+    authority: Path, tmp_path: Path
+) -> None:
+    write_private_key(tmp_path / "a-node", EC, PrivateFormat.OpenSSH)
+    config = NodeConfig(root_certificates=authority, private_key=tmp_path / "a-node")
+    with socketserver.TCPServer(("127.0.0.1", 0), AnswersPlain) as plain:
+        threading.Thread(target=plain.serve_forever, daemon=True).start()
+        away = f"127.0.0.1:{plain.server_address[1]}"
+        found = {check.name: check for check in preflight._node(config, (away,))}
+        plain.shutdown()
+    assert found[f"reach {away}"].found == "answers from 127.0.0.1"
+    assert found[f"TLS {away}"] == Check(
+        f"TLS {away}",
+        "failed",
+        "it does not speak TLS, as this node does",
+        "give the server superlink.ssl_certfile, or correct the address",
+    )
+    assert f"key registered {away}" not in found
 
 
 def test_an_authority_that_is_none_fails(tmp_path: Path) -> None:
