@@ -69,6 +69,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(interrupted / "clients.json", {})
     for name, text in settings_files().items():
         (folder / name).write_text(here(text, folder), "utf-8")
+    # The keys that the settings name, by the command that the manual has for them.
+    made = CliRunner().invoke(
+        app, ["keys", "dev", "--edges", "2", "--clients", "6", "--out", f"{folder / 'keys'}"]
+    )
+    assert made.exit_code == 0, made.output
     return folder
 
 
