@@ -19,6 +19,7 @@ _FIXES: Final = {
         "registered"
     ),
     "Invalid timestamp": "this machine's clock differs from its clock: correct it",
+    "Invalid node ID": "it was started anew and does not know this node yet",
     IN_USE: (
         "a process with this key (node.private_key) was there just now: stop it, or wait some 20 s "
         "until its heartbeat is missed; if it is another participant, name the own key"

@@ -41,17 +41,20 @@ def status(
     """Show who is connected to whom, the round, when each was last seen, and the version."""
     found: list[Status] = []
     problems: list[str] = []
-    asked = addresses or [one.address for one in find(folder, tell=problems.append)]
+    asked = {address: "" for address in addresses or ()}
+    if not asked:
+        found_here = find(folder, tell=problems.append)
+        asked = {one.address: f"{one.node} was killed, or hangs: " for one in found_here}
     if not asked and not problems:
         raise FedPhDError(
             f"no running process has its state below {folder.absolute()} ({HEALTH}); name an "
             "address by --address, or another --folder"
         )
-    for address in asked:
+    for address, who in asked.items():
         try:
             found.append(ask(address))
         except FedPhDError as error:
-            problems.append(str(error))
+            problems.append(f"{who}{error}")
     if as_json:
         print(json.dumps([one.model_dump(mode="json") for one in found], indent=2))
         for problem in problems:
@@ -108,6 +111,8 @@ def _read(place: Path, tell: Callable[[str], None]) -> HealthAddress | None:
 
 def ask(address: str) -> Status:
     """The status of the process at ``address``; raises ConnectionLostError if none answers."""
+    if not address.rpartition(":")[2].isdigit():
+        raise ConnectionLostError(f"{address}: is not an address; write host:port")
     try:
         # What is asked is in the own network, which a proxy (http_proxy) knows nothing of.
         direct = build_opener(ProxyHandler({}))

@@ -224,14 +224,13 @@ class Card:
             yield f"Flat: the cloud averages its clients (`{config.objective.method}`)"
         else:
             yield (
-                f"Hierarchical: {schedule.num_edges} edges average their clients "
-                f"(`{config.objective.method}`), the cloud averages the edges; edge choice "
-                f"`{config.selection.policy}`"
+                f"Hierarchical, with {_count(schedule.num_edges, 'edge')} between clients and "
+                f"cloud (`{config.objective.method}`); edge choice `{config.selection.policy}`"
             )
         yield (
-            f"{_count(self.progress.interval, 'cloud round')} of {schedule.edge_rounds} edge "
-            f"rounds, in each {schedule.participation:.0%} of the clients, "
-            f"{training.local_amount} local {training.local_unit}"
+            f"{_count(self.progress.interval, 'cloud round')} of "
+            f"{_count(schedule.edge_rounds, 'edge round')}, in each {schedule.participation:.0%} "
+            f"of the clients, {training.local_amount} local {training.local_unit}"
         )
         yield (
             f"{training.optimizer}, learning rate {training.learning_rate:g}, batches of "

@@ -112,6 +112,7 @@ def test_a_server_without_tls_is_recognised(tmp_path: Path) -> None:
         ("No SuperNode found with the given public key.", "it does not know this node's key"),
         ("SuperNode authentication is enabled. All must be registered.", "give node.private_key"),
         ("Invalid timestamp", "this machine's clock differs"),
+        ("Invalid node ID", "it was started anew and does not know this node yet"),
         (
             "SuperNode with node ID 7 could not be activated.",
             "a process with this key (node.private_key) was there",

@@ -108,6 +108,16 @@ def test_csv_has_each_runs_own_settings(made: Comparison) -> None:
     assert found == [("fedavg", "10")] * 3 + [("fedphd", "9"), ("fedphd", "8")]
 
 
+def test_common_settings_are_those_in_which_no_method_differs(made: Comparison) -> None:
+    made.report({}, command="c")
+    text = (made.common.out / "table.md").read_text("utf-8")
+    own, common = text.partition("## Common settings")[::2]
+    assert "topology = 'flat'" in own.partition("Settings in which the methods differ")[2]
+    assert "    num_classes = 10\n" in common
+    assert "    topology = " not in common
+    assert " = ''\n" not in common, "what is left to the preset"
+
+
 def test_pairs_are_over_common_seeds(made: Comparison) -> None:
     made.report({}, command="c")
     ours, theirs = sorted(read_csv(made.common.out / "pairs.csv"), key=lambda line: line["method"])

@@ -201,7 +201,20 @@ def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
     assert "no running process has its state below" in done.stderr
     done = fedphd("status", "--address", "127.0.0.1:1", cwd=tmp_path)
     assert done.returncode == 5
-    assert "127.0.0.1:1: no process answers" in done.stdout
+    assert "127.0.0.1:1: no process answers: Connection refused" in done.stdout
+    done = fedphd("status", "--address", "localhost", cwd=tmp_path)
+    assert done.returncode == 5
+    assert "localhost: is not an address; write host:port" in done.stdout
+
+
+def test_a_process_that_was_killed_is_named(tmp_path: Path) -> None:
+    left = tmp_path / "cloud" / HEALTH
+    left.parent.mkdir()
+    gone = HealthAddress(address="127.0.0.1:1", role="cloud", node="cloud")
+    left.write_text(gone.model_dump_json(), "utf-8")
+    done = fedphd("status", cwd=tmp_path)
+    assert done.returncode == 5
+    assert "cloud was killed, or hangs: 127.0.0.1:1: no process answers" in done.stdout
 
 
 def test_why_a_client_is_below_two_edges_is_said(tmp_path: Path) -> None:
