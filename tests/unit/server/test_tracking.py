@@ -187,4 +187,4 @@ def test_a_missing_extra_is_refused_before_the_start(
     arguments = ["simulate", "--dry-run", "--set", f'tracking.backends=["tensorboard", "{name}"]']
     refused = CliRunner().invoke(app, arguments).exception
     assert isinstance(refused, ConfigError)
-    assert f"which is not installed: pip install 'fedphd[{name}]'" in str(refused)
+    assert f"needs packages that are not installed, {name}: pip install 'fedphd[{name}]'" in str(refused)
