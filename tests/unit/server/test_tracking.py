@@ -187,4 +187,5 @@ def test_a_missing_extra_is_refused_before_the_start(
     arguments = ["simulate", "--dry-run", "--set", f'tracking.backends=["tensorboard", "{name}"]']
     refused = CliRunner().invoke(app, arguments).exception
     assert isinstance(refused, ConfigError)
-    assert f"needs packages that are not installed, {name}: pip install 'fedphd[{name}]'" in str(refused)
+    needs = f"needs packages that are not installed, {name}: pip install 'fedphd[{name}]'"
+    assert needs in str(refused)
