@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from cryptography import x509
 
@@ -61,6 +61,10 @@ class Check:
     outcome: Outcome
     found: str
     fix: str = ""
+
+
+# OpenSSL's reasons where what answers is not TLS.
+_PLAIN: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST")
 
 
 def role_of(config: RoleConfig) -> str:
@@ -316,10 +320,14 @@ def _reach(address: str) -> Check:
 def _tls(address: str, authority: Path) -> Check:
     host, _, port = address.rpartition(":")
     name = f"TLS {address}"
+    try:
+        context = ssl.create_default_context(cafile=authority)
+    except OSError:
+        text = "the authority's certificate cannot be read, as said of it"
+        return Check(name, "skipped", text, "correct node.root_certificates")
+    context.set_alpn_protocols(["h2"])
 
     def greet() -> str:
-        context = ssl.create_default_context(cafile=authority)
-        context.set_alpn_protocols(["h2"])
         with (
             socket.create_connection((host.strip("[]"), int(port)), REACH_S) as link,
             context.wrap_socket(link, server_hostname=host.strip("[]")) as secure,
@@ -331,10 +339,10 @@ def _tls(address: str, authority: Path) -> Check:
     except ssl.SSLCertVerificationError as error:
         fix = "use a certificate for this name, signed by node.root_certificates, that is in date"
         return Check(name, "failed", str(error), fix)
-    except ssl.SSLError:
-        fix = "give the server superlink.ssl_certfile, or correct the address"
-        return Check(name, "failed", "it does not speak TLS, as this node does", fix)
     except (OSError, ValueError) as error:
+        if getattr(error, "reason", "") in _PLAIN:
+            fix = "give the server superlink.ssl_certfile, or correct the address"
+            return Check(name, "failed", "it does not speak TLS, as this node does", fix)
         return Check(name, "failed", str(error), "check the server, and the firewalls on the way")
 
 

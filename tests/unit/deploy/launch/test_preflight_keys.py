@@ -95,6 +95,17 @@ def test_a_server_in_plain_text_is_said_and_not_asked_for_the_key(
     assert f"key registered {away}" not in found
 
 
+def test_a_server_is_not_blamed_for_an_authority_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "bad.pem").write_text("nonsense")
+    with socketserver.TCPServer(("127.0.0.1", 0), AnswersPlain) as plain:
+        away = f"127.0.0.1:{plain.server_address[1]}"
+        for name in ("bad.pem", "none.pem"):
+            config = NodeConfig(root_certificates=tmp_path / name)
+            found = {check.name: check for check in preflight._node(config, (away,))}
+            assert found[f"TLS {away}"].outcome == "skipped"
+            assert found["authority"].outcome == "failed"
+
+
 def test_an_authority_that_is_none_fails(tmp_path: Path) -> None:
     check = node(tmp_path / "none.pem")["authority"]
     assert check.outcome == "failed"
