@@ -181,6 +181,9 @@ class Resident:
                     if address not in self._lost:
                         self._say(str(error))
                     self._lost[address] = error
+        except FedPhDError as error:
+            # Who runs this says it.
+            self._failure = error
         except Exception as error:
             logger.exception("the node at %s failed", address)
             self._failure = error

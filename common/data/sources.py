@@ -123,7 +123,7 @@ def _load_table(config: DataConfig) -> datasets.Dataset:
         if kind == "saved":
             loaded = datasets.load_from_disk(source)
         elif kind == "hub":
-            loaded = datasets.load_dataset(source, split=config.split)
+            loaded = _from_hub(source, config.split)
         elif kind == "imagefolder":
             loaded = load_folder(source)
         elif os.path.isfile(source):
@@ -144,6 +144,20 @@ def _load_table(config: DataConfig) -> datasets.Dataset:
             f"{sorted(loaded)}; set split to one of them"
         )
     return loaded[config.split]
+
+
+def _from_hub(name: str, split: str) -> datasets.Dataset:
+    import datasets
+
+    logger.info("source = %r: asks the Hugging Face hub", name)
+    # It tells of each of its tries; why the last one failed is in the error.
+    library = logging.getLogger("huggingface_hub")
+    before = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        return datasets.load_dataset(name, split=split)
+    finally:
+        library.setLevel(before)
 
 
 def _why_not_loaded(kind: str, config: DataConfig, error: Exception) -> str:

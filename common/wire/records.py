@@ -86,7 +86,7 @@ def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
     """A message's scalars; raises ReplyError for an error reply or a malformed ``kind``."""
     if message.has_error():
         error = message.error
-        why = f"error {error.code}: {shown(error.reason or 'unknown')}"
+        why = shown(error.reason) if error.reason else f"error {error.code}"
         raise ReplyError(why, kind_of(error))
     if not message.has_content():
         raise ReplyError("not a FedPhD message: it has no content")

@@ -9,11 +9,14 @@ from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.cli.bars import bar
 from fedphd.deploy.cli.flags import ConfigFile, Preset, Set, overrides, say
+from fedphd.deploy.cli.hints import CommandGroup
 
 READING = "reading data"
 Data = Annotated[str, Option(help="labelled images: digits, a Hugging Face name or a local path")]
 Out = Annotated[Path, Option(help="file to write (.safetensors)")]
-features_app = Typer(no_args_is_help=True, help="Features in which images are compared.")
+features_app = Typer(
+    cls=CommandGroup, no_args_is_help=True, help="Features in which images are compared."
+)
 
 
 @features_app.command("train")

@@ -19,6 +19,7 @@ from fedphd.deploy.cli.bars import bar
 from fedphd.deploy.launch.client_data import (
     CLASSES,
     SOURCE,
+    is_own,
     part_of_data,
     take_data,
     with_reference,
@@ -38,6 +39,7 @@ from fedphd.deploy.launch.runs import (
     Say,
     Split,
     check_data,
+    could_not_start,
     discard,
     open_client_data,
     run_folder,
@@ -229,8 +231,8 @@ def open_split(config: CloudConfig, data: Mapping[str, Any]) -> Split:
             flags = "--clients (num_partitions) and --classes-per-client (classes_per_partition)"
             raise ConfigError(f"{error}; the flags are {flags}") from error
         # Where nothing else was said samples are compared with the clients' own images.
-        same = reference is not None and reference.source == own.source
-        check_data(config, reference="data" if same else "evaluation.reference")
+        section = "data" if is_own(reference, own) else "evaluation.reference"
+        check_data(config, reference=section)
     return split
 
 
@@ -333,7 +335,7 @@ class Federation:
             finally:
                 if self.resumed is None and run_dir is None:
                     discard(folder, begun.verdict)
-                if report and folder.exists():
+                if report and not could_not_start(begun.verdict):
                     leave_report(folder, say)
                 if begun.verdict.exit_code == Interrupted.exit_code and holds_run(folder):
                     say(f"to go on  the same command with --resume {folder}")

@@ -1,10 +1,11 @@
-"""Whoever writes a setting as a flag is told how it is set."""
+"""What the command says of itself: help on arguments, and how a setting is given."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
-from click import Context
+from click import Command, Context
 from click.exceptions import NoSuchOption
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperGroup
+from typer.models import ArgumentInfo
 
 from fedphd.common.config.roles import ROLES, ClientConfig, CloudConfig
 from fedphd.common.config.text import setting_keys
@@ -14,7 +15,25 @@ SET = "--set"
 MOST = 4
 
 
-class Commands(TyperGroup):
+class CommandGroup(TyperGroup):
+    """Commands whose arguments have their help.
+
+    Flower asks for a typer below 0.21, which hands it over in a way that click forgets since 8.4.
+    """
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.callback is not None:
+            annotated = get_type_hints(command.callback, include_extras=True)
+            for argument in command.params:
+                if isinstance(argument, TyperArgument) and argument.help is None:
+                    given = getattr(annotated.get(str(argument.name)), "__metadata__", ())
+                    texts = [one.help for one in given if isinstance(one, ArgumentInfo)]
+                    argument.help = next(iter(texts), None)
+        return command
+
+
+class Commands(CommandGroup):
     """All commands; an unknown option of one that takes settings is met with the setting."""
 
     def invoke(self, ctx: Context) -> Any:

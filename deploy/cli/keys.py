@@ -7,6 +7,7 @@ from typing import Annotated
 from typer import Argument, Option, Typer, confirm
 
 from fedphd.deploy.cli.flags import say
+from fedphd.deploy.cli.hints import CommandGroup
 from fedphd.deploy.keys import registered
 from fedphd.deploy.keys.authority import (
     AUTHORITY_DAYS,
@@ -44,6 +45,7 @@ Days = Annotated[
 DEV_EDGES, DEV_CLIENTS = 2, 6
 
 keys_app = Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     help="Certificates of servers, and keys of nodes. On one machine: dev. On real sites private "
     "keys never travel: the operator makes an authority, each site a request, and the operator "

@@ -35,6 +35,7 @@ from fedphd.deploy.launch.resuming import AWAITED, resumed_config, rewind
 from fedphd.deploy.launch.runs import (
     VERDICT,
     check_data,
+    could_not_start,
     discard,
     open_client_data,
     run_folder,
@@ -55,6 +56,8 @@ app = Typer(
     cls=Commands,
     no_args_is_help=True,
     add_completion=False,
+    # click does that by itself.
+    suggest_commands=False,
     pretty_exceptions_enable=False,
     help="FedPhD: hierarchical federated training of diffusion models with Flower.\n\n"
     f"{START_HELP}\n\n{EXIT_HELP}",
@@ -116,7 +119,7 @@ def cloud(
                 write_verdict(folder / VERDICT, verdict)
         if former is None and run_dir is None:
             discard(folder, verdict)
-        if not no_report and folder.exists():
+        if not (no_report or could_not_start(verdict)):
             leave_report(folder, flags.say)
     flags.end(verdict)
 

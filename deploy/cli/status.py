@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.tree import Tree
 from typer import Exit, Option
 
-from fedphd.common.errors import ConnectionLostError, FedPhDError
+from fedphd.common.errors import ConfigError, ConnectionLostError, FedPhDError
 from fedphd.common.history.status import CONNECTED, PeerStatus, Status
 from fedphd.deploy.launch.health import HEALTH, HealthAddress, parse_status
 from fedphd.deploy.launch.render import human_seconds
@@ -41,7 +41,7 @@ def status(
     """Show who is connected to whom, the round, when each was last seen, and the version."""
     found: list[Status] = []
     problems: list[str] = []
-    asked = {address: "" for address in addresses or ()}
+    asked = dict.fromkeys(map(_checked, addresses or ()), "")
     if not asked:
         found_here = find(folder, tell=problems.append)
         asked = {one.address: f"{one.node} was killed, or hangs: " for one in found_here}
@@ -70,6 +70,12 @@ def status(
             console.print(f"[red]{escape(problem)}[/red]")
     ready = all(one.ready for one in found)
     raise Exit(ConnectionLostError.exit_code if problems else 0 if ready else 1)
+
+
+def _checked(address: str) -> str:
+    if not address.rpartition(":")[2].isdigit():
+        raise ConfigError(f"--address = {address}: is not an address; write host:port")
+    return address
 
 
 def find(
@@ -111,8 +117,6 @@ def _read(place: Path, tell: Callable[[str], None]) -> HealthAddress | None:
 
 def ask(address: str) -> Status:
     """The status of the process at ``address``; raises ConnectionLostError if none answers."""
-    if not address.rpartition(":")[2].isdigit():
-        raise ConnectionLostError(f"{address}: is not an address; write host:port")
     try:
         # What is asked is in the own network, which a proxy (http_proxy) knows nothing of.
         direct = build_opener(ProxyHandler({}))

@@ -96,6 +96,13 @@ def says_reference(values: Mapping[str, Any], path: Path | None) -> bool:
     return any(key.startswith(_REFERENCE) for key, _ in flattened(_given(values, path)))
 
 
+def is_own(reference: DataConfig | None, data: DataConfig) -> bool:
+    """Whether samples are compared with the clients' own images."""
+    if reference is None:
+        return False
+    return all(getattr(reference, key) == getattr(data, key) for key in _OF_REFERENCE)
+
+
 def _given(values: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     return with_overrides(read_toml(path) if path else {}, values)
 

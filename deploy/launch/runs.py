@@ -171,12 +171,17 @@ def run_folder(run_dir: Path | None, out_dir: Path) -> Path:
     return run_dir
 
 
+def could_not_start(verdict: Verdict) -> bool:
+    """Whether a run ended before it began."""
+    return verdict.exit_code in (ConfigError.exit_code, StartError.exit_code)
+
+
 def discard(run_dir: Path, verdict: Verdict) -> None:
     """Remove the folder of a run that did not start: nobody needs what is in it.
 
     It stays where the verdict names a file in it, or where there is a checkpoint.
     """
-    failed = verdict.exit_code in (ConfigError.exit_code, StartError.exit_code)
+    failed = could_not_start(verdict)
     failed |= verdict.exit_code == Interrupted.exit_code and not (run_dir / CONFIG).exists()
     named = str(run_dir) in verdict.message
     if failed and not named:

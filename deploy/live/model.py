@@ -280,10 +280,14 @@ class Federation:
         return 0 < self.intervals == self.cloud.interval
 
     def left_s(self, now: float) -> float | None:
-        """Seconds until the last interval ends, as the slowest edge guesses, else the cloud."""
+        """Seconds until the last interval ends, as the slowest edge guesses, else the cloud.
+
+        None where nobody has guessed, or what was guessed is over.
+        """
         if self.ended is not None or self.is_trained:
             return None
         ends = [edge.ends_at for edge in self.edges.values() if edge.ends_at is not None]
         if not ends and self.cloud.ends_at is not None:
             ends = [self.cloud.ends_at]
-        return max(0.0, max(ends) - now) if ends else None
+        left_s = max(ends, default=now) - now
+        return left_s if left_s > 0 else None

@@ -54,7 +54,7 @@ PAYLOADS: list[Payload] = [
         edge_id="edge-0", interval=1, network=NETWORK, samples_per_round=12.5, client_rounds=2,
         label_distribution=(0.1, 0.9), metrics=metrics(25, loss=0.1 + 0.2), mean_steps=1.5,
         traffic=Traffic(sent_bytes=2**40, received_bytes=1),
-        clients=("client-0",), failures=("client-1: error 5: gone",),
+        clients=("client-0",), failures=("client-1: gone",),
     ),
     StatisticsTask(
         extractor=ExtractorSpec.inception("[]"), image_size=8, channels=1,

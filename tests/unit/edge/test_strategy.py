@@ -270,7 +270,7 @@ def test_bad_reply_leaves_out_its_client_only(
     assert average.tolist() == [18.0, 28.0, 38.0]
     assert [stats.clients for stats in world.told] == [["large", "small"]] * 2
     [[failure], later] = [stats.failures for stats in world.told]
-    assert failure.startswith(f"bad: {reason}") or f"bad: error 3: {reason}" == failure
+    assert failure.startswith(f"bad: {reason}")
     assert later == [], "a client that failed is left alone for a while"
     assert world.told[0].failed == {"late" if "silent" in badly else "malformed": 1}
     assert world.failed == [("bad", failure.removeprefix("bad: "))]
@@ -289,7 +289,7 @@ def test_client_whose_training_fails_says_why() -> None:
     assert average is not None
     assert average.tolist() == [11.0, 21.0, 31.0]
     [failure] = world.told[0].failures
-    assert failure.startswith("bad: error ")
+    assert failure.startswith("bad: ")
     assert failure.endswith("RuntimeError: the disk is full")
     assert world.told[0].failed == {"error": 1}
 

@@ -203,8 +203,8 @@ def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 5
     assert "127.0.0.1:1: no process answers: Connection refused" in done.stdout
     done = fedphd("status", "--address", "localhost", cwd=tmp_path)
-    assert done.returncode == 5
-    assert "localhost: is not an address; write host:port" in done.stdout
+    assert done.returncode == 2
+    assert "--address = localhost: is not an address; write host:port" in done.stderr
 
 
 def test_a_process_that_was_killed_is_named(tmp_path: Path) -> None:
