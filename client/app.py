@@ -148,6 +148,10 @@ class ClientRuntime:
                 if state is not None:
                     state.store(self._trainer, task)
                 raise
+            except Exception:
+                if state is not None:
+                    state.forget()
+                raise
             watch.lap("training")
             if state is not None:
                 state.store(self._trainer, task)

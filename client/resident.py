@@ -38,9 +38,12 @@ class OfferBoard:
         # An edge may be late by an interval: it still asks about the one before.
         self._book = OfferBook(past_intervals=1)
         self.connected: set[str] = set()
+        self._edge_at: dict[str, str] = {}
 
-    def merge(self, asked: Choose, *, on_wait: Callable[[], None] = lambda: None) -> Choose:
-        """Add the other edges' offers to an edge's question.
+    def merge(
+        self, asked: Choose, *, address: str = "", on_wait: Callable[[], None] = lambda: None
+    ) -> Choose:
+        """Add the other edges' offers to the question of the edge at ``address``.
 
         Waits at most ``offer_wait_s`` seconds for edges that have made no offer in this edge round
         yet, as many as have an order and are connected, and says ``on_wait`` before it does. Those
@@ -48,6 +51,7 @@ class OfferBoard:
         """
         deadline_s, told = time.monotonic() + asked.offer_wait_s, False
         with self._changed:
+            self._edge_at[address] = asked.asking
             self._book.note(asked)
             self._changed.notify_all()
             while len(made := self._book.of_round(asked)) < self._num_awaited(asked):
@@ -69,9 +73,15 @@ class OfferBoard:
         return min(asked.num_edges, len(self.connected))
 
     def set_connected(self, address: str, connected: bool) -> None:
-        """Remember which edges are there, so that nobody waits for one that is not."""
+        """Remember which edges are there, so that nobody waits for one that is not.
+
+        Nor is one chosen by what it offered before it was lost: it would hold ever less than the
+        others, and draw all clients to itself.
+        """
         with self._changed:
             (self.connected.add if connected else self.connected.discard)(address)
+            if not connected and (edge_id := self._edge_at.get(address)) is not None:
+                self._book.forget(edge_id)
             self._changed.notify_all()
 
 
@@ -185,6 +195,10 @@ class Resident:
             # Who runs this says it.
             self._failure = error
         except Exception as error:
+            if self._stop.is_set():
+                # It has left, and what it was about to answer cannot be sent any more.
+                logger.debug("the node at %s ends", address, exc_info=True)
+                return
             logger.exception("the node at %s failed", address)
             self._failure = error
 
@@ -192,7 +206,8 @@ class Resident:
         """Answer one message of the edge at ``address``."""
         if message.metadata.message_type == CHOOSE:
             hurry = partial(self._hurry_others, address)
-            asked = self.board.merge(read_payload(message, Choose), on_wait=hurry)
+            asked = read_payload(message, Choose)
+            asked = self.board.merge(asked, address=address, on_wait=hurry)
             message.content = to_records(asked)
         run_id, node_id = message.metadata.run_id, message.metadata.dst_node_id
         try:

@@ -122,6 +122,14 @@ def told_of(error: BaseException) -> str:
     return f"{kind}: {told or _MORE}"
 
 
+def code_for_peers(error: FedPhDError) -> int:
+    """The exit code of the others in a run that ``error`` ends.
+
+    Not that of a wrong configuration, for theirs is not: a supervisor starts them again.
+    """
+    return FedPhDError.exit_code if isinstance(error, ConfigError) else error.exit_code
+
+
 @contextmanager
 def telling(what: str) -> Iterator[None]:
     """Let peers know of a FedPhDError from within ``what``, in place of its text."""

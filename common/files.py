@@ -1,8 +1,8 @@
 """Files that are replaced as a whole: readers see the old content or the new, never a part."""
 
-import glob
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Final
 # A temporary file that nobody has written to for so long belongs to a process that was killed.
 STALE_S: Final = 60.0
 
-_looked_at: set[Path] = set()
+# By folder, as it was when this process first looked: temporary files by whose they are.
+_left: dict[Path, dict[str, list[Path]]] = {}
 
 
 @contextmanager
@@ -35,16 +36,27 @@ def replaced(path: Path) -> Iterator[Path]:
 
 def _remove_stale(path: Path) -> None:
     """Remove what writers of ``path`` that were killed have left, once in this process."""
-    if path in _looked_at:
-        return
-    _looked_at.add(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    if path.parent not in _left:
+        _left[path.parent] = _temporary(path.parent)
+    for left in _left[path.parent].pop(path.name, ()):
         pid = left.name.rpartition(".")[2]
         # Another machine's process may be writing here too, where the folder is shared.
         with suppress(FileNotFoundError):
             stale = time.time() - left.stat().st_mtime > STALE_S
-            if stale and pid.isdecimal() and not _runs(int(pid)):
+            if stale and not _runs(int(pid)):
                 left.unlink()
+
+
+def _temporary(folder: Path) -> dict[str, list[Path]]:
+    """What may be temporary files in ``folder``, by the names of the files that they replace."""
+    found = defaultdict[str, list[Path]](list)
+    # One look for all: the states of ten thousand clients lie in one folder.
+    with suppress(OSError):
+        for path in folder.iterdir():
+            name, _, pid = path.name.rpartition(".")
+            if name.startswith(".") and pid.isdecimal():
+                found[name.removeprefix(".")].append(path)
+    return found
 
 
 def _runs(pid: int) -> bool:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 # With two norms the median lies between them, and cannot tell which of the two is wrong.
 FEWEST_NORMS: Final = 3
+# Who claims more than so many times the usual images gets no longer update for it.
+MOST_IMAGES: Final = 10
 # Values that are worked on at a time, so that a pass over a model needs no second model.
 _CHUNK: Final = 1 << 20
 # Below it squares of float32 begin to lose their last bits.

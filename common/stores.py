@@ -121,12 +121,17 @@ class StateStore(ABC):
         tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
         scalars = {key: value for key, value in state.items() if key not in tensors}
         text = json.dumps({**scalars, _OF: list(origin)})
+        self.forget()
         self._write(lasting.whose, text, tensors, former=self._becomes_former)
         if self._resident:
             self._held = origin
         else:
             # A process may play many clients; what is stored need not stay here too.
             lasting.load_state_dict({})
+
+    def forget(self) -> None:
+        """Read what is stored again next time: what is in memory is of no whole piece of work."""
+        self._held = None
 
     def _former_of(self, whose: str, task: Order) -> dict[str, Any] | None:
         """The state from before the last interval, if it is of this run."""

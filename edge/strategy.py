@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median_low
-from typing import Final
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -16,7 +15,7 @@ from fedphd.common.errors import ReplyError
 from fedphd.common.events import Event
 from fedphd.common.history.events import Replied, RoundBegan
 from fedphd.common.rng import sample_participants
-from fedphd.common.robust import Norms, UpdateBound, norm_of, update_norm
+from fedphd.common.robust import MOST_IMAGES, Norms, UpdateBound, norm_of, update_norm
 from fedphd.common.unet.layout import TensorLayout
 from fedphd.common.unet.parts import PARTS, Part, joined, part_sets
 from fedphd.common.wire import records
@@ -29,8 +28,6 @@ from fedphd.edge.questions import Questions
 from fedphd.edge.round import EdgeRound, RoundStats, Trainee
 
 logger = logging.getLogger(__name__)
-# Who claims more than so many times the usual images gets no longer update for it.
-_MOST_IMAGES: Final = 10
 
 
 @dataclass(frozen=True)
@@ -263,7 +260,7 @@ class EdgeAverage(Strategy):
             return ()
         weights = update_norm(update.weights, mean.selections[update.part_set].take(sent))
         usual = median_low(peer.num_samples for peer in self._roster.everyone.values())
-        images = min(update.trainee.peer.num_samples, _MOST_IMAGES * usual)
+        images = min(update.trainee.peer.num_samples, MOST_IMAGES * usual)
         weights /= self._task.plan.training.usual_steps(images)
         return (weights,) if update.change is None else (weights, norm_of(update.change))
 

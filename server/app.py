@@ -13,7 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import CloudConfig
-from fedphd.common.errors import FedPhDError, ParticipantsError, exit_code_of
+from fedphd.common.errors import FedPhDError, ParticipantsError, code_for_peers, told_of
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.events import PeerChanged, Said
 from fedphd.common.history.progress import Progress
@@ -401,7 +401,8 @@ def main(
     try:
         verdict = cloud.run()
     except FedPhDError as error:
-        cloud.finish(Verdict(exit_code_of(error), str(error)))
+        why = f"the cloud ended the run: {told_of(error)}"
+        cloud.finish(Verdict(code_for_peers(error), why))
         raise
     else:
         cloud.finish(verdict)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from statistics import median_low
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from fedphd.common.history.events import EdgeFigures
 from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
 from fedphd.common.robust import (
     FEWEST_NORMS,
+    MOST_IMAGES,
     Norms,
     UsualNorms,
     can_trim,
@@ -303,6 +305,7 @@ class FedPhD(Strategy):
         # A client round's images there, on average.
         answer, edge_rounds = result.answer, self.config.schedule.edge_rounds
         images = answer.samples_per_round * edge_rounds / answer.client_rounds
+        images = min(images, self._most_images())
         weights = update_norm(result.part(parts), sent) / self.config.training.usual_steps(images)
         if result.change is None:
             return (weights,)
@@ -322,10 +325,13 @@ class FedPhD(Strategy):
         )
         if self._trims(len(trained)):
             shares = np.full(len(trained), 1 / len(trained))
+        # Else an edge that claims many would end the moving average.
+        a_round = self.config.training.usual_steps(self._most_images())
+        most_steps = self.config.schedule.edge_rounds * a_round
         for share, score, answer in zip(shares, scores, answers, strict=True):
             stats.edge_weights[answer.edge_id] = float(share)
             stats.edge_homogeneity[answer.edge_id] = float(score)
-            stats.mean_steps += float(share) * answer.mean_steps
+            stats.mean_steps += float(share) * min(answer.mean_steps, most_steps)
             stats.client_rounds += answer.client_rounds
             stats.images += answer.images
         stats.num_samples = sum(sizes)
@@ -389,6 +395,12 @@ class FedPhD(Strategy):
         self.num_clients = max(1, before, len(self._known_clients()))
         if self.variate is not None and before not in (0, self.num_clients):
             self.variate = self.variate * (before / self.num_clients)
+
+    def _most_images(self) -> float:
+        """Images of a client beyond which an edge's claims count no more."""
+        known = self._known_clients().values()
+        usual = median_low(known) if known else self.config.schedule.max_client_samples
+        return float(min(MOST_IMAGES * usual, self.config.schedule.max_client_samples))
 
     def _mean_samples_per_client(self) -> float:
         known = self._known_clients()

@@ -26,6 +26,8 @@ from fedphd.common.errors import ReplyError
 _CHUNK_KIND: Final = ArrayChunk.__qualname__
 # Where Flower's arrays keep their chunks once they are made.
 _CHUNKS: Final = "_chunks"
+# Of a message's objects, and of an array's chunks: a network of 25 GB is cut into as many.
+MOST_PARTS: Final = 5000
 
 
 def inflated(
@@ -130,7 +132,11 @@ def _array(
 ) -> Array:
     body = json.loads(bytes(_body_of(content)))
     # A chunk that occurs twice travels once.
-    order = [children[number] for number in body["arraychunk_ids"]]
+    numbers = body["arraychunk_ids"]
+    # Before anything is made of them: a reference of two bytes would become two objects.
+    if len(numbers) > MOST_PARTS:
+        raise ValueError(f"an array of {len(numbers)} chunks; at most {MOST_PARTS} are taken")
+    order = [children[number] for number in numbers]
     if set(order) != set(children):
         raise ValueError("an array has chunks that it does not use")
     pieces = [_chunk_body(contents[key]) for key in order]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from fedphd.common.wire.payload import MOST, MOST_OF_CLIENT, Payload
 
@@ -19,6 +19,13 @@ class Mean(Payload):
 
     total: float = Field(0.0, ge=-MOST, le=MOST)
     weight: float = Field(0.0, ge=0, le=MOST)
+
+    @model_validator(mode="after")
+    def _of_something(self) -> Self:
+        # It would pass every check of a mean's value, and count once it is added to another.
+        if self.total and not self.weight:
+            raise ValueError(f"a mean of nothing has the sum {self.total}; expected 0")
+        return self
 
     @property
     def value(self) -> float | None:

@@ -126,6 +126,11 @@ class OfferBook:
                 }
                 self._rounds.setdefault(_round_of(asked), {})[offer.edge_id] = offer
 
+    def forget(self, edge_id: str) -> None:
+        """Forget all that an edge has offered."""
+        for made in self._rounds.values():
+            made.pop(edge_id, None)
+
     def of_round(self, asked: Choose) -> Mapping[str, Offer]:
         """The offers that were made in the question's edge round, by edge."""
         return self._rounds.get(_round_of(asked), {})

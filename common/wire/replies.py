@@ -14,7 +14,7 @@ from flwr.proto import appio_pb2, message_pb2
 from flwr.supercore.inflatable import inflatable_object
 
 from fedphd.common.errors import ReplyError
-from fedphd.common.wire.internals import assign_id, inflated
+from fedphd.common.wire.internals import MOST_PARTS, assign_id, inflated
 
 # Replies of which parts are held at the same time, so that memory stays bounded.
 _AT_A_TIME: Final = 4
@@ -26,8 +26,6 @@ _PATIENCE_S: Final = 1.0
 _PROBES: Final = 8
 # The longest that one look works on one reply, while others and their deadlines wait.
 _TURN_S: Final = 1.0
-# Objects of one reply: a network of 25 GB is cut into as many.
-_MOST_OBJECTS: Final = 5000
 # What a reply holds beside weights: the features' sums of reference statistics are 34 MB.
 _BESIDE_BYTES: Final = 64 << 20
 UNREADABLE: Final = (
@@ -192,9 +190,9 @@ class GrpcReplies:
                 continue
             items = inflatable_object.iterate_object_tree(tree)
             object_ids = tuple(dict.fromkeys(item.object_id for item in items))
-            if len(object_ids) > _MOST_OBJECTS:
+            if len(object_ids) > MOST_PARTS:
                 self._confirm(tree.object_id)
-                parts = f"{len(object_ids)} parts; at most {_MOST_OBJECTS} are taken"
+                parts = f"{len(object_ids)} parts; at most {MOST_PARTS} are taken"
                 done.append((message_id, f"its reply has {parts}"))
                 continue
             self._partial[message_id] = _Partial(object_ids)

@@ -1,6 +1,7 @@
 """Who is there: the nodes of a SuperLink, by the stable names that they give themselves."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -122,12 +123,15 @@ class Roster:
 
     def configure(self, *, hello_s: float, retry_s: float, max_samples: int) -> None:
         """Set the limits that a run's plan brings; drop clients that exceed them."""
+        if max_samples > self.max_samples:
+            refused = self.known.refused.items()
+            self.known.refused = {n: until for n, until in refused if until != math.inf}
         self.hello_s, self.retry_s, self.max_samples = hello_s, retry_s, max_samples
         with self.known.lock:
             for peer in list(self.known.peers.values()):
                 if peer.num_samples > max_samples:
                     self.known.remove(peer.name)
-                    self.known.refused[peer.node_id] = float("inf")
+                    self.known.refused[peer.node_id] = math.inf
                     reason = f"claims {peer.num_samples} images; at most {max_samples} are allowed"
                     self.on_change(peer.name, "refused", reason)
 
@@ -301,7 +305,7 @@ class Roster:
             self._part_from(doubted)
         if old is not None and old.node_id != node_id:
             # The same participant is back under a new node id; nobody answers at the old one.
-            self.known.refused[old.node_id] = float("inf")
+            self.known.refused[old.node_id] = math.inf
             self.known.doubted.pop(old.node_id, None)
         if old is None or old.node_id != node_id or doubted is not None:
             self._resting.pop(reply.name, None)

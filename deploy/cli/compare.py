@@ -112,7 +112,7 @@ def compare(
     ] = False,
 ) -> None:
     """Compare methods over seeds on one budget, each run simulated; write tables and plots."""
-    table = read_methods(methods_file)
+    known, table = read_methods(), read_methods(methods_file)
     if list_only:
         flags.say("\n".join(list_methods(table.values())))
         return
@@ -137,8 +137,9 @@ def compare(
         tuning=take_over(tuning_from, compared, table)
         if tuning_from
         else _tuning(common, tune, tuning_seeds, tuning_intervals),
-    )
-    comparison = Comparison(common, table, plan.extending(out), byte_reference)
+        defined={name: method for name, method in table.items() if name not in known},
+    ).extending(out)
+    comparison = Comparison(common, plan.completing(table), plan, byte_reference)
     base = common.base()
     # Each seed has a split of its own; the first one stands for all.
     split = flags.open_split(base.model_copy(update={"seed": comparison.plan.seeds[0]}), of_data)

@@ -335,7 +335,7 @@ class Federation:
             finally:
                 if self.resumed is None and run_dir is None:
                     discard(folder, begun.verdict)
-                if report and not could_not_start(begun.verdict):
+                if report and folder.exists() and not could_not_start(begun.verdict):
                     leave_report(folder, say)
                 if begun.verdict.exit_code == Interrupted.exit_code and holds_run(folder):
                     say(f"to go on  the same command with --resume {folder}")

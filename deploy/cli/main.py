@@ -119,7 +119,7 @@ def cloud(
                 write_verdict(folder / VERDICT, verdict)
         if former is None and run_dir is None:
             discard(folder, verdict)
-        if not (no_report or could_not_start(verdict)):
+        if folder.exists() and not (no_report or could_not_start(verdict)):
             leave_report(folder, flags.say)
     flags.end(verdict)
 

@@ -51,14 +51,19 @@ class Comparison:
 
     @classmethod
     def stored(cls, out: Path, table: Mapping[str, Method]) -> Self:
-        """The comparison that ``out`` holds, to report on it; raises ConfigError without one."""
+        """The comparison that ``out`` holds, to report on it; raises ConfigError without one.
+
+        ``table`` need not have the methods of a file that it was made with.
+        """
         plan = Plan.read(out)
         if plan is None:
             raise ConfigError(f"--out {out}: no comparison here; run it without --report-only")
         settings, data = take_data(plan.common)
         common = CommonSettings(None, settings, SimulatedClients(data), out)
         # A newer version has more settings, which the plan does not have yet.
-        return cls(common, table, plan.model_copy(update={"common": common.fixed()}))
+        return cls(
+            common, plan.completing(table), plan.model_copy(update={"common": common.fixed()})
+        )
 
     @property
     def methods(self) -> list[Method]:

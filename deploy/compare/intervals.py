@@ -22,7 +22,7 @@ class Paired:
         relative: mean of the method over mean of the other, minus 1.
         interval: of ``relative``, at 95%, by the bootstrap over seeds; None with fewer than three
             seeds, or infinite distances. With so few seeds it is too narrow: five cover about 80%,
-            three about two thirds.
+            three about three quarters.
         student: the 95% interval by Student's t of the mean logarithm of the ratios, as a relative
             difference; where the logarithms are normal it covers 95% with any number of seeds.
         wins: seeds in which the method has the lower distance.

@@ -10,7 +10,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fedphd.deploy.compare import table
 from fedphd.deploy.compare.plan import Plan
 from fedphd.deploy.compare.plots import AXES, draw_curves
-from fedphd.deploy.compare.results import DISTANCE, REFERENCE, MethodResults, method
+from fedphd.deploy.compare.results import (
+    DISTANCE,
+    REFERENCE,
+    MethodResults,
+    mean_and_spread,
+    method,
+    shared_seeds,
+)
 from fedphd.deploy.compare.rows import Rows
 from fedphd.deploy.launch.render import human_bytes
 from fedphd.deploy.report.figures import DASHES, MUTED, NUM_SERIES, Canvas, Chart, series, style
@@ -63,12 +70,16 @@ def comparison_page(
 
 
 def _lead(every: Sequence[MethodResults]) -> str:
-    """Which method has the least distance, in a sentence; "" without any distance."""
-    means = {one.method.title: one.mean_and_spread(DISTANCE) for one in every}
-    found = {title: pair for title, pair in means.items() if pair[0] is not None}
-    if not found:
+    """Which method has the least distance over the seeds that all have, in a sentence, or ""."""
+    seeds = shared_seeds(every)
+    of_seeds = {one.method.title: one.by_seed() for one in every if one.by_seed()}
+    if not seeds:
         return ""
-    best = min(found, key=lambda title: found[title][0] or 0.0)
+    found = {
+        title: mean_and_spread([values[seed] for seed in seeds])
+        for title, values in of_seeds.items()
+    }
+    best = min(found, key=lambda title: found[title][0])
     mean, spread = found[best]
     text = f"{best} has the least Frechet distance, {mean:.1f}"
     if spread is not None:
@@ -76,6 +87,9 @@ def _lead(every: Sequence[MethodResults]) -> str:
     reference = method(every, REFERENCE)
     if reference and reference.method.title in found and reference.method.title != best:
         text += f"; {reference.method.title} has {found[reference.method.title][0]:.1f}"
+    if any(len(values) > len(seeds) for values in of_seeds.values()):
+        named = ", ".join(map(str, seeds))
+        text += f", over the seeds that all methods have ({named})"
     return f"{text}."
 
 

@@ -275,6 +275,13 @@ class Plan(BaseModel, extra="forbid"):
     )
     common: dict[str, Any] = Field(description="CommonSettings.fixed")
     tuning: Tuning | None = Field(None, description="how methods got settings of their own")
+    defined: dict[str, Method] = Field(
+        default_factory=dict, description="methods of --methods-file, by name"
+    )
+
+    def completing(self, table: Mapping[str, Method]) -> dict[str, Method]:
+        """The ``table`` of methods with those of a file that was named before."""
+        return {**table, **{n: method for n, method in self.defined.items() if n not in table}}
 
     def tuned(self, method: Method) -> dict[str, Any]:
         """Dotted settings that were chosen for ``method``, perhaps none yet."""
@@ -287,7 +294,8 @@ class Plan(BaseModel, extra="forbid"):
         if not path.exists():
             return None
         try:
-            return cls.model_validate(_read(path))
+            # As JSON, which has no tuples.
+            return cls.model_validate_json(json.dumps(_read(path)))
         except ValidationError as error:
             raise ConfigError(explain(cls, error, str(path))) from error
 
@@ -324,6 +332,7 @@ class Plan(BaseModel, extra="forbid"):
                 "seeds": sorted({*earlier.seeds, *self.seeds}),
                 "common": self.common,
                 "tuning": self.tuning if grown else earlier.tuning or self.tuning,
+                "defined": {**earlier.defined, **self.defined},
             }
         )
         return both._with_other_seeds()

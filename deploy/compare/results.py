@@ -49,6 +49,12 @@ class MethodResults:
         return mean_and_spread(values) if values else (None, None)
 
 
+def shared_seeds(every: Iterable[MethodResults], name: str = DISTANCE) -> list[int]:
+    """The seeds of which all methods that have the value ``name`` at all have it, ascending."""
+    having = [set(values) for one in every if (values := one.by_seed(name))]
+    return sorted(set.intersection(*having)) if having else []
+
+
 def collect(runs: Iterable[PlannedRun], failed: Mapping[str, str]) -> list[MethodResults]:
     """The results by method, in the runs' order; ``failed`` says why runs failed, by name.
 

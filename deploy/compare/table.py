@@ -19,6 +19,7 @@ from fedphd.deploy.compare.results import (
     REFERENCE,
     MethodResults,
     method,
+    shared_seeds,
 )
 from fedphd.deploy.compare.sheets import differing, metrics_of
 from fedphd.deploy.launch.render import human_bytes, human_seconds
@@ -62,9 +63,10 @@ NOTES = (
     f"the choices and the split of the data. Against {REFERENCE}: means over the seeds that "
     "both methods have, and 95% intervals over these seeds, in pairs (not with fewer than "
     f"{LEAST_SEEDS}): by the bootstrap, which is too narrow with so few (five cover about 80%, "
-    "three about two thirds), and after t by Student's t of the ratios' logarithms; then in how "
-    "many of the seeds the method has the lower distance. Share of the gap: "
-    f"({REFERENCE} - method) / ({REFERENCE} - {CEILING}). Ranks: 1 has the least distance. "
+    "three about three quarters), and after t by Student's t of the ratios' logarithms; then in "
+    "how many of the seeds the method has the lower distance. Share of the gap: "
+    f"({REFERENCE} - method) / ({REFERENCE} - {CEILING}). Ranks: 1 has the least "
+    "distance, over the seeds that all methods have. "
     "Parameters and MACs are those of the final network."
 )
 
@@ -123,15 +125,16 @@ def failures(every: Iterable[MethodResults]) -> str:
     found = [f"{run.method} seed {run.seed} ({run.failures})" for run in runs if run.failures]
     unknown = [run for run in runs if run.failures is None]
     sentences = []
+    if unknown:
+        sentences.append(f"Of {len(unknown)} run(s) it is not recorded whether somebody failed.")
     if found:
         sentences.append(
             f"Disturbed: clients or edges failed, so often, in {', '.join(found)}. Move the "
             "folders of these runs away, and their rows, to run them again."
         )
     elif len(unknown) < len(runs):
-        sentences.append("No client and no edge failed in any run.")
-    if unknown:
-        sentences.append(f"Of {len(unknown)} run(s) it is not recorded whether somebody failed.")
+        other = "other " if unknown else ""
+        sentences.append(f"No client and no edge failed in any {other}run.")
     return " ".join(sentences)
 
 
@@ -192,10 +195,15 @@ def _ranks(every: Sequence[MethodResults], results: MethodResults) -> str:
     """Such as ``1 (4)``: the rank by averaged weights, and the one by raw weights."""
     texts = []
     for name in (DISTANCE, RAW_DISTANCE):
-        means = [other.mean_and_spread(name)[0] for other in every]
-        own = results.mean_and_spread(name)[0]
-        better = [mean for mean in means if mean is not None and own is not None and mean < own]
-        texts.append("-" if own is None else str(1 + len(better)))
+        seeds = shared_seeds(every, name)
+        having = [values for one in every if (values := one.by_seed(name))]
+        sums = [sum(values[seed] for seed in seeds) for values in having]
+        own = results.by_seed(name)
+        if not seeds or not own:
+            texts.append("-")
+            continue
+        ours = sum(own[seed] for seed in seeds)
+        texts.append(str(1 + len([other for other in sums if other < ours])))
     return "{} ({})".format(*texts)
 
 

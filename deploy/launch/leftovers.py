@@ -85,6 +85,10 @@ class Processes:
         with replaced(self._path) as beside:
             beside.write_text(self._running.model_dump_json(), encoding="utf-8")
 
+    def end(self) -> None:
+        """End those that were written down and still run, and all that they started."""
+        end_processes(process.pid for process in self._running.started if process.runs)
+
     def close(self) -> None:
         """Forget all of them: they have ended."""
         if _read(self._path).launcher == self._running.launcher:

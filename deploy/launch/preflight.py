@@ -201,6 +201,7 @@ def _server(config: SuperLinkConfig, user: int | None) -> Iterator[Check]:
     yield _tried("certificate's key", "make both from one request", fits)
     yield _private(key, "superlink.ssl_keyfile")
     yield _tried("certificate's authority", "have it signed by superlink.ssl_ca_certfile", issued)
+    yield _authority(authority, "make another, and certificates of it, by `fedphd keys`")
     if config.node_keys is not None:
         yield _tried("nodes' keys", "fill it by `fedphd keys sign`", lambda: _known(config))
 
@@ -223,9 +224,8 @@ def _certificate(path: Path) -> Check:
     return _in_date("certificate", path, read, fix)
 
 
-def _authority(path: Path) -> Check:
-    """The certificate that those of the servers above are checked against."""
-    fix = "ask the operator for the authority that signs the servers now"
+def _authority(path: Path, fix: str) -> Check:
+    """The certificate that those of servers are checked against."""
     return _in_date("authority", path, lambda: (read_latest(path), ""), fix)
 
 
@@ -296,7 +296,8 @@ def _node(config: NodeConfig, servers: tuple[str, ...]) -> Iterator[Check]:
             yield Check("authority", "warning" if away else "ok", text, fix if away else "")
     else:
         # Also while no server answers, by which a mistake in it would show.
-        yield _authority(config.root_certificates)
+        fix = "ask the operator for the authority that signs the servers now"
+        yield _authority(config.root_certificates, fix)
     if config.private_key is not None:
         yield _node_key(config.private_key)
         for address in reached:

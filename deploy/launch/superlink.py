@@ -323,6 +323,8 @@ class SuperLink:
     def stop(self) -> None:
         """End the process, by force if need be, and those that it started but does not wait for."""
         self._end()
+        # Where the SuperLink died before, its ServerApp may go on.
+        self._processes.end()
         self._processes.close()
 
     def _end(self) -> None:

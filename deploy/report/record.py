@@ -237,16 +237,22 @@ class RunRecord:
     @property
     def _departures(self) -> list[tuple[int, str]]:
         """Who left before the end, and in which interval; once, however many edges saw it."""
-        found, interval, ended = [], 1, self.events[-1].time if self.events else 0.0
+        found, interval, ends = [], 1, []
         for event in self.events:
             if isinstance(event, kinds.IntervalEnded):
                 interval = event.interval + 1
-            elif isinstance(event, kinds.Ended):
-                ended = min(ended, event.time)
+            elif isinstance(event, kinds.Ended) and event.role == "cloud":
+                # When it is interrupted, others end too; it may go on with them.
+                ends.append(event.time)
             elif isinstance(event, kinds.PeerChanged) and event.change == "left":
                 found.append((event.time, interval, f"{event.peer}: left"))
-        before_end = [(i, text) for at, i, text in found if at < ended - _LEAVING_S]
-        return sorted({pair for pair in before_end if pair[0] <= self.num_intervals})
+        ends = ends or [event.time for event in self.events[-1:]]
+        alone = [
+            (i, text)
+            for at, i, text in found
+            if at < ends[-1] and all(abs(end - at) > _LEAVING_S for end in ends)
+        ]
+        return sorted({pair for pair in alone if pair[0] <= self.num_intervals})
 
     @cached_property
     def settings(self) -> list[Setting]:

@@ -158,6 +158,20 @@ def test_losing_an_edge_ends_the_wait_for_it(pool: ThreadPoolExecutor) -> None:
     assert figures(first.result(HANG_S)) == {"edge-0": 3}
 
 
+def test_what_a_lost_edge_offered_draws_nobody_to_it(pool: ThreadPoolExecutor) -> None:
+    made = board()
+    first = pool.submit(made.merge, question("edge-0", 3), address="127.0.0.1:1")
+    made.merge(question("edge-1", 5), address="127.0.0.1:2")
+    first.result(HANG_S)
+    made.set_connected("127.0.0.1:2", False)
+    later = question("edge-0", 40, edge_round=2)
+    assert figures(made.merge(later, address="127.0.0.1:1")) == {"edge-0": 40}
+    # It counts again once it asks again, in whatever round.
+    made.set_connected("127.0.0.1:2", True)
+    again = question("edge-1", 0, edge_round=3)
+    assert figures(made.merge(again, address="127.0.0.1:2")) == {"edge-0": 40, "edge-1": 0}
+
+
 def test_rest_of_the_question_stays() -> None:
     asked = question("edge-0", 3, offer_wait_s=0.0, interval=4)
     assert board(1).merge(asked) == asked

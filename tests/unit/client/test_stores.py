@@ -171,6 +171,26 @@ def test_a_resident_trainer_is_read_only_when_it_must(tmp_path: Path) -> None:
     assert take_round(again, task(3, 1), fresh) == 3
 
 
+def test_a_resident_trainer_goes_on_from_its_file_after_half_a_round(tmp_path: Path) -> None:
+    store, trainer = FileStore(tmp_path / "state.st", resident=True), new_trainer()
+    take_round(store, task(1), trainer)
+    # What ended it was none of our errors, such as a GPU without memory.
+    store.restore(trainer, task(2))
+    trainer.load_state_dict(trained(7).state_dict())
+    store.forget()
+    assert take_round(store, task(2), trainer) == 1
+
+
+def test_a_resident_trainer_goes_on_from_its_file_where_nothing_could_be_stored(
+    tmp_path: Path,
+) -> None:
+    store, trainer = FileStore(tmp_path / "state.st", resident=True), new_trainer()
+    take_round(store, task(1), trainer)
+    with pytest.raises(FedPhDError, match="cannot be written to"), files_limited_to(10):
+        take_round(store, task(2), trainer)
+    assert take_round(store, task(2), trainer) == 1
+
+
 def test_a_file_leaves_no_vector_in_flowers_records(tmp_path: Path) -> None:
     records = RecordDict()
     place("file", records, tmp_path).store(trained(4), task())

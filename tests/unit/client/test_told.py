@@ -21,6 +21,7 @@ from fedphd.common.errors import (
     FedPhDError,
     ParticipantsError,
     ReplyError,
+    code_for_peers,
     telling,
     told_of,
 )
@@ -181,3 +182,8 @@ def test_a_client_that_flower_starts_on_spoilt_data_says_no_more(path: Path) -> 
         picture.unlink()
     told = stock(path)(Message(to_records(CHOICE), 2, CHOOSE)).error.reason
     assert told == "refused: its images cannot be used; its own log says more"
+
+
+def test_others_are_not_blamed_for_a_wrong_setting() -> None:
+    assert code_for_peers(ConfigError("a.pem: cannot be read")) == 1
+    assert code_for_peers(ParticipantsError("too few")) == 4

@@ -73,6 +73,24 @@ def test_a_path_that_cannot_be_replaced_leaves_nothing_beside_it(tmp_path: Path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_folder_is_looked_through_once_however_many_files_it_has(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    stale = [tmp_path / f".{name}.{ended.pid}" for name in "ab"]
+    for path in stale:
+        path.touch()
+        os.utime(path, (0, 0))
+    looked = []
+    with pytest.MonkeyPatch.context() as patched:
+        iterdir = Path.iterdir
+        patched.setattr(Path, "iterdir", lambda folder: looked.append(folder) or iterdir(folder))
+        for name in "ab":
+            with replaced(tmp_path / name) as beside:
+                beside.touch()
+    assert looked == [tmp_path]
+    assert not [path for path in stale if path.exists()]
+
+
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     ended, other = subprocess.Popen(["true"]), subprocess.Popen(["true"])
     for process in (ended, other):

@@ -181,6 +181,20 @@ def test_update_that_is_not_too_long_counts(edges: list[FakeEdge], aggregation: 
     assert world.told[0].edge_weights["bad"] > 0
 
 
+def test_who_claims_ever_more_images_gets_no_longer_update_for_them() -> None:
+    world = Cloud(*three(step=1000.0, samples=1e6), config=run_config(aggregation={"factor": 0.0}))
+    world.run()
+    assert "bad: its change of the weights" in world.told[0].failures[0]
+
+
+def test_who_claims_ever_more_steps_does_not_end_the_moving_average() -> None:
+    world = Cloud(
+        FakeEdge("bad", samples=1e6, reply={"mean_steps": 1e7}), config=run_config(**PLAIN)
+    )
+    world.run()
+    assert world.told[0].mean_steps <= 1000
+
+
 def test_the_change_of_many_clients_variates_is_long_and_counts() -> None:
     edges = [FakeEdge(name, change=torch.ones_like) for name in "ab"]
     clients = {f"client-{number}": 10 for number in range(11)}

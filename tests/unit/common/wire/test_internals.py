@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedphd.common.errors import ReplyError
-from fedphd.common.wire.internals import cut_up, inflated, message_bytes
+from fedphd.common.wire.internals import MOST_PARTS, cut_up, inflated, message_bytes
 
 NUM_VALUES = 3_000_000  # 12 MB: three chunks of Flower's 5 MiB
 
@@ -67,6 +69,18 @@ def test_an_array_that_names_a_chunk_without_end_is_refused() -> None:
     contents = {key: content.replace(once, often) for key, content in contents.items()}
     with pytest.raises(ReplyError, match="its arrays are larger than a reply may be"):
         inflated(sent.object_id, contents, most_bytes=plain)
+
+
+def test_an_array_that_names_nothing_without_end_is_refused_before_it_is_made() -> None:
+    sent = Message(RecordDict({"w": ArrayRecord([np.zeros(0)])}), 1, "train")
+    contents = {key: item.deflate() for key, item in get_all_nested_objects(sent).items()}
+    numbers = [0] * (MOST_PARTS + 1)
+    for key, content in contents.items():
+        once = json.dumps({"arraychunk_ids": [0]})[1:-1].encode()
+        often = json.dumps({"arraychunk_ids": numbers})[1:-1].encode()
+        contents[key] = content.replace(once, often)
+    with pytest.raises(ReplyError, match=f"an array of {MOST_PARTS + 1} chunks; at most"):
+        inflated(sent.object_id, contents, most_bytes=100)
 
 
 def test_message_bytes_counts_every_object_and_serialises_shared_ones_once() -> None:

@@ -50,3 +50,9 @@ def test_what_is_never_negative_is_refused() -> None:
     assert TrainMetrics(loss=below).loss.value == -1.0
     with pytest.raises(ValidationError, match=r"never negative has the sum -1\.0"):
         TrainMetrics(validation_loss=below)
+
+
+def test_a_mean_of_nothing_has_no_sum() -> None:
+    assert Mean().value is None
+    with pytest.raises(ValidationError, match="a mean of nothing has the sum 1"):
+        Mean(total=1.0, weight=0.0)

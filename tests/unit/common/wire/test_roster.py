@@ -356,6 +356,15 @@ def test_configure_drops_those_who_claim_too_much() -> None:
     assert world.asked() == []
 
 
+def test_who_claims_too_much_for_one_run_is_asked_again_by_one_that_allows_more() -> None:
+    world = Fixture({5: introduces("a", 51)})
+    world.roster.refresh()
+    world.roster.configure(hello_s=1.0, retry_s=1.0, max_samples=50)
+    assert list(world.roster.refresh()) == []
+    world.roster.configure(hello_s=1.0, retry_s=1.0, max_samples=60)
+    assert list(world.roster.refresh()) == ["a"]
+
+
 def test_configure_sets_the_waits() -> None:
     world = Fixture({5: silent})
     world.roster.configure(hello_s=0.5, retry_s=4.0, max_samples=100)

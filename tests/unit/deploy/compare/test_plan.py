@@ -13,6 +13,7 @@ from fedphd.common.errors import ConfigError
 from fedphd.common.events import write_json
 from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.compare.comparison import Comparison
+from fedphd.deploy.compare.methods import read_methods
 from fedphd.deploy.compare.plan import CommonSettings
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE
 from fedphd.deploy.launch.runs import SIMULATION
@@ -141,3 +142,15 @@ def test_bytes_decide_the_rounds_and_one_method_may_not_fit(common: CommonSettin
     assert (run.method.name, run.config.schedule.intervals) == ("fedavg", 5)
     # Every round of 2 is evaluated, so every third of 5: 5 / 2 rounded up.
     assert run.config.evaluation.every_intervals == 3
+
+
+def test_a_report_needs_no_file_of_methods(common: CommonSettings, tmp_path: Path) -> None:
+    file = tmp_path / "more.toml"
+    file.write_text('[mine]\nbase = "fedphd"\ntitle = "Mine"\n', encoding="utf-8")
+    mine = read_methods(file)["mine"]
+    plan = comparison(common, ["fedphd"], [0]).plan
+    plan.model_copy(update={"methods": ["mine"], "defined": {"mine": mine}}).write(common.out)
+    assert Comparison.stored(common.out, METHODS).methods == [mine]
+    # Nor does who goes on with other methods.
+    later = comparison(common, ["fedavg"], [0]).plan
+    assert later.defined == {"mine": mine}

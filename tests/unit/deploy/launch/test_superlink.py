@@ -205,6 +205,15 @@ def test_what_the_superlink_started_ends_with_it(tmp_path: Path) -> None:
     wait_until(lambda: not alive(child))
 
 
+def test_a_serverapp_ends_with_a_superlink_that_died_alone(tmp_path: Path) -> None:
+    link = fake_flower(tmp_path, 'sleep 600 & echo "child $!"; exit 1')
+    link.process.wait()
+    child = int(link.log.read_text("utf-8").removeprefix("child "))
+    link.started(child)
+    link.stop()
+    wait_until(lambda: not alive(child))
+
+
 def test_log_is_what_flower_kept_of_the_submitted_run(tmp_path: Path) -> None:
     script = """case "$1" in
         run) echo '{"success": true, "run-id": "17"}' ;;

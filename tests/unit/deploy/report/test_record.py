@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,25 @@ def test_the_interval_that_is_under_way_is_known_from_the_edges(tmp_path: Path) 
 
 def test_problems_say_who_why_and_when(record: RunRecord) -> None:
     assert record.problems == [Problem("client-2", "reply <b>late</b>", 1, (1,))]
+
+
+def test_who_left_alone_is_named_and_who_left_at_an_end_is_not(tmp_path: Path) -> None:
+    folder = write_told(tmp_path / "run")
+    log = folder / "metrics.jsonl"
+    end = json.loads(log.read_text("utf-8").splitlines()[-1])["time"]
+    left = {"role": "edge", "node": "edge-2", "event": "peer", "change": "left", "detail": ""}
+    over = {"role": "edge", "node": "edge-2", "event": "ended", "exit_code": 1, "message": ""}
+    events = [
+        # An edge that failed did not end the run.
+        {**over, "time": end - 60},
+        {**left, "time": end - 30, "peer": "client-1"},
+        {**left, "time": end - 1, "peer": "client-0"},
+    ]
+    third = folder / "state/edge-2/events.jsonl"
+    third.parent.mkdir()
+    third.write_text("".join(f"{json.dumps(event)}\n" for event in events), "utf-8")
+    problems = RunRecord.read(folder).problems
+    assert [one.who for one in problems if one.why == "left"] == ["client-1"]
 
 
 def test_settings_that_differ_from_the_preset(record: RunRecord) -> None:
