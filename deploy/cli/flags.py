@@ -61,7 +61,7 @@ ConfigFile = Annotated[
 Preset = Annotated[
     str | None,
     Option(
-        help="settings to start from: digits (minutes on 2 CPU cores), cifar10-16 (half an hour), "
+        help="settings to start from: digits (minutes on 2 CPU cores), cifar10-16 (an hour), "
         "cifar10 or celeba",
         show_default="digits",
     ),

@@ -111,6 +111,7 @@ class Card:
             "of_what": self.data.title,
             "progress": self.progress,
             "costs": self._costs(),
+            "told_classes": self.config.num_classes if model.class_conditional else 0,
             "averaged": self.weights == "averaged",
             "ema": self._ema(),
             "pruned": self.progress.reported.pruning is not None,
@@ -165,6 +166,8 @@ class Card:
                 *tags,
                 *(["pruning"] if self.progress.reported.pruning else []),
                 *(["onnx"] if self.onnx else []),
+                # What the pipeline draws is of no class in particular, so the task stays.
+                *(["class-conditional"] if self.config.model.class_conditional else []),
             ],
             datasets=self.data.on_hub or None,
             eval_results=results or None,
@@ -206,7 +209,9 @@ class Card:
     def _data(self) -> Iterator[str]:
         """Lines on the images and how clients share them."""
         clients, sizes, config = self.config.schedule.min_clients, self.data.sizes, self.config
-        yield f"Images: {self.data.title}, {config.num_classes} classes; labels were not trained on"
+        told = config.model.class_conditional
+        labels = "the network was told each image's class" if told else "labels were not trained on"
+        yield f"Images: {self.data.title}, {config.num_classes} classes; {labels}"
         if sizes:
             per_client = f"{min(sizes)} to {max(sizes)} images each"
             yield f"{len(sizes)} clients of {per_client}, {sum(sizes)} in all"
@@ -214,7 +219,8 @@ class Card:
             yield f"At least {clients} clients; what each holds is not known here"
         if self.data.split:
             yield f"Split: `{self.data.split}` (kind, clients, seed, hash of all positions)"
-        yield "Each client's images stayed with it; labels steered only its choice of an edge"
+        steered = "labels told the network what it sees, and" if told else "labels only"
+        yield f"Each client's images stayed with it; {steered} steered its choice of an edge"
 
     def _method(self) -> Iterator[str]:
         """Lines on the training."""

@@ -181,3 +181,18 @@ def test_the_card_has_no_gaps(run: Path, onnx: bool) -> None:
     card = card_of(run, onnx=onnx, license="mit").text()
     assert "\n\n\n" not in card
     assert ("### Without PyTorch" in card) is onnx
+
+
+def test_a_card_of_a_network_that_is_told_classes(tmp_path: Path) -> None:
+    told = write_exportable(tmp_path, pruned=False, model__class_conditional=True)
+    card = card_of(told).text()
+    assert problems(card) == []
+    assert "class-conditional" in metadata(card)["tags"]
+    for part in (
+        "the network was told each image's class",
+        "is told one of 0 to 9 for each image",
+        "where a class was one owner's, images like that owner's",
+    ):
+        assert part in card
+    assert "cannot be told which" not in card
+    assert "labels only" not in card
