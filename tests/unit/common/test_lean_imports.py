@@ -22,6 +22,8 @@ LEFT_OUT = (
 CLIENT = """
 import json, os, sys, traceback
 import torch, fedphd.client.resident
+# OpenMP's threads do not outlive a fork: a child that computes with several would wait for them.
+torch.set_num_threads(1)
 from fedphd.common.config.run import ModelConfig
 from fedphd.common.unet.groups import GroupPenalty
 from fedphd.common.unet.model import build_unet, layout_of_config, unet_config, unet_from_config
