@@ -108,12 +108,14 @@ class Authority:
     ) -> x509.Certificate:
         """A certificate of the server ``name`` with this key, good for ``hosts`` and loopback.
 
+        It lasts for so many ``days``, but no longer than the authority.
+
         Raises ConfigError where it is not to last for so many ``days``.
         """
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
         return (
-            _begin(name_of(name), key, days)
+            _begin(name_of(name), key, days, until=self.certificate.not_valid_after_utc)
             .issuer_name(self.certificate.subject)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
@@ -147,20 +149,24 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _begin(subject: x509.Name, key: PublicKey, days: int) -> x509.CertificateBuilder:
+def _begin(
+    subject: x509.Name, key: PublicKey, days: int, *, until: datetime.datetime | None = None
+) -> x509.CertificateBuilder:
+    """What every certificate begins with; it is good for so many days, at most ``until`` then."""
     if days > MOST_DAYS:
         raise ConfigError(
             f"--days {days}: a certificate is good for {MOST_DAYS} days at the most; give fewer, "
             "and have a new one signed in time"
         )
     now = datetime.datetime.now(datetime.UTC)
+    end = now + datetime.timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _EARLIER)
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(end if until is None else min(end, until))
     )
 
 

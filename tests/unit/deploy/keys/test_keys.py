@@ -73,6 +73,12 @@ def test_a_certificate_is_good_for_its_hosts_and_loopback(tmp_path: Path) -> Non
     ssl.create_default_context(cafile=tmp_path / "ca.pem")
 
 
+def test_a_certificate_does_not_outlive_its_authority() -> None:
+    authority = Authority.new(days=5)
+    certificate = authority.certify("edge-0", new_key().public_key(), ["h"], days=365)
+    assert certificate.not_valid_after_utc == authority.certificate.not_valid_after_utc
+
+
 def test_files_of_different_servers_are_named(tmp_path: Path) -> None:
     one, other = write_certificates(tmp_path / "one"), write_certificates(tmp_path / "other")
     certificate, key, authority = (
