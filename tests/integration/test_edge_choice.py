@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -126,9 +125,9 @@ class WatchedBoard(OfferBoard):
         super().__init__()
         self.seen: list[Choose] = []
 
-    def merge(self, asked: Choose, *, on_wait: Callable[[], None] = lambda: None) -> Choose:
+    def merge(self, asked: Choose, **how: Any) -> Choose:
         """As ever, and remember it."""
-        merged = super().merge(asked, on_wait=on_wait)
+        merged = super().merge(asked, **how)
         self.seen.append(merged)
         return merged
 
