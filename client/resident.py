@@ -38,6 +38,7 @@ class OfferBoard:
         # An edge may be late by an interval: it still asks about the one before.
         self._book = OfferBook(past_intervals=1)
         self.connected: set[str] = set()
+        # Names by address, as the edges' questions tell them.
         self._edge_at: dict[str, str] = {}
 
     def merge(
@@ -66,7 +67,8 @@ class OfferBoard:
                     told = True
                     on_wait()
                 self._changed.wait(left_s)
-            return self._book.merged(asked, made.values())
+            # Its own is forgotten where it was lost meanwhile.
+            return self._book.merged(asked, [*asked.offers, *made.values()])
 
     def _num_awaited(self, asked: Choose) -> int:
         # One that joined in mid-interval is connected, and makes no offer until the next.

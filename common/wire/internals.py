@@ -26,7 +26,7 @@ from fedphd.common.errors import ReplyError
 _CHUNK_KIND: Final = ArrayChunk.__qualname__
 # Where Flower's arrays keep their chunks once they are made.
 _CHUNKS: Final = "_chunks"
-# Of a message's objects, and of an array's chunks: a network of 25 GB is cut into as many.
+# Of a message's objects, and of all its arrays' chunks: a network of 25 GB is cut into as many.
 MOST_PARTS: Final = 5000
 
 
@@ -111,12 +111,13 @@ def _arrays_of(contents: dict[str, bytes], most_bytes: float) -> dict[str, Array
 
     Flower's own reader copies them three times. ``contents`` loses the arrays' chunks.
     """
-    arrays, chunks = {}, set()
+    arrays, chunks, most_parts = {}, set(), MOST_PARTS
     for object_id, content in contents.items():
         head = _head_of(content)
         if head[0] == Array.__qualname__:
-            arrays[object_id] = array = _array(content, head[1], contents, most_bytes)
+            arrays[object_id] = array = _array(content, head[1], contents, most_bytes, most_parts)
             most_bytes -= len(array.data)
+            most_parts -= len(array.__dict__[_CHUNKS])
             chunks.update(head[1])
     for object_id in chunks:
         del contents[object_id]
@@ -128,14 +129,18 @@ def _head_of(content: bytes) -> tuple[str, list[str], int]:
 
 
 def _array(
-    content: bytes, children: list[str], contents: Mapping[str, bytes], most_bytes: float
+    content: bytes,
+    children: list[str],
+    contents: Mapping[str, bytes],
+    most_bytes: float,
+    most_parts: int,
 ) -> Array:
     body = json.loads(bytes(_body_of(content)))
     # A chunk that occurs twice travels once.
     numbers = body["arraychunk_ids"]
     # Before anything is made of them: a reference of two bytes would become two objects.
-    if len(numbers) > MOST_PARTS:
-        raise ValueError(f"an array of {len(numbers)} chunks; at most {MOST_PARTS} are taken")
+    if len(numbers) > most_parts:
+        raise ValueError(f"its arrays have more than {MOST_PARTS} chunks")
     order = [children[number] for number in numbers]
     if set(order) != set(children):
         raise ValueError("an array has chunks that it does not use")

@@ -71,7 +71,9 @@ esac
 
 # Each kind of processor would train a slightly different one, in which distances are others.
 mkdir -p "$out/.cache"
-cp -n "$here"/classifiers/*.safetensors "$out/.cache/"
+for file in "$here"/classifiers/*.safetensors; do
+    [ -e "$out/.cache/${file##*/}" ] || cp "$file" "$out/.cache/"
+done
 
 # shellcheck disable=SC2086 # the flags are words
 exec fedphd compare --out "$out" --preset digits --methods $methods --seeds $seeds $tuning \

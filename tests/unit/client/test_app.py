@@ -14,6 +14,7 @@ from support.client_app import MODEL, App, config, offer, question, task
 
 from fedphd.client.app import ClientRuntime
 from fedphd.client.local_state import MOMENTS
+from fedphd.client.steps import LocalRound
 from fedphd.common.config.run import ObjectiveConfig, TrainingConfig
 from fedphd.common.errors import ConfigError, FedPhDError, ReplyError
 from fedphd.common.stores import FileStore
@@ -172,6 +173,32 @@ def test_moments_that_were_dropped_do_not_come_back(tmp_path: Path) -> None:
     assert train(1, 1.0) == set(MOMENTS)
     # The most that is allowed: layer after layer it grows beyond float32.
     assert train(2, 1e12) == set()
+
+
+def test_half_a_round_that_a_librarys_error_ends_is_of_no_state(tmp_path: Path) -> None:
+    def train(client: ClientRuntime, store: FileStore, edge_round: int) -> torch.Tensor:
+        order, weights = task(edge_round=edge_round)
+        message = Message(to_records(order, weights), 2, TRAIN)
+        return read_weights(client.train(order, message, store))
+
+    def new(name: str) -> tuple[ClientRuntime, FileStore]:
+        store = FileStore(tmp_path / name, resident=True)
+        return ClientRuntime(config()), store
+
+    step = LocalRound.step
+
+    def fails_after(round_: LocalRound, *of_step: Any) -> None:
+        step(round_, *of_step)
+        raise RuntimeError("out of memory")
+
+    disturbed, undisturbed = new("disturbed.st"), new("undisturbed.st")
+    for client in (disturbed, undisturbed):
+        train(*client, 1)
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(LocalRound, "step", fails_after)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(*disturbed, 2)
+    assert torch.equal(train(*disturbed, 2), train(*undisturbed, 2))
 
 
 def test_training_is_the_same_in_another_process() -> None:

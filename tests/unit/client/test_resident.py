@@ -172,6 +172,17 @@ def test_what_a_lost_edge_offered_draws_nobody_to_it(pool: ThreadPoolExecutor) -
     assert figures(made.merge(again, address="127.0.0.1:2")) == {"edge-0": 40, "edge-1": 0}
 
 
+def test_an_edge_that_is_lost_while_it_waits_still_gets_a_whole_question(
+    pool: ThreadPoolExecutor,
+) -> None:
+    made = board()
+    first = pool.submit(made.merge, question("edge-0", 3), address="127.0.0.1:1")
+    assert waits(first)
+    made.set_connected("127.0.0.1:1", False)
+    made.set_connected("127.0.0.1:2", False)
+    assert figures(first.result(HANG_S)) == {"edge-0": 3}
+
+
 def test_rest_of_the_question_stays() -> None:
     asked = question("edge-0", 3, offer_wait_s=0.0, interval=4)
     assert board(1).merge(asked) == asked

@@ -71,16 +71,20 @@ def test_an_array_that_names_a_chunk_without_end_is_refused() -> None:
         inflated(sent.object_id, contents, most_bytes=plain)
 
 
-def test_an_array_that_names_nothing_without_end_is_refused_before_it_is_made() -> None:
-    sent = Message(RecordDict({"w": ArrayRecord([np.zeros(0)])}), 1, "train")
+@pytest.mark.parametrize(("num_arrays", "each"), [(1, MOST_PARTS + 1), (3, MOST_PARTS // 2)])
+def test_arrays_that_name_a_chunk_too_often_are_refused_before_they_are_made(
+    num_arrays: int, each: int
+) -> None:
+    empty = {f"a{n}": Array(np.zeros((0, n), np.float32)) for n in range(num_arrays)}
+    sent = Message(RecordDict({"w": ArrayRecord(empty)}), 1, "train")
     contents = {key: item.deflate() for key, item in get_all_nested_objects(sent).items()}
-    numbers = [0] * (MOST_PARTS + 1)
+    numbers = [0] * each
     for key, content in contents.items():
         once = json.dumps({"arraychunk_ids": [0]})[1:-1].encode()
         often = json.dumps({"arraychunk_ids": numbers})[1:-1].encode()
         contents[key] = content.replace(once, often)
-    with pytest.raises(ReplyError, match=f"an array of {MOST_PARTS + 1} chunks; at most"):
-        inflated(sent.object_id, contents, most_bytes=100)
+    with pytest.raises(ReplyError, match=f"its arrays have more than {MOST_PARTS} chunks"):
+        inflated(sent.object_id, contents)
 
 
 def test_message_bytes_counts_every_object_and_serialises_shared_ones_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from support.told import write_told
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.data.partition import PARTITION_FILE
-from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.errors import ConfigError, FedPhDError, StartError
 from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.deploy.cli.flags import Federation
 from fedphd.deploy.cli.report import report
@@ -67,14 +68,19 @@ def test_a_log_whose_end_was_cut_gives_a_page_and_another_broken_line_is_named(
 
 
 def die(
-    federation: Federation, run_dir: Path, *, report: bool, verdict: Verdict | None = None
+    federation: Federation,
+    run_dir: Path,
+    *,
+    report: bool,
+    verdict: Verdict | None = None,
+    error: type[FedPhDError] = FedPhDError,
 ) -> None:
-    """A run that raises, after its ServerApp left a ``verdict``."""
+    """A run that raises an ``error``, after its ServerApp left a ``verdict``."""
     with federation.begin(run_dir, plain=True, report=report) as begun:
         prepare("simulation", federation.config, begun.folder)
         if verdict:
             write_verdict(begun.folder / "verdict.json", verdict)
-        raise FedPhDError("the ServerApp died")
+        raise error("the ServerApp died")
 
 
 def test_a_run_that_raises_leaves_verdict_and_report(
@@ -87,6 +93,26 @@ def test_a_run_that_raises_leaves_verdict_and_report(
     page = (folder / "report.html").read_text("utf-8")
     assert "the ServerApp died" in page
     assert "a-split" in page
+
+
+def test_a_run_that_could_not_start_leaves_no_report(
+    tmp_path: Path, federation: Federation
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(StartError):
+        die(federation, folder, report=True, error=StartError)
+    assert read_verdict(folder / "verdict.json") == Verdict(3, "the ServerApp died")
+    assert not (folder / "report.html").exists()
+
+
+def test_a_run_that_is_interrupted_before_it_begins_leaves_nothing(
+    tmp_path: Path, federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = federation.config.model_copy(update={"out_dir": tmp_path / "runs"})
+    with replace(federation, config=config).begin(None, plain=True, report=True) as begun:
+        begun.verdict = Verdict(130, "interrupted")
+    assert not begun.folder.exists()
+    assert caplog.text == ""
 
 
 def test_a_verdict_that_is_there_stays(tmp_path: Path, federation: Federation) -> None:

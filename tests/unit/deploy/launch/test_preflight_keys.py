@@ -106,6 +106,13 @@ def test_a_server_is_not_blamed_for_an_authority_that_is_none(tmp_path: Path) ->
             assert found["authority"].outcome == "failed"
 
 
+def test_a_servers_authority_that_ends_soon_is_a_warning(tmp_path: Path) -> None:
+    # Good for two days.
+    check = server(write_certificates(tmp_path))["authority"]
+    assert check.outcome == "warning"
+    assert "make another, and certificates of it" in check.fix
+
+
 def test_an_authority_that_is_none_fails(tmp_path: Path) -> None:
     check = node(tmp_path / "none.pem")["authority"]
     assert check.outcome == "failed"
