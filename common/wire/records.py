@@ -67,7 +67,10 @@ def to_records(
 
 def weights_record(weights: torch.Tensor | Array) -> ArrayRecord:
     """One flat array, as in ``to_records``, as a Flower record."""
-    return ArrayRecord({_WEIGHTS: to_array(weights)})
+    record = ArrayRecord()
+    # An ArrayRecord that is given arrays makes copies of them, which are hashed once more each.
+    record[_WEIGHTS] = to_array(weights)
+    return record
 
 
 def to_array(values: torch.Tensor | Array) -> Array:

@@ -102,6 +102,12 @@ def test_scalars_are_one_json_text_and_weights_one_array() -> None:
     assert (weights.dtype, tuple(weights.shape)) == ("float32", (3,))
 
 
+def test_an_array_is_in_a_record_itself_so_that_it_is_hashed_once_for_all_messages() -> None:
+    weights = to_array(torch.zeros(3))
+    [(_, arrays)] = to_records(TRAIN_REPLY, weights).array_records.items()
+    assert next(iter(arrays.values())) is weights
+
+
 def test_variate_travels_beside_the_weights() -> None:
     reply = message(to_records(TRAIN_REPLY, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])))
     assert read_weights(reply).tolist() == [0.0, 0.0, 0.0]
