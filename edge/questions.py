@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -22,6 +22,10 @@ class Questions:
 
     With ``shared`` the edges ask through one process, where an answer may come after the other
     edges' training.
+
+    Attributes:
+        one_by_one: whether a client that has chosen may begin to train while others are still
+            asked: there is a choice, and whoever is asked has a process of its own to answer with.
     """
 
     def __init__(self, edge_id: str, task: IntervalTask, roster: Roster, *, shared: bool) -> None:
@@ -29,26 +33,34 @@ class Questions:
         self._task, self._plan = task, task.plan
         self._roster = roster
         self._shared = shared
+        self.one_by_one = not shared and task.num_edges > 1
         # In this interval a client has waited for an edge as long as a round may take.
         self._out_of_step = False
 
-    def ask(self, peers: Sequence[Peer], round_: EdgeRound, grid: Grid) -> None:
+    def ask(self, peers: Sequence[Peer], round_: EdgeRound, grid: Grid) -> Iterator[list[Peer]]:
         """Ask in batches, and attach those that choose this edge before the next batch is asked.
 
-        Where one edge has an order there is no choice: a client is asked once, for its counts.
+        Yields whoever was attached, in the order of ``peers``; those of a batch before the next
+        one is asked. Where one edge has an order there is no choice: a client is asked once, for
+        its counts.
         """
         counts, size = self._roster.label_counts, self._plan.schedule.query_batch
         is_alone = self._task.num_edges == 1
         known = {p.node_id for p in peers if p.node_id in counts} if is_alone else set()
         unknown = [peer for peer in peers if peer.node_id not in known]
         for start in range(0, len(unknown), size):
-            self._ask_batch(unknown[start : start + size], round_, grid)
+            batch = unknown[start : start + size]
+            self._ask_batch(batch, round_, grid)
+            if not known:
+                yield [peer for peer in batch if peer.node_id in round_.trainees]
         if known:
             # In the round's order, as if all had been asked: sums depend on it in their last bits.
             chosen = known | round_.trainees.keys()
             round_.trainees.clear()
-            for peer in (peer for peer in peers if peer.node_id in chosen):
+            attached = [peer for peer in peers if peer.node_id in chosen]
+            for peer in attached:
                 round_.attach(peer, counts[peer.node_id])
+            yield attached
 
     def _ask_batch(self, peers: Sequence[Peer], round_: EdgeRound, grid: Grid) -> None:
         question = to_records(self._question(round_))

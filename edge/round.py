@@ -89,30 +89,21 @@ class EdgeRound:
         self._offer_before = offer
         self._roster = roster
         self.watch = Stopwatch()
-        self._handed_out_s = time.monotonic()
+        self._handed_out_s: dict[int, float] = {}
 
     def attach(self, peer: Peer, label_counts: tuple[int, ...]) -> None:
         """Count a client that chose this edge, in the very next offer."""
         self.offer = self.offer.with_client(label_counts)
         self.trainees[peer.node_id] = Trainee(peer, label_counts)
 
-    def assign_part_sets(self, order: Iterable[str], first: int, num_part_sets: int) -> None:
-        """Say in turn which part set each client sends back.
+    def hand_out(self, peer: Peer, part_set: int) -> None:
+        """A client gets its order now, to send back the part set of this number."""
+        self.part_set_of[peer.node_id] = part_set
+        self._handed_out_s[peer.node_id] = time.monotonic()
 
-        The clients take part sets in the ``order`` of all names that were asked, from number
-        ``first`` modulo ``num_part_sets``.
-        """
-        node_of = {trainee.peer.name: node_id for node_id, trainee in self.trainees.items()}
-        here = [node_of[name] for name in order if name in node_of]
-        self.part_set_of = {n: (first + i) % num_part_sets for i, n in enumerate(here)}
-
-    def hand_out(self) -> None:
-        """The clients get their orders now."""
-        self._handed_out_s = time.monotonic()
-
-    def handed_out_for_s(self) -> float:
-        """Seconds since the clients got their orders."""
-        return time.monotonic() - self._handed_out_s
+    def handed_out_for_s(self, node_id: int) -> float:
+        """Seconds since a client got its order."""
+        return time.monotonic() - self._handed_out_s[node_id]
 
     def leave_out(self, peer: Peer, reason: str, kind: FailureKind) -> None:
         """Continue without a client that failed, and leave it alone for a while."""

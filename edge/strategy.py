@@ -1,12 +1,12 @@
 """One interval at an edge: who trains here, and the average of each edge round."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -106,35 +106,56 @@ class EdgeAverage(Strategy):
         round_ = self._round = EdgeRound(server_round, weights, self.offer, self._roster)
         self.rounds.append(round_.stats)
         peers = self._roster.refresh()
-        task, schedule = self._task, self._task.plan.schedule
+        task = self._task
         if task.plan.reproducible:
             # Edges in step ask the same clients, also who failed at one of them: else the others'
             # questions would be held for that one's offer.
             peers = self._roster.everyone
         sampled = sample_participants(
             peers,
-            fraction=schedule.participation,
+            fraction=task.plan.schedule.participation,
             seed=task.plan.seed,
             interval=task.interval,
             edge_round=server_round,
             tries=task.tries,
         )
-        self._questions.ask([peers[name] for name in sampled], round_, grid)
+        orders = self._orders(round_, [peers[name] for name in sampled], array, grid)
+        # Else what is asked first is whom to wait for: all go together.
+        return orders if self._questions.one_by_one else list(orders)
+
+    def _orders(
+        self, round_: EdgeRound, peers: Sequence[Peer], array: Array, grid: Grid
+    ) -> Iterator[Message]:
+        """The training messages of those who choose this edge, each as soon as it has.
+
+        ``peers`` are asked in this order; ``array`` has the round's weights.
+        """
+        interval, edge_round = self._task.interval, round_.stats.edge_round
+        number = (interval - 1) * self._task.plan.schedule.edge_rounds + edge_round
+        contents: list[RecordDict] = []
+        for chosen in self._questions.ask(peers, round_, grid):
+            round_.watch.lap("asking")
+            contents = contents or self._contents(round_, array)
+            for peer in chosen:
+                # Part sets go in turn over the clients in the round's seeded order, starting
+                # elsewhere in each round: so all are sent, and a client alone sends them one after
+                # the other.
+                part_set = (number + len(round_.part_set_of)) % len(self.part_sets)
+                round_.hand_out(peer, part_set)
+                yield Message(contents[part_set], peer.node_id, TRAIN)
+            round_.watch.lap("sending")
         round_.watch.lap("asking")
-        # Part sets go in turn over the clients in the round's seeded order, starting elsewhere in
-        # each round: so all are sent, and a client alone sends them one after the other.
-        first = (task.interval - 1) * schedule.edge_rounds + server_round
-        round_.assign_part_sets(sampled, first, len(self.part_sets))
-        codec = Codec(task.plan.codecs.client_down, self._layout)
-        # Serialised once, for the clients of all part sets.
-        sent = array if codec.is_exact else records.to_array(codec.pack(weights))
+        self._began(round_, number)
+
+    def _contents(self, round_: EdgeRound, array: Array) -> list[RecordDict]:
+        """What a training message of each part set holds; the weights are serialised once."""
+        codec = Codec(self._task.plan.codecs.client_down, self._layout)
+        sent = array if codec.is_exact else records.to_array(codec.pack(round_.weights))
         variate = None
         if self._variate:
             variate = records.to_array(codec.pack(self._variate.current))
-        tasks = [self._train_task(server_round, parts) for parts in self.part_sets]
-        contents = [records.to_records(order, sent, variate) for order in tasks]
-        self._began(round_, first)
-        return [Message(contents[round_.part_set_of[n]], n, TRAIN) for n in round_.trainees]
+        tasks = [self._train_task(round_.stats.edge_round, parts) for parts in self.part_sets]
+        return [records.to_records(order, sent, variate) for order in tasks]
 
     def _began(self, round_: EdgeRound, number: int) -> None:
         """Say who trains in a round, which is the run's ``number``."""
@@ -147,7 +168,6 @@ class EdgeAverage(Strategy):
             clients=names,
         )
         self._on_event(began)
-        round_.hand_out()
 
     def _train_task(self, edge_round: int, send: tuple[Part, ...]) -> TrainTask:
         task, plan = self._task, self._task.plan
@@ -242,16 +262,16 @@ class EdgeAverage(Strategy):
             except ReplyError as error:
                 round_.leave_out(peer, str(error), error.kind)
                 continue
-            self._on_event(self._replied(round_, answer))
+            self._on_event(self._replied(round_, node_id, answer))
             yield Update(trainee, part_set, answer, weights, change)
 
-    def _replied(self, round_: EdgeRound, answer: TrainReply) -> Replied:
+    def _replied(self, round_: EdgeRound, node_id: int, answer: TrainReply) -> Replied:
         return Replied(
             interval=answer.interval,
             edge_round=answer.edge_round,
             client=answer.client_id,
             loss=answer.metrics.loss.value,
-            seconds=round(round_.handed_out_for_s(), 3),
+            seconds=round(round_.handed_out_for_s(node_id), 3),
         )
 
     def _norms(self, update: Update, mean: PartAverage, sent: torch.Tensor) -> Norms:

@@ -11,7 +11,7 @@ from fedphd.common.errors import FailureKind
 from fedphd.common.wire.failures import NoAnswerError
 
 # Messages that are sent together, where as many are under way as want to be.
-_PUSH_BATCH: Final = 32
+PUSH_BATCH: Final = 32
 # 0.7 of 10 messages are 7, whatever floats make of it.
 _ROUNDING: Final = 1e-9
 # Flower forgets a message after 12 h, unless it says otherwise; a late reply is still told as one.
@@ -56,7 +56,8 @@ class Exchange:
     """The messages of one ``send_and_receive``: those to be sent, and those under way.
 
     ``limit`` says how long a reply may take, for people; one that takes longer is ``late``.
-    ``window`` is how many may be under way at a time; None: all.
+    ``window`` is how many may be under way at a time; None: all. ``batch`` is how many are sent
+    together.
     """
 
     source: Iterator[Message]
@@ -64,6 +65,7 @@ class Exchange:
     limit: str
     quorum: Quorum | None
     window: int | None
+    batch: int = PUSH_BATCH
     pending: dict[str, Sent] = field(default_factory=dict)
     num_sent: int = 0
     num_answered: int = 0
@@ -81,8 +83,8 @@ class Exchange:
     def room(self) -> int:
         """How many messages may be sent now."""
         if self.window is None:
-            return _PUSH_BATCH
-        return max(0, min(_PUSH_BATCH, self.window - len(self.pending)))
+            return self.batch
+        return max(0, min(self.batch, self.window - len(self.pending)))
 
     def cut_short(self, now_s: float) -> None:
         """Bring the deadlines forward once there is a quorum; for good, so only once."""

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 
 from fedphd.common.errors import FailureKind
 from fedphd.common.wire import internals
-from fedphd.common.wire.exchange import Exchange, LateReply, Quorum, Sent
+from fedphd.common.wire.exchange import PUSH_BATCH, Exchange, LateReply, Quorum, Sent
 from fedphd.common.wire.failures import NoAnswerError
 from fedphd.common.wire.replies import GrpcReplies
 from fedphd.common.wire.rhythm import near_s
@@ -236,8 +236,9 @@ class StreamingGrid(WrappedGrid):
 
         What was lost, refused or not there ``timeout`` seconds after its message was sent is
         yielded as an error reply that says why; ``metadata.src_node_id`` is always the node
-        that was asked. ``messages`` are taken one after the other, as the window allows; all are
-        of one type, whose quorum counts once all are sent.
+        that was asked. ``messages`` are taken one after the other, as the window allows; those of
+        an iterator, which may take its time over each, are sent one by one. All are of one type,
+        whose quorum counts once all are sent.
 
         Args:
             timeout: seconds for each reply; None: no limit.
@@ -251,8 +252,14 @@ class StreamingGrid(WrappedGrid):
             limit=f"{timeout:g} s" if timeout is not None else "",
             quorum=self._quorums.get(kind),
             window=self._windows.get(kind),
+            batch=1 if source is messages else PUSH_BATCH,
         )
-        self._send(exchange)
+        try:
+            self._send(exchange)
+        except Exception:
+            # As where another message fails over which the iterator takes its time.
+            self._give_up(exchange.pending)
+            raise
         return self._receive_all(exchange, self.in_order if in_order is None else in_order)
 
     def late_replies(self) -> list[LateReply]:

@@ -23,7 +23,12 @@ class ScriptedEdge:
     """An edge with scripted clients."""
 
     def __init__(
-        self, clients: Iterable[FakeClient], config: FederationConfig | None = None, **task: Any
+        self,
+        clients: Iterable[FakeClient],
+        config: FederationConfig | None = None,
+        *,
+        shared_questions: bool = False,
+        **task: Any,
     ) -> None:
         self.config = config or plan()
         self.clients = {client.name: client for client in clients}
@@ -43,7 +48,11 @@ class ScriptedEdge:
         )
         self.told: list[RoundStats] = []
         self.strategy = EdgeAverage(
-            "edge-0", interval_task(self.config, **task), self.roster, on_round=self.told.append
+            "edge-0",
+            interval_task(self.config, **task),
+            self.roster,
+            on_round=self.told.append,
+            shared_questions=shared_questions,
         )
 
     def _on_change(self, name: str, change: str, detail: str) -> None:

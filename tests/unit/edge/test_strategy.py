@@ -107,6 +107,29 @@ def test_asked_one_by_one_the_second_sees_what_the_first_brought() -> None:
     assert [world.memory.nodes[node] for node in asked] == order(world)
 
 
+def kinds(world: ScriptedEdge) -> list[str]:
+    """Questions (c) and orders to train (t), in the order in which they were sent."""
+    sent = [message.metadata.message_type for message in world.memory.pushed]
+    return [kind[0] for kind in map({CHOOSE: "c", TRAIN: "t"}.get, sent) if kind]
+
+
+def test_who_has_chosen_trains_while_others_are_asked() -> None:
+    one_by_one = plan(schedule={"query_batch": 1})
+    world = ScriptedEdge([FakeClient(name) for name in "abc"], one_by_one)
+    world.run()
+    assert kinds(world) == ["c", "t", "c", "t", "c", "t"]
+    world = ScriptedEdge([FakeClient(name) for name in "abc"], plan(schedule={"query_batch": 2}))
+    world.run()
+    assert kinds(world) == ["c", "c", "t", "t", "c", "t"]
+
+
+def test_clients_that_share_their_processes_are_all_asked_before_they_train() -> None:
+    one_by_one = plan(schedule={"query_batch": 1})
+    world = ScriptedEdge([FakeClient(name) for name in "abc"], one_by_one, shared_questions=True)
+    world.run()
+    assert kinds(world) == ["c", "c", "c", "t", "t", "t"]
+
+
 def test_asked_together_all_see_the_same() -> None:
     world = ScriptedEdge(
         [FakeClient(name, (6, 2)) for name in "abc"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from weakref import ref
 
@@ -223,6 +224,35 @@ def test_more_messages_than_fit_one_push() -> None:
 
     replies = list(streaming(memory).send_and_receive(messages()))  # type: ignore[arg-type]
     assert sources(replies) == list(range(2, 72))
+
+
+def test_messages_that_take_their_time_are_sent_one_by_one() -> None:
+    memory = MemoryGrid({2: echo, 3: echo})
+    grid = streaming(memory)
+
+    def messages() -> Iterator[Message]:
+        yield from to(2)
+        assert [m.metadata.dst_node_id for m in memory.pushed] == [2]
+        # The same grid is used to find out what the next one is.
+        assert sources(list(grid.send_and_receive(to(3)))) == [3]
+        yield from to(3)
+
+    assert sources(list(grid.send_and_receive(messages()))) == [2, 3]
+
+
+def test_who_was_sent_a_message_is_given_up_where_the_next_one_cannot_be_made() -> None:
+    memory = MemoryGrid({2: echo})
+    grid = streaming(memory)
+
+    def messages() -> Iterator[Message]:
+        yield from to(2)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        grid.send_and_receive(messages())
+    # Its reply is freed, not kept for nobody.
+    [late] = grid.late_replies()
+    assert late.message.metadata.dst_node_id == 2
 
 
 @pytest.mark.parametrize(
