@@ -20,9 +20,12 @@ class Relay:
         self.address = f"{_LOOPBACK}:{self._listener.getsockname()[1]}"
         self._is_cut = threading.Event()
         self._cut_from: int | None = None
+        self._cut_after: int | None = None
         self._lock = threading.Lock()
         self._ends: list[socket.socket] = []
         self.num_cut = 0
+        # All that was passed on to the server.
+        self.sent_bytes = 0
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -46,13 +49,17 @@ class Relay:
         """Cut as soon as at least so many bytes in a piece are on their way to the server."""
         self._cut_from = num_bytes
 
+    def cut_after(self, num_bytes: int) -> None:
+        """Cut as soon as so many bytes in all have been passed on to the server."""
+        self._cut_after = num_bytes
+
     def wait_cut(self, within_s: float) -> bool:
         """Wait until the link is cut; whether it is."""
         return self._is_cut.wait(within_s)
 
     def mend(self) -> None:
         """Let new connections through."""
-        self._cut_from = None
+        self._cut_from = self._cut_after = None
         self._is_cut.clear()
 
     def _accept(self) -> None:
@@ -80,7 +87,15 @@ class Relay:
                 if goes_up and self._cut_from is not None and len(data) >= self._cut_from:
                     self.cut()
                 target.sendall(data)
+                if goes_up:
+                    self._count(len(data))
         _end(source, target)
+
+    def _count(self, num_bytes: int) -> None:
+        with self._lock:
+            self.sent_bytes += num_bytes
+        if self._cut_after is not None and self.sent_bytes >= self._cut_after:
+            self.cut()
 
 
 def _end(source: socket.socket, target: socket.socket) -> None:
