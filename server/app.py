@@ -378,6 +378,8 @@ def main(
         grid,
         upload_stall_s=config.waits.upload_stall_s,
         in_order=config.reproducible,
+        # The edge of a flat federation is in this process: what counts is what it sends.
+        counts=config.topology != "flat",
         clock=clock,
     )
     roster = Roster(

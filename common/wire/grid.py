@@ -170,6 +170,8 @@ class StreamingGrid(WrappedGrid):
         in_order: yield replies in the order of the messages (reproducible sums).
         windows: by a message's type, how many of an exchange may be under way at a time, at least
             1; of other types all.
+        counts: whether messages are counted in ``traffic``, for which each is hashed; those that
+            stay in this process need not be.
         clock, sleep: monotonic seconds, and waiting in place of that for replies; for tests.
     """
 
@@ -180,12 +182,14 @@ class StreamingGrid(WrappedGrid):
         *,
         in_order: bool = False,
         windows: Mapping[str, int] | None = None,
+        counts: bool = True,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
         super().__init__(grid)
         self.traffic = Traffic()
         self.in_order = in_order
+        self._counts = counts
         self._quorums: dict[str, Quorum] = {}
         self._late: dict[str, tuple[Message, float]] = {}
         self._replies, self._windows = replies, dict(windows or {})
@@ -210,6 +214,8 @@ class StreamingGrid(WrappedGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and count the bytes of those that the SuperLink took."""
         batch = list(messages)
+        if not self._counts:
+            return list(self._grid.push_messages(batch))
         for message in batch:
             internals.cut_up(message)
         message_ids = list(self._grid.push_messages(batch))
@@ -357,7 +363,8 @@ class StreamingGrid(WrappedGrid):
             reply = _no_answer(reply, "lost")
         if isinstance(reply, NoAnswerError):
             return Message(reply, reply_to=sent)
-        self.traffic += Traffic(received_bytes=internals.message_bytes(reply, {}))
+        if self._counts:
+            self.traffic += Traffic(received_bytes=internals.message_bytes(reply, {}))
         if reply.has_error():
             # Flower's own error replies name the SuperLink as their source, not the node.
             reason = _REASONS.get(reply.error.code, reply.error.reason or "unknown")
@@ -375,13 +382,14 @@ def streaming_grid(
     *,
     upload_stall_s: float,
     in_order: bool,
+    counts: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> StreamingGrid:
     """Wrap the grid that Flower hands to a ServerApp, whichever kind it is."""
     replies: Replies = PlainReplies(grid)
     if internals.reaches_nodes_over_grpc(grid):
         replies = GrpcReplies(grid, stall_s=upload_stall_s)
-    return StreamingGrid(grid, replies, in_order=in_order, clock=clock)
+    return StreamingGrid(grid, replies, in_order=in_order, counts=counts, clock=clock)
 
 
 def _no_answer(reason: str, kind: FailureKind) -> NoAnswerError:

@@ -226,6 +226,19 @@ def test_more_messages_than_fit_one_push() -> None:
     assert sources(replies) == list(range(2, 72))
 
 
+def test_what_stays_in_the_process_is_neither_counted_nor_hashed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = MemoryGrid({2: echo})
+    counting = StreamingGrid(memory, PlainReplies(memory))
+    list(counting.send_and_receive([weighty(2, 1000)]))
+    assert counting.traffic.sent_bytes > 1000
+    monkeypatch.setattr("fedphd.common.wire.internals.hashlib", None)
+    grid = StreamingGrid(memory, PlainReplies(memory), counts=False)
+    assert sources(list(grid.send_and_receive([weighty(2, 1000)]))) == [2]
+    assert grid.traffic == Traffic()
+
+
 def test_messages_that_take_their_time_are_sent_one_by_one() -> None:
     memory = MemoryGrid({2: echo, 3: echo})
     grid = streaming(memory)
