@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,11 @@ def save_checkpoint(
         _finish_swap(folder)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        unet.save_pretrained(new / _UNET)
-        averaged.save_pretrained(new / _UNET_EMA)
+        with ThreadPoolExecutor() as pool:
+            # At the same time, since nobody trains meanwhile.
+            saved = pool.submit(_save_flushed, unet, new / _UNET)
+            _save_flushed(averaged, new / _UNET_EMA)
+            saved.result()
         scheduler.save_pretrained(new / _SCHEDULER)
         for name, text in texts.items():
             (new / name).write_text(text + "\n", "utf-8")
@@ -118,6 +122,11 @@ def save_checkpoint(
             "still there: make room, or make the folder writable"
         ) from error
     _put_away(old, folder, keep)
+
+
+def _save_flushed(unet: PrunedUNet, folder: Path) -> None:
+    unet.save_pretrained(folder)
+    _flush(*folder.iterdir())
 
 
 def _put_away(old: Path, folder: Path, keep: int) -> None:
