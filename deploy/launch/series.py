@@ -107,7 +107,8 @@ _OF_EDGE = (
     Series("edge_round_cycle_seconds", "summary",
            "From one round's end to the next one's in seconds", EDGE),
     Series("edge_round_phase_seconds_total", "counter",
-           "Seconds of rounds; training: waiting for clients, who train and send", EDGE,
+           "Seconds of rounds; asking: which edge clients choose, while those who have chosen "
+           "train; training: waiting for clients, who train and send", EDGE,
            {"phase": ("asking", "sending", "training", "averaging")}),
     Series("edge_round_clients", "gauge", "Clients of the last round", EDGE,
            {"outcome": ("trained", "failed")}),
