@@ -120,7 +120,7 @@ class EdgeAverage(Strategy):
             tries=task.tries,
         )
         orders = self._orders(round_, [peers[name] for name in sampled], array, grid)
-        # Else what is asked first is whom to wait for: all go together.
+        # Clients that share a process would answer only after those who train there.
         return orders if self._questions.one_by_one else list(orders)
 
     def _orders(

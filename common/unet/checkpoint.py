@@ -96,7 +96,7 @@ def save_checkpoint(
         _finish_swap(folder)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(max_workers=1) as pool:
             # At the same time, since nobody trains meanwhile.
             saved = pool.submit(_save_flushed, unet, new / _UNET)
             _save_flushed(averaged, new / _UNET_EMA)

@@ -263,7 +263,7 @@ class StreamingGrid(WrappedGrid):
         try:
             self._send(exchange)
         except Exception:
-            # As where another message fails over which the iterator takes its time.
+            # Nobody takes the replies to those that are on their way.
             self._give_up(exchange.pending)
             raise
         return self._receive_all(exchange, self.in_order if in_order is None else in_order)

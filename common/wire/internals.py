@@ -8,7 +8,7 @@ simulation's mends.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Final, final
 
@@ -48,14 +48,22 @@ def inflated(
         raise ReplyError(f"cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(message, Message):
         raise ReplyError(f"is a {type(message).__name__}, not a message")
-    made_of = {id(array.data): array for array in arrays.values()}
     assign_id(message, message_id)
-    for record in message.content.array_records.values() if message.has_content() else ():
-        for array in record.values():
-            # Flower's reader puts copies of the arrays into a record, around the same bytes.
-            if made := made_of.get(id(array.data)):
-                array.__dict__[_CHUNKS] = made.__dict__[_CHUNKS]
+    if message.has_content():
+        _keep_chunks(message.content, arrays.values())
     return message
+
+
+def _keep_chunks(content: RecordDict, arrays: Iterable[Array]) -> None:
+    """Give the arrays in records their chunks: Flower's reader copies ``arrays`` without them.
+
+    The copies are around the same bytes, by which they are known.
+    """
+    chunks_of = {id(array.data): array.__dict__[_CHUNKS] for array in arrays}
+    for record in content.array_records.values():
+        for array in record.values():
+            if id(array.data) in chunks_of:
+                array.__dict__[_CHUNKS] = chunks_of[id(array.data)]
 
 
 @final
