@@ -1,9 +1,9 @@
 """The messages of one ``send_and_receive``: which are to be sent, under way, late."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from flwr.app import Message
 
@@ -28,6 +28,16 @@ class Quorum:
 
     share: float
     grace_s: float
+
+
+class UnderWay(Protocol):
+    """What is known of a message between its being sent and its reply."""
+
+    def has_begun(self, message_id: str) -> bool:
+        """Whether the message is on its way to its node, and no longer waits in this process."""
+
+    def has_come(self, message_id: str) -> bool:
+        """Whether its reply is all there, though nobody has read it yet."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +110,15 @@ class Exchange:
             sent.begun, sent.deadline_s = True, min(sent.deadline_s, now_s + quorum.grace_s)
 
     def overdue(
-        self, due: Mapping[str, Sent], now_s: float, has_begun: Callable[[str], bool]
+        self, due: Mapping[str, Sent], now_s: float, under_way: UnderWay
     ) -> dict[str, Sent]:
-        """Those of ``due`` whose time is over; it begins when they leave this process."""
+        """Those of ``due`` whose time is over; it begins when they leave this process.
+
+        Who has sent all of a reply before that is not late, however long it takes to read it.
+        """
         for key, sent in self.pending.items():
             if not sent.begun:
-                sent.begun = sent.refused or has_begun(key)
+                sent.begun = sent.refused or under_way.has_begun(key)
                 sent.deadline_s = sent.deadline_s if sent.begun else now_s + self.timeout_s
-        return {key: sent for key, sent in due.items() if now_s > sent.deadline_s}
+        over = {key: sent for key, sent in due.items() if now_s > sent.deadline_s}
+        return {key: sent for key, sent in over.items() if not under_way.has_come(key)}

@@ -20,7 +20,14 @@ from flwr.serverapp import Grid
 
 from fedphd.common.errors import FailureKind
 from fedphd.common.wire import internals
-from fedphd.common.wire.exchange import PUSH_BATCH, Exchange, LateReply, Quorum, Sent
+from fedphd.common.wire.exchange import (
+    PUSH_BATCH,
+    Exchange,
+    LateReply,
+    Quorum,
+    Sent,
+    UnderWay,
+)
 from fedphd.common.wire.failures import NoAnswerError
 from fedphd.common.wire.replies import GrpcReplies
 from fedphd.common.wire.rhythm import near_s
@@ -39,7 +46,7 @@ _KINDS: Final[dict[int, FailureKind]] = {
 }
 
 
-class Replies(Protocol):
+class Replies(UnderWay, Protocol):
     """Where replies come from: ``GrpcReplies`` for processes, ``PlainReplies`` otherwise.
 
     ``moving``: the last ``poll`` brought a part of a reply.
@@ -58,9 +65,6 @@ class Replies(Protocol):
 
         None: all are ``wanted``. Of others at most failures come, where they can be told early.
         """
-
-    def has_begun(self, message_id: str) -> bool:
-        """Whether the message is on its way to its node, and no longer waits in this process."""
 
     def wait(self, message_ids: list[str], seconds: float) -> None:
         """Return after ``seconds``; sooner where it is known that one of the replies came."""
@@ -109,6 +113,10 @@ class PlainReplies:
     def has_begun(self, message_id: str) -> bool:
         """As the grid says, where it is one of ours."""
         return not isinstance(self.grid, WrappedGrid) or self.grid.has_begun(message_id)
+
+    def has_come(self, message_id: str) -> bool:
+        """What is there a look brings at once."""
+        return False
 
     def forget(self, message_id: str) -> None:
         """Hand on to ``on_forget``."""
@@ -309,7 +317,7 @@ class StreamingGrid(WrappedGrid):
             if found or self._replies.moving:
                 since_s = self._clock()
             if not found:
-                late = exchange.overdue(first, self._clock(), self._replies.has_begun)
+                late = exchange.overdue(first, self._clock(), self._replies)
                 self._give_up(late)
                 why = _no_answer(f"no reply within {exchange.limit}", exchange.late)
                 found = [(key, why) for key in late]

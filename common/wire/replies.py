@@ -43,7 +43,8 @@ class _Partial:
 
     ``object_ids`` are in the order in which a node pushes them: the message itself comes last, so
     waiting for it first would take a slow upload for a stalled one. ``began_s`` is when it was
-    given room, ``progress_s`` when something of it came last; ``evicted``: how often it lost it.
+    given room, ``progress_s`` when something of it came last; ``evicted``: how often it lost it;
+    ``whole``: the SuperLink has all of it.
     """
 
     object_ids: tuple[str, ...]
@@ -66,7 +67,7 @@ class _Partial:
 
     def evict(self) -> None:
         """Take its room away, and what came: the SuperLink keeps it until it is confirmed."""
-        self.began_s, self.num_bytes, self.whole = None, 0, False
+        self.began_s, self.num_bytes = None, 0
         self.evicted += 1
         self.contents.clear()
 
@@ -77,8 +78,9 @@ class GrpcReplies:
     A node that dies after announcing its reply leaves objects that never come. Announced
     replies are therefore pulled object by object without ever blocking, four at a time so that
     memory stays bounded, and given up after ``stall_s`` seconds without a new object. One that
-    comes slowly keeps none waiting that is there whole, and one that Flower cannot read, or
-    that is larger than expected, costs only its own sender.
+    comes slowly keeps none waiting that is there whole, and one that is larger than expected costs
+    only its own sender. So does one that Flower cannot read, but for what was found in the same
+    look; from then on each message is asked about by itself, for the next one would cost as much.
 
     ``grid`` is Flower's GrpcGrid of the running ServerApp; ``clock``, monotonic, is for tests.
     """
@@ -143,6 +145,11 @@ class GrpcReplies:
         """A SuperLink's nodes look for messages by themselves."""
         return True
 
+    def has_come(self, message_id: str) -> bool:
+        """Whether the SuperLink has the whole reply, so that its sender can do no more."""
+        partial = self._partial.get(message_id)
+        return partial is not None and self._is_whole(partial)
+
     def _announced(self, message_ids: list[str]) -> Iterator[tuple[str, tuple[Any, Any] | None]]:
         """Replies that are announced, and their objects; None: Flower cannot read what came.
 
@@ -201,25 +208,28 @@ class GrpcReplies:
     def _with_room(self, message_ids: list[str]) -> list[str]:
         """Those that are pulled now; whoever has waited in vain for its sender makes room."""
         now_s, partial = self._clock(), self._partial
-        began_s = {i: partial[i].began_s for i in message_ids}
-        placed = [i for i in message_ids if began_s[i] is not None]
-        waiting = [i for i in message_ids if began_s[i] is None]
-        waiting.sort(key=lambda i: (not partial[i].whole, partial[i].evicted))
-        slow = [i for i, at_s in began_s.items() if at_s is not None and now_s - at_s > _PATIENCE_S]
-        if slow and len(placed) >= _AT_A_TIME:
-            for message_id in waiting[:_PROBES]:
-                # Its message comes last, and is small.
-                one = partial[message_id]
-                one.whole = one.whole or self._pull(one.message_id) != b""
-            ready = [i for i in waiting if partial[i].whole]
-            for slowest in slow[: len(ready)]:
-                partial[slowest].evict()
-                placed.remove(slowest)
+        placed = {i: at_s for i in message_ids if (at_s := partial[i].began_s) is not None}
+        waiting = [i for i in message_ids if i not in placed]
+        slow = [i for i, at_s in placed.items() if now_s - at_s > _PATIENCE_S]
+        if slow and waiting and len(placed) >= _AT_A_TIME:
             waiting.sort(key=lambda i: (not partial[i].whole, partial[i].evicted))
-        for message_id in waiting[: max(0, _AT_A_TIME - len(placed))]:
+            ready = [i for i in waiting[:_PROBES] if self._is_whole(partial[i])]
+            # What takes long although it is there whole takes long by itself: it would lose its
+            # room to others that are as large, and they to it.
+            late = [i for i in slow if not self._is_whole(partial[i])]
+            for slowest, _ in zip(late, ready, strict=False):
+                partial[slowest].evict()
+                del placed[slowest]
+        waiting.sort(key=lambda i: (not partial[i].whole, partial[i].evicted))
+        chosen = waiting[: max(0, _AT_A_TIME - len(placed))]
+        for message_id in chosen:
             partial[message_id].begin(now_s)
-            placed.append(message_id)
-        return placed
+        return [*placed, *chosen]
+
+    def _is_whole(self, partial: _Partial) -> bool:
+        """Whether all of it is there: its message comes last, and is small."""
+        partial.whole = partial.whole or self._pull(partial.message_id) != b""
+        return partial.whole
 
     def _advance(self, partial: _Partial) -> Found | None:
         """Pull what is there; the message if it is whole, the reason if it is lost, else None."""

@@ -13,8 +13,10 @@ from flwr.app.message.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto import appio_pb2, message_pb2, node_pb2
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from support.answers import to
 from support.memory import FakeTime
 
+from fedphd.common.wire.grid import StreamingGrid
 from fedphd.common.wire.replies import UNREADABLE, GrpcReplies
 
 NUM_VALUES = 3_000_000  # 12 MB: three chunks of Flower's 5 MiB
@@ -89,8 +91,8 @@ def replies_of(
     return GrpcReplies(grid, stall_s=stall_s, clock=(time or FakeTime()).clock)
 
 
-def reply(text: str, numel: int = 4) -> Message:
-    asked = Message(RecordDict(), 3, "train")
+def reply(text: str, numel: int = 4, *, asked: Message | None = None) -> Message:
+    asked = asked or Message(RecordDict(), 3, "train")
     weights = ArrayRecord({"w": Array(np.arange(numel, dtype=np.float32))})
     return Message(RecordDict({"c": ConfigRecord({"t": text}), "w": weights}), reply_to=asked)
 
@@ -250,6 +252,62 @@ def test_a_slow_upload_makes_room_for_a_reply_that_is_there_whole(stub: FakeStub
     for uploaded in slow.values():
         stub.objects |= dict(uploaded)
     assert sorted(text_of(got) for _, got in replies.poll(list("abcd"))) == list("abcd")  # type: ignore[type-var]
+
+
+class SlowStub(FakeStub):
+    """Half a second passes with each object that is handed out."""
+
+    def __init__(self, time: FakeTime) -> None:
+        super().__init__()
+        self.time = time
+
+    def PullObject(self, request: Any) -> Any:  # noqa: N802
+        response = super().PullObject(request)
+        self.time.now_s += 0.5 if response.object_content else 0.0
+        return response
+
+
+def test_replies_that_are_there_whole_do_not_take_one_another_s_room() -> None:
+    stub = SlowStub(time := FakeTime())
+    names, num_objects = [str(number) for number in range(8)], 0
+    for name in names:
+        ids = stub.announce(name, reply(name, NUM_VALUES))
+        stub.deliver(*ids)
+        num_objects += len(ids)
+    replies, came = replies_of(stub, time=time), []
+    for _ in range(40):
+        came += [name for name, _ in replies.poll([n for n in names if n not in came])]
+    assert sorted(came) == names
+    # Of each the message once more at most, to see that all of it is there.
+    assert num_objects < len(stub.pulls) <= num_objects + len(names)
+
+
+def test_who_has_sent_all_before_the_time_was_over_is_not_late() -> None:
+    stub = SlowStub(time := FakeTime())
+
+    class Pushed:
+        """What a ``StreamingGrid`` needs of Flower's: messages are asked as "2", "3", ..."""
+
+        def push_messages(self, messages: list[Message]) -> list[str]:
+            return [str(message.metadata.dst_node_id) for message in messages]
+
+    replies, asked = replies_of(stub, time=time), to(2, 3, 4, 5)
+    grid = StreamingGrid(
+        Pushed(),
+        replies,
+        in_order=True,
+        counts=False,
+        clock=time.clock,
+        sleep=time.sleep,  # type: ignore[arg-type]
+    )
+    pending = grid.send_and_receive(asked, timeout=600.0)
+    for name, message in zip("345", asked[1:], strict=True):
+        # The last one's own message never comes; the others' weights are the same as its.
+        ids = stub.announce(name, reply(name, NUM_VALUES, asked=message))
+        stub.deliver(*(ids if name != "5" else ids[:-1]))
+    failed = {r.metadata.src_node_id: r.error.reason for r in pending if r.has_error()}
+    assert failed == dict.fromkeys((2, 5), "no reply within 600 s")
+    assert time.now_s < 620
 
 
 def test_what_flower_cannot_read_is_lost_and_costs_the_others_one_look(stub: FakeStub) -> None:
