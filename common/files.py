@@ -23,28 +23,32 @@ def replaced(path: Path) -> Iterator[Path]:
     where the file cannot be renamed.
     """
     # In the same folder, since a rename does not cross file systems; the process id keeps two
-    # writers of one file apart.
+    # processes that write one file apart, not two threads of one.
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     _remove_stale(path)
     try:
         yield beside
         os.replace(beside, path)
-    except BaseException:
+    finally:
+        # It is still there, too, where it is a second name of ``path``: a rename then does nothing.
         beside.unlink(missing_ok=True)
-        raise
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what writers of ``path`` that were killed have left, once in this process."""
+    """Remove what writers of ``path`` that were killed have left before this process looked."""
     if path.parent not in _left:
         _left[path.parent] = _temporary(path.parent)
+    kept = []
     for left in _left[path.parent].pop(path.name, ()):
         pid = left.name.rpartition(".")[2]
         # Another machine's process may be writing here too, where the folder is shared.
         with suppress(FileNotFoundError):
-            stale = time.time() - left.stat().st_mtime > STALE_S
-            if stale and not _runs(int(pid)):
+            if time.time() - left.stat().st_mtime <= STALE_S or _runs(int(pid)):
+                kept.append(left)
+            else:
                 left.unlink()
+    if kept:
+        _left[path.parent][path.name] = kept
 
 
 def _temporary(folder: Path) -> dict[str, list[Path]]:

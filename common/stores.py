@@ -87,6 +87,8 @@ class StateStore(ABC):
         self._resident = resident
         # Of the state in memory.
         self._held: Origin | None = None
+        # The last interval that the state has seen, where it is of the task's run and attempt.
+        self._seen = 0
         # Whether what is stored becomes the state before the interval.
         self._becomes_former = False
 
@@ -103,20 +105,22 @@ class StateStore(ABC):
         if self._held is None:
             kept = self._read(lasting.whose)
         origin = self._held or _origin(kept, lasting.whose)
-        self._becomes_former = False
+        self._becomes_former, self._seen = False, 0
         if origin is None or origin.run_name != task.run_name:
             lasting.load_state_dict({})
         elif origin.interval > _kept_after(task, origin.resumed):
             lasting.load_state_dict(self._former_of(lasting.whose, task) or {})
         else:
             self._becomes_former = origin.interval < task.interval
+            self._seen = origin.interval if origin.resumed == task.resumed else 0
             if kept is not None:
                 lasting.load_state_dict(kept)
 
     @telling("its state cannot be stored")
     def store(self, lasting: Lasting, task: Order) -> None:
         """Store the state; raises FedPhDError if that is impossible."""
-        origin = Origin(task.run_name, task.resumed, task.interval)
+        # An edge that is late by an interval asks for the work of one that is over.
+        origin = Origin(task.run_name, task.resumed, max(task.interval, self._seen))
         state = lasting.state_dict()
         tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
         scalars = {key: value for key, value in state.items() if key not in tensors}

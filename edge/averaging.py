@@ -17,7 +17,7 @@ class Average(Protocol):
         """Take ``weights``, shape (numel,), float32, of ``weight`` images."""
 
     def mean(self) -> torch.Tensor | None:
-        """The average, shape (numel,); None if nothing was added."""
+        """The average, shape (numel,); None if nothing was added. Asked once."""
 
 
 class WeightedSum:
@@ -35,8 +35,11 @@ class WeightedSum:
         self._weight += weight
 
     def mean(self) -> torch.Tensor | None:
-        """The weighted mean, shape (numel,); None if nothing was added."""
-        return None if self._sum is None else self._sum.div_(self._weight)
+        """The weighted mean, shape (numel,); None if nothing was added. The next sum begins."""
+        total, weight = self._sum, self._weight
+        self._sum, self._weight = None, 0.0
+        # In the sum's own memory: a network may be large.
+        return None if total is None else total.div_(weight)
 
 
 class TrimmedMean:
@@ -87,7 +90,8 @@ class PartAverage:
     def applied_to(self, weights: torch.Tensor) -> tuple[torch.Tensor, set[int]]:
         """The means in their places in ``weights``, (layout.numel,), float32.
 
-        A part set that nobody sent stays as it is; the others' numbers are returned, too.
+        A part set that nobody sent stays as it is; the others' numbers are returned, too. Asked
+        once, at the end.
         """
         means = [sum_.mean() for sum_ in self._sums]
         for selection, mean in zip(self.selections, means, strict=True):

@@ -67,13 +67,16 @@ class Questions:
         messages = [Message(question, peer.node_id, CHOOSE) for peer in peers]
         asked = {peer.node_id: peer for peer in peers}
         wait_s, started_s = self._offer_wait_s(round_), time.monotonic()
+        others_silent = False
         for reply in grid.send_and_receive(messages, timeout=self._timeout_s):
             peer = asked[reply.metadata.src_node_id]
             try:
                 self._attach(peer, read_payload(reply, ChooseReply), round_)
+                # Who answers only now has waited in vain; who does not may be gone itself.
+                others_silent |= time.monotonic() - started_s >= wait_s
             except ReplyError as error:
                 round_.leave_out(peer, str(error), error.kind)
-        if wait_s and time.monotonic() - started_s >= wait_s:
+        if wait_s and others_silent and self._task.num_edges > 1:
             round_.others_silent = True
             if self._plan.reproducible and not self._out_of_step:
                 self._out_of_step = True

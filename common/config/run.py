@@ -30,7 +30,7 @@ SelectionPolicy = Literal[
 INCEPTION: Final = "inception-v3"
 
 # Bounds of what a message may make a process allocate, far above what anybody trains.
-MOST_CLASSES: Final = 1_000_000
+MOST_CLASSES: Final = 100_000
 MOST_WIDTH: Final = 8192
 _MOST_LEVELS: Final = 8
 _MOST_LAYERS: Final = 16

@@ -4,7 +4,7 @@ Nothing that arrives is unpickled or executed; everything is checked here or aga
 """
 
 from importlib.metadata import version
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field
 
@@ -25,6 +25,9 @@ FINISH: Final = "query.finish"
 STATISTICS: Final = "query.statistics"
 TRAIN: Final = "train"
 
+
+# Of what a server sends, and an edge of ten thousand clients that all failed.
+_LONG: Final = 32 << 20
 
 # A SHA-256.
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -61,6 +64,9 @@ class HelloReply(_Greeting):
 
     ``holds`` is the digest of the weights that the cloud's next difference may build on.
     """
+
+    # An edge may have ten thousand clients.
+    most_bytes: ClassVar[int] = 4 << 20
 
     kind: Literal["client", "edge"]
     name: str
@@ -108,6 +114,8 @@ class TrainTask(Payload):
     The weights come as ``codec`` packed them, and go back as ``reply_codec`` does, on top of those
     that came. ``run_name`` and ``resumed`` are as in ``IntervalTask``.
     """
+
+    most_bytes: ClassVar[int] = _LONG
 
     edge_id: str
     interval: int = Field(ge=1)
@@ -159,6 +167,8 @@ class IntervalTask(Payload):
     interval before.
     """
 
+    most_bytes: ClassVar[int] = _LONG
+
     interval: int = Field(ge=1)
     tries: int = Field(0, ge=0)
     sparse: bool
@@ -193,6 +203,8 @@ class IntervalReply(Payload):
     loss is that of the cloud's weights, as the clients of the first edge round received them.
     ``rounds`` are its edge rounds, in their order.
     """
+
+    most_bytes: ClassVar[int] = _LONG
 
     edge_id: str
     interval: int = Field(ge=1)
@@ -238,6 +250,8 @@ class ExtractorSpec(_WithLayout):
 class StatisticsTask(Payload):
     """Cloud to edge, and edge to client: sum up the features of the training images."""
 
+    most_bytes: ClassVar[int] = _LONG
+
     extractor: ExtractorSpec
     image_size: int = Field(ge=4, le=1024)
     channels: int = Field(ge=1, le=4)
@@ -249,6 +263,8 @@ class StatisticsTask(Payload):
 
 class StatisticsReply(Payload):
     """The sums beside it, one float64 vector, are of ``count`` images."""
+
+    most_bytes: ClassVar[int] = 4 << 20
 
     name: str
     count: int = Field(ge=0, le=MOST)

@@ -1,7 +1,7 @@
 """The choice of an edge, as edges and clients speak about it: offers, the question, its answer."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Final, Self
+from typing import Annotated, ClassVar, Final, Self
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
@@ -59,6 +59,8 @@ class Choose(Payload):
     ``run_name`` and ``attempt`` are as in ``IntervalTask``, and so is ``num_edges``: so many make
     an offer in this round.
     """
+
+    most_bytes: ClassVar[int] = 32 << 20
 
     asking: str
     num_edges: int = Field(ge=1)

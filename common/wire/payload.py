@@ -1,6 +1,6 @@
 """What every message has in common."""
 
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -26,6 +26,12 @@ Shown = Annotated[str, AfterValidator(shown)]
 
 
 class Payload(BaseModel):
-    """Base of every message's scalars: strict types, no unknown keys, finite numbers."""
+    """Base of every message's scalars: strict types, no unknown keys, finite numbers.
 
+    Attributes:
+        most_bytes: of its JSON text. To say what is wrong with one pydantic may take a hundred
+            times as much, so what a client sends is kept short.
+    """
+
+    most_bytes: ClassVar[int] = 1 << 20
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

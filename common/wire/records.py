@@ -41,6 +41,9 @@ _NUMPY: Final = "numpy.ndarray"
 _NPY_CODES: Final = {"float32": "<f4", "float64": "<f8", "uint8": "|u1"}
 Dtype = Literal["float32", "float64", "uint8"]
 
+# Of what is wrong with a payload only the first is told, but all of it is listed for that.
+_MOST_LISTED: Final = 1000
+
 PayloadT = TypeVar("PayloadT", bound=Payload)
 
 
@@ -95,10 +98,18 @@ def read_payload(message: Message, kind: type[PayloadT]) -> PayloadT:
         raise ReplyError("not a FedPhD message: it has no content")
     try:
         text = message.content.config_records[_RECORD][_PAYLOAD]
-        return kind.model_validate_json(text)  # type: ignore[arg-type]
     except KeyError as error:
         raise ReplyError(f"not a FedPhD message: record {error} is missing") from error
+    if isinstance(text, str | bytes) and len(text) > kind.most_bytes:
+        size, most = len(text) / 1e6, kind.most_bytes / 1e6
+        raise ReplyError(f"{kind.__name__} of {size:.1f} MB beside its arrays; at most {most:.1f}")
+    try:
+        return kind.model_validate_json(text)  # type: ignore[arg-type]
     except ValidationError as error:
+        if (wrong := error.error_count()) > _MOST_LISTED:
+            raise ReplyError(
+                f"malformed {kind.__name__}: {wrong} of its values are wrong"
+            ) from None
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__
         # As where a peer of another version names a codec that this one does not have.

@@ -106,6 +106,15 @@ def test_who_was_away_when_an_interval_came_again_does_not_go_on_from_its_lost_w
     assert round_of(6, 1, 4) == 3
 
 
+def test_an_edge_that_is_late_does_not_make_a_state_look_older_than_it_is(tmp_path: Path) -> None:
+    def round_of(interval: int, *resumed: int) -> int:
+        return take_round(place("file", RecordDict(), tmp_path), task(interval, *resumed))
+
+    assert [round_of(3), round_of(4), round_of(3), round_of(4)] == [0, 1, 2, 3]
+    # Interval 4 is lost: what is left is the state of before its first round.
+    assert round_of(4, 3) == 1
+
+
 def test_work_stays_lost_when_the_run_is_resumed_again_later(tmp_path: Path) -> None:
     def round_of(interval: int, *resumed: int) -> int:
         return take_round(place("file", RecordDict(), tmp_path), task(interval, *resumed))

@@ -111,3 +111,18 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     with replaced(tmp_path / "a[1].json") as beside:
         beside.write_text("whole")
     assert {name for name, path in left.items() if not path.exists()} == {"stale", "no process's"}
+    # Of another machine, as far as one could tell, until nobody had written to it for a minute.
+    os.utime(left["new"], (minutes_ago, minutes_ago))
+    with replaced(tmp_path / "a[1].json") as beside:
+        beside.write_text("whole")
+    assert not left["new"].exists()
+    assert left["in use"].exists()
+
+
+def test_a_second_name_of_the_file_itself_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "former"
+    path.write_text("state")
+    # As where a process was killed between two writes: a rename then does nothing.
+    with replaced(path) as beside:
+        os.link(path, beside)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["former"]

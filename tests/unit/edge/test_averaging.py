@@ -131,9 +131,11 @@ def test_parts_are_averaged_over_those_who_sent_them() -> None:
     # (10 + 3 * 50) / 4 and so on; the rest stays.
     assert weights.tolist() == [40.0, 50.0, 60.0, 4.0, 5.0, 6.0]
     assert came == {0}
+    # Nothing of the first sum is left in the next.
+    average.add(0, torch.tensor([1.0, 1.0, 1.0]), 1.0)
     average.add(1, torch.tensor([7.0, 8.0, 9.0]), 2.0)
     weights, came = average.applied_to(PIECES)
-    assert weights.tolist()[3:] == [7.0, 8.0, 9.0]
+    assert weights.tolist() == [1.0, 1.0, 1.0, 7.0, 8.0, 9.0]
     assert came == {0, 1}
     assert PIECES.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 

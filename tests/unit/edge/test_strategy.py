@@ -382,8 +382,11 @@ def test_replies_are_used_one_by_one() -> None:
 def test_average_does_not_overwrite_what_came() -> None:
     world = ScriptedEdge([FakeClient("a"), FakeClient("b")])
     given = weights_record(START)
+    [came] = given.values()
+    # bytes() of bytes is no copy.
+    before = bytearray(came.data)
     world.strategy.start(world.grid, given, num_rounds=1, timeout=3.0)
-    assert START.tolist() == [10.0, 20.0, 30.0]
+    assert came.data == before
 
 
 class Patient(FakeClient):
@@ -406,6 +409,31 @@ def test_edge_that_is_behind_is_waited_for_once_in_a_round() -> None:
         for number in (1, 2)
     )  # fmt: skip
     assert sorted(first) == sorted(second) == [0.0, 0.0, 0.05]
+
+
+class Hung(FakeClient):
+    """A client that never answers when it is asked."""
+
+    def __call__(self, message: Message) -> Message | None:
+        if message.metadata.message_type != CHOOSE:
+            return super().__call__(message)
+        self.asked.append(read_payload(message, Choose))
+        time.sleep(0.06)
+        return None
+
+
+@pytest.mark.parametrize(("num_edges", "client"), [(1, Patient), (2, Hung)])
+def test_a_client_that_is_slow_itself_is_no_silent_edge(
+    num_edges: int, client: type[FakeClient]
+) -> None:
+    config = plan(schedule={"query_batch": 1}, waits={"offer_s": 0.05, "query_s": 0.2})
+    world = ScriptedEdge(map(client, "abc"), config, num_edges=num_edges)
+    world.run()
+    assert [c.offer_wait_s for c in _questions(world)] == [0.05, 0.05, 0.05]
+
+
+def _questions(world: ScriptedEdge) -> list[Choose]:
+    return [choose for client in world.clients.values() for choose in client.asked]
 
 
 def test_edges_in_step_are_waited_for_every_time() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Array, Error, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from support.hostile import MANY, bad_arrays, bad_records, raw_array, scalars, spoiled
@@ -149,6 +149,23 @@ def test_what_people_read_is_short_and_plain() -> None:
 def test_sizes_that_would_be_allocated_are_bounded(kind: Any, key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{key}.*\n.*should (be less|have at most)|{key}\\.1"):
         kind.model_validate_json(json.dumps({key: value}))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"name": "' + "a" * (1 << 20) + '"}', r"Ack of 1\.0 MB beside its arrays; at most 1"),
+        ('{"name": "a"' + ',"b":0,"c":0' * 1000 + "}", "malformed Ack: "),
+        (
+            '{"name": "a", ' + ", ".join(f'"{n}": 0' for n in range(1001)) + "}",
+            "malformed Ack: 1001 of its values are wrong",
+        ),
+    ],
+)
+def test_what_is_wrong_with_long_scalars_is_not_listed(text: str, why: str) -> None:
+    # Pydantic's list takes a hundred times the memory of what is wrong.
+    with pytest.raises(ReplyError, match=why):
+        read_payload(message(RecordDict({"fedphd": ConfigRecord({"payload": text})})), Ack)
 
 
 def test_features_whose_products_would_not_fit_are_refused() -> None:

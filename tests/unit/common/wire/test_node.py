@@ -146,6 +146,16 @@ def test_a_first_server_that_is_missing_is_named_once(closed_port: int) -> None:
     assert said[0].startswith("not there yet: UNAVAILABLE: ")
 
 
+def far_rhythm(clock: Ticking) -> Rhythm:
+    """The last message came 40 s after the one before: the next look is 2 s away."""
+    rhythm = Rhythm(lambda: clock.now_s)
+    rhythm.answered("train")
+    clock.now_s += 40.0
+    rhythm.came()
+    rhythm.answered("train")
+    return rhythm
+
+
 def paused_s(node: Node, clock: Ticking, rhythm: Rhythm) -> float:
     begun_s = clock.now_s
     node._pause(rhythm)
@@ -154,12 +164,7 @@ def paused_s(node: Node, clock: Ticking, rhythm: Rhythm) -> float:
 
 def test_a_node_that_is_to_hurry_looks_at_once_and_often() -> None:
     clock = Ticking()
-    # The last message came 40 s after the one before: the next look is 2 s away.
-    rhythm = Rhythm(lambda: clock.now_s)
-    rhythm.answered("train")
-    clock.now_s += 40.0
-    rhythm.came()
-    rhythm.answered("train")
+    rhythm = far_rhythm(clock)
     node = Node("here:1", NodeConfig(), echo, stop=threading.Event(), clock=clock)
     assert paused_s(node, clock, rhythm) >= 2.0
     node.hurry()
@@ -170,7 +175,7 @@ def test_a_node_that_is_to_hurry_looks_at_once_and_often() -> None:
 def test_a_node_that_is_to_stop_does_not_wait_for_its_next_look() -> None:
     clock = Ticking()
     node = Node("here:1", NodeConfig(), echo, stop=threading.Event(), clock=clock)
-    rhythm = Rhythm(clock)
+    rhythm = far_rhythm(clock)
     node.stop.set()
     assert paused_s(node, clock, rhythm) <= 1.0
 
