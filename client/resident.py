@@ -129,7 +129,7 @@ class Resident:
         self._failure: Exception | None = None
         self._has_trained = False
         # Why it could not, the last time.
-        self._could_not: FedPhDError | None = None
+        self._could_not: Exception | None = None
         self._say(self._runtime.describe_data())
 
     def run(self) -> Verdict:
@@ -167,7 +167,8 @@ class Resident:
         error, verdict = self._could_not, self.verdict
         if verdict is None or verdict.exit_code or error is None or self._has_trained:
             return verdict
-        text = f"{verdict.message}, but this client never trained: {error}"
+        why = str(error) or type(error).__name__
+        text = f"{verdict.message}, but this client never trained: {why}"
         return Verdict(exit_code_of(error), text)
 
     def _node(self, address: str) -> Node:
@@ -214,7 +215,8 @@ class Resident:
         run_id, node_id = message.metadata.run_id, message.metadata.dst_node_id
         try:
             reply = self._app(message, Context(run_id, node_id, {}, RecordDict(), {}))
-        except FedPhDError as error:
+        except Exception as error:
+            # Also what nobody foresaw, such as a GPU without memory.
             if message.metadata.message_type in (CHOOSE, TRAIN):
                 self._could_not = error
             raise

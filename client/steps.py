@@ -16,8 +16,10 @@ from fedphd.common.data.images import ImageSet, to_model_range
 from fedphd.common.unet.arithmetic import Arithmetic
 from fedphd.common.unet.groups import GroupPenalty
 
-# Without gradients more images fit than in a training step.
-_VALIDATION_BATCH = 256
+# Without gradients about so many times as many images fit as in a training step, and no more than
+# that many are faster by any more.
+_VALIDATION_BATCHES = 4
+_VALIDATION_MOST = 256
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ def validation_loss(
     scheduler: DDPMScheduler,
     rng: torch.Generator,
     arithmetic: Arithmetic,
+    *,
+    batch_size: int,
 ) -> float:
     """Mean epsilon loss (arXiv:2006.11239, Eq. 14) of the network over the M images of ``data``.
 
@@ -162,9 +166,10 @@ def validation_loss(
     under generators of one seed can be compared: ``rng`` draws noise and timesteps.
     """
     objective, device = EpsilonObjective(), network.flat.device
+    size = min(_VALIDATION_MOST, _VALIDATION_BATCHES * batch_size)
     network.unet.eval()
     total = 0.0
-    for indices in torch.split(torch.arange(len(data)), _VALIDATION_BATCH):
+    for indices in torch.split(torch.arange(len(data)), size):
         part = data.subset(indices)
         labels = None if network.unet.no_label is None else part.labels
         batch = noised(to_model_range(part.images), scheduler, rng, device, labels)

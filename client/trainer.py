@@ -120,7 +120,7 @@ class Trainer:
         network.load(self._completed(network, task, weights))
         scheduler = build_scheduler(task.diffusion)
         arithmetic = arithmetic_for(network, task.training.precision)
-        validated = self._validated(network, data.held_out, scheduler, task.seed, arithmetic)
+        validated = self._validated(network, data.held_out, scheduler, task, arithmetic)
         round_ = self._round(task, network, scheduler, variate, arithmetic)
         if round_.compiled is not None:
             round_.compiled.compile_if_due(network, len(data.train))
@@ -187,15 +187,15 @@ class Trainer:
         network: FlatUNet,
         data: ImageSet | None,
         scheduler: DDPMScheduler,
-        run_seed: int,
+        task: TrainTask,
         arithmetic: Arithmetic,
     ) -> float | None:
         """The loaded weights' loss on held out images; with the same draws in every round."""
         if data is None:
             return None
         check_images(data, network)
-        rng = generator("validate", run_seed, self.client_id)
-        return validation_loss(network, data, scheduler, rng, arithmetic)
+        rng, batch_size = generator("validate", task.seed, self.client_id), task.training.batch_size
+        return validation_loss(network, data, scheduler, rng, arithmetic, batch_size=batch_size)
 
     def _remember(self, network: FlatUNet, task: TrainTask) -> None:
         """Store what the next round starts from, and forget what it starts afresh."""

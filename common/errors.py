@@ -122,12 +122,12 @@ def told_of(error: BaseException) -> str:
     return f"{kind}: {told or _MORE}"
 
 
-def code_for_peers(error: FedPhDError) -> int:
+def code_for_peers(error: BaseException) -> int:
     """The exit code of the others in a run that ``error`` ends.
 
     Not that of a wrong configuration, for theirs is not: a supervisor starts them again.
     """
-    return FedPhDError.exit_code if isinstance(error, ConfigError) else error.exit_code
+    return FedPhDError.exit_code if isinstance(error, ConfigError) else exit_code_of(error)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedphd.common.config.roles import CloudConfig
-from fedphd.common.errors import FedPhDError, ParticipantsError, code_for_peers, told_of
+from fedphd.common.errors import ParticipantsError, code_for_peers, told_of
 from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.events import PeerChanged, Said
 from fedphd.common.history.progress import Progress
@@ -226,9 +226,13 @@ class Cloud:
         """
         place, config = self.run_dir / STATISTICS_FILE, self.config.evaluation
         if self.report.so_far.client_statistics:
-            again = "put the file of evaluation.features_file back as it was"
             reference = reference_of_file(
-                config, extractor, place, name="the clients' statistics", again=again
+                config,
+                extractor,
+                place,
+                name="the clients' statistics",
+                other="put the file of evaluation.features_file back as it was",
+                damaged=f"put the run's {STATISTICS_FILE} back as it was, or start a new run",
             )
             self.evaluator = self._evaluator(reference)
             return
@@ -344,6 +348,7 @@ def stored_state(checkpoint: Path, progress: Progress) -> Stored:
         variate=extras.variate,
         held=extras.held,
         num_clients=progress.num_clients,
+        trained=frozenset(progress.reported.trained),
     )
 
 
@@ -402,9 +407,13 @@ def main(
     cloud = Cloud(config, edges, roster, events, run_dir, progress)
     try:
         verdict = cloud.run()
-    except FedPhDError as error:
+    except Exception as error:
+        # Whatever it is, nobody else need wait for a cloud that will not come back by itself.
         why = f"the cloud ended the run: {told_of(error)}"
-        cloud.finish(Verdict(code_for_peers(error), why))
+        try:
+            cloud.finish(Verdict(code_for_peers(error), why))
+        except Exception:
+            logger.warning("edges and clients were not told that the run is over", exc_info=True)
         raise
     else:
         cloud.finish(verdict)

@@ -2,7 +2,9 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.data.partition import PARTITION_FILE
+from fedphd.common.errors import FedPhDError
 from fedphd.common.events import EventLog
 from fedphd.common.history.events import (
     Drawn,
@@ -25,6 +28,7 @@ from fedphd.common.history.events import (
 from fedphd.common.history.progress import Reported
 from fedphd.common.history.summary import (
     SAMPLES,
+    SUMMARY,
     Change,
     IntervalCosts,
     LinkBytes,
@@ -43,12 +47,22 @@ from fedphd.common.unet.costs import (
 from fedphd.common.wire.messages import PACKAGE_VERSION
 from fedphd.common.wire.metrics import MetricValues
 from fedphd.common.wire.traffic import Traffic
+from fedphd.server.census import MOST_NAMES, remember
 from fedphd.server.statistics import ClientStatistics
 from fedphd.server.stats import IntervalStats
 from fedphd.server.tracking import Trackers
 
 FLOAT_BYTES = 4
 WORKING_S = 5.0
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Turn what keeps ``path`` from being written into a FedPhDError that says it."""
+    try:
+        yield
+    except OSError as error:
+        raise FedPhDError(f"{path} cannot be written: {error.strerror}; make room there") from error
 
 
 class Report:
@@ -89,7 +103,7 @@ class Report:
         self._events.write(Said(text=text))
 
     def working(self, what: str, done: int, total: int) -> None:
-        """Say how far something is that takes long, seldom; as a ``tracking.Listener``."""
+        """Say how far something is that takes long, seldom; as a ``working.Listener``."""
         now_s = time.monotonic()
         # Its beginning and its end in any case.
         if now_s >= self._silent_until_s or what != self._working or done >= total:
@@ -115,7 +129,7 @@ class Report:
                 training_flops=flops,
             )
         )
-        so_far.trained.update(stats.clients)
+        remember(so_far.trained, stats.clients)
         self._note_failing(stats)
         self.spent("sparse_training" if sparse else "training", stats.seconds)
         so_far.intervals_s += stats.seconds
@@ -144,10 +158,9 @@ class Report:
         why = {name: text for name, _, text in (one.partition(": ") for one in stats.failures)}
         left_out = {name for edge in stats.edges.values() for one in edge.left_out for name in one}
         left_out |= stats.failed_before
-        failing = self._so_far.failing | {name: why.get(name, "") for name in left_out}
-        self._so_far.failing = {
-            name: text for name, text in failing.items() if name not in self._so_far.trained
-        }
+        failing = self._so_far.failing | {name: why.get(name, "") for name in sorted(left_out)}
+        never = {name: text for name, text in failing.items() if name not in self._so_far.trained}
+        self._so_far.failing = dict(islice(never.items(), MOST_NAMES))
 
     def never_trained(self) -> None:
         """Say which clients were asked, and never trained; a run ends well without them."""
@@ -248,8 +261,9 @@ class Report:
     def _save_grids(self, interval: int, samples: Tensor) -> Path:
         rows = self._config.evaluation.grid_rows
         grid = self._run_dir / "grids" / f"interval-{interval:04d}.png"
-        save_grid(samples, grid, rows)
-        save_grid(samples, self._run_dir / SAMPLES, rows)
+        for path in (grid, self._run_dir / SAMPLES):
+            with _written(path):
+                save_grid(samples, path, rows)
         return grid
 
     def summary(self, seconds: float) -> Summary:
@@ -293,7 +307,8 @@ class Report:
             partition=self._partition(),
             seconds={**{k: round(v, 2) for k, v in so_far.phases.items()}, "total": seconds},
         )
-        summary.write(self._run_dir)
+        with _written(self._run_dir / SUMMARY):
+            summary.write(self._run_dir)
         self._finished = True
         return summary
 

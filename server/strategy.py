@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from statistics import median_low
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from fedphd.common.history.events import EdgeFigures
 from fedphd.common.homogeneity import aggregation_weights, homogeneity_score
 from fedphd.common.robust import (
     FEWEST_NORMS,
-    MOST_IMAGES,
     Norms,
     UsualNorms,
     can_trim,
@@ -38,6 +36,7 @@ from fedphd.common.wire.metrics import TrainMetrics
 from fedphd.common.wire.payload import shown
 from fedphd.common.wire.roster import Roster
 from fedphd.server.broadcast import Broadcast
+from fedphd.server.census import Census
 from fedphd.server.ema import Ema
 from fedphd.server.pruning import prune_unet
 from fedphd.server.replies import EdgeUpdate, read_update
@@ -50,7 +49,8 @@ class Stored:
 
     ``resumed`` has the run's resumptions as in ``IntervalTask``, this one among them. ``cut`` is
     JSON text, ``variate`` and what edges hold, ``held``, (numel,), float32; they are None where
-    there is none. The variate is a mean over ``num_clients``.
+    there is none. The variate is a mean over ``num_clients``; ``trained`` are the names of those
+    that did.
     """
 
     interval: int
@@ -62,6 +62,7 @@ class Stored:
     variate: torch.Tensor | None
     held: torch.Tensor | None = None
     num_clients: int | None = None
+    trained: frozenset[str] = frozenset()
 
 
 class FedPhD(Strategy):
@@ -117,6 +118,11 @@ class FedPhD(Strategy):
         self.ema = Ema(unet.state_dict(), decay=config.ema.decay, warmup=config.ema.warmup)
         self.broadcast = Broadcast()
         self._roster = roster
+        self._census = Census(
+            roster,
+            most_samples=config.schedule.max_client_samples,
+            trained=stored.trained if stored else (),
+        )
         self._on_interval = on_interval
         self._on_pruned = on_pruned
         self._gather = gather
@@ -305,7 +311,7 @@ class FedPhD(Strategy):
         # A client round's images there, on average.
         answer, edge_rounds = result.answer, self.config.schedule.edge_rounds
         images = answer.samples_per_round * edge_rounds / answer.client_rounds
-        images = min(images, self._most_images())
+        images = min(images, self._census.most_images)
         weights = update_norm(result.part(parts), sent) / self.config.training.usual_steps(images)
         if result.change is None:
             return (weights,)
@@ -318,7 +324,7 @@ class FedPhD(Strategy):
         scores = [homogeneity_score(answer.label_distribution, target) for answer in answers]
         sizes = [answer.samples_per_round for answer in answers]
         # The factors are in mean samples per client, so that one setting serves any data set.
-        mean_samples = self._mean_samples_per_client()
+        mean_samples = self._census.mean_images
         aggregation = self.config.aggregation
         shares = aggregation_weights(
             sizes, scores, a=aggregation.factor * mean_samples, b=aggregation.offset * mean_samples
@@ -326,7 +332,7 @@ class FedPhD(Strategy):
         if self._trims(len(trained)):
             shares = np.full(len(trained), 1 / len(trained))
         # Else an edge that claims many would end the moving average.
-        a_round = self.config.training.usual_steps(self._most_images())
+        a_round = self.config.training.usual_steps(self._census.most_images)
         most_steps = self.config.schedule.edge_rounds * a_round
         for share, score, answer in zip(shares, scores, answers, strict=True):
             stats.edge_weights[answer.edge_id] = float(share)
@@ -337,6 +343,7 @@ class FedPhD(Strategy):
         stats.num_samples = sum(sizes)
         stats.metrics = TrainMetrics.merge(answer.metrics for answer in answers)
         stats.clients = sorted({name for answer in answers for name in answer.clients})
+        self._census.note_trained(stats.clients)
         stats.edge_weights = dict(sorted(stats.edge_weights.items()))
         average = self._averaged(trained, [float(share) for share in shares])
         if aggregation.step_size != 1:
@@ -381,30 +388,15 @@ class FedPhD(Strategy):
         aggregation = self.config.aggregation
         return aggregation.method == "trimmed_mean" and can_trim(num_edges, aggregation.trim)
 
-    def _known_clients(self) -> dict[str, int]:
-        """Images of each client that an edge sees."""
-        peers = self._roster.everyone.values()
-        return {name: images for peer in peers for name, images in peer.clients.items()}
-
     def _count_clients(self) -> None:
         """Note how many clients there have been; the variate is the sum of theirs over that.
 
         Whoever is new has none yet, that is 0; that of one who is gone goes on to count.
         """
         before = self.num_clients
-        self.num_clients = max(1, before, len(self._known_clients()))
+        self.num_clients = max(1, before, self._census.num_clients)
         if self.variate is not None and before not in (0, self.num_clients):
             self.variate = self.variate * (before / self.num_clients)
-
-    def _most_images(self) -> float:
-        """Images of a client beyond which an edge's claims count no more."""
-        known = self._known_clients().values()
-        usual = median_low(known) if known else self.config.schedule.max_client_samples
-        return float(min(MOST_IMAGES * usual, self.config.schedule.max_client_samples))
-
-    def _mean_samples_per_client(self) -> float:
-        known = self._known_clients()
-        return sum(known.values()) / len(known) if known else 0.0
 
     def _prunes_after(self, interval: int) -> bool:
         pruning, edge_rounds = self.config.pruning, self.config.schedule.edge_rounds

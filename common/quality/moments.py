@@ -23,6 +23,7 @@ from fedphd.common.wire.records import read_weights
 
 # In a run's folder, for later evaluations of its checkpoint.
 STATISTICS_FILE = "statistics.safetensors"
+WRITE_STATISTICS = "write the file with fedphd statistics --data ... --out FILE"
 _FORMAT = "fedphd-statistics-1"
 
 
@@ -163,8 +164,11 @@ class StatisticsFile:
             raise FedPhDError(f"{path}: statistics could not be written: {error}") from error
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what ``save`` wrote; raises ConfigError if ``path`` holds something else."""
+    def load(cls, path: Path, *, otherwise: str = WRITE_STATISTICS) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises ConfigError if ``path`` holds something else, which says what to do ``otherwise``.
+        """
         try:
             with safe_open(path, framework="pt") as stored:
                 about = stored.metadata() or {}
@@ -180,6 +184,5 @@ class StatisticsFile:
             return cls(statistics, about["features"], about["fingerprint"])
         except (OSError, SafetensorError, ReplyError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"{path}: cannot be read as reference statistics ({error}); write the file with "
-                "fedphd statistics --data ... --out FILE"
+                f"{path}: cannot be read as reference statistics ({error}); {otherwise}"
             ) from error

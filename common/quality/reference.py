@@ -22,7 +22,7 @@ from fedphd.common.quality.extractor import (
     load_extractor,
 )
 from fedphd.common.quality.inception import Inception, check_installed, check_weights
-from fedphd.common.quality.moments import FeatureStatistics, StatisticsFile
+from fedphd.common.quality.moments import WRITE_STATISTICS, FeatureStatistics, StatisticsFile
 from fedphd.common.rng import generator
 
 # Bounds time and memory of what compares single images.
@@ -159,21 +159,27 @@ def reference_of_statistics(
 
 
 def reference_of_file(
-    config: EvaluationConfig, extractor: Extractor, path: Path, *, name: str, again: str
+    config: EvaluationConfig,
+    extractor: Extractor,
+    path: Path,
+    *,
+    name: str,
+    other: str,
+    damaged: str = WRITE_STATISTICS,
 ) -> Reference:
     """The reference of a file's statistics.
 
-    Errors ``name`` it, and say how it is made ``again``.
+    Errors ``name`` it, and say what to do where it is ``damaged``, or of ``other`` features.
 
     Raises:
         ConfigError: it cannot be read, or was made in other features than those of ``extractor``.
     """
-    stored = StatisticsFile.load(path)
+    stored = StatisticsFile.load(path, otherwise=damaged)
     # Distances in two networks' features are plausible numbers that mean nothing together.
     if stored.fingerprint != extractor.fingerprint():
         raise ConfigError(
             f"{name} = {path} was made in the features {stored.features} with "
-            f"other weights than those of {extractor.spec.name}, which is configured; {again}, or "
+            f"other weights than those of {extractor.spec.name}, which is configured; {other}, or "
             "name the features that it was made in"
         )
     return reference_of_statistics(config, extractor, stored.statistics)
@@ -186,8 +192,8 @@ def _configured_file(config: EvaluationConfig, path: Path) -> Reference:
             f"evaluation.reference_file = {path} needs evaluation.features_file or "
             "evaluation.inception_weights, the features that it was made in"
         )
-    again = "write it again with fedphd statistics"
-    return reference_of_file(config, extractor, path, name="evaluation.reference_file", again=again)
+    other = "write it again with fedphd statistics"
+    return reference_of_file(config, extractor, path, name="evaluation.reference_file", other=other)
 
 
 def _file_classifier(config: EvaluationConfig) -> Extractor | None:

@@ -155,9 +155,7 @@ def build_unet(config: ModelConfig, *, seed: int) -> PrunedUNet:
 
 def count_parameters(config: ModelConfig) -> int:
     """Parameters of the dense U-Net; nothing is allocated for them."""
-    with torch.device("meta"), WithoutFirstWeights():
-        unet = build_unet(config, seed=0)
-    return sum(parameter.numel() for parameter in unet.parameters())
+    return _layout_of(config, config.block_out_channels[0]).numel
 
 
 def unet_config(unet: PrunedUNet) -> dict[str, Any]:
@@ -190,7 +188,7 @@ def unet_from_config(
             be larger than ``max_parameters``; raised before anything of it is built.
     """
     description = _described(config)
-    _check_size(description, description.time_feature_width, max_parameters)
+    _checked_layout(description, description.time_feature_width, max_parameters)
     with WithoutFirstWeights():
         return _build(description, time_feature_width=description.time_feature_width)
 
@@ -201,15 +199,13 @@ def layout_of_config(config: Mapping[str, Any]) -> TensorLayout:
     Raises:
         ReplyError: as ``unet_from_config``.
     """
-    with torch.device("meta"):
-        return TensorLayout.of(unet_from_config(config).state_dict())
+    description = _described(config)
+    return _checked_layout(description, description.time_feature_width, MAX_PARAMETERS)
 
 
 def layout_of_dense(model: ModelConfig) -> TensorLayout:
     """The tensors of ``build_unet(model)``; none of them gets memory; ReplyError if too many."""
-    _check_size(model, model.block_out_channels[0], MAX_PARAMETERS)
-    with torch.device("meta"), WithoutFirstWeights():
-        return TensorLayout.of(build_unet(model, seed=0).state_dict())
+    return _checked_layout(model, model.block_out_channels[0], MAX_PARAMETERS)
 
 
 def _described(config: Mapping[str, Any]) -> _UNetDescription:
@@ -224,14 +220,25 @@ def _described(config: Mapping[str, Any]) -> _UNetDescription:
         raise ReplyError(f"U-Net config holds more than plain values: {error}") from error
 
 
-def _check_size(unet: ModelConfig, time_feature_width: int, max_parameters: int) -> None:
-    num_parameters = _num_parameters(unet, time_feature_width)
-    if num_parameters > max_parameters:
+def _checked_layout(
+    unet: ModelConfig, time_feature_width: int, max_parameters: int
+) -> TensorLayout:
+    """The tensors of a U-Net that a peer describes: a short text can ask for more than there is."""
+    layout = _layout_of(unet, time_feature_width)
+    if layout.numel > max_parameters:
         raise ReplyError(
             f"U-Net config: block_out_channels = {list(unet.block_out_channels)} and "
-            f"layers_per_block = {unet.layers_per_block} make {num_parameters:,} "
+            f"layers_per_block = {unet.layers_per_block} make {layout.numel:,} "
             f"parameters; at most {max_parameters:,} are accepted"
         )
+    return layout
+
+
+def _layout_of(unet: ModelConfig, time_feature_width: int) -> TensorLayout:
+    """The tensors of the U-Net that ``_build`` makes of these; none of them gets memory."""
+    with torch.device("meta"), WithoutFirstWeights():
+        built = _build(unet, time_feature_width=time_feature_width)
+    return TensorLayout.of(built.state_dict())
 
 
 def build_scheduler(config: DiffusionConfig) -> DDPMScheduler:
@@ -263,46 +270,3 @@ def _build(config: ModelConfig, *, time_feature_width: int) -> PrunedUNet:
         num_class_embeds=config.num_class_embeds,
         time_feature_width=time_feature_width,
     )
-
-
-def _num_parameters(unet: ModelConfig, time_feature_width: int) -> int:
-    """Parameters of the U-Net that ``_build`` makes of these arguments, without building it.
-
-    A peer writes the description, and a short one can ask for more memory than there is.
-    """
-    widths, num_layers = unet.block_out_channels, unet.layers_per_block
-    time_width = 4 * widths[0]
-
-    def affine(inputs: int, outputs: int) -> int:
-        """Weights and biases; a 3 x 3 convolution has 9 times as many inputs."""
-        return (inputs + 1) * outputs
-
-    def layer(inputs: int, outputs: int, attention: bool) -> int:
-        """A residual block, with a shortcut where the width changes, and attention."""
-        block = 2 * inputs + affine(9 * inputs, outputs) + affine(time_width, outputs)
-        block += 2 * outputs + affine(9 * outputs, outputs)
-        shortcut = affine(inputs, outputs) if inputs != outputs else 0
-        return block + shortcut + attention * (2 * outputs + 4 * affine(outputs, outputs))
-
-    width = widths[0]
-    total = affine(time_feature_width, time_width) + affine(time_width, time_width)
-    total += (unet.num_class_embeds or 0) * time_width
-    total += affine(9 * unet.channels, width) + 2 * width + affine(9 * width, unet.channels)
-    # Every output of the way down is concatenated once on the way up.
-    skips = [width]
-    for level, outputs in enumerate(widths):
-        if level:
-            total += affine(9 * width, width)
-            skips.append(width)
-        for _ in range(num_layers):
-            total += layer(width, outputs, level in unet.attention_levels)
-            width = outputs
-            skips.append(width)
-    total += layer(width, width, True) + layer(width, width, False)
-    for level, outputs in reversed(list(enumerate(widths))):
-        for _ in range(num_layers + 1):
-            total += layer(width + skips.pop(), outputs, level in unet.attention_levels)
-            width = outputs
-        if level:
-            total += affine(9 * width, width)
-    return total

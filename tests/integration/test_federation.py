@@ -16,12 +16,14 @@ from support.federation import FIRST_EDGE, Federation
 from support.memory import MemoryGrid
 
 from fedphd.common.errors import ConfigError, ParticipantsError
+from fedphd.common.events import Verdict
 from fedphd.common.quality.evaluation import Evaluation, Evaluator
 from fedphd.common.unet.model import PrunedUNet
 from fedphd.common.wire.messages import FINISH, TRAIN, IntervalReply, IntervalTask
 from fedphd.common.wire.records import read_payload
 from fedphd.common.wire.traffic import Traffic
 from fedphd.deploy.launch.runs import Resumed
+from fedphd.server.report import Report
 
 STORED = Path(__file__).with_name("losses.json")
 
@@ -289,6 +291,22 @@ def test_too_few_participants_end_the_run_and_everybody_hears_why(tmp_path: Path
     for participant in (*federation.edges, *federation.clients):
         assert participant.verdict is not None
         assert participant.verdict.exit_code == ParticipantsError.exit_code
+
+
+def test_whatever_ends_the_cloud_everybody_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise MemoryError("/secret/place")
+
+    federation = Federation(tmp_path, {})
+    monkeypatch.setattr(Report, "interval", fail)
+    with pytest.raises(MemoryError, match="/secret/place"):
+        federation.run()
+    for participant in (*federation.edges, *federation.clients):
+        assert participant.verdict == Verdict(
+            1, "the cloud ended the run: MemoryError: its own log says more"
+        )
 
 
 def repeatable(folder: Path) -> dict[str, Any]:

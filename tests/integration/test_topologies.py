@@ -147,7 +147,7 @@ def test_clients_validate_the_clouds_weights(topology: str, tmp_path: Path) -> N
         rng = generator("validate", config.seed, f"client-{number}")
         scheduler = build_scheduler(config.diffusion)
         plain = Arithmetic(torch.device("cpu"), bf16=False)
-        loss = validation_loss(network, held_out, scheduler, rng, plain)
+        loss = validation_loss(network, held_out, scheduler, rng, plain, batch_size=32)
         total, count = total + loss * len(images), count + len(images)
     assert second["validation_loss"] == pytest.approx(total / count, rel=1e-6)
 

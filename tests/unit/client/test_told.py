@@ -15,6 +15,7 @@ from support.client_app import question, task
 from support.tiny import write_toml
 
 from fedphd.client.resident import STATE, Resident
+from fedphd.client.steps import LocalRound
 from fedphd.common.config.roles import ClientConfig, load_config
 from fedphd.common.errors import (
     ConfigError,
@@ -127,6 +128,29 @@ def test_a_client_that_never_trained_ends_with_what_kept_it_from_that(path: Path
     spoilt.write_bytes(whole)
     assert not answer(Message(order, 2, TRAIN)).has_error()
     assert client.run() == Verdict(0, "finished")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (torch.OutOfMemoryError("no memory on the GPU"), "no memory on the GPU"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_client_that_never_trained_ends_so_whatever_kept_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    config, stop = load_config(ClientConfig, path), threading.Event()
+    client = Resident(config, stop=stop)
+    monkeypatch.setattr(LocalRound, "step", fail)
+    answer = client.nodes[config.edges[0]]._answer
+    assert answer(Message(to_records(ORDER, WEIGHTS), 2, TRAIN)).has_error()
+    answer(Message(to_records(Finish(exit_code=0, message="finished")), 2, FINISH))
+    stop.set()
+    assert client.run() == Verdict(1, f"finished, but this client never trained: {text}")
 
 
 def test_a_client_whose_labels_do_not_fit_says_so_at_the_end(path: Path) -> None:

@@ -332,16 +332,21 @@ def test_loss_falls_on_digits() -> None:
     assert after.metrics.validation_loss.value < 0.5 * before.metrics.validation_loss.value
 
 
-def test_validation_loss_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "counts"), [(64, (256, 44)), (500, (256, 44)), (40, (160, 140))]
+)
+def test_validation_loss_by_hand(batch_size: int, counts: tuple[int, ...]) -> None:
     """A network that predicts no noise is off by the noise: 300 images, so two batches."""
     network = FlatUNet(unet_config(build_unet(WIDE, seed=0)), torch.device("cpu"))
     with torch.no_grad():
         network.flat.zero_()
     images = torch.zeros(300, 1, 4, 4, dtype=torch.uint8)
     scheduler = build_scheduler(DiffusionConfig())
-    found = validation_loss(network, of_one_class(images), scheduler, generator("v"), PLAIN)
+    found = validation_loss(
+        network, of_one_class(images), scheduler, generator("v"), PLAIN, batch_size=batch_size
+    )
     rng, squares = generator("v"), 0.0
-    for count in (256, 44):
+    for count in counts:
         squares += float(torch.randn((count, 1, 4, 4), generator=rng).square().sum())
         torch.randint(1000, (count,), generator=rng)
     assert found == pytest.approx(squares / (300 * 16), rel=1e-6)

@@ -187,6 +187,14 @@ def test_who_claims_ever_more_images_gets_no_longer_update_for_them() -> None:
     assert "bad: its change of the weights" in world.told[0].failures[0]
 
 
+def test_who_lists_countless_clients_does_not_make_them_usual() -> None:
+    listed = {f"invented-{number}": 1000 for number in range(40)}
+    edges = three(step=1000.0, samples=1e6, clients=listed)
+    world = Cloud(*edges, config=run_config(aggregation={"factor": 0.0}))
+    world.run()
+    assert "bad: its change of the weights" in world.told[0].failures[0]
+
+
 def test_who_claims_ever_more_steps_does_not_end_the_moving_average() -> None:
     world = Cloud(
         FakeEdge("bad", samples=1e6, reply={"mean_steps": 1e7}), config=run_config(**PLAIN)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from support.disk import files_limited_to
 from support.metrics import metrics
 from support.tiny import events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedphd.common.config.run import FederationConfig
 from fedphd.common.config.tracking import TrackingConfig
+from fedphd.common.errors import FedPhDError
 from fedphd.common.events import EventLog
 from fedphd.common.history.evaluation import Anchors, Protocol, Quality
 from fedphd.common.history.events import EdgeFigures
@@ -104,6 +106,34 @@ def test_who_never_trained_is_said_with_the_reason(tmp_path: Path) -> None:
     log.close()
     said = [event["text"] for event in lines(tmp_path) if event["event"] == "message"]
     assert said == ["never trained: c (disk full: 3 MB), d"]
+
+
+def test_what_cannot_be_written_is_named(folder: Path) -> None:
+    log = EventLog(folder / "more.jsonl", role="cloud", node="cloud")
+    report = Report(folder, FederationConfig(), log, DENSE, Trackers({}, print))
+    samples = torch.randint(0, 255, (64, 1, 8, 8), dtype=torch.uint8)
+    grid = folder / "grids" / "interval-0009.png"
+    with files_limited_to(300):
+        with pytest.raises(FedPhDError, match=f"{grid} cannot be written: File too large"):
+            report.drawn(9, samples)
+        with pytest.raises(FedPhDError, match=r"summary\.json cannot be written: File too large"):
+            report.summary(1.0)
+    log.close()
+
+
+def test_names_without_number_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("census", "report"):
+        monkeypatch.setattr(f"fedphd.server.{module}.MOST_NAMES", 3)
+    log = EventLog(tmp_path / "metrics.jsonl", role="cloud", node="cloud")
+    report = Report(tmp_path, FederationConfig(), log, DENSE, Trackers({}, print))
+    for interval in (1, 2):
+        names = [f"{interval}-{number}" for number in range(2)]
+        edges = {"edge-0": EdgeFigures(left_out=[[f"left-{name}" for name in names]])}
+        stats = IntervalStats(interval=interval, clients=names, edges=edges)
+        report.interval(stats, sparse=False, edge_cloud=Traffic())
+    log.close()
+    assert report.so_far.trained == {"1-0", "1-1", "2-0"}
+    assert list(report.so_far.failing) == ["left-1-0", "left-1-1", "left-2-0"]
 
 
 def test_time_left_counts_waits_for_evaluations_too(tmp_path: Path) -> None:
