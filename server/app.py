@@ -64,7 +64,7 @@ FINISH_S = 8.0
 TRIES = 3
 REPRODUCIBLE = (
     "reproducible = true: replies enter in fixed order and edges keep step, so that equal runs are "
-    "equal to the bit"
+    "equal to the bit (on CPUs of one kind; GPUs may add in another order each time)"
 )
 LIVE = (
     "reproducible = false: replies enter as they come, so that equal runs differ in rounding "

@@ -136,7 +136,7 @@ class TrainingConfig(Section):
         "auto",
         "arithmetic of the network; bf16: by autocast, weights stay fp32; auto: bf16 on GPUs that "
         "have instructions for it and where a CPU is faster with it, fp32 elsewhere and where "
-        "reproducible = true",
+        "reproducible = true (of which GPUs keep ten bits in convolutions, as torch has it: TF32)",
     )
     compile: Literal["auto", "always", "never"] = setting(
         "auto",
@@ -267,7 +267,7 @@ class FederationConfig(Section):
     )
     seed: int = setting(0, "seed of weights, participation, choices and noise", ge=0)
     reproducible: bool = setting(
-        False, "fixed order of replies and synchronised offers: bit-equal runs"
+        False, "fixed order of replies and synchronised offers: bit-equal runs, on CPUs of one kind"
     )
     model: ModelConfig = Field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
