@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
+from statistics import median_low
 
 import torch
 from flwr.app import Message
@@ -192,7 +193,7 @@ class EdgeService:
         self._rounds_s += stats.seconds
         done = (task.interval - 1) * schedule.edge_rounds + stats.edge_round
         shares, target = strategy.offer.label_distribution, task.plan.target_distribution
-        norms = sorted(stats.update_norms)
+        norms = stats.update_norms
         ended = RoundEnded(
             interval=task.interval,
             edge_round=stats.edge_round,
@@ -206,8 +207,8 @@ class EdgeService:
             homogeneity=homogeneity_score(shares, target) if strategy.offer.num_samples else None,
             failures=stats.failures,
             failed=dict(stats.failed),
-            update_norm=norms[(len(norms) - 1) // 2] if norms else None,
-            largest_update_norm=norms[-1] if norms else None,
+            update_norm=median_low(norms) if norms else None,
+            largest_update_norm=max(norms, default=None),
             phases=stats.phases,
             sent_bytes=self.grid.traffic.sent_bytes,
             received_bytes=self.grid.traffic.received_bytes,

@@ -45,7 +45,8 @@ class Codec:
     @property
     def num_bytes(self) -> int:
         """Bytes of all weights together."""
-        return sum(_num_bytes(self._name_of(shape), _numel(shape)) for shape in self.layout.shapes)
+        pairs = zip(self.layout.shapes, self.layout.sizes, strict=True)
+        return sum(_num_bytes(self._name_of(shape), numel) for shape, numel in pairs)
 
     @property
     def dtype(self) -> Literal["float32", "uint8"]:
@@ -106,8 +107,8 @@ class Codec:
         they are in the flat weights.
         """
         begin = at = 0
-        for shape in self.layout.shapes:
-            name, numel = self._name_of(shape), _numel(shape)
+        for shape, numel in zip(self.layout.shapes, self.layout.sizes, strict=True):
+            name = self._name_of(shape)
             # The steps of a tensor come before its values.
             values_at = at + _step_bytes(name, numel)
             for first in range(0, numel, _CHUNK):
@@ -127,10 +128,6 @@ class Codec:
 def digest_of(flat: Tensor) -> str:
     """The SHA-256 of weights, (numel,), on the CPU: two processes hold the same ones, or do not."""
     return hashlib.sha256(flat.contiguous().numpy().data).hexdigest()
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
 
 
 def _num_bytes(name: CodecName, numel: int) -> int:

@@ -24,7 +24,10 @@ class BoundNames:
     _names: dict[int, str] = field(default_factory=dict)
 
     def __call__(self, node_id: int) -> str | None:
-        """The name that a node's key is registered for; None: for none."""
+        """The name that a node's key is registered for; None: for none.
+
+        Raises OSError or ValueError where the file is there, but cannot be read.
+        """
         if node_id not in self._names:
             try:
                 found = json.loads(self.path.read_text("utf-8"))

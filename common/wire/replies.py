@@ -123,7 +123,8 @@ class GrpcReplies:
     ) -> list[tuple[str, Found]]:
         """Look once for replies to ``message_ids``; each comes whole, or as why it is lost.
 
-        Of those that are not ``wanted`` (None: all are) only failures come.
+        Of those that are not ``wanted`` (None: all are) only failures come. Raises grpc.RpcError
+        where the SuperLink is gone.
         """
         self.moving = False
         done: list[tuple[str, Found]] = []
