@@ -162,8 +162,8 @@ class IntervalTask(Payload):
     to those with ``digest``, which the edge holds from then on; None: it need not.
 
     ``num_edges`` get an order for this interval. ``num_clients`` are those that an edge sees, or
-    that have trained. ``run_name`` names the run, ``resumed`` says after which interval it went on each
-    time that it was resumed: those after it came again. No client trained in ``tries`` of this
+    that have trained. ``run_name`` names the run, ``resumed`` says after which interval it went on
+    each time that it was resumed: those after it came again. No client trained in ``tries`` of this
     interval before.
     """
 
