@@ -91,17 +91,25 @@ class Comparison:
         run = plan_run(self.common, method, seed, tuned=self.plan.tuned(method), **how)
         return replace(run, row=None if run.purpose else self.rows.find(run.name))
 
-    def execute(self, *, jobs: int, stop: threading.Event, say: Say) -> dict[str, str]:
-        """Run all that is missing; returns why runs failed, by name; raises as ``fit_rounds``."""
-        # Settings that cannot work are refused before anything starts, or is stored.
+    def check(self) -> None:
+        """Raise ConfigError if a run that is planned, or would tune a method, cannot work."""
         for method in self.methods:
             self._plan_run(method, self.plan.seeds[0])
         finished = [run for run in self.runs() if run.finished]
-        if self.tuner and (untuned := self.tuner.untuned(finished)):
+        if self.tuner is None:
+            return
+        self.tuner.check()
+        if untuned := self.tuner.untuned(finished):
             raise ConfigError(
                 f"--tune: {self.common.out} holds finished runs of settings that nothing has "
                 f"chosen ({', '.join(run.name for run in untuned)}); choose another --out"
             )
+
+    def execute(self, *, jobs: int, stop: threading.Event, say: Say) -> dict[str, str]:
+        """Run all that is missing; returns why runs failed, by name; raises as ``fit_rounds``."""
+        # What cannot work is refused before anything starts, or is stored: the folder would keep
+        # a wrong value, and refuse the corrected command.
+        self.check()
         self.plan.write(self.common.out)
         logs = self.common.out / "logs"
         runner = Runner(logs, jobs=jobs, say=say, keep=lambda run: self.keep([run]))

@@ -27,8 +27,10 @@ def list_methods(methods: Iterable[Method]) -> Iterator[str]:
 def describe(comparison: Comparison, split: Split) -> Iterator[str]:
     """What would run: the common settings, and each method's workload and own settings.
 
-    ``split`` is how the clients share the data with the first seed.
+    ``split`` is how the clients share the data with the first seed. Raises ConfigError if
+    something of it cannot work.
     """
+    comparison.check()
     plan, methods, base = comparison.plan, comparison.methods, comparison.common.base()
     yield (
         f"{len(methods)} methods x seeds {', '.join(map(str, plan.seeds))} = "

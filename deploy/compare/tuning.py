@@ -141,6 +141,45 @@ class Tuner:
         )
         return len(self._tuning.seeds) * sum(values)
 
+    def check(self) -> None:
+        """Raise ConfigError that names the value with which a run of some method is impossible.
+
+        A method that follows another one gets its values too. Each value is tried with what is
+        chosen for the other keys, or with the first values of their grids.
+        """
+        for name in self._plan.methods:
+            followed = self._table[name].tuned_like or name
+            keys, chosen = self._keys[followed], self._tuning.chosen.get(followed, {})
+            usual = {key: chosen.get(key, self._tuning.grid[key][0]) for key in keys}
+            for key in keys:
+                for value in self._tuning.grid[key]:
+                    self._check_values(name, {**usual, key: value})
+
+    def _check_values(self, name: str, values: Mapping[str, Any]) -> None:
+        try:
+            self._plan_both(name, values)
+        except ConfigError as error:
+            # What is impossible without any value is no value's fault.
+            self._plan_both(name, {})
+            given = self._wrong(name, values) or values
+            flags = " ".join(f"{TUNE} {key}={value}" for key, value in given.items())
+            raise ConfigError(f"{flags}: {error}") from error
+
+    def _wrong(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Which of ``values`` is impossible by itself; empty if only several together are."""
+        for key, value in values.items():
+            try:
+                self._plan_both(name, {key: value})
+            except ConfigError:
+                return {key: value}
+        return {}
+
+    def _plan_both(self, name: str, values: Mapping[str, Any]) -> None:
+        """Plan a tuning run and a result with ``values``; raises ConfigError."""
+        method = self._table[name]
+        self._run(method.tuned_like or name, values, self._tuning.seeds[0])
+        plan_run(self._common, method, self._plan.seeds[0], tuned=values)
+
     def untuned(self, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
         """Those of ``runs`` whose method has settings that are not chosen yet."""
         return [run for run in runs if self._open(run.method.tuned_like or run.method.name)]

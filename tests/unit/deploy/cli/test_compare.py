@@ -52,6 +52,10 @@ def test_edges_may_be_given_before_there_is_a_method_that_has_them(tmp_path: Pat
         (["--set", "pruning.mode=none"], "pruning.mode cannot be set for all methods"),
         (["--set", "training.batch_size=0"], "training.batch_size = 0: input should be"),
         (["--data", "/no/data"], "source = '/no/data': no such file or folder"),
+        (
+            ["--dry-run", "--tune", "training.learning_rate=0.1,x"],
+            "--tune training.learning_rate=x: method 'fedavg' (FedAvg): ",
+        ),
         (["--report-only"], "--out runs/compare: no comparison here; run it without"),
     ],
 )

@@ -17,6 +17,7 @@ from fedphd.deploy.compare.runner import Keep, Runner
 from fedphd.deploy.compare.tuning import read_grid, take_over
 
 RATE, FACTOR, POLICY = "training.learning_rate", "aggregation.factor", "selection.policy"
+RATIO, GROUPS = "pruning.ratio", "model.norm_num_groups"
 
 
 class Finisher(Runner):
@@ -205,6 +206,51 @@ def test_a_grid_is_read_from_its_text() -> None:
 def test_a_wrong_grid_is_named(texts: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"--tune {texts[-1]}: .*{problem}"):
         read_grid(texts)
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        ({RATE: [0.002, -1.0]}, rf"^--tune {RATE}=-1.0: method 'fedavg' "),
+        ({RATE: [0.002], FACTOR: [2.0, -3.0]}, rf"^--tune {FACTOR}=-3.0: method 'fedphd' "),
+        # Not the key before it, with which it is first tried.
+        ({RATE: [0.002], FACTOR: [-3.0]}, rf"^--tune {FACTOR}=-3.0: method 'fedphd' "),
+        # Either could be, but not both.
+        ({RATIO: [0.2], GROUPS: [4]}, rf"^--tune {RATIO}=0.2 --tune {GROUPS}=4: method 'fedphd' "),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_before_anything_starts_or_is_stored(
+    grid: dict[str, list[object]], told: str, common: CommonSettings
+) -> None:
+    made = asked(common, ["fedavg", "fedphd_os"], **grid)
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(ConfigError, match=told):
+        made.execute(jobs=1, stop=stopped, say=print)
+    assert not common.out.exists()
+
+
+def test_a_value_must_be_possible_for_a_method_that_takes_it_over(common: CommonSettings) -> None:
+    coarse = METHODS["fedphd_os"].model_copy(
+        update={"name": "coarse", "settings": {"pruning.mode": "one_shot", GROUPS: 16}}
+    )
+    common = replace(common, settings={**common.settings, RATIO: 0.4})
+    made = asked(common, ["fedphd"], **{RATIO: [0.4, 0.2]})
+    made.check()
+    made.table = {**METHODS, "coarse": coarse}
+    made.plan.methods.append("coarse")
+    del made.tuner
+    with pytest.raises(ConfigError, match=rf"^--tune {RATIO}=0.2: method 'coarse' "):
+        made.check()
+
+
+def test_what_no_value_is_to_blame_for_names_none(common: CommonSettings) -> None:
+    """A tuning run of one cloud round has no half to prune after."""
+    made = asked(common, ["fedphd"], **{RATE: [0.002]})
+    assert made.plan.tuning is not None
+    made.plan.tuning.intervals = 1
+    with pytest.raises(ConfigError, match=r"^method 'fedphd' prunes after half"):
+        made.check()
 
 
 def test_centralised_training_takes_the_steps_of_all_on_all_images(common: CommonSettings) -> None:
