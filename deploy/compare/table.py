@@ -266,12 +266,22 @@ def cost_columns(every: Sequence[MethodResults], plan: Plan) -> list[Column]:
 
 
 def _bytes_against(reference: MethodResults, times: int, results: MethodResults) -> str:
-    """Of ``times`` the bytes of the reference's run with the same seeds."""
+    """Of ``times`` the bytes of the reference's run with the same seeds, per cloud round.
+
+    Totals would say the same where all have the same number of cloud rounds, but on a budget of
+    bytes they are about equal.
+    """
     if results is reference and times == 1:
         return ""
-    theirs = {seed: times * value for seed, value in reference.by_seed("cloud_bytes").items()}
-    pair = Paired.of(results.by_seed("cloud_bytes"), theirs)
+    theirs = {seed: times * value for seed, value in _bytes_per_round(reference).items()}
+    pair = Paired.of(_bytes_per_round(results), theirs)
     return f"{pair.relative:+.1%}" if pair else ""
+
+
+def _bytes_per_round(results: MethodResults) -> dict[int, float]:
+    """Mean bytes of a cloud round over the cloud's links, by seed."""
+    rounds = results.config.schedule.intervals
+    return {seed: total / rounds for seed, total in results.by_seed("cloud_bytes").items()}
 
 
 def _table(columns: Sequence[Column], every: Sequence[MethodResults]) -> str:

@@ -150,6 +150,23 @@ def test_report_has_all_seeds_and_names_those_that_are_missing(made: Comparison)
     assert "    training.batch_size = 32\n" in text
 
 
+def test_bytes_are_those_of_a_cloud_round_where_methods_have_different_numbers_of_them(
+    common: CommonSettings,
+) -> None:
+    made = comparison(
+        common, ["fedavg", "fedphd"], [0, 1], budget="cloud-bytes", cloud_bytes=16_000
+    )
+    made.plan.intervals = {"fedavg": 4, "fedphd": 16}
+    for run in made.runs():
+        rounds = run.config.schedule.intervals
+        write_finished(run, distances=[9.0] * (rounds + 1), bytes_per_round=16_000 // rounds)
+    made.report({}, command="c")
+    text = (common.out / "table.md").read_text("utf-8")
+    # 1000 bytes a round against 4000, or 12,000 with the cloud in each of three edge rounds.
+    assert "| FedAvg | 4 | 0.00 M | 0.00 M | 0 B | 16.0 kB |  | -66.7% |" in text
+    assert " | 16.0 kB | -75.0% | -91.7% |" in text
+
+
 def test_runs_in_which_clients_failed_are_named(common: CommonSettings) -> None:
     made = comparison(common, ["fedavg"], [0, 1])
     for run in made.runs():
