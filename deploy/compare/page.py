@@ -62,7 +62,7 @@ def comparison_page(
         "protocol": table.protocol(every),
         "own": [*table.own_settings(every)],
         "origins": [*table.origins(every), f"written by {command}"],
-        "common": sorted(plan.common.items()),
+        "common": table.common_settings(every, plan),
         "curves": curves,
         "samples": _samples(every, rows),
     }

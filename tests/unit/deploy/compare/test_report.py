@@ -116,6 +116,9 @@ def test_common_settings_are_those_in_which_no_method_differs(made: Comparison) 
     assert "    num_classes = 10\n" in common
     assert "    topology = " not in common
     assert " = ''\n" not in common, "what is left to the preset"
+    page = (made.common.out / "report.html").read_text("utf-8").partition("Common settings")[2]
+    assert "num_classes" in page
+    assert "topology" not in page
 
 
 def test_pairs_are_over_common_seeds(made: Comparison) -> None:
