@@ -70,6 +70,12 @@ class EvaluationConfig(Section):
         auto = self.features == "auto" and self.inception_weights is not None
         return auto or self.features == "inception"
 
+    @property
+    def compares(self) -> bool:
+        """Whether samples are compared with anything, so that there is a distance."""
+        has_file = self.reference_file is not None
+        return self.reference is not None or has_file or self.reference_clients
+
     @model_validator(mode="after")
     def _one_reference(self) -> Self:
         given = {

@@ -14,7 +14,7 @@ from fedphd.deploy.cli import flags
 from fedphd.deploy.compare.budget import Budget
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.describe import describe, list_methods
-from fedphd.deploy.compare.methods import check_common, choose_methods, read_methods
+from fedphd.deploy.compare.methods import Method, check_common, choose_methods, read_methods
 from fedphd.deploy.compare.plan import CommonSettings, Plan, Tuning
 from fedphd.deploy.compare.tuning import EXAMPLE, read_grid, take_over
 from fedphd.deploy.launch.client_data import with_reference
@@ -22,6 +22,8 @@ from fedphd.deploy.launch.launchers import stop_on_signal
 from fedphd.deploy.launch.superlink import make_folder
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
+# In the signature these would count as given.
+_BYTE_REFERENCE, _TUNING_SEEDS = "fedphd", "100,101"
 MethodsFile = Annotated[
     Path | None,
     Option(
@@ -47,6 +49,30 @@ Tune = Annotated[
         show_default="nothing is tuned",
     ),
 ]
+CloudBytes = Annotated[
+    int | None,
+    Option(
+        metavar="N",
+        min=1,
+        help="number of bytes of --budget cloud-bytes",
+        show_default="what --byte-reference moved",
+    ),
+]
+ByteReference = Annotated[
+    str | None,
+    Option(
+        help="method whose run with the first seed and the common cloud rounds sets the bytes",
+        show_default=_BYTE_REFERENCE,
+    ),
+]
+TuningSeeds = Annotated[
+    str | None,
+    Option(help="seeds of --tune; no table of methods shows them", show_default=_TUNING_SEEDS),
+]
+TuningIntervals = Annotated[
+    int | None,
+    Option(metavar="N", min=1, help="cloud rounds of a tuning run", show_default="half of a run's"),
+]
 
 
 def compare(
@@ -60,31 +86,11 @@ def compare(
     methods_file: MethodsFile = None,
     seeds: Annotated[str, Option(help="one run per method and seed")] = "0,1,2",
     budget: BudgetRule = Budget.rounds,
-    cloud_bytes: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            min=1,
-            help="number of bytes of --budget cloud-bytes",
-            show_default="what --byte-reference moved",
-        ),
-    ] = None,
-    byte_reference: Annotated[
-        str,
-        Option(
-            help="method whose run with the first seed and the common cloud rounds sets the bytes"
-        ),
-    ] = "fedphd",
+    cloud_bytes: CloudBytes = None,
+    byte_reference: ByteReference = None,
     tune: Tune = None,
-    tuning_seeds: Annotated[
-        str, Option(help="seeds of --tune; no table of methods shows them")
-    ] = "100,101",
-    tuning_intervals: Annotated[
-        int | None,
-        Option(
-            metavar="N", min=1, help="cloud rounds of a tuning run", show_default="half of a run's"
-        ),
-    ] = None,
+    tuning_seeds: TuningSeeds = None,
+    tuning_intervals: TuningIntervals = None,
     tuning_from: Annotated[
         Path | None,
         Option(help="folder of a comparison whose choices hold here too", show_default="none"),
@@ -119,6 +125,14 @@ def compare(
     if report_only:
         _write_report(Comparison.stored(out, table), {})
         return
+    of_bytes = {"--cloud-bytes": cloud_bytes, "--byte-reference": byte_reference}
+    of_tuning = {"--tuning-seeds": tuning_seeds, "--tuning-intervals": tuning_intervals}
+    if budget != Budget.cloud_bytes:
+        _refuse(of_bytes, without="--budget cloud-bytes")
+    if not tune:
+        _refuse(of_tuning, without="--tune")
+    if tune and tuning_from:
+        raise ConfigError("--tune and --tuning-from: choose one of them")
     values, of_data = flags.take_flags(
         preset, num_edges, num_clients, data, classes_per_client, settings=settings
     )
@@ -126,8 +140,6 @@ def compare(
     common = CommonSettings(config, values, SimulatedClients(of_data, cpus=cpus, gpus=gpus), out)
     names = methods and [name.strip() for name in methods.split(",") if name.strip()]
     compared = choose_methods(table, names)
-    if tune and tuning_from:
-        raise ConfigError("--tune and --tuning-from: choose one of them")
     plan = Plan(
         budget=budget,
         cloud_bytes=cloud_bytes,
@@ -139,7 +151,7 @@ def compare(
         else _tuning(common, tune, tuning_seeds, tuning_intervals),
         defined={name: method for name, method in table.items() if name not in known},
     ).extending(out)
-    comparison = Comparison(common, plan.completing(table), plan, byte_reference)
+    comparison = _comparison(common, plan, table, byte_reference)
     base = common.base()
     # Each seed has a split of its own; the first one stands for all.
     split = flags.open_split(base.model_copy(update={"seed": comparison.plan.seeds[0]}), of_data)
@@ -148,6 +160,23 @@ def compare(
         return
     make_folder(out, "--out")
     flags.end(_run(comparison, jobs))
+
+
+def _comparison(
+    common: CommonSettings, plan: Plan, table: Mapping[str, Method], byte_reference: str | None
+) -> Comparison:
+    """The comparison; raises ConfigError if no method sets its bytes."""
+    known, name = plan.completing(table), byte_reference or _BYTE_REFERENCE
+    if name not in known:
+        raise ConfigError(f"--byte-reference {name}: unknown; choose among {', '.join(known)}")
+    return Comparison(common, known, plan, name)
+
+
+def _refuse(given: Mapping[str, object], *, without: str) -> None:
+    """Raise ConfigError if one of the flags that are ``given`` says nothing ``without`` another."""
+    for flag, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{flag} {value}: says nothing without {without}; give both or none")
 
 
 def _run(comparison: Comparison, jobs: int) -> Verdict:
@@ -176,15 +205,25 @@ def register(app: Typer) -> None:
 
 
 def _tuning(
-    common: CommonSettings, tune: list[str] | None, seeds: str, intervals: int | None
+    common: CommonSettings, tune: list[str] | None, seeds: str | None, intervals: int | None
 ) -> Tuning | None:
     """What the flags of tuning say; None without any; raises ConfigError."""
     if not tune:
         return None
     grid = read_grid(tune)
     check_common(grid)
-    half = max(1, common.base().schedule.intervals // 2)
-    return Tuning(grid=grid, seeds=_numbers(seeds, "--tuning-seeds"), intervals=intervals or half)
+    base = common.base()
+    if not base.evaluation.compares:
+        raise ConfigError(
+            "--tune: the value with the least distance is chosen, but samples are compared with "
+            "nothing; set evaluation.reference (--set evaluation.reference.source=...), or leave "
+            "--tune out"
+        )
+    return Tuning(
+        grid=grid,
+        seeds=_numbers(seeds or _TUNING_SEEDS, "--tuning-seeds"),
+        intervals=intervals or max(1, base.schedule.intervals // 2),
+    )
 
 
 def _numbers(text: str, flag: str) -> list[int]:

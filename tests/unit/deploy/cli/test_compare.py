@@ -53,16 +53,30 @@ def test_edges_may_be_given_before_there_is_a_method_that_has_them(tmp_path: Pat
         (["--set", "training.batch_size=0"], "training.batch_size = 0: input should be"),
         (["--data", "/no/data"], "source = '/no/data': no such file or folder"),
         (
-            ["--dry-run", "--tune", "training.learning_rate=0.1,x"],
+            ["--tune", "training.learning_rate=0.1,x"],
             "--tune training.learning_rate=x: method 'fedavg' (FedAvg): ",
         ),
+        (
+            ["--tune", "training.learning_rate=0.1,0.2", "--set", "evaluation.reference=none"],
+            "--tune: the value with the least distance is chosen, but samples are compared with no",
+        ),
+        (
+            ["--budget", "cloud-bytes", "--byte-reference", "fedsgd"],
+            "--byte-reference fedsgd: unknown; choose among fedavg, ",
+        ),
+        (["--cloud-bytes", "1000"], "--cloud-bytes 1000: says nothing without --budget cloud-byt"),
+        (["--byte-reference", "fedavg"], "says nothing without --budget cloud-bytes; give both"),
+        (["--tuning-seeds", "7"], "--tuning-seeds 7: says nothing without --tune; give both or"),
+        (["--tuning-intervals", "7"], "--tuning-intervals 7: says nothing without --tune;"),
         (["--report-only"], "--out runs/compare: no comparison here; run it without"),
     ],
 )
 def test_wrong_words_exit_2_before_anything_starts(
     arguments: list[str], text: str, tmp_path: Path
 ) -> None:
-    done = fedphd("compare", "--methods", "fedavg", *arguments, cwd=tmp_path)
+    # So that a mistake here would not begin to train.
+    dry = [] if "--report-only" in arguments else ["--dry-run"]
+    done = fedphd("compare", "--methods", "fedavg", *dry, *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert text in done.stderr
     assert "Traceback" not in done.stderr
@@ -83,3 +97,4 @@ def test_help_explains_every_flag(tmp_path: Path) -> None:
         assert flag in text
     assert "[default: 0,1,2]" in text
     assert "[default: (the paper's)]" in text
+    assert "[default: (100,101)]" in text
