@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +20,12 @@ from fedphd.deploy.compare.plan import CommonSettings, Plan, Tuning
 from fedphd.deploy.compare.tuning import EXAMPLE, read_grid, take_over
 from fedphd.deploy.launch.client_data import with_reference
 from fedphd.deploy.launch.launchers import stop_on_signal
+from fedphd.deploy.launch.leftovers import claimed
 from fedphd.deploy.launch.superlink import make_folder
 from fedphd.deploy.simulation.run_config import SimulatedClients
 
+# In the comparison's folder while a process works there; hidden, since the folder may be committed.
+CLAIM = ".compare-claim.json"
 # In the signature these would count as given.
 _BYTE_REFERENCE, _TUNING_SEEDS = "fedphd", "100,101"
 MethodsFile = Annotated[
@@ -123,7 +127,9 @@ def compare(
         flags.say("\n".join(list_methods(table.values())))
         return
     if report_only:
-        _write_report(Comparison.stored(out, table), {})
+        Comparison.stored(out, table)
+        with _alone_in(out):
+            _write_report(Comparison.stored(out, table), {})
         return
     of_bytes = {"--cloud-bytes": cloud_bytes, "--byte-reference": byte_reference}
     of_tuning = {"--tuning-seeds": tuning_seeds, "--tuning-intervals": tuning_intervals}
@@ -140,7 +146,7 @@ def compare(
     common = CommonSettings(config, values, SimulatedClients(of_data, cpus=cpus, gpus=gpus), out)
     names = methods and [name.strip() for name in methods.split(",") if name.strip()]
     compared = choose_methods(table, names)
-    plan = Plan(
+    asked = Plan(
         budget=budget,
         cloud_bytes=cloud_bytes,
         methods=[method.name for method in compared],
@@ -150,8 +156,8 @@ def compare(
         if tuning_from
         else _tuning(common, tune, tuning_seeds, tuning_intervals),
         defined={name: method for name, method in table.items() if name not in known},
-    ).extending(out)
-    comparison = _comparison(common, plan, table, byte_reference)
+    )
+    comparison = _comparison(common, asked, table, byte_reference)
     base = common.base()
     # Each seed has a split of its own; the first one stands for all.
     split = flags.open_split(base.model_copy(update={"seed": comparison.plan.seeds[0]}), of_data)
@@ -159,17 +165,32 @@ def compare(
         flags.say("\n".join(describe(comparison, split)))
         return
     make_folder(out, "--out")
-    flags.end(_run(comparison, jobs))
+    with _alone_in(out):
+        # Who worked there until now may have added methods and rows.
+        verdict = _run(_comparison(common, asked, table, byte_reference), jobs)
+    flags.end(verdict)
 
 
 def _comparison(
-    common: CommonSettings, plan: Plan, table: Mapping[str, Method], byte_reference: str | None
+    common: CommonSettings, asked: Plan, table: Mapping[str, Method], byte_reference: str | None
 ) -> Comparison:
-    """The comparison; raises ConfigError if no method sets its bytes."""
+    """What is ``asked`` for, and what its folder has already.
+
+    Raises ConfigError if they do not fit together, or no method is the byte reference.
+    """
+    plan = asked.extending(common.out)
     known, name = plan.completing(table), byte_reference or _BYTE_REFERENCE
     if name not in known:
         raise ConfigError(f"--byte-reference {name}: unknown; choose among {', '.join(known)}")
     return Comparison(common, known, plan, name)
+
+
+def _alone_in(out: Path) -> AbstractContextManager[None]:
+    """Keep a comparison's folder to this process; raises StartError if another one works there.
+
+    Two would take each other's runs for cut off, and forget each other's rows.
+    """
+    return claimed(out, name="--out", file=CLAIM)
 
 
 def _refuse(given: Mapping[str, object], *, without: str) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from support.command import fedphd
+from support.finished import METHODS, write_finished
+
+from fedphd.deploy.cli.compare import CLAIM
+from fedphd.deploy.compare.plan import CommonSettings, plan_run
+from fedphd.deploy.launch.leftovers import claimed
+from fedphd.deploy.simulation.run_config import SimulatedClients
 
 
 def test_list_names_methods_and_where_they_are_described(tmp_path: Path) -> None:
@@ -88,6 +95,35 @@ def test_folder_that_cannot_be_made_is_a_start_error(tmp_path: Path) -> None:
     done = fedphd("compare", "--methods", "fedavg", "--out", "file/x", cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr.startswith("fedphd: --out = file/x: cannot be created: Not a directory; ")
+
+
+ONE_RUN = ["--methods", "fedavg", "--seeds", "0"]
+
+
+@pytest.mark.parametrize("arguments", [ONE_RUN, ["--report-only"]])
+def test_a_folder_in_which_another_process_works_is_left_alone(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    common = CommonSettings(None, {}, SimulatedClients({}), out)
+    run = plan_run(common, METHODS["fedavg"], 0)
+    write_finished(run, distances=[9.0] * (run.config.schedule.intervals + 1))
+    done = fedphd("compare", "--out", "out", *ONE_RUN, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 of 1 runs are finished already" in done.stdout
+    # It goes when the work is over, since the folder may be committed.
+    assert not (out / CLAIM).exists()
+    before = times(out)
+    with claimed(out, name="--out", file=CLAIM):
+        refused = fedphd("compare", "--out", "out", *arguments, cwd=tmp_path)
+        assert (refused.returncode, refused.stdout) == (3, "")
+        assert f"--out = out: process {os.getpid()} uses it; stop that process" in refused.stderr
+    assert times(out) == before
+
+
+def times(folder: Path) -> dict[Path, int]:
+    """When each file was written last."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_help_explains_every_flag(tmp_path: Path) -> None:
