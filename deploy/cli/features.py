@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 from typer import Option, Typer
 
-from fedphd.common.config.roles import CloudConfig, load_config
+from fedphd.common.config.data import DataConfig
+from fedphd.common.config.roles import CloudConfig, load_config, read_preset, read_toml
+from fedphd.common.config.text import flattened, merged
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.cli.bars import bar
 from fedphd.deploy.cli.flags import ConfigFile, Preset, Set, overrides, say
@@ -97,10 +99,23 @@ def _load(
     settings: list[str] | None,
     more: dict[str, Any] | None = None,
 ) -> CloudConfig:
-    """A cloud's configuration whose reference is ``data``."""
-    flags = {"preset": preset, "evaluation.reference.source": data, **(more or {})}
-    alone = {"evaluation.reference_file": None, "evaluation.reference_clients": False}
-    return load_config(CloudConfig, config, alone | overrides(flags, settings))
+    """A cloud's configuration whose reference is ``data``.
+
+    The preset or the file may say how to read another data set, of which columns and how many
+    images; that holds only where they name the same one.
+    """
+    given = overrides({"preset": preset, **(more or {})}, settings)
+    of_file = read_toml(config) if config else {}
+    usual = of_file.get("preset", CloudConfig.model_fields["preset"].default)
+    configured = merged(read_preset(given.get("preset", usual)), of_file)
+    alone: dict[str, Any] = {
+        "evaluation.reference_file": None,
+        "evaluation.reference_clients": False,
+    }
+    if dict(flattened(configured)).get("evaluation.reference.source") != data:
+        fresh = {**DataConfig().model_dump(mode="json"), "source": data}
+        alone["evaluation.reference"] = fresh
+    return load_config(CloudConfig, config, alone | given)
 
 
 def _check_folder(out: Path) -> None:
