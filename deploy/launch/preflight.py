@@ -50,6 +50,8 @@ _COPIES = {"client": 8, "edge": 5, "cloud": 8}
 _FLOAT_BYTES = 4
 # adjtimex(2): the clock is not synchronised.
 _TIME_ERROR = 5
+# Of a key's mode: the group may write, others may read or write.
+_KEY_OPEN: Final = 0o026
 _VERSIONS = ("flwr", "torch", "diffusers", "torch-pruning")
 
 
@@ -251,12 +253,15 @@ def _in_date(
 
 
 def _private(path: Path, name: str) -> Check:
-    """A private key that others of this machine cannot read."""
+    """A private key that not everybody on this machine can read, and only its owner can change.
+
+    Its group may read it: that is how a service's user, or a pod, gets at it.
+    """
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
         return Check(name, "failed", f"{path}: {error.strerror}", "correct the path")
-    open_to_others = mode & 0o077
+    open_to_others = mode & _KEY_OPEN
     fix = f"chmod 600 {path}" if open_to_others else ""
     return Check(name, "failed" if open_to_others else "ok", f"{path} has mode {mode:04o}", fix)
 

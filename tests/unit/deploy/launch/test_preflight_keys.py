@@ -75,6 +75,25 @@ def test_a_node_that_is_ready_has_its_authority_and_its_key(
     )
 
 
+@pytest.mark.parametrize(
+    ("mode", "outcome"),
+    [
+        # By its group a service's user reads a key, and a pod its secret.
+        *((mode, "ok") for mode in (0o400, 0o600, 0o440, 0o640)),
+        *((mode, "failed") for mode in (0o604, 0o644, 0o660, 0o602)),
+    ],
+)
+def test_a_key_is_for_its_owner_and_perhaps_for_its_group_to_read(
+    mode: int, outcome: str, tmp_path: Path
+) -> None:
+    key = tmp_path / "a-node"
+    key.touch()
+    key.chmod(mode)
+    check = preflight._private(key, "node.private_key")
+    assert (check.outcome, check.found) == (outcome, f"{key} has mode {mode:04o}")
+    assert check.fix == ("" if outcome == "ok" else f"chmod 600 {key}")
+
+
 def test_a_server_in_plain_text_is_said_and_not_asked_for_the_key(
     authority: Path, tmp_path: Path
 ) -> None:
