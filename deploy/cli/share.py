@@ -8,7 +8,7 @@ from typer import Argument, Option
 from fedphd.common.config.roles import DeviceName
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.cli.flags import say
-from fedphd.deploy.share.places import CARD, is_export
+from fedphd.deploy.share.places import CARD, INDEX, is_export
 
 if TYPE_CHECKING:
     from fedphd.deploy.share.folder import Choices
@@ -115,11 +115,14 @@ def _export(run: Path, out: Path, choices: "Choices") -> None:
 
 
 def _check_recent(folder: Path, run: Path) -> None:
-    """Raise ConfigError where the run has gone on since it was exported."""
+    """Raise ConfigError where the run has gone on since it was exported.
+
+    By a file that nobody edits: people add words to the card, which make no weights newer.
+    """
     from fedphd.common.unet.checkpoint import checkpoint_of
 
     state = checkpoint_of(run) / "state.json"
-    if state.exists() and state.stat().st_mtime > (folder / CARD).stat().st_mtime:
+    if state.exists() and state.stat().st_mtime > (folder / INDEX).stat().st_mtime:
         raise ConfigError(
             f"{folder} is older than the run's checkpoint: remove it, so that it is made again, or "
             f"push it by its own name: fedphd push {folder} NAME"

@@ -92,9 +92,10 @@ def test_a_run_is_exported_first_and_only_once(hub: HubStandIn, run: Path, folde
     again = push(run, "digits")
     assert "is there already and is uploaded as it is" in again.stdout
     assert hub.models["ada/digits"].files["README.md"].endswith(b"Our own words.\n")
-    # The run went on since.
-    later = card.stat().st_mtime + 10
+    # The run went on since, and then somebody wrote more words.
+    later = (run / "export/model_index.json").stat().st_mtime + 10
     os.utime(run / "checkpoint/state.json", (later, later))
+    os.utime(card, (later + 10, later + 10))
     refused = push(run, "digits")
     assert isinstance(refused.exception, ConfigError)
     assert "export is older than the run's checkpoint: remove it" in str(refused.exception)
