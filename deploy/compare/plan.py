@@ -309,8 +309,10 @@ class Plan(BaseModel, extra="forbid"):
         earlier = self.read(out)
         if earlier is None:
             return self._with_other_seeds()
-        # Settings that came with a newer version had their defaults before.
-        new = {key: value for key, value in default_settings().items() if key in self.common}
+        # Settings that came with a newer version, of the clients' data too, had their defaults
+        # before.
+        defaults = {**default_settings(), **CLIENT_DEFAULTS}
+        new = {key: value for key, value in defaults.items() if key in self.common}
         new[PRESET] = CloudConfig.model_fields[PRESET].default
         before = {"budget": earlier.budget.value, **new, **earlier.common}
         found = differences(before, {"budget": self.budget.value, **self.common})

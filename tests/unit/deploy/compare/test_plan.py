@@ -14,7 +14,7 @@ from fedphd.common.events import write_json
 from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.methods import read_methods
-from fedphd.deploy.compare.plan import CommonSettings
+from fedphd.deploy.compare.plan import PLAN, CommonSettings
 from fedphd.deploy.launch.client_data import CLASSES, SOURCE
 from fedphd.deploy.launch.runs import SIMULATION
 from fedphd.deploy.simulation.run_config import SimulatedClients
@@ -126,6 +126,22 @@ def test_a_comparison_keeps_its_common_settings(common: CommonSettings) -> None:
         comparison(changed(common, **{"training.batch_size": 16}), ["fedavg"], [0])
     with pytest.raises(ConfigError, match=r"budget = 'rounds', now 'cloud-bytes'"):
         comparison(common, ["fedavg"], [0], budget="cloud-bytes")
+
+
+def test_a_comparison_of_before_some_settings_goes_on_with_their_defaults(
+    common: CommonSettings,
+) -> None:
+    comparison(common, ["fedavg"], [0]).plan.write(common.out)
+    stored = json.loads((common.out / PLAN).read_text("utf-8"))
+    for key in ("data.validation_fraction", "schedule.query_batch"):
+        del stored["common"][key]
+    write_json(common.out / PLAN, stored)
+    later = comparison(common, ["fedavg"], [1])
+    assert later.plan.seeds == [0, 1]
+    half = {**common.clients.data, "data.validation_fraction": 0.5}
+    halved = dataclasses.replace(common, clients=SimulatedClients(half))
+    with pytest.raises(ConfigError, match=r"data.validation_fraction = '', now 0.5"):
+        comparison(halved, ["fedavg"], [1])
 
 
 def test_a_report_needs_a_comparison(tmp_path: Path) -> None:
