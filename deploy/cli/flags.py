@@ -32,6 +32,7 @@ from fedphd.deploy.launch.resuming import (
     holds_run,
     resumed_config,
     stored_data,
+    wait_for_former,
 )
 from fedphd.deploy.launch.runs import (
     CLIENTS,
@@ -319,6 +320,10 @@ class Federation:
             folder = self.resumed or run_folder(run_dir, self.config.out_dir)
             # Its cloud is a process of its own, which claims the folder in the same way.
             stack.enter_context(claimed(folder, name="the run's folder", file=LAUNCHER))
+            if self.resumed is not None:
+                wait_for_former(folder)
+                # Whatever happens next, it is not what ended the run before.
+                (folder / VERDICT).unlink(missing_ok=True)
             self.split.write(folder)
             write_json(folder / CLIENTS, dict(self.data))
             begun = Begun(folder, stop, say)

@@ -163,8 +163,11 @@ def time_left_s(done: Sequence[PlannedRun], left: Sequence[PlannedRun], *, jobs:
 
 
 def why_failed(log: Path, run: PlannedRun, code: int) -> str:
-    """The message of the run's own verdict, else the last line that it printed."""
-    if (verdict := read_verdict(run.folder / VERDICT)) and verdict.exit_code:
+    """The message of the run's own verdict, else the last line that it printed.
+
+    A verdict of another code is from an earlier start.
+    """
+    if (verdict := read_verdict(run.folder / VERDICT)) and verdict.exit_code == code:
         return verdict.message
     printed = last_line(log.read_text("utf-8", "replace")).removeprefix("fedphd: ")
     return f"exit code {code}: {printed}"

@@ -22,6 +22,7 @@ from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.common.files import replaced
 from fedphd.common.history.events import merged_lines
 from fedphd.deploy.launch.client_data import part_of_data
+from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, LOGS, STOPPING, VERDICT, Say, state_of
 from fedphd.deploy.launch.superlink import flower_environment, free_ports, start
 
@@ -46,6 +47,22 @@ class Role:
     process: subprocess.Popen[str]
     log: Path
     forward: threading.Thread
+
+    def poll(self) -> int | None:
+        """Its exit code once it has ended, which ends what it left in its group too.
+
+        Only until somebody has asked is the group's number surely its own.
+        """
+        if self.process.returncode is None and not alive(self.process.pid):
+            self.kill_group()
+        return self.process.poll()
+
+    def kill_group(self) -> None:
+        """Kill it and what a killed launcher left running, which is in its process group."""
+        if self.process.returncode is None:
+            # Empty, or of another user since, as where a program changed its own.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class LocalCluster:
@@ -85,7 +102,7 @@ class LocalCluster:
             )
         self._config, self._data, self._command, self._say = config, data, command, say
         self._run_dir, self._state, self._resumed = run_dir, state_of(run_dir), resumed
-        self._intervals_before = self._num_intervals()
+        self._began, self._started_s = False, time.time()
         self._patience_s = {"cloud": stop_s, "edge": stop_s, "client": kill_s}
         self.roles: list[Role] = []
 
@@ -178,30 +195,31 @@ class LocalCluster:
     def wait(self, stop: threading.Event) -> Verdict:
         """Wait for the cloud's verdict; a process that cannot start ends the whole run."""
         cloud = self.roles[0]
-        while cloud.process.poll() is None:
+        while cloud.poll() is None:
             if stop.is_set():
                 self._say(f"{STOPPING}  {len(self.roles)} processes")
                 return Verdict(Interrupted.exit_code, "interrupted")
             for role in self.roles[1:]:
-                code = role.process.poll()
+                code = role.poll()
                 if code in (ConfigError.exit_code, StartError.exit_code) and not self._has_begun():
                     return Verdict(code, f"{role.name} could not start{_why(role)}")
             time.sleep(POLL_S)
         verdict = read_verdict(self._run_dir / VERDICT)
         # A run without a verdict is not a success; a signal's code is negative.
         code = max(cloud.process.returncode, FedPhDError.exit_code)
-        return verdict or Verdict(code, f"cloud ended; see {cloud.log}")
+        return verdict or Verdict(code, f"cloud ended{_why(cloud)}")
 
     def _has_begun(self) -> bool:
-        """Whether an interval is done: who ends then with a code of its own has started before."""
-        return self._num_intervals() > self._intervals_before
+        """Whether an interval is done: who ends then with a code of its own has started before.
 
-    def _num_intervals(self) -> int:
-        try:
-            text = (self._run_dir / EVENTS).read_text("utf-8", "replace")
-        except OSError:
-            return 0
-        return text.count(_INTERVAL)
+        By its time: of a run that goes on the cloud takes back what its checkpoint does not have.
+        """
+        if not self._began:
+            with suppress(OSError, ValueError, KeyError, StopIteration):
+                lines = (self._run_dir / EVENTS).read_text("utf-8").splitlines()
+                last = next(line for line in reversed(lines) if _INTERVAL in line)
+                self._began = json.loads(last)["time"] >= self._started_s
+        return self._began
 
     def finish(self, within_s: float) -> None:
         """Give edges and clients, who were told that the run is over, time to exit."""
@@ -221,10 +239,8 @@ class LocalCluster:
             _wait(roles, patience_s)
             _signal(roles, signal.SIGKILL)
         for role in self.roles:
+            role.kill_group()
             role.process.wait()
-            # Whatever a killed launcher left running is in its process group.
-            with suppress(ProcessLookupError):
-                os.killpg(role.process.pid, signal.SIGKILL)
             # The last lines may still be on their way.
             role.forward.join(FORWARD_S)
 
@@ -245,15 +261,17 @@ def _why(role: Role) -> str:
 
 def _signal(roles: Iterable[Role], number: int) -> None:
     for role in roles:
-        if role.process.poll() is None:
+        if role.poll() is None:
             role.process.send_signal(number)
 
 
 def _wait(roles: Iterable[Role], within_s: float) -> None:
     deadline_s = time.monotonic() + within_s
-    for role in roles:
-        with suppress(subprocess.TimeoutExpired):
-            role.process.wait(max(0.0, deadline_s - time.monotonic()))
+    left = list(roles)
+    while (
+        left := [role for role in left if role.poll() is None]
+    ) and time.monotonic() < deadline_s:
+        time.sleep(POLL_S)
 
 
 def run_local(

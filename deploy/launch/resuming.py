@@ -1,18 +1,19 @@
 """Let a run go on in its folder: from its last whole interval, or from the start without one."""
 
 import json
+import time
 from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from fedphd.common.config.roles import CloudConfig, load_config, validate
 from fedphd.common.config.text import differences, flattened, with_overrides
-from fedphd.common.errors import ConfigError
+from fedphd.common.errors import ConfigError, StartError
 from fedphd.common.files import replaced
 from fedphd.common.history.events import parsed
 from fedphd.common.history.summary import SUMMARY
 from fedphd.deploy.launch.client_data import CLIENT_DEFAULTS, PRESET, UNSET, says_reference
-from fedphd.deploy.launch.leftovers import end_leftovers
+from fedphd.deploy.launch.leftovers import end_leftovers, user_of
 from fedphd.deploy.launch.local import merge_events
 from fedphd.deploy.launch.runs import (
     CLIENTS,
@@ -22,7 +23,11 @@ from fedphd.deploy.launch.runs import (
     VERDICT,
     Resumed,
     Say,
+    state_of,
 )
+
+FORMER_S: Final = 10.0
+_LOOK_S: Final = 0.1
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -58,6 +63,24 @@ def stored_data(run_dir: Path) -> dict[str, Any]:
         raise ConfigError(
             f"--resume {run_dir}: it was not started by this command: {error}"
         ) from error
+
+
+def wait_for_former(run_dir: Path, *, within_s: float = FORMER_S) -> None:
+    """Wait until nobody of a federation whose launcher was killed uses the run's folder any more.
+
+    Its cloud and edges end by themselves, but write into it as long as they run.
+
+    Raises:
+        StartError: one of them still does after ``within_s`` seconds.
+    """
+    deadline_s = time.monotonic() + within_s
+    for folder in (run_dir, *sorted(state_of(run_dir).glob("*"))):
+        while (pid := user_of(folder)) is not None:
+            if time.monotonic() > deadline_s:
+                raise StartError(
+                    f"the run's folder = {run_dir}: process {pid} still uses it; stop that process"
+                )
+            time.sleep(_LOOK_S)
 
 
 # How many a cloud waits for: whoever is gone for good need not be waited for again.

@@ -115,6 +115,18 @@ def test_a_run_that_is_interrupted_before_it_begins_leaves_nothing(
     assert caplog.text == ""
 
 
+def test_what_ended_a_run_before_is_not_what_ends_it_now(
+    tmp_path: Path, federation: Federation
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_verdict(folder / "verdict.json", Verdict(130, "stopped"))
+    again = replace(federation, resumed=folder)
+    with pytest.raises(StartError), again.begin(None, plain=True, report=False):
+        raise StartError("no port is free")
+    assert read_verdict(folder / "verdict.json") == Verdict(3, "no port is free")
+
+
 def test_a_verdict_that_is_there_stays(tmp_path: Path, federation: Federation) -> None:
     folder = tmp_path / "run"
     with pytest.raises(FedPhDError):

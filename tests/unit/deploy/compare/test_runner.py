@@ -115,6 +115,8 @@ def test_a_failed_run_is_explained_by_its_verdict_or_its_last_line(
     run.folder.mkdir(parents=True)
     write_verdict(run.folder / "verdict.json", Verdict(4, "too few clients"))
     assert why_failed(log, run, 4) == "too few clients"
+    # That one is from an earlier start.
+    assert why_failed(log, run, 2) == "exit code 2: out of luck"
 
 
 def test_rounds_that_fit_come_from_the_bytes_of_a_probe(common: CommonSettings) -> None:

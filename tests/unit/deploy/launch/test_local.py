@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -204,13 +206,57 @@ def test_who_ends_with_a_code_of_its_own_after_a_good_run_does_not_undo_it(shell
     """Such as a client that never trained, before the cloud has ended."""
     write_verdict(shell.run_dir / "verdict.json", Verdict(0, "finished"))
     # As a cloud writes it.
-    log = EventLog(shell.run_dir / "interval.jsonl", role="cloud", node="cloud")
+    written, events = shell.run_dir / "interval.jsonl", shell.run_dir / EVENTS
+    log = EventLog(written, role="cloud", node="cloud")
     log.write(interval(1.0, 1))
     log.close()
-    done = f"cat {shell.run_dir}/interval.jsonl >> {shell.run_dir / EVENTS}"
+    line = written.read_text("utf-8")
+    # The run goes on, and of its intervals the checkpoint does not have the last ones.
+    events.write_text(3 * line, "utf-8")
+    written.write_text(f"{json.dumps({**json.loads(line), 'time': time.time() + 1.0})}\n", "utf-8")
+    done = f"cp {written} {events}"
     client = f'case "$*" in *client-1.toml) {done}; exit 2;; esac'
     verdict = waited(shell, f'[ "$3" = cloud ] && {{ sleep 1; exit 0; }}; {client}; exec sleep 600')
     assert verdict == Verdict(0, "finished")
+
+
+def test_intervals_of_before_do_not_make_a_start_good(shell: Cluster) -> None:
+    log = EventLog(shell.run_dir / EVENTS, role="cloud", node="cloud")
+    log.write(interval(1.0, 1))
+    log.close()
+    verdict = waited(shell, 'case "$*" in *client-1.toml) exit 2;; esac; exec sleep 600')
+    assert verdict.exit_code == 2
+
+
+def test_why_the_cloud_ended_is_told_where_it_left_no_verdict(shell: Cluster) -> None:
+    script = (
+        '[ "$3" = cloud ] && { echo "fedphd: the folder is in use" >&2; exit 3; }; exec sleep 600'
+    )
+    assert waited(shell, script) == Verdict(3, "cloud ended: the folder is in use")
+
+
+def test_the_group_of_who_has_ended_is_killed_once_and_at_once(
+    shell: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later its number may be somebody else's."""
+    killed: list[int] = []
+    killpg = os.killpg
+    monkeypatch.setattr(
+        os, "killpg", lambda group, sent: (killed.append(group), killpg(group, sent))
+    )
+    shell.set_script('[ "$3" = cloud ] && { sleep 600 & echo "child $!"; exit 0; }; exec sleep 600')
+    cluster = shell.make()
+    try:
+        cluster.start()
+        cluster.wait(threading.Event())
+        cloud, *others = [role.process.pid for role in cluster.roles]
+        assert killed == [cloud]
+        wait_until(lambda: bool(shell.lines))
+        child = int(shell.lines[0].removeprefix("child "))
+        wait_until(lambda: not alive(child))
+    finally:
+        cluster.stop()
+    assert sorted(killed) == sorted([cloud, *others])
 
 
 def test_the_reason_why_a_role_could_not_start_is_told(shell: Cluster) -> None:

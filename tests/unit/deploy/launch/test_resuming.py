@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from support.tiny import write_toml
 from support.waiting import HANG_S
 
 from fedphd.common.config.roles import CloudConfig, load_config
-from fedphd.common.errors import ConfigError
+from fedphd.common.errors import ConfigError, StartError
 from fedphd.common.events import write_json
 from fedphd.common.history.progress import Progress, Reported
 from fedphd.common.unet.costs import Costs
@@ -26,7 +27,24 @@ from fedphd.deploy.launch.resuming import (
     resumed_config,
     rewind,
     stored_config,
+    wait_for_former,
 )
+
+
+def test_what_a_killed_launcher_left_is_waited_for(tmp_path: Path) -> None:
+    """It ends by itself, but writes into the run's folder as long as it runs."""
+    wait_for_former(tmp_path)
+    for folder in (tmp_path, tmp_path / "state" / "edge-0"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with subprocess.Popen(["sleep", "600"]) as former:
+            running = {"launcher": Process.of(former.pid).model_dump()}  # type: ignore[union-attr]
+            write_json(folder / PROCESSES, running)
+            with pytest.raises(StartError, match=f"process {former.pid} still uses it"):
+                wait_for_former(tmp_path, within_s=0.2)
+            ending = threading.Timer(0.3, former.kill)
+            ending.start()
+            wait_for_former(tmp_path, within_s=HANG_S)
+            ending.join()
 
 
 def log(path: Path, *roles: str) -> list[str]:
