@@ -196,9 +196,11 @@ class RunRecord:
         for change in _of(self.events, kinds.PeerChanged):
             if change.change == kinds.SERVES:
                 found |= set(filter(None, change.detail.split(",")))
-            elif change.change == "joined" and (change.role == "edge" or self.is_flat):
+            # Who joins the cloud is an edge, in a flat run the one that is the cloud's own.
+            elif change.change == "joined" and change.role == "edge":
                 found.add(change.peer)
-        return sorted(found - set(self.edges), key=natural)
+        # A client may be called as an edge is: what it did says which of them it is.
+        return sorted(found, key=natural)
 
     def rounds_at(self, edge: str) -> Counter[str]:
         """In how many edge rounds each client trained at ``edge``."""

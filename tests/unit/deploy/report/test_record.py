@@ -9,7 +9,10 @@ import pytest
 from support.told import TRAINED, write_told
 
 from fedphd.common.errors import ConfigError
-from fedphd.common.events import Verdict
+from fedphd.common.events import EventLog, Verdict
+from fedphd.common.history.events import PeerChanged, RoundEnded
+from fedphd.deploy.launch.runs import CONFIG, EVENTS
+from fedphd.deploy.report.page import run_page
 from fedphd.deploy.report.record import Members, Problem, RunRecord, Setting
 
 
@@ -90,6 +93,41 @@ def test_clients_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for place in folder.glob("state/*/events.jsonl"):
         place.unlink()
     assert RunRecord.read(folder).client_names == ["client-0", "client-2", "client-10"]
+
+
+@pytest.mark.parametrize("name", ["edge-0", "cloud"])
+def test_a_client_that_is_called_as_a_server_is_a_client(tmp_path: Path, name: str) -> None:
+    folder = write_told(tmp_path / "run")
+    for log in folder.rglob("*.jsonl"):
+        log.write_text(log.read_text("utf-8").replace("client-1", name), "utf-8")
+    record = RunRecord.read(folder)
+    assert record.client_names == sorted(["client-0", "client-2", name])
+    assert record.edges == ["edge-0", "edge-1"]
+    assert "once one was left out" in run_page(folder)
+
+
+@pytest.mark.parametrize("name", ["client-0", "cloud"])
+def test_clients_of_a_flat_run_are_those_of_the_clouds_own_edge(tmp_path: Path, name: str) -> None:
+    """The cloud has an edge of its own name in its process, which joins it as edges do."""
+    folder = write_told(tmp_path / "run", intervals=0, verdict=None)
+    with_config = json.loads((folder / CONFIG).read_text("utf-8"))
+    (folder / CONFIG).write_text(json.dumps({**with_config, "topology": "flat"}), "utf-8")
+    log = EventLog(folder / EVENTS, role="edge", node="cloud")
+    own = log.sibling(role="cloud", node="cloud")
+    (folder / EVENTS).write_text("", "utf-8")
+    log.write(PeerChanged(peer=name, change="joined", detail=""))
+    own.write(PeerChanged(peer="cloud", change="joined", detail=""))
+    own.write(PeerChanged(peer="cloud", change="serves", detail=name))
+    assert RunRecord.read(folder).client_names == [name]
+    log.write(
+        RoundEnded(
+            interval=1, edge_round=1, round=1, rounds=6, clients=[name], num_samples=20,
+            label_distribution=[0.25] * 4, failures=[], sent_bytes=0, received_bytes=0,
+            seconds=5.0, left_s=0.0,
+        )
+    )  # fmt: skip
+    log.close()
+    assert "1 client trained at the cloud; nobody was left out" in run_page(folder)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
