@@ -295,7 +295,18 @@ class Card:
             f"{when}: {record.num_samples} samples, {record.sampler}, {record.sampling_steps} "
             f"steps, noise of seed {record.seed}; {self._features(record)}; "
             f"{record.num_reference_images} reference images"
-            f"{digest if record.reference_sha256 else ''}."
+            f"{digest if record.reference_sha256 else ''}.{self._told(record)}"
+        )
+
+    @staticmethod
+    def _told(record: EvaluationRecord) -> str:
+        """That samples were told their classes, which whoever uses the plain pipeline misses."""
+        if record.guidance is None:
+            return ""
+        return (
+            " The network was told the samples' classes, spread as the target is, with guidance "
+            f"{record.guidance:g}; the plain pipeline, which tells it none, draws other images, "
+            "which were not measured."
         )
 
     def _cost(self) -> Iterator[str]:

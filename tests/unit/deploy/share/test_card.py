@@ -34,12 +34,17 @@ def card_of(run: Path, **changes: Any) -> Card:
     return Card(**{**fields, **changes})
 
 
-def measured_in(card: Card, features: str) -> Card:
-    """The same with its last evaluation in other features."""
+def with_record(card: Card, **changes: Any) -> Card:
+    """The same with ``changes`` of its last evaluation."""
     reported = card.progress.reported
-    record = reported.evaluations[-1].model_copy(update={"features": features})
+    record = reported.evaluations[-1].model_copy(update=changes)
     of = reported.model_copy(update={"evaluations": [record]})
     return replace(card, progress=card.progress.model_copy(update={"reported": of}))
+
+
+def measured_in(card: Card, features: str) -> Card:
+    """The same with its last evaluation in other features."""
+    return with_record(card, features=features)
 
 
 def metadata(card: str) -> dict[str, Any]:
@@ -82,6 +87,12 @@ def test_a_card_of_a_run_with_private_images(run: Path) -> None:
     ):
         assert part in card, part
     assert "{%" not in card
+
+
+def test_how_samples_were_measured_that_were_told_their_classes(run: Path) -> None:
+    told = " The network was told the samples' classes, spread as the target is, with guidance 1.5;"
+    assert "the plain pipeline" not in card_of(run).text()
+    assert told in with_record(card_of(run), guidance=1.5).text()
 
 
 def at(card: Card, *, done: int, measured_after: int) -> Card:
