@@ -4,7 +4,7 @@ It says of the federation only what cannot lead to its members: numbers, never n
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from fedphd.common.config.run import INCEPTION, FederationConfig
 from fedphd.common.history.evaluation import EvaluationRecord, Quality
 from fedphd.common.history.progress import Progress
+from fedphd.common.robust import can_trim
 from fedphd.common.unet.costs import FLOPS_CONVENTION, Costs
 from fedphd.deploy.launch.render import distance_name, human_bytes, human_seconds, scale
 
@@ -31,8 +32,14 @@ _COLOURS: Final = {1: "grey", 3: "RGB", 4: "RGBA"}
 _UNNAMED: Final = "a data set that is not named"
 # Data sets that anybody may know of, as `data.source` has them, and their names for people.
 KNOWN_DATA: Final = {"digits": "scikit-learn's digits", "uoft-cs/cifar10": "CIFAR-10"}
+# Choices of an edge that do not look at labels.
+_BLIND: Final = ("random", "static")
 # A classifier's features are named after the last part of its data set's name.
 _CLASSIFIER: Final = re.compile(r"classifier\((.*)\)")
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def _count(number: int, what: str) -> str:
@@ -74,6 +81,7 @@ class Card:
         license: of the weights, as the hub names it.
         num_samples, steps, seed: of ``samples.png``.
         onnx: whether an ONNX file lies beside the weights.
+        trained_by: version of this package that did the run; None: nobody knows.
     """
 
     config: FederationConfig
@@ -87,6 +95,7 @@ class Card:
     steps: int
     seed: int
     onnx: bool
+    trained_by: str | None = None
 
     def text(self) -> str:
         """The whole ``README.md``, with the hub's metadata in front."""
@@ -105,6 +114,7 @@ class Card:
             "metadata": self._metadata().to_yaml(),
             "title": self._title,
             "version": version("fedphd"),
+            "trained_by": self.trained_by,
             "size": model.image_size,
             "channels": model.channels,
             "colour": _COLOURS.get(model.channels, f"{model.channels}-channel"),
@@ -219,8 +229,37 @@ class Card:
             yield f"At least {clients} clients; what each holds is not known here"
         if self.data.split:
             yield f"Split: `{self.data.split}` (kind, clients, seed, hash of all positions)"
-        steered = "labels told the network what it sees, and" if told else "labels only"
-        yield f"Each client's images stayed with it; {steered} steered its choice of an edge"
+        uses = [*self._uses_of_labels()]
+        used = f"its labels {_listed(uses)}" if uses else "its labels had no part in the training"
+        yield f"Each client's images stayed with it; {used}"
+        yield f"What left a client: {_listed([*self._what_left()])}"
+
+    def _uses_of_labels(self) -> Iterator[str]:
+        """What a client's labels were for."""
+        config = self.config
+        aggregation, selection = config.aggregation, config.selection
+        if config.model.class_conditional:
+            yield "told the network what it sees"
+        if config.topology == "flat":
+            return
+        # A factor of 0 makes the scores of the others worth nothing.
+        if selection.policy == "min_kl" or (selection.policy not in _BLIND and selection.factor):
+            yield "steered its choice of an edge"
+        trims = aggregation.method == "trimmed_mean"
+        if aggregation.factor and not (
+            trims and can_trim(config.schedule.num_edges, aggregation.trim)
+        ):
+            yield "had a part in the cloud's weights of its edges (Eq. 10)"
+
+    def _what_left(self) -> Iterator[str]:
+        """What a client sent."""
+        yield "weights"
+        if self.config.objective.method == "scaffold":
+            yield "SCAFFOLD's control variates"
+        yield "how many images of each label it has"
+        if self.config.evaluation.reference_clients:
+            yield "sums over the features of its images, for the reference"
+        yield "figures of its training, such as the loss"
 
     def _method(self) -> Iterator[str]:
         """Lines on the training."""

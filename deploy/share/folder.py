@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.errors import ConfigError
 from fedphd.common.history.progress import Progress
+from fedphd.common.history.summary import Summary
 from fedphd.common.quality.sampling import sample_images, save_grid
 from fedphd.common.quality.stored_run import StoredRun
 from fedphd.common.unet.checkpoint import checkpoint_of
 from fedphd.common.unet.model import PrunedUNet, plain_unet
 from fedphd.deploy.launch.client_data import part_of_data
-from fedphd.deploy.launch.resuming import stored_config, stored_data
+from fedphd.deploy.launch.resuming import holds_run, stored_config, stored_data
 from fedphd.deploy.share.card import KNOWN_DATA, Card, Data, WeightsName
 from fedphd.deploy.share.onnx_network import check_onnx, write_onnx
 from fedphd.deploy.share.places import CARD, INDEX, ONNX, SAMPLES, SCHEDULER, UNET
@@ -89,7 +90,7 @@ def export_run(run: Path, out: Path, choices: Choices) -> Exported:
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        exported = _write(beside, stored, progress, choices, data_of(run, choices.dataset))
+        exported = _write(beside, run, stored, progress, choices)
         if out.exists():
             # It may be where the user is.
             for part in beside.iterdir():
@@ -106,9 +107,9 @@ def export_run(run: Path, out: Path, choices: Choices) -> Exported:
 
 
 def _write(
-    folder: Path, stored: StoredRun, progress: Progress, choices: Choices, data: Data
+    folder: Path, run: Path, stored: StoredRun, progress: Progress, choices: Choices
 ) -> Exported:
-    """Fill ``folder``."""
+    """Fill ``folder`` with the network of ``run``."""
     unet = plain_unet(stored.unet)
     own_class = isinstance(unet, PrunedUNet)
     # As in evaluation: diffusers clips the image but not the noise, which costs quality.
@@ -141,7 +142,7 @@ def _write(
     card = Card(
         config=stored.config({}),
         progress=progress,
-        data=data,
+        data=data_of(run, choices.dataset),
         weights=choices.weights,
         own_class=own_class,
         name=choices.name,
@@ -150,6 +151,7 @@ def _write(
         steps=steps,
         seed=_SEED,
         onnx=choices.onnx,
+        trained_by=_version_of(run),
     )
     (folder / CARD).write_text(card.text(), "utf-8")
     return Exported(
@@ -157,11 +159,28 @@ def _write(
     )
 
 
+def _folder_of(run: Path) -> Path:
+    """The folder of the run in ``run``, which may be its checkpoint."""
+    if checkpoint_of(run) != run:
+        return run
+    # Checkpoints of former intervals lie one folder deeper.
+    return next(filter(holds_run, run.resolve().parents[:2]), run)
+
+
+def _version_of(run: Path) -> str | None:
+    """The version of this package that did the run in ``run``, once that has ended."""
+    try:
+        return Summary.read(_folder_of(run)).fedphd_version
+    except (OSError, ValueError):
+        return None
+
+
 def data_of(run: Path, named: str | None) -> Data:
     """What may be said of the images of the run in ``run``: less where each client had its own.
 
-    ``named`` is the data set's name that the user gives.
+    ``run`` may be its checkpoint; ``named`` is the data set's name that the user gives.
     """
+    run = _folder_of(run)
     try:
         content = json.loads((run / PARTITION_FILE).read_text("utf-8"))
         part = part_of_data(stored_config(run), 0, stored_data(run))

@@ -11,7 +11,9 @@ import yaml
 from support.exportable import write_exportable
 from support.hub import problems
 
-from fedphd.common.config.run import INCEPTION
+from fedphd.common.config.roles import validate
+from fedphd.common.config.run import INCEPTION, FederationConfig
+from fedphd.common.config.text import with_overrides
 from fedphd.common.history.progress import Progress
 from fedphd.common.quality.stored_run import StoredRun
 from fedphd.deploy.share.card import Card, Data
@@ -207,3 +209,66 @@ def test_a_card_of_a_network_that_is_told_classes(tmp_path: Path) -> None:
         assert part in card
     assert "cannot be told which" not in card
     assert "labels only" not in card
+
+
+STEERED, WEIGHED = "steered its choice of an edge", "had a part in the cloud's weights of its edges"
+
+
+@pytest.mark.parametrize(
+    ("settings", "uses"),
+    [
+        ({}, f"its labels {STEERED} and {WEIGHED} (Eq. 10)"),
+        ({"selection.policy": "random"}, f"its labels {WEIGHED}"),
+        ({"selection.policy": "static", "aggregation.factor": 0}, "its labels had no part in the"),
+        ({"selection.factor": 0, "aggregation.factor": 0}, "its labels had no part in the"),
+        (
+            {"selection.policy": "min_kl", "selection.factor": 0, "aggregation.factor": 0},
+            f"its labels {STEERED}.",
+        ),
+        (
+            {"aggregation.method": "trimmed_mean", "schedule.num_edges": 3},
+            f"its labels {STEERED}.",
+        ),
+        # Two edges are never trimmed.
+        ({"aggregation.method": "trimmed_mean"}, f"its labels {STEERED} and {WEIGHED}"),
+        ({"topology": "flat"}, "its labels had no part in the training."),
+        (
+            {"topology": "flat", "model.class_conditional": True},
+            "its labels told the network what it sees.",
+        ),
+        (
+            {"model.class_conditional": True},
+            f"its labels told the network what it sees, {STEERED} and {WEIGHED}",
+        ),
+    ],
+)
+def test_what_labels_were_for(run: Path, settings: dict[str, Any], uses: str) -> None:
+    config = validate(
+        FederationConfig, with_overrides(card_of(run).config.model_dump(), settings), source=""
+    )
+    assert f"Each client's images stayed with it; {uses}" in card_of(run, config=config).text()
+
+
+def test_what_left_a_client(run: Path) -> None:
+    plain = "- What left a client: weights, how many images of each label it has and figures of its"
+    assert plain in card_of(run).text()
+    assert "only weights" not in card_of(run).text()
+    settings = {
+        "objective.method": "scaffold", "training.optimizer": "sgd", "topology": "flat",
+        "pruning.mode": "none", "evaluation.reference": None, "evaluation.reference_clients": True,
+    }  # fmt: skip
+    config = validate(
+        FederationConfig, with_overrides(card_of(run).config.model_dump(), settings), source=""
+    )
+    assert (
+        "- What left a client: weights, SCAFFOLD's control variates, how many images of each label "
+        "it has, sums over the features of its images, for the reference and figures of its "
+    ) in card_of(run, config=config).text()
+
+
+def test_the_version_is_that_of_the_run(run: Path) -> None:
+    assert "2507.06449)): the training images" in card_of(run).text()
+    text = card_of(run, trained_by="0.0.7").text()
+    assert "2507.06449)),\nversion 0.0.7: the training images" in text
+    assert "version = {0.0.7}" in text
+    assert "version 0.0.7 or newer" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,12 +17,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from support.disk import files_limited_to
 from support.exportable import CLIENT, SECRETS, write_exportable
+from support.told import write_told
 from typer.testing import CliRunner
 
 from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ConfigError
+from fedphd.common.events import write_json
+from fedphd.common.history.summary import SUMMARY, Summary
 from fedphd.common.unet.model import PrunedUNet, UNet2DModel, build_unet, plain_unet
 from fedphd.deploy.cli.main import app
+from fedphd.deploy.launch.runs import CLIENTS
 from fedphd.deploy.share.folder import Choices, export_run
 
 ROOT = Path(__file__).parents[4]
@@ -149,6 +154,24 @@ def test_an_empty_folder_is_filled_even_where_the_user_is(
     assert (out / "README.md").is_file()
     assert Path.cwd() == out
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("inside", ["checkpoint", "checkpoints/interval-0001"])
+def test_a_checkpoint_of_a_run_keeps_its_datas_name_and_version(
+    tmp_path: Path, inside: str
+) -> None:
+    run = write_exportable(tmp_path / "run", pruned=False)
+    write_json(run / CLIENTS, {"data.source": "digits"})
+    told = write_told(tmp_path / "told")
+    shutil.copy(told / SUMMARY, run)
+    if inside != "checkpoint":
+        (run / inside).parent.mkdir()
+        (run / "checkpoint").rename(run / inside)
+    export_run(run / inside, tmp_path / "out", Choices())
+    card = (tmp_path / "out/README.md").read_text("utf-8")
+    assert "# FedPhD model of scikit-learn's digits" in card
+    assert "`pathological-2x3-seed0-00c0ffee`" in card
+    assert f"version {Summary.read(told).fedphd_version}: the training images" in card
 
 
 def test_a_full_disk_leaves_no_half_folder(dense: Path, tmp_path: Path) -> None:
