@@ -86,7 +86,8 @@ class Federation:
         working: what the cloud does beside training, with its steps: done, total.
         distances, measure: of the evaluations, and what they are called.
         measured_after: the interval of the last of them, 0 before training.
-        started, ended: Unix times; None: not yet.
+        started, ended: Unix times of the process under way, or the last; None: not yet.
+        before_s: what the cloud's earlier processes took, where the run was resumed.
         verdict: exit code and message of the cloud's end.
     """
 
@@ -102,6 +103,7 @@ class Federation:
     working: tuple[str, int, int] | None = None
     started: float | None = None
     ended: float | None = None
+    before_s: float = 0.0
     verdict: tuple[int, str] | None = None
     _usual: list[float] = field(default_factory=list)
 
@@ -132,9 +134,13 @@ class Federation:
     def fold(self, event: Event) -> None:
         """Take one more event; they come in the order of their times."""
         server = self.server(event)
-        server.seen = event.time
         if self.started is None:
             self.started = event.time
+        elif isinstance(event, kinds.Started) and server is self.cloud and server.seen:
+            # Resumed: nobody worked for it since the cloud was there last.
+            self.before_s += server.seen - self.started
+            self.started = event.time
+        server.seen = event.time
         match event:
             case kinds.Started():
                 server.state, self.ended, self.verdict = "running", None, None
@@ -254,6 +260,12 @@ class Federation:
         if event.loss is not None:
             cloud.losses.append(event.loss)
         cloud.moves(event.edge_cloud_bytes, event.seconds)
+
+    def took_s(self, now: float) -> float | None:
+        """Seconds that the run has taken so far; None before it began."""
+        if self.started is None:
+            return None
+        return self.before_s + (self.ended or now) - self.started
 
     def usual_s(self) -> float | None:
         """What a client's round has taken lately, the median in seconds."""

@@ -78,8 +78,8 @@ def _headline(run: Federation, title: str, now: float) -> Text:
         done, over = run.cloud.interval, run.ended is not None
         under_way = min(run.intervals, done if over else done + 1)
         parts.append(f"interval {under_way} of {run.intervals}{' done' if over else ''}")
-    if run.started is not None:
-        parts.append(human_seconds((run.ended or now) - run.started))
+    if (took := run.took_s(now)) is not None:
+        parts.append(human_seconds(took))
     if run.verdict is not None:
         parts.append(run.verdict[1] if run.verdict[0] else "finished")
     elif (left := run.left_s(now)) is not None:

@@ -272,11 +272,20 @@ class RunRecord:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from the start to the end, or to the last event."""
+        """Seconds from the start to the end, or to the last event, without those between processes.
+
+        A run that was resumed had several; before the last of them only the cloud's events count,
+        since edges may wait for it.
+        """
         if self.summary and "total" in self.summary.seconds:
             return self.summary.seconds["total"]
-        times = [event.time for event in self.events]
-        return max(times) - min(times) if times else 0.0
+        cloud = [event for event in self.events if event.role == "cloud"]
+        starts = [number for number, one in enumerate(cloud) if isinstance(one, kinds.Started)]
+        ends = [cloud[number - 1].time for number in starts[1:]]
+        ends += [event.time for event in self.events[-1:]]
+        times = [cloud[number].time for number in starts]
+        times = times or [event.time for event in self.events[:1]]
+        return sum(max(0.0, end - start) for start, end in zip(times, ends, strict=True))
 
     @cached_property
     def phases(self) -> dict[str, float]:

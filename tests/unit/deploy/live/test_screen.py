@@ -6,7 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
-from support.happened import INTERVALS, began, half_a_run, interval, over, peer
+from support.happened import INTERVALS, began, half_a_run, interval, over, peer, started
 
 from fedphd.common.events import Event
 from fedphd.common.history.events import Evaluated, Working
@@ -44,6 +44,17 @@ def names(lines: list[str]) -> list[str]:
 def test_after_the_last_interval_it_says_what_is_waited_for() -> None:
     head = drawn([*half_a_run(), interval(12, INTERVALS)])[0]
     assert head == "interval 3 of 3 | 13 s | trained, the last evaluation is under way | runs/x"
+
+
+def test_a_pause_of_a_run_that_was_resumed_is_no_time_that_it_took() -> None:
+    """8 s until the cloud was last there, an hour of nothing, and 13 s since it is there again."""
+    first = [*started(0, "edge-0", "cloud"), interval(8, 1)]
+    second = [*started(3600, "edge-0"), *started(3605, "cloud")]
+    lines = drawn([*first, *second], now=1000.0 + 3618)
+    assert lines[0].startswith("interval 2 of 3 | 21 s | ")
+    assert drawn([*first, over(9), *second, over(3615)])[0].startswith(
+        "interval 1 of 3 done | 19 s | "
+    )
 
 
 def test_a_tree_of_cloud_edges_and_clients_with_their_figures() -> None:

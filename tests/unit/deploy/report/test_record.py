@@ -73,6 +73,27 @@ def test_who_left_alone_is_named_and_who_left_at_an_end_is_not(tmp_path: Path) -
     assert [one.who for one in problems if one.why == "left"] == ["client-1"]
 
 
+def test_a_pause_of_a_run_that_was_resumed_is_no_time_that_it_took(tmp_path: Path) -> None:
+    folder = write_told(tmp_path / "run", intervals=0, verdict=None)
+    cloud, edge = {"role": "cloud", "node": "cloud"}, {"role": "edge", "node": "edge-0"}
+    start, said = {"event": "started", "pid": 1}, {"event": "message", "text": ""}
+    events = [
+        {**cloud, **start, "time": 100.0},
+        {**cloud, **said, "time": 110.0},
+        # It waits for its cloud, which comes back after an hour.
+        {**edge, **start, "time": 3700.0},
+        {**cloud, **start, "time": 3710.0},
+        {**cloud, **said, "time": 3725.0},
+        {**edge, **said, "time": 3730.0},
+    ]
+    log = folder / EVENTS
+    for number, seconds in ((0, 0.0), (1, 0.0), (2, 10.0), (4, 10.0), (5, 25.0), (6, 30.0)):
+        log.write_text("".join(f"{json.dumps(event)}\n" for event in events[:number]), "utf-8")
+        assert RunRecord.read(folder).elapsed_s == seconds
+    log.write_text("".join(f"{json.dumps(event)}\n" for event in events[2:3]), "utf-8")
+    assert RunRecord.read(folder).elapsed_s == 0.0
+
+
 def test_settings_that_differ_from_the_preset(record: RunRecord) -> None:
     found = {setting.key: setting for setting in record.settings}
     assert found["schedule.intervals"] == Setting("schedule.intervals", 3, 12)
