@@ -100,7 +100,8 @@ def _entry(name: str, tables: Mapping[str, Any], above: tuple[str, ...] = ()) ->
         return values
     if base in (name, *above):
         raise ConfigError(f"method {name!r}: base = {base!r} leads back to itself")
-    return merged(_entry(str(base), tables, (name, *above)), values)
+    # It is another method than its base, so it does not go by the same title.
+    return merged(_entry(str(base), tables, (name, *above)), {"title": name, **values})
 
 
 def choose_methods(table: Mapping[str, Method], names: Iterable[str] | None) -> list[Method]:

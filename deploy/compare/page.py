@@ -15,7 +15,6 @@ from fedphd.deploy.compare.results import (
     REFERENCE,
     MethodResults,
     mean_and_spread,
-    method,
     shared_seeds,
 )
 from fedphd.deploy.compare.rows import Rows
@@ -72,21 +71,21 @@ def comparison_page(
 def _lead(every: Sequence[MethodResults]) -> str:
     """Which method has the least distance over the seeds that all have, in a sentence, or ""."""
     seeds = shared_seeds(every)
-    of_seeds = {one.method.title: one.by_seed() for one in every if one.by_seed()}
+    # By name: two methods of somebody's own may have the same title.
+    of_seeds = {one.method.name: one.by_seed() for one in every if one.by_seed()}
     if not seeds:
         return ""
     found = {
-        title: mean_and_spread([values[seed] for seed in seeds])
-        for title, values in of_seeds.items()
+        name: mean_and_spread([values[seed] for seed in seeds]) for name, values in of_seeds.items()
     }
-    best = min(found, key=lambda title: found[title][0])
+    titles = {one.method.name: one.method.title for one in every}
+    best = min(found, key=lambda name: found[name][0])
     mean, spread = found[best]
-    text = f"{best} has the least Frechet distance, {mean:.1f}"
+    text = f"{titles[best]} has the least Frechet distance, {mean:.1f}"
     if spread is not None:
         text += f" \u00b1 {spread:.1f}"
-    reference = method(every, REFERENCE)
-    if reference and reference.method.title in found and reference.method.title != best:
-        text += f"; {reference.method.title} has {found[reference.method.title][0]:.1f}"
+    if REFERENCE in found and best != REFERENCE:
+        text += f"; {titles[REFERENCE]} has {found[REFERENCE][0]:.1f}"
     if any(len(values) > len(seeds) for values in of_seeds.values()):
         named = ", ".join(map(str, seeds))
         text += f", over the seeds that all methods have ({named})"
@@ -127,15 +126,15 @@ def _samples(
     every: Sequence[MethodResults], rows: Rows
 ) -> list[tuple[str, list[tuple[int, Picture]]]]:
     """The last samples of each method's first seeds."""
-    files = {
-        one.method.title: [
-            (run.seed, rows.picture(run)) for run in one.runs if rows.picture(run).exists()
-        ][:_MOST_SEEDS]
+    files = [
+        (
+            one.method.title,
+            [(run.seed, rows.picture(run)) for run in one.runs if rows.picture(run).exists()],
+        )
         for one in every
-    }
-    share = BUDGET_BYTES // max(1, sum(map(len, files.values())))
+    ]
+    shown = [(title, found[:_MOST_SEEDS]) for title, found in files if found]
+    share = BUDGET_BYTES // max(1, sum(len(found) for _, found in shown))
     return [
-        (title, [(seed, embedded(file, share)) for seed, file in found])
-        for title, found in files.items()
-        if found
+        (title, [(seed, embedded(file, share)) for seed, file in found]) for title, found in shown
     ]

@@ -44,6 +44,15 @@ def test_base_gives_what_an_entry_does_not_say(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_without_a_title_an_entry_goes_by_its_name_and_not_by_its_bases(tmp_path: Path) -> None:
+    file = tmp_path / "more.toml"
+    text = '[mine]\nbase = "fedavg"\n[mine_too]\nbase = "mine"\ntitle = "Mine"\n'
+    file.write_text(text, encoding="utf-8")
+    table = read_methods(file)
+    titles = {name: table[name].title for name in ("fedavg", "mine", "mine_too")}
+    assert titles == {"fedavg": "FedAvg", "mine": "mine", "mine_too": "Mine"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -74,7 +83,7 @@ def test_a_method_that_needs_a_setting_which_is_not_there_is_refused(tmp_path: P
     file = tmp_path / "more.toml"
     text = '[later]\nbase = "fedavg"\n[later.settings]\n"training.novelty" = 1\n'
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"method 'later' \(FedAvg\) needs training.novelty: no"):
+    with pytest.raises(ConfigError, match=r"method 'later' \(later\) needs training.novelty: no"):
         choose_methods(read_methods(file), ["later"])
     known = set(setting_keys())
     usable = [n for n, method in read_methods().items() if set(method.settings) <= known]

@@ -243,6 +243,14 @@ def test_the_page_has_what_the_tables_have(made: Comparison) -> None:
     assert "https:" not in page
 
 
+def test_the_page_tells_methods_of_one_title_apart(made: Comparison) -> None:
+    table = {**made.table, "fedphd": made.table["fedphd"].model_copy(update={"title": "FedAvg"})}
+    replace(made, table=table).report({}, command="c")
+    page = (made.common.out / "report.html").read_text("utf-8")
+    assert "FedAvg has the least Frechet distance, 9.0 \u00b1 4.2; FedAvg has 15.0, over" in page
+    assert page.count('alt="Grid of samples of FedAvg, seed 1"') == 2
+
+
 def test_a_page_that_fails_leaves_the_tables(
     made: Comparison, caplog: pytest.LogCaptureFixture
 ) -> None:
