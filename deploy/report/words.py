@@ -22,6 +22,8 @@ EXIT_CODES: Final = {
 }
 # Distances whose ratio is at most this are about the same.
 _ABOUT: Final = 1.1
+# Of many clients, so many are named in a sentence.
+_NAMED: Final = 3
 # Half of the last digit that is written.
 _SHOWN: Final = 0.05
 
@@ -111,7 +113,8 @@ def _came_out(record: RunRecord) -> Iterator[str]:
         noun = "client" if len(trained) == 1 and not of else "clients"
         yield f"{len(trained)}{of} {noun} trained at {place}; {left_out} of an edge round."
         if never := [name for name in clients if name not in trained]:
-            yield f"Who never trained: {', '.join(never)}."
+            more = f" and {len(never) - _NAMED} more" if len(never) > _NAMED else ""
+            yield f"Who never trained: {', '.join(never[:_NAMED])}{more}."
 
 
 def _unbroken(text: str) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from support.told import write_told
 
-from fedphd.common.events import Verdict
+from fedphd.common.events import EventLog, Verdict
 from fedphd.common.history.evaluation import Anchors
-from fedphd.deploy.launch.runs import CONFIG
+from fedphd.common.history.events import PeerChanged
+from fedphd.deploy.launch.runs import CONFIG, EVENTS
 from fedphd.deploy.report.record import RunRecord
-from fedphd.deploy.report.words import compared
+from fedphd.deploy.report.words import compared, verdict
 
 ALL = Anchors(real=0.6, one_class_missing=16.6, half_of_the_classes=44.8)
 
@@ -61,3 +62,19 @@ def test_when_a_run_is_evaluated_next(
     (folder / CONFIG).write_text(json.dumps(config), "utf-8")
     record = RunRecord.read(folder)
     assert record.next_evaluation == due
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(3, "client-1, client-2, client-3."), (40, "client-1, client-2, client-3 and 37 more.")],
+)
+def test_of_many_who_never_trained_three_are_named(tmp_path: Path, names: int, said: str) -> None:
+    folder = write_told(tmp_path / "run", intervals=0, verdict=None)
+    log = EventLog(folder / EVENTS, role="edge", node="edge-0")
+    for number in range(1, names + 1):
+        log.write(PeerChanged(peer=f"client-{number}", change="joined", detail=""))
+    log.close()
+    own = (folder / EVENTS).read_text("utf-8").replace("client-0,client-1,client-2", "")
+    (folder / EVENTS).write_text(own, "utf-8")
+    found = verdict(RunRecord.read(folder), now=0.0).found
+    assert f"Who never trained: {said}" in found
