@@ -123,17 +123,24 @@ class Follower:
     def _loud_lines(self, event: Event) -> Iterator[str]:
         match event:
             case kinds.PeerChanged() if event.change in _LOUD:
-                self._said.append(f"{event.peer}: {event.detail}")
+                # Who left did so without a word, which is no failure that could come again.
+                if event.detail:
+                    self._said.append(f"{event.peer}: {event.detail}")
                 yield render(event) or ""
             case kinds.LinkChanged() if event.change != CONNECTED:
                 yield render(event) or ""
             case kinds.RoundEnded() | kinds.IntervalEnded() | kinds.StatisticsCollected():
                 for failure in event.failures:
                     # A round's failures have been said one by one, an interval's by its edges.
-                    if not any(said in failure for said in self._said):
+                    if not any(_is_that(failure, said) for said in self._said):
                         self._said.append(failure)
                         yield f"{event.node:<9} without {failure}"
             case kinds.Ended() if event.exit_code not in (EXIT_OK, Interrupted.exit_code):
                 yield f"{event.node:<9} ended: {event.message}"
             case _:
                 pass
+
+
+def _is_that(failure: str, said: str) -> bool:
+    """Whether a failure is the one that was ``said``; the cloud puts an edge's name in front."""
+    return said in (failure, failure.partition(": ")[2])

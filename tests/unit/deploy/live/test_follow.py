@@ -80,6 +80,25 @@ def test_only_trouble_is_loud_and_each_once(tmp_path: Path) -> None:
     ]
 
 
+def test_who_left_and_came_back_is_loud_again_when_it_fails(tmp_path: Path) -> None:
+    events = [
+        peer(1, "edge-0", "client-3", "left"),
+        peer(2, "edge-0", "client-3"),
+        ended(3, "edge-0", 1, failures=["client-3: not finite"]),
+        peer(4, "edge-0", "client-3", "failed", "no answer"),
+        ended(5, "edge-0", 2, failures=["client-3: no answer", "client-3: no answer of use"]),
+        interval(6, 1, failures=["edge-0: client-3: no answer"]),
+    ]
+    follower = Follower(write_run(tmp_path, events))
+    follower.poll()
+    assert follower.loud == [
+        "edge-0    client-3 left",
+        "edge-0    without client-3: not finite",
+        "edge-0    client-3 failed: no answer",
+        "edge-0    without client-3: no answer of use",
+    ]
+
+
 def test_lines_of_events_are_known_by_their_text(tmp_path: Path) -> None:
     follower = Follower(write_run(tmp_path, half_a_run()))
     follower.poll()
