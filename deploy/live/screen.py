@@ -51,7 +51,8 @@ def draw(
         _bar(run, width),
         _figures(run, width),
     ]
-    room = max(2, height // _MESSAGES_SHARE)
+    # On a small screen the head, a heading, the cloud and the foot come before messages.
+    room = min(max(2, height // _MESSAGES_SHARE), height - len(head) - 2 - bool(foot))
     above: list[RenderableType] = list(_messages(messages, room))
     below: list[RenderableType] = (
         [Text(foot, style="dim", no_wrap=True, overflow="ellipsis")] if foot else []
@@ -65,7 +66,9 @@ def draw(
 
 
 def _messages(messages: Sequence[str], room: int) -> Iterator[Text]:
-    shown = messages if len(messages) <= room else messages[1 - room :]
+    if room <= 0:
+        return
+    shown = messages if len(messages) <= room else messages[len(messages) - room + 1 :]
     if hidden := len(messages) - len(shown):
         yield Text(f"+ {hidden} earlier messages", style="dim")
     for line in shown:
@@ -166,9 +169,11 @@ def _groups(
     run: Federation, groups: list[tuple[Server | None, list[Client]]], room: int, now: float
 ) -> Iterator[Row]:
     # Edges come first: with too little room for all, the last line says how many more there are.
+    if room <= 0:
+        return
     hidden = max(0, len(groups) - room)
     if hidden:
-        hidden += 1
+        hidden = min(hidden + 1, len(groups))
     shown = groups[: len(groups) - hidden]
     heads = sum(server is not None for server, _ in shown) + bool(hidden)
     shares = share_out([len(clients) for _, clients in shown], max(0, room - heads))

@@ -110,7 +110,9 @@ def test_stragglers_and_failures_are_marked() -> None:
     assert any("client-3 failed: no heartbeat from it" in line for line in lines)
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50), (40, 12)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(80, 24), (200, 50), (40, 12), (80, 8), (80, 7), (40, 6)]
+)
 @pytest.mark.parametrize("clients", [1, 6, 100])
 def test_it_never_leaves_the_screen(width: int, height: int, clients: int) -> None:
     messages = tuple(f"message {n} " * 30 for n in range(40))
@@ -144,6 +146,11 @@ def test_with_more_edges_than_lines_the_rest_is_counted() -> None:
     assert len(lines) == 24
     assert "edge-17" in lines[-2]
     assert lines[-1].startswith("└─ + 12 more")
+
+
+def test_where_no_edge_fits_all_are_counted() -> None:
+    assert drawn(half_a_run(), height=7)[-2].startswith("└─ + 2 more")
+    assert drawn(half_a_run(), height=6)[-2].startswith("cloud")
 
 
 def test_messages_stand_above_and_old_ones_are_counted() -> None:
