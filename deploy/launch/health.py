@@ -8,11 +8,13 @@ Flower's own gRPC health service says SERVING whatever its ServerApp does.
 import json
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, Final
 
 from pydantic import BaseModel
 
@@ -26,6 +28,12 @@ logger = logging.getLogger(__name__)
 HEALTH = "health.json"
 _JSON = "application/json"
 _OK, _UNAVAILABLE, _NOT_FOUND = 200, 503, 404
+# Whoever is silent for so long is cut off.
+SILENCE_S: Final = 5.0
+# Each connection holds a thread and a descriptor, of which training needs some too.
+MOST_CONNECTIONS: Final = 32
+# The oldest connection has so long to end when its place is needed.
+MAKE_ROOM_S: Final = 1.0
 
 
 class HealthAddress(BaseModel):
@@ -37,22 +45,63 @@ class HealthAddress(BaseModel):
 
 
 class _Server(ThreadingHTTPServer):
-    """Listens on an address of either family; a host in brackets is of IPv6."""
+    """Listens on an address of either family; a host in brackets is of IPv6.
+
+    At most ``most`` connections are open at a time. The oldest makes room for a new one, so that
+    strangers who keep theirs open do not make a supervisor believe that this process is dead.
+    """
 
     daemon_threads = True
+    # Where more wait to be taken on than this, they try again only after seconds.
+    request_queue_size = 128
     board: StatusBoard
     # The answer to /metrics and its type; None where it is off.
     metrics: Callable[[], tuple[bytes, str]] | None = None
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, most: int = MOST_CONNECTIONS) -> None:
+        self._most = most
+        # In the order in which they came.
+        self._open: dict[Any, None] = {}
+        self._closed = threading.Condition()
         host, _, port = address.rpartition(":")
         # Its base class knows IPv4 alone unless it is told otherwise before.
         self.address_family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
         super().__init__((host.strip("[]"), int(port)), _Handler)
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, where there is room for one more."""
+        if self._make_room():
+            self._open[request] = None
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def _make_room(self) -> bool:
+        with self._closed:
+            if len(self._open) < self._most:
+                return True
+            # Its thread then reads an end, and closes it.
+            with suppress(OSError):
+                next(iter(self._open)).shutdown(socket.SHUT_RDWR)
+            return self._closed.wait_for(lambda: len(self._open) < self._most, MAKE_ROOM_S)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection, which every one comes to, and count it no more."""
+        # Closed under the lock: elsewhere its number might belong to another file already.
+        with self._closed:
+            super().shutdown_request(request)
+            self._open.pop(request, None)
+            self._closed.notify()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print what went wrong, unless the other side has just gone: it may do so for ever."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
+    timeout = SILENCE_S
 
     def do_GET(self) -> None:
         """Answer one question; the code says yes (200) or no (503)."""

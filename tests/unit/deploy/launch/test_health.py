@@ -6,6 +6,9 @@ import json
 import os
 import re
 import socket
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import HTTPError
@@ -21,7 +24,8 @@ from fedphd.common.errors import ConfigError, ConnectionLostError
 from fedphd.common.history.events import SERVES, LinkChanged, PeerChanged, Started
 from fedphd.common.history.status import StatusBoard
 from fedphd.deploy.cli.status import ask, draw, find
-from fedphd.deploy.launch.health import HEALTH, HealthAddress, serving
+from fedphd.deploy.launch import health
+from fedphd.deploy.launch.health import HEALTH, MOST_CONNECTIONS, HealthAddress, serving
 
 
 def get(address: str, path: str) -> tuple[int, dict[str, object]]:
@@ -54,6 +58,78 @@ def test_live_and_ready_are_codes(tmp_path: Path) -> None:
     assert not (tmp_path / "edge-0" / HEALTH).exists()
     with pytest.raises(ConnectionLostError, match="no process answers"):
         ask(address)
+
+
+def connect(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def until(true: Callable[[], bool]) -> bool:
+    deadline_s = time.monotonic() + 10
+    while not true() and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return true()
+
+
+def test_who_connects_and_says_nothing_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert health._Handler.timeout == health.SILENCE_S
+    monkeypatch.setattr(health._Handler, "timeout", 0.2)
+    with serving(HealthConfig(), edge_board(), tmp_path) as address:
+        assert address is not None
+        with connect(address) as silent, connect(address) as slow:
+            slow.sendall(b"GET /live HT")
+            assert (silent.recv(1), slow.recv(1)) == (b"", b"")
+
+
+def test_silent_connections_neither_pile_up_nor_keep_a_supervisor_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = threading.active_count()
+    with serving(HealthConfig(), edge_board(), tmp_path) as address:
+        assert address is not None
+        silent = [connect(address) for _ in range(3 * MOST_CONNECTIONS)]
+        try:
+            # All of them have been taken on by now, since they wait in line.
+            assert get(address, "/live") == (200, {"live": True})
+            assert threading.active_count() - before <= MOST_CONNECTIONS + 1
+            # The oldest have made room.
+            assert silent[0].recv(1) == b""
+            assert get(address, "/ready")[0] == 503
+        finally:
+            for one in silent:
+                one.close()
+        assert until(lambda: threading.active_count() - before <= 1)
+    assert capfd.readouterr().err == ""
+
+
+def test_where_no_room_can_be_made_a_connection_is_closed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(handler: health._Handler) -> None:
+        asked.release()
+        go_on.wait(10)
+        handler._answer(True, {})
+
+    monkeypatch.setattr(health._Handler, "do_GET", slow)
+    monkeypatch.setattr(health, "MAKE_ROOM_S", 0.05)
+    with serving(HealthConfig(), edge_board(), tmp_path) as address:
+        assert address is not None
+        at_work = [connect(address) for _ in range(MOST_CONNECTIONS)]
+        for one in at_work:
+            one.sendall(b"GET /live HTTP/1.0\r\n\r\n")
+            assert asked.acquire(timeout=10)
+        with connect(address) as more:
+            assert more.recv(1) == b""
+        go_on.set()
+        assert at_work[-1].recv(4) == b"HTTP"
+        for one in at_work:
+            one.close()
+        assert until(lambda: get(address, "/live")[0] == 200)
 
 
 def test_an_address_in_use_does_not_keep_anybody_from_training(
