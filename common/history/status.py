@@ -11,12 +11,13 @@ from fedphd.common.events import Event
 from fedphd.common.history import events as kinds
 
 CONNECTED = "connected"
+FAILED = "failed"
 # A loop that has not come round for so long hangs.
 STALE_S = 30.0
 # It begins only once Flower has taken the ServerApp, for which a busy machine needs long.
 START_S = 120.0
-# The latest of those that were refused are remembered.
-MOST_REFUSED = 100
+# Of those that are not connected, the latest of each state are remembered.
+MOST_GONE = 100
 
 
 class PeerStatus(BaseModel):
@@ -72,6 +73,10 @@ class StatusBoard:
         self, role: str, node: str, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._status = Status(role=role, node=node)
+        # Who is not connected, by state, in the order in which they came to it.
+        self._gone: dict[str, dict[str, None]] = {}
+        # Whether a peer that failed is not among the remembered ones.
+        self._failed_more = False
         self._clock = clock
         self._lock = threading.Lock()
         self._running = role == "client"
@@ -86,17 +91,25 @@ class StatusBoard:
         """The status now."""
         with self._lock:
             status = self._status.model_copy(deep=True)
-        status.live = self._clock() - self._beat_s < STALE_S
-        status.reason = self._missing(status)
+        status.live, status.reason = self.health()
         status.ready = not status.reason
         return status
 
-    def _missing(self, status: Status) -> str:
-        if not status.live:
+    def health(self) -> tuple[bool, str]:
+        """Whether it is live, and why it is not ready, "" if it is; costs the same for any peers.
+
+        A supervisor asks every few seconds, and ends a process that answers too late.
+        """
+        live = self._clock() - self._beat_s < STALE_S
+        with self._lock:
+            return live, self._missing(live)
+
+    def _missing(self, live: bool) -> str:
+        if not live:
             return f"its loop has not come round for {STALE_S:g} s"
         if not self._running:
             return "its ServerApp does not run"
-        if status.role == "cloud" or CONNECTED in status.upstream.values():
+        if self._status.role == "cloud" or CONNECTED in self._status.upstream.values():
             return ""
         return "it is connected to no server"
 
@@ -122,18 +135,17 @@ class StatusBoard:
                     self._peer(status, event)
                 case kinds.RoundEnded():
                     status.interval, status.edge_round = event.interval, event.edge_round
-                    self._seen(status, event.clients, event.time)
+                    self._seen(status, event.clients, event)
                 case kinds.IntervalEnded():
                     status.interval, status.intervals = event.interval, event.intervals
-                    self._seen(status, event.edge_weights, event.time)
+                    self._seen(status, event.edge_weights, event)
                 case kinds.Trained():
                     status.interval, status.edge_round = event.interval, event.edge_round
                 case _:
                     pass
         self.on_event(event)
 
-    @staticmethod
-    def _peer(status: Status, event: kinds.PeerChanged) -> None:
+    def _peer(self, status: Status, event: kinds.PeerChanged) -> None:
         before = status.peers.get(event.peer)
         if event.change == kinds.SERVES:
             if before:
@@ -146,22 +158,42 @@ class StatusBoard:
         # Who was late has answered, and is asked again.
         state = CONNECTED if event.change in ("joined", "late") else event.change
         status.peers[event.peer] = PeerStatus(
-            kind="client" if event.role == "edge" else "edge",
+            kind=_kind(event),
             state=state,
             since=event.time,
             last_seen=event.time,
             detail=event.detail,
             clients=before.clients if before else [],
         )
-        # A node that is refused may come back under a new id every few seconds, for weeks.
-        refused = [name for name, peer in status.peers.items() if peer.state == "refused"]
-        for name in refused[:-MOST_REFUSED]:
-            del status.peers[name]
+        if before:
+            self._gone.get(before.state, {}).pop(event.peer, None)
+        if state != CONNECTED:
+            self._remember(status, event.peer, state)
 
-    @staticmethod
-    def _seen(status: Status, names: object, at: float) -> None:
+    def _remember(self, status: Status, name: str, state: str) -> None:
+        # A node may come back under a new name, or id, every few seconds, for weeks.
+        gone = self._gone.setdefault(state, {})
+        gone[name] = None
+        if len(gone) > MOST_GONE:
+            first = next(iter(gone))
+            del gone[first], status.peers[first]
+            self._failed_more |= state == FAILED
+
+    def _seen(self, status: Status, names: object, event: Event) -> None:
         for name in names if isinstance(names, list | dict) else ():
             if peer := status.peers.get(name):
-                peer.last_seen = at
-                # It failed once, and has answered since.
-                peer.state = CONNECTED
+                peer.last_seen = event.time
+                # It failed once, and has answered since. Who left after its answer stays so.
+                if peer.state == FAILED:
+                    del self._gone[FAILED][name]
+                    peer.state = CONNECTED
+            elif self._failed_more:
+                # So many failed after it that it was forgotten, and it has answered since.
+                status.peers[name] = PeerStatus(
+                    kind=_kind(event), state=CONNECTED, since=event.time, last_seen=event.time
+                )
+
+
+def _kind(event: Event) -> str:
+    """What a peer is, of which this event tells."""
+    return "client" if event.role == "edge" else "edge"

@@ -105,14 +105,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer one question; the code says yes (200) or no (503)."""
-        status = self.server.board.snapshot()
+        board = self.server.board
         match self.path.partition("?")[0]:
             case "/live":
-                self._answer(status.live, {"live": status.live})
+                live, _ = board.health()
+                self._answer(live, {"live": live})
             case "/ready":
-                self._answer(status.ready, {"ready": status.ready, "reason": status.reason})
+                _, reason = board.health()
+                self._answer(not reason, {"ready": not reason, "reason": reason})
             case "/status":
-                self._answer(True, status.model_dump(mode="json"))
+                self._answer(True, board.snapshot().model_dump(mode="json"))
             case "/metrics" if self.server.metrics:
                 self._send(_OK, *self.server.metrics())
             case "/metrics":

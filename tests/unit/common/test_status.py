@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
 from fedphd.common.events import Event
 from fedphd.common.history.events import (
     SERVES,
@@ -13,7 +19,7 @@ from fedphd.common.history.events import (
     Started,
     Trained,
 )
-from fedphd.common.history.status import MOST_REFUSED, STALE_S, StatusBoard
+from fedphd.common.history.status import MOST_GONE, STALE_S, Status, StatusBoard
 
 
 class Clock:
@@ -132,10 +138,108 @@ def test_a_peer_that_was_late_is_connected() -> None:
     assert (late.state, late.since, late.detail) == ("connected", 3.0, "late")
 
 
-def test_only_the_latest_of_those_that_were_refused_are_remembered() -> None:
+@pytest.mark.parametrize("change", ["left", "failed", "refused"])
+def test_only_the_latest_of_those_that_are_not_connected_are_remembered(change: str) -> None:
     board = StatusBoard("edge", "edge-0")
-    for n in range(MOST_REFUSED + 3):
-        change = "joined" if n == 0 else "refused"
-        board.event(PeerChanged(peer=f"node-{n}", change=change, detail="", time=float(n)))
-    names = list(board.snapshot().peers)
-    assert names == ["node-0", *(f"node-{n}" for n in range(3, MOST_REFUSED + 3))]
+    for n in range(2 * MOST_GONE):
+        board.event(PeerChanged(peer=f"here-{n}", change="joined", detail="", time=1.0))
+    for n in range(MOST_GONE + 3):
+        name = f"node-{n}"
+        if change != "refused":
+            board.event(PeerChanged(peer=name, change="joined", detail="", time=2.0))
+        board.event(PeerChanged(peer=name, change=change, detail="", time=3.0))
+    peers = board.snapshot().peers
+    connected = [name for name, peer in peers.items() if peer.state == "connected"]
+    assert connected == [f"here-{n}" for n in range(2 * MOST_GONE)]
+    gone = [name for name, peer in peers.items() if peer.state == change]
+    assert gone == [f"node-{n}" for n in range(3, MOST_GONE + 3)]
+
+
+@pytest.mark.parametrize("change", ["left", "failed", "refused"])
+def test_who_comes_back_is_shown_and_not_forgotten_with_those_that_stay_away(change: str) -> None:
+    board = StatusBoard("edge", "edge-0")
+    for n in range(MOST_GONE + 1):
+        board.event(PeerChanged(peer=f"node-{n}", change=change, detail="", time=1.0))
+    # One that is still remembered, and one that is not.
+    back = ("node-1", "node-0")
+    for name in back:
+        board.event(PeerChanged(peer=name, change="joined", detail="", time=2.0))
+    for n in range(MOST_GONE):
+        board.event(PeerChanged(peer=f"more-{n}", change=change, detail="", time=3.0))
+    peers = board.snapshot().peers
+    assert [peers[name].state for name in back] == ["connected", "connected"]
+    assert len(peers) == MOST_GONE + len(back)
+
+
+def test_who_answered_a_round_and_left_before_its_end_is_not_connected() -> None:
+    board = StatusBoard("edge", "edge-0")
+    board.event(PeerChanged(peer="client-0", change="joined", detail="", time=1.0))
+    board.event(PeerChanged(peer="client-0", change="left", detail="", time=2.0))
+    board.event(
+        RoundEnded(
+            interval=1, edge_round=1, round=1, rounds=2, clients=["client-0"], num_samples=1,
+            label_distribution=[1.0], failures=[], sent_bytes=0, received_bytes=0, seconds=1.0,
+            left_s=0.0, time=5.0,
+        )
+    )  # fmt: skip
+    assert board.snapshot().peers["client-0"].state == "left"
+
+
+def test_who_failed_and_was_forgotten_is_shown_when_it_answers() -> None:
+    board = StatusBoard("edge", "edge-0")
+    for n in range(MOST_GONE + 2):
+        board.event(PeerChanged(role="edge", peer=f"node-{n}", change="failed", detail="late"))
+    assert "node-0" not in board.snapshot().peers
+    answered = ["node-0", "node-5"]
+    board.event(
+        RoundEnded(
+            interval=1, edge_round=1, round=1, rounds=2, clients=answered, num_samples=1,
+            label_distribution=[1.0], failures=[], sent_bytes=0, received_bytes=0, seconds=1.0,
+            left_s=0.0, role="edge", time=5.0,
+        )
+    )  # fmt: skip
+    # They fail no more, so those that do push none of them out.
+    for n in range(MOST_GONE):
+        board.event(PeerChanged(role="edge", peer=f"more-{n}", change="failed", detail="late"))
+    peers = board.snapshot().peers
+    shown = [(peers[name].kind, peers[name].state, peers[name].last_seen) for name in answered]
+    assert shown == [("client", "connected", 5.0)] * 2
+    assert len(peers) == MOST_GONE + 2
+
+
+def test_a_change_costs_the_same_for_few_and_many_peers() -> None:
+    def steps(peers: int) -> int:
+        board, count = StatusBoard("edge", "edge-0"), 0
+        for n in range(peers):
+            board.event(PeerChanged(peer=f"node-{n}", change="joined", detail=""))
+
+        def note(*_: object) -> Callable[..., Any]:
+            nonlocal count
+            count += 1
+            return note
+
+        board.event(PeerChanged(peer="node-0", change="left", detail=""))
+        before = sys.gettrace()
+        sys.settrace(note)
+        try:
+            board.event(PeerChanged(peer="node-0", change="joined", detail=""))
+        finally:
+            sys.settrace(before)
+        return count
+
+    assert steps(1000) == steps(10)
+
+
+def test_whether_it_is_well_is_said_without_a_copy_of_its_peers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    board = StatusBoard("cloud", "cloud")
+    board.event(Started(pid=1))
+
+    def no_copy(self: Status, **how: object) -> Status:
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(Status, "model_copy", no_copy)
+    assert board.health() == (True, "")
+    board.event(Ended(exit_code=0, message=""))
+    assert board.health() == (True, "its ServerApp does not run")

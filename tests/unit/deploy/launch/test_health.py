@@ -60,6 +60,16 @@ def test_live_and_ready_are_codes(tmp_path: Path) -> None:
         ask(address)
 
 
+def test_a_supervisors_question_copies_no_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = edge_board()
+    with serving(HealthConfig(), board, tmp_path) as address:
+        assert address is not None
+        monkeypatch.setattr(board, "snapshot", lambda: pytest.fail("copied"))
+        assert (get(address, "/live")[0], get(address, "/ready")[0]) == (200, 503)
+
+
 def connect(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     return socket.create_connection((host, int(port)), timeout=10)
