@@ -197,7 +197,9 @@ class SuperLink:
         if ray_address is not None:
             self._environment[_RAY_ADDRESS] = ray_address
         self._run_id = ""
-        with self.log.open("wb") as log:
+        self.log.write_bytes(b"")
+        # Whoever appends goes on at the start of a log that was cut.
+        with self.log.open("ab") as log:
             self.process = start(self._command(), self._environment, stdout=log, stderr=log)
         self._processes.add(self.process.pid)
 

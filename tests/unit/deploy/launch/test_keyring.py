@@ -303,3 +303,36 @@ def test_refusals_are_said_seldom(tmp_path: Path) -> None:
     log.unlink()
     watch.follow()
     assert len(said) == 3
+
+
+def test_a_log_that_strangers_fill_is_cut_and_says_so(tmp_path: Path) -> None:
+    log, said = tmp_path / "superlink.log", list[str]()
+    watch = Refusals(log, said.append, clock=lambda: 0.0, most_bytes=10 * len(PLAIN))
+    log.touch()
+    # As a SuperLink does, which keeps it open.
+    with log.open("ab", buffering=0) as child:
+        child.write(PLAIN.encode())
+        watch.follow()
+        child.write(PLAIN.encode() * 10)
+        watch.follow()
+        refused, where = "refused somebody who spoke plain text", f"; see {log}"
+        cut = f"{log} was cut, since it was too long"
+        assert said == [refused + where, f"{refused} (10 times){where}", cut]
+        (line,) = log.read_text("utf-8").splitlines()
+        expected = f"cut this log at {11 * len(PLAIN)} bytes; refused so far: somebody who spoke "
+        assert line.endswith(f"{expected}plain text (11 times)")
+        # What comes next is read from the start, and written there.
+        child.write(UNKNOWN.encode())
+        watch.follow()
+    assert said[3:] == [f"refused a node whose key is not registered here{where}"]
+    assert log.read_bytes() == f"{line}\n{UNKNOWN}".encode()
+
+
+def test_a_log_that_somebody_else_cut_is_read_on(tmp_path: Path) -> None:
+    log, said = tmp_path / "superlink.log", list[str]()
+    watch = Refusals(log, said.append)
+    log.write_text("Hello\n" * 100, "utf-8")
+    watch.follow()
+    log.write_text(UNKNOWN, "utf-8")
+    watch.follow()
+    assert len(said) == 1

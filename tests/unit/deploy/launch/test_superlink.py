@@ -176,6 +176,19 @@ def test_superlink_that_ends_is_reported_with_its_last_words(tmp_path: Path) -> 
     link.stop()
 
 
+def test_a_log_that_is_cut_goes_on_at_its_start(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "superlink.log").write_text("of the last run\n", "utf-8")
+    link = fake_flower(tmp_path, f"echo first; until [ -e {tmp_path}/go ]; do :; done; echo second")
+    while link.log.read_text("utf-8") != "first\n":
+        link.check_alive()
+    os.truncate(link.log, 0)
+    (tmp_path / "go").touch()
+    link.process.wait(HANG_S)
+    assert link.log.read_bytes() == b"second\n"
+    link.stop()
+
+
 def test_refused_submission_is_reported(tmp_path: Path) -> None:
     refuse = "echo '{\"success\": false}'; echo oh no >&2"
     script = f'if [ "$1" = run ]; then {refuse}; else exec sleep 600; fi'
