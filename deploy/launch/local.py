@@ -22,7 +22,6 @@ from fedphd.common.events import Verdict, read_verdict, write_verdict
 from fedphd.common.files import replaced
 from fedphd.common.history.events import merged_lines
 from fedphd.deploy.launch.client_data import part_of_data
-from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.runs import EDGE_EVENTS, EVENTS, LOGS, STOPPING, VERDICT, Say, state_of
 from fedphd.deploy.launch.superlink import flower_environment, free_ports, start
 
@@ -49,20 +48,28 @@ class Role:
     forward: threading.Thread
 
     def poll(self) -> int | None:
-        """Its exit code once it has ended, which ends what it left in its group too.
+        """Its exit code once it has ended, which ends what it left in its group too."""
+        if self.process.returncode is None and self.process.poll() is not None:
+            # At once: a group that is empty may be somebody else's later.
+            self._kill_group()
+        return self.process.returncode
 
-        Only until somebody has asked is the group's number surely its own.
-        """
-        if self.process.returncode is None and not alive(self.process.pid):
-            self.kill_group()
-        return self.process.poll()
+    def send(self, number: int) -> None:
+        """Send it a signal, if it has not been seen to have ended."""
+        if self.poll() is None:
+            # Not Popen's own, which would see an end that happens now, and keep it to itself.
+            os.kill(self.process.pid, number)
 
-    def kill_group(self) -> None:
-        """Kill it and what a killed launcher left running, which is in its process group."""
+    def end(self) -> None:
+        """Kill it, and what a killed launcher left running, unless that has been done."""
         if self.process.returncode is None:
-            # Empty, or of another user since, as where a program changed its own.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self._kill_group()
+            self.process.wait()
+
+    def _kill_group(self) -> None:
+        # Empty, or of another user since, as where a program changed its own.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class LocalCluster:
@@ -235,12 +242,13 @@ class LocalCluster:
             (self._run_dir / TARGETS).unlink()
         for kind, patience_s in self._patience_s.items():
             roles = [role for role in self.roles if role.name.startswith(kind)]
-            _signal(roles, signal.SIGTERM)
+            for role in roles:
+                role.send(signal.SIGTERM)
             _wait(roles, patience_s)
-            _signal(roles, signal.SIGKILL)
+            for role in roles:
+                role.send(signal.SIGKILL)
         for role in self.roles:
-            role.kill_group()
-            role.process.wait()
+            role.end()
             # The last lines may still be on their way.
             role.forward.join(FORWARD_S)
 
@@ -257,12 +265,6 @@ def _why(role: Role) -> str:
     """The error at the end of the log of a process that exited, or else where the log is."""
     _, ours, text = role.log.read_text("utf-8", "replace").rpartition("fedphd: ")
     return f": {text.strip()}" if ours else f"; see {role.log}"
-
-
-def _signal(roles: Iterable[Role], number: int) -> None:
-    for role in roles:
-        if role.poll() is None:
-            role.process.send_signal(number)
 
 
 def _wait(roles: Iterable[Role], within_s: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, lo
 from fedphd.common.config.text import parse_settings
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import EventLog, Verdict, read_verdict, write_verdict
-from fedphd.deploy.launch.local import LocalCluster, merge_events, run_local
+from fedphd.deploy.launch.local import LocalCluster, Role, merge_events, run_local
 from fedphd.deploy.launch.processes import alive
 from fedphd.deploy.launch.runs import EVENTS
 
@@ -257,6 +258,25 @@ def test_the_group_of_who_has_ended_is_killed_once_and_at_once(
     finally:
         cluster.stop()
     assert sorted(killed) == sorted([cloud, *others])
+
+
+def test_what_a_role_left_running_ends_whenever_its_own_end_is_seen(tmp_path: Path) -> None:
+    """Asked all the time, so that some of them end in the middle of a question."""
+    left = []
+    for number in range(20):
+        process = subprocess.Popen(
+            ["sh", "-c", 'sleep 600 & echo "$!"'],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        role = Role(f"client-{number}", process, tmp_path / "log", threading.Thread())
+        while role.poll() is None:
+            pass
+        assert process.stdout is not None
+        with process.stdout as output:
+            left.append(int(output.readline()))
+    wait_until(lambda: not any(alive(child) for child in left))
 
 
 def test_the_reason_why_a_role_could_not_start_is_told(shell: Cluster) -> None:
