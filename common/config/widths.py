@@ -36,15 +36,17 @@ def check_first_width(widths: Sequence[int], groups: int) -> None:
 
 
 def check_lowest_level(image_size: int, widths: Sequence[int], groups: int, when: str = "") -> None:
-    """Raise ValueError if the last level has one value per image and group to normalise.
+    """Raise ValueError if the last level normalises one value per image and group.
 
-    Less its own mean it is 0, whatever the image. ``when`` its ``widths`` are those, for the error.
+    Less its own mean it is 0, whatever the image. The last level's first block normalises what
+    comes in, too, as wide as the level before. ``when`` its ``widths`` are those, for the error.
     """
-    if image_size >> (len(widths) - 1) == 1 and widths[-1] == groups:
+    if image_size >> (len(widths) - 1) == 1 and groups in widths[-2:]:
+        level = len(widths) - (1 if widths[-1] == groups else 2)
         raise ValueError(
             f"the last level of widths {list(widths)}{when} has 1x1 pixels (model.image_size = "
-            f"{image_size}) and one channel in each of model.norm_num_groups = {groups}, which "
-            "normalisation makes 0; use fewer groups or levels"
+            f"{image_size}), where normalisation makes 0 of level {level}'s channels, of which one "
+            f"is in each of model.norm_num_groups = {groups}; use fewer groups or levels"
         )
 
 

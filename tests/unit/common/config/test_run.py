@@ -374,8 +374,24 @@ def test_a_level_that_normalisation_would_empty_is_refused(width: int, when: str
         "attention_levels": (3,), "attention_head_dim": width // 2,
     }  # fmt: skip
     pruning = {"mode": "one_shot", "ratio": 0.5} if when else {"mode": "none"}
-    text = rf"last level of widths \[8, 8, 8, 8\]{when} has 1x1 pixels .* one channel in each of"
+    text = rf"last level of widths \[8, 8, 8, 8\]{when} has 1x1 pixels .* level 3's channels, "
     with pytest.raises(ValidationError, match=text):
         federation(model=model, pruning=pruning)
     fewer = {**model, "norm_num_groups": 4}
     assert federation(model=fewer, pruning=pruning).model.norm_num_groups == 4
+
+
+@pytest.mark.parametrize(
+    ("widths", "pruning", "text"),
+    [
+        ((8, 8, 4, 8), {"mode": "none"}, r"\[8, 8, 4, 8\] has 1x1 pixels"),
+        ((8, 8, 8, 16), {"ratio": 0.5}, r"\[4, 4, 4, 8\] after pruning has 1x1 pixels"),
+    ],
+)
+def test_a_level_that_would_be_emptied_on_entering_the_last_is_refused(
+    widths: tuple[int, ...], pruning: dict[str, Any], text: str
+) -> None:
+    model = {"image_size": 8, "block_out_channels": widths, "norm_num_groups": 4}
+    with pytest.raises(ValidationError, match=rf"{text} .* level 2's channels, "):
+        federation(model=model, pruning=pruning)
+    assert federation(model={**model, "image_size": 16}, pruning=pruning).model.image_size == 16
