@@ -6,9 +6,10 @@ from pydantic import BaseModel
 
 FLOPS_CONVENTION: Final = (
     "3 x 2 x MACs x images that passed through an optimiser step: 2 operations per "
-    "multiply-accumulate, and a backward pass counts as two forward passes; MACs of one image, "
-    "after pruning those of the pruned network; MOON's two further forward passes, which end at "
-    "the middle block, count as such, in a client's first round too, which has none"
+    "multiply-accumulate, of which attention's own products (QK^T and AV) are left out, and a "
+    "backward pass counts as two forward passes; MACs of one image, after pruning those of the "
+    "pruned network; MOON's two further forward passes, which end at the middle block, count as "
+    "such, in a client's first round too, which has none"
 )
 
 # Forward passes up to the end of the middle block, per step, beside the training's own pass.
@@ -18,7 +19,9 @@ ENCODER_PASSES = {"moon": 2}
 class Costs(BaseModel):
     """A U-Net's parameters, and its multiply-accumulates in a forward pass of one image.
 
-    ``encoder_macs`` are those up to the end of the middle block.
+    The multiply-accumulates are torch-pruning's count, as the paper's are: it leaves out the
+    products of attention without weights, QK^T and AV (``docs/measuring.md`` says how much that
+    is). ``encoder_macs`` are those up to the end of the middle block.
     """
 
     parameters: int

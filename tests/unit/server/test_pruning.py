@@ -10,6 +10,8 @@ import torch
 import torch_pruning as tp
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.upsampling import Upsample2D
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedphd.common.config.roles import read_preset
 from fedphd.common.config.run import ModelConfig
@@ -242,6 +244,19 @@ def test_cifar10_reference_figures(
     costs = count_costs(unet) if ratio is None else prune_unet(unet, ratio=ratio).report.after
     assert round(costs.parameters / 1e6, 2) == million_parameters
     assert round(costs.macs / 1e9, 2) == giga_macs
+
+
+def test_macs_leave_out_the_products_of_attention() -> None:
+    unet = build_unet(ModelConfig(image_size=16, attention_levels=(0,)), seed=2).eval()
+    # Of attention in one kernel torch counts nothing on CPUs.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        unet(torch.zeros(1, 1, 16, 16), torch.tensor(5))
+    # QK^T and AV: three times between 256 pixels of 32 channels, in the middle 64 of 64.
+    products = 2 * (3 * 256 * 256 * 32 + 64 * 64 * 64)
+    every = counter.get_total_flops() / 2
+    assert products / every == pytest.approx(0.17, abs=0.001)
+    # Biases and normalisations, 0.7% here, are what torch leaves out.
+    assert count_costs(unet).macs == pytest.approx(every - products, rel=0.01)
 
 
 def test_layers_are_told_before_and_after() -> None:
