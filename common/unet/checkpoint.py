@@ -133,10 +133,13 @@ def _put_away(old: Path, folder: Path, keep: int) -> None:
     """Keep the former checkpoint among the last ones, or remove it."""
     former = _former(folder)
     if keep > 1 and old.is_dir():
-        place = former / f"interval-{int(_read_json(old / _STATE).get('interval', 0)):04d}"
+        interval = int(_read_json(old / _STATE).get("interval", 0))
+        # Later ones are of work that was given up when an earlier one was put back.
+        for number, past in _numbered(folder):
+            if number >= interval:
+                shutil.rmtree(past, ignore_errors=True)
         former.mkdir(exist_ok=True)
-        shutil.rmtree(place, ignore_errors=True)
-        old.rename(place)
+        old.rename(former / f"interval-{interval:04d}")
     shutil.rmtree(old, ignore_errors=True)
     for past in kept_checkpoints(folder)[: -(keep - 1) or None]:
         shutil.rmtree(past, ignore_errors=True)
@@ -245,7 +248,15 @@ def _former(folder: Path) -> Path:
 
 def kept_checkpoints(folder: Path) -> list[Path]:
     """Those of the intervals before that of ``folder``, in their order (``keep`` above 1)."""
-    return sorted(_former(folder).glob("interval-*"), key=lambda kept: (len(kept.name), kept.name))
+    return [kept for _, kept in _numbered(folder)]
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """``kept_checkpoints`` with the numbers of their intervals."""
+    found = _former(folder).glob("interval-*")
+    named = ((kept.name.removeprefix("interval-"), kept) for kept in found)
+    # Somebody's copy, such as interval-0004.bak, is not ours to count or to remove.
+    return sorted((int(number), kept) for number, kept in named if number.isdecimal())
 
 
 def _way_out(part: Path) -> str:

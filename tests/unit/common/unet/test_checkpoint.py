@@ -246,6 +246,25 @@ def test_former_checkpoints_are_in_the_order_of_their_intervals(
     assert names == ["interval-9999", "interval-10000"]
 
 
+@pytest.mark.parametrize(("keep", "left"), [(2, [6]), (3, [5, 6])])
+def test_after_an_earlier_checkpoint_was_put_back_what_came_later_is_no_way_out(
+    tmp_path: Path, unet: PrunedUNet, keep: int, left: list[int]
+) -> None:
+    folder, former = tmp_path / "checkpoint", tmp_path / "checkpoints"
+    for interval in range(4, 9):
+        save(folder, unet, interval=interval, keep=4)
+    shutil.copytree(former / "interval-0007", former / "interval-0007.bak")
+    shutil.rmtree(folder)
+    (former / "interval-0006").rename(folder)
+    save(folder, unet, interval=7, keep=keep)
+    assert kept_checkpoints(folder) == [former / f"interval-000{number}" for number in left]
+    (folder / "unet" / "config.json").write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"put {former / 'interval-0006'} in its place"):
+        load_checkpoint(folder)
+    # A copy that somebody made is left alone.
+    assert interval_in(former / "interval-0007.bak") == 7
+
+
 def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path, unet: PrunedUNet) -> None:
     folder = tmp_path / "checkpoint"
     save(folder, unet)
