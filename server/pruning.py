@@ -32,11 +32,12 @@ class Pruned:
 def prune_unet(unet: PrunedUNet, *, ratio: float) -> Pruned:
     """Remove the channels of least group 2-norm (DepGraph, arXiv:2301.12900).
 
-    Every normalisation group and every attention head loses the same number of channels, and there
-    are as many of them afterwards. So widths follow ``prune_widths``, and the result is built from
-    a config like any other U-Net, on the CPU. Queries are scaled so that what softmax divides by
-    stays the same. The sinusoidal time features stay, and so does ``unet``. ``ratio`` is the share
-    of each width to remove, in [0, 1).
+    Every attention head and every normalisation group of a layer's output loses the same number of
+    channels, and there are as many of them afterwards. (Where an up block normalises two outputs of
+    unequal width together, a group may lose more or fewer.) So widths follow ``prune_widths``, and
+    the result is built from a config like any other U-Net, on the CPU. Queries are scaled so that
+    what softmax divides by stays the same. The sinusoidal time features stay, and so does ``unet``.
+    ``ratio`` is the share of each width to remove, in [0, 1).
 
     Raises:
         ConfigError: attention heads would not all keep the same whole number of channels.
