@@ -6,9 +6,15 @@ from typing import Final
 
 import grpc
 
-# As in Flower's own channels: the most that gRPC can count.
-_MOST_BYTES: Final = 2**31 - 1
-_LIMITS: Final = ("grpc.max_send_message_length", "grpc.max_receive_message_length")
+# The most that gRPC can count: as in Flower's own channels where it is bytes, and never where time.
+_MOST: Final = 2**31 - 1
+_LIMITS: Final = (
+    "grpc.max_send_message_length",
+    "grpc.max_receive_message_length",
+    # By default gRPC gives up a connection after half an hour without a call. The next one then
+    # needs a certificate that is still in date.
+    "grpc.client_idle_timeout_ms",
+)
 
 
 def is_loopback(address: str) -> bool:
@@ -32,7 +38,7 @@ def open_channel(
     It does not go through a proxy (``http_proxy`` and the like in the environment) to a loopback
     address, which means another machine there.
     """
-    options: list[tuple[str, int]] = [(limit, _MOST_BYTES) for limit in _LIMITS]
+    options: list[tuple[str, int]] = [(limit, _MOST) for limit in _LIMITS]
     if is_loopback(address):
         options.append(("grpc.enable_http_proxy", 0))
     if authority is None:

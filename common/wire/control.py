@@ -19,11 +19,21 @@ _CALL_S: Final = 20.0
 
 
 class Control:
-    """A connection to the Control API at ``address``; without ``authority`` in plain text."""
+    """A connection to the Control API at ``address``; without ``authority`` in plain text.
+
+    It is made at once, and stays also after the SuperLink's certificate has expired.
+
+    Raises FedPhDError where the SuperLink does not answer.
+    """
 
     def __init__(self, address: str, authority: bytes | None) -> None:
         version = RuntimeVersionClientInterceptor(component_name="flwr CLI")
         self._channel = open_channel(address, authority, [version])
+        try:
+            grpc.channel_ready_future(self._channel).result(_CALL_S)
+        except grpc.FutureTimeoutError as error:
+            self.close()
+            raise FedPhDError(f"{address}: no answer within {_CALL_S:g} s") from error
         self._stub = ControlStub(self._channel)
 
     def close(self) -> None:

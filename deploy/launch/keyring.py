@@ -1,19 +1,22 @@
 """Keeps a SuperLink's registered nodes equal to a folder of public keys, while it runs."""
 
 import os
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedphd.common.errors import ConfigError, FedPhDError, RefusedError
 from fedphd.common.wire.names import write_names
+from fedphd.deploy.keys.files import check_in_date
 from fedphd.deploy.keys.registered import SUFFIX, registered
 
 Say = Callable[[str], None]
+# For so long a revoked key may stay in where the SuperLink cannot be told.
+MOST_S: Final = 60.0
 # Of each file its name, when it was written, when its owner or mode changed, and its size.
 Stamp = tuple[tuple[str, int, int, int], ...]
 
@@ -41,21 +44,26 @@ class _Known:
 
 @dataclass(eq=False)
 class KeyRing:
-    """The keys in ``folder``, of which ``connect`` tells the SuperLink.
+    """The keys in ``folder``, of which ``registry`` is told.
 
     Args:
         names: file by which the ServerApp learns whose a node is.
         say: told who was let in or shut out later than at the start.
+        certificate: the registry's; None: it has none.
+        clock: monotonic seconds; for tests.
     """
 
     folder: Path
-    connect: Callable[[], AbstractContextManager[Registry]]
+    registry: Registry
     names: Path
     say: Say
+    certificate: Path | None = None
+    clock: Callable[[], float] = time.monotonic
     _known: dict[str, _Known] = field(default_factory=dict)
     _written: dict[int, str] = field(default_factory=dict)
     _stamp: Stamp | None = None
     _said: str = ""
+    _kept_since_s: float | None = None
 
     def start(self) -> None:
         """Let everybody in who has a key in the folder.
@@ -71,7 +79,11 @@ class KeyRing:
         self._apply(registered(self.folder), say=lambda line: None)
 
     def follow(self) -> None:
-        """Look once whether the folder has changed, and do as it says; again if that fails."""
+        """Look once whether the folder has changed, and do as it says; again if that fails.
+
+        Raises FedPhDError where a revoked key could not be shut out for too long; ConfigError if
+        the certificate is not good any more.
+        """
         try:
             stamp = self._look()
         except OSError as error:
@@ -95,8 +107,26 @@ class KeyRing:
             self._apply(keys, say=self.say)
         except (FedPhDError, OSError) as error:
             self._say_once(f"keys are not yet as {self.folder} says, trying again: {error}")
+            self._check_shut_out(self._gone(keys), error)
             return
-        self._stamp, self._said = stamp, ""
+        self._stamp, self._said, self._kept_since_s = stamp, "", None
+
+    def _check_shut_out(self, kept: list[str], error: Exception) -> None:
+        """Raise as ``follow`` says, where those whose keys were revoked were ``kept`` too long."""
+        now_s = self.clock()
+        if not kept or self._kept_since_s is None:
+            self._kept_since_s = now_s if kept else None
+            return
+        if now_s - self._kept_since_s <= MOST_S:
+            return
+        # Without this process nobody is connected.
+        why = f"{', '.join(kept)} could not be shut out for {MOST_S:g} s, so this process ends"
+        try:
+            if self.certificate:
+                check_in_date(self.certificate)
+        except ConfigError as bad:
+            raise ConfigError(f"{why}: {bad}") from error
+        raise FedPhDError(f"{why}: {error}") from error
 
     def _say_once(self, line: str) -> None:
         if line != self._said:
@@ -122,12 +152,15 @@ class KeyRing:
             found.append((name, status.st_mtime_ns, status.st_ctime_ns, status.st_size))
         return tuple(found)
 
+    def _gone(self, keys: dict[str, ec.EllipticCurvePublicKey]) -> list[str]:
+        """Who is in with another key than it should have, or should be in no more."""
+        return [name for name, known in self._known.items() if keys.get(name) != known.key]
+
     def _apply(self, keys: dict[str, ec.EllipticCurvePublicKey], *, say: Say) -> None:
-        gone = [name for name, known in self._known.items() if keys.get(name) != known.key]
+        gone = self._gone(keys)
         new = {n: key for n, key in keys.items() if n not in self._known or n in gone}
         try:
-            if gone or new:
-                self._tell(gone, new, say)
+            self._tell(gone, new, say)
         finally:
             names = {known.node_id: name for name, known in self._known.items()}
             if names != self._written:
@@ -136,19 +169,16 @@ class KeyRing:
 
     def _tell(self, gone: list[str], new: dict[str, ec.EllipticCurvePublicKey], say: Say) -> None:
         """Tell the SuperLink who leaves and who comes, as far as it listens."""
-        with self.connect() as registry:
-            for name in gone:
-                registry.unregister(self._known[name].node_id)
-                del self._known[name]
-                say(f"{name} may join no more: its key was revoked")
-            for name, key in new.items():
-                self._let_in(registry, name, key, say)
+        for name in gone:
+            self.registry.unregister(self._known[name].node_id)
+            del self._known[name]
+            say(f"{name} may join no more: its key was revoked")
+        for name, key in new.items():
+            self._let_in(name, key, say)
 
-    def _let_in(
-        self, registry: Registry, name: str, key: ec.EllipticCurvePublicKey, say: Say
-    ) -> None:
+    def _let_in(self, name: str, key: ec.EllipticCurvePublicKey, say: Say) -> None:
         try:
-            node_id = registry.register(key)
+            node_id = self.registry.register(key)
         except RefusedError as error:
             problem = "a key that was revoked stays so until this process starts again"
             self.say(f"{name} may not join: {error} ({problem}; make a new key)")

@@ -119,19 +119,22 @@ def _run(
 
 
 def _watches(link: SuperLink, file: RoleFile, say: Say) -> list[Watch]:
-    """Let in who has a registered key; what to look at from now on: keys, and who was refused."""
+    """Let in who has a registered key; what to look at from now on."""
     node = str(file.config.get("edge_id", file.role))
 
     def line(text: str) -> None:
         say(f"{node:<9} {text}")
 
     refusals = Refusals(link.log, line)
+    watches = [refusals.follow]
+    if expiry := link.expiry(line):
+        watches.append(expiry.follow)
     if ring := link.keyring(Path(file.names), line):
         ring.start()
         # Whose server was started again knocks before the new one knows any key.
         refusals.forget()
-        return [refusals.follow, ring.follow]
-    return [refusals.follow]
+        watches.append(ring.follow)
+    return watches
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from fedphd.deploy.keys.files import (
     read_node_key,
 )
 from fedphd.deploy.keys.registered import fingerprint, registered
+from fedphd.deploy.launch.credentials import SOON
 from fedphd.deploy.launch.leftovers import user_of
 from fedphd.deploy.launch.needs import available_memory
 from fedphd.deploy.launch.superlink import check_free
@@ -40,7 +41,6 @@ Outcome = Literal["ok", "warning", "failed", "skipped"]
 RoleConfig = CloudConfig | EdgeConfig | ClientConfig
 
 REACH_S = 5.0
-SOON = datetime.timedelta(days=14)
 LEAST_DISK = 2**30
 LEAST_DESCRIPTORS = 1024
 # Copies of the weights, float32, at the most: a client has weights, gradient, two moments, what

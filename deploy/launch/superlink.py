@@ -21,7 +21,7 @@ from fedphd.common.allocator import allocator_environment
 from fedphd.common.config.links import SuperLinkConfig
 from fedphd.common.config.text import flower_pairs, to_toml
 from fedphd.common.errors import FedPhDError, StartError
-from fedphd.deploy.launch.credentials import check_server
+from fedphd.deploy.launch.credentials import Expiry, check_server
 from fedphd.deploy.launch.keyring import KeyRing
 from fedphd.deploy.launch.leftovers import Processes
 from fedphd.deploy.launch.processes import descendants, end
@@ -197,6 +197,7 @@ class SuperLink:
         if ray_address is not None:
             self._environment[_RAY_ADDRESS] = ray_address
         self._run_id = ""
+        self._open = ExitStack()
         self.log.write_bytes(b"")
         # Whoever appends goes on at the start of a log that was cut.
         with self.log.open("ab") as log:
@@ -255,8 +256,14 @@ class SuperLink:
         from fedphd.common.wire.control import Control
 
         authority = self._config.ssl_ca_certfile
-        certificate = authority.read_bytes() if authority else None
-        return KeyRing(folder, lambda: closing(Control(self._control, certificate)), names, say)
+        control = Control(self._control, authority.read_bytes() if authority else None)
+        self._open.enter_context(closing(control))
+        return KeyRing(folder, control, names, say, self._config.ssl_certfile)
+
+    def expiry(self, say: Callable[[str], None]) -> Expiry | None:
+        """What says that its certificate, if it has one, ends soon."""
+        certificate = self._config.ssl_certfile
+        return Expiry(certificate, say) if certificate else None
 
     def submit(
         self, run_config: Mapping[str, object], federation: Mapping[str, object] | None = None
@@ -324,6 +331,7 @@ class SuperLink:
 
     def stop(self) -> None:
         """End the process, by force if need be, and those that it started but does not wait for."""
+        self._open.close()
         self._end()
         # Where the SuperLink died before, its ServerApp may go on.
         self._processes.end()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +18,14 @@ from support.peers import FakeClient
 from support.processes import Processes, Program, free_port, open_to_others
 from support.site import Site
 
-from fedphd.common.config.links import NodeConfig
+from fedphd.common.config.links import NodeConfig, SuperLinkConfig
+from fedphd.common.errors import FedPhDError
+from fedphd.common.wire import control
 from fedphd.common.wire.node import Node
 from fedphd.deploy.keys.authority import Authority, pem
 from fedphd.deploy.keys.files import PrivateFormat, write_private_key
+from fedphd.deploy.keys.registered import register, revoke
+from fedphd.deploy.launch.superlink import SuperLink
 
 # The last intruder has had its turn after three or four of them on an idle machine.
 INTERVALS = 10
@@ -221,6 +227,47 @@ def test_an_expired_certificate_is_refused(processes: Processes) -> None:
     cloud = site.start("cloud", **{"superlink.insecure": False}, **own)
     assert cloud.wait_exit() == 2
     assert "old.pem: has expired on" in cloud.text
+
+
+def test_a_key_is_revoked_also_once_the_certificate_has_expired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, key = Authority.new(), ec.generate_private_key(ec.SECP384R1())
+    authority.write(tmp_path)
+    write_private_key(tmp_path / "old.key", key, PrivateFormat.PKCS8)
+    # It lasts until the SuperLink runs, also on a busy machine.
+    ends = authority.certify("old", key.public_key(), [], days=30 / 86_400)  # type: ignore[arg-type]
+    (tmp_path / "old.pem").write_bytes(pem(ends))
+    keys, said = tmp_path / "keys", list[str]()
+    register(keys, "a", key.public_key())
+    files = {
+        "ssl_certfile": "old.pem", "ssl_keyfile": "old.key", "ssl_ca_certfile": "ca.pem",
+        "node_keys": "keys",
+    }  # fmt: skip
+    config = SuperLinkConfig(
+        address=f"127.0.0.1:{free_port()}",
+        **{name: tmp_path / file for name, file in files.items()},
+    )
+    link = SuperLink(config, tmp_path / "state")
+    try:
+        link.wait_ready()
+        ring, watch = link.keyring(tmp_path / "names", said.append), link.expiry(said.append)
+        assert ring is not None
+        assert watch is not None
+        ring.start()
+        time.sleep(max(0.0, ends.not_valid_after_utc.timestamp() + 1 - time.time()))
+        # Who comes new is kept out.
+        monkeypatch.setattr(control, "_CALL_S", 1.0)
+        with pytest.raises(FedPhDError, match="no answer within 1 s"):
+            link.keyring(tmp_path / "others", said.append)
+        monkeypatch.undo()
+        revoke(keys, "a")
+        ring.follow()
+        assert said == ["a may join no more: its key was revoked"]
+        watch.follow()
+        assert "old.pem has expired on" in said[-1]
+    finally:
+        link.stop()
 
 
 def test_plain_text_must_be_asked_for(processes: Processes) -> None:

@@ -13,8 +13,8 @@ from support.command import fedphd
 from fedphd.common.config.links import NodeConfig
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.errors import ConfigError
-from fedphd.deploy.keys.files import write_private_key
-from fedphd.deploy.launch.credentials import check_node, check_server
+from fedphd.deploy.keys.files import read_certificate, write_private_key
+from fedphd.deploy.launch.credentials import Expiry, check_node, check_server
 
 
 def test_what_is_there_and_fits_is_taken(tmp_path: Path) -> None:
@@ -47,6 +47,30 @@ def test_what_a_node_lacks_is_named_with_its_setting(tmp_path: Path) -> None:
         check_node(NodeConfig(root_certificates=none))
     with pytest.raises(ConfigError, match=r"in \[node.private_key\]: .*none: cannot be read"):
         check_node(NodeConfig(root_certificates=root, private_key=none))
+
+
+def test_a_certificates_end_is_said_once_a_day_from_two_weeks_before_it(tmp_path: Path) -> None:
+    write_certificates(tmp_path)
+    path, day_s = tmp_path / "server.pem", 24 * 3600
+    end = read_certificate(path).not_valid_after_utc
+    said, now_s = list[str](), [end.timestamp() - 15 * day_s]
+    watch = Expiry(path, said.append, clock=lambda: now_s[0])
+    # A process that runs keeps the one that it has read.
+    path.unlink()
+    watch.follow()
+    assert said == []
+    for _ in range(2):
+        now_s[0] += 1.5 * day_s
+        watch.follow()
+        watch.follow()
+    at = f"{end:%Y-%m-%d %H:%M} UTC"
+    fix = "have a new one signed, and start this process again"
+    assert said == [f"its certificate {path} ends on {at}; {fix}"] * 2
+    now_s[0] = end.timestamp() + 1
+    watch.follow()
+    assert said[2:] == [
+        f"its certificate {path} has expired on {at}, and nobody new can connect; {fix}"
+    ]
 
 
 @pytest.mark.parametrize("role", ["cloud", "edge", "client"])

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedphd.common.errors import ConfigError, FedPhDError, RefusedError
+from fedphd.common.errors import ConfigError, FedPhDError, RefusedError, exit_code_of
 from fedphd.common.wire.names import BoundNames
+from fedphd.deploy.keys.authority import Authority, pem
 from fedphd.deploy.keys.registered import fingerprint, register, revoke
-from fedphd.deploy.launch.keyring import KeyRing
+from fedphd.deploy.launch.keyring import MOST_S, KeyRing
 from fedphd.deploy.launch.refusals import Refusals
 
 
@@ -32,12 +32,6 @@ class Door:
     inside: dict[str, int] = field(default_factory=dict)
     ever: set[str] = field(default_factory=set)
     silent: bool = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing is held."""
 
     def register(self, key: ec.EllipticCurvePublicKey) -> int:
         print_ = fingerprint(key)
@@ -67,7 +61,8 @@ class Scene:
         self.keys = self.folder / "keys"
         self.keys.mkdir()
         names = self.folder / "names.json"
-        self.ring = KeyRing(self.keys, lambda: self.door, names, self.said.append)
+        self.now_s = 0.0
+        self.ring = KeyRing(self.keys, self.door, names, self.said.append, clock=lambda: self.now_s)
         self.bound = BoundNames(names)
 
 
@@ -144,6 +139,41 @@ def test_a_silent_superlink_is_told_again_until_it_hears(scene: Scene) -> None:
     ]
 
 
+@pytest.mark.parametrize("expired", [True, False])
+def test_a_process_that_cannot_shut_out_ends(expired: bool, scene: Scene, tmp_path: Path) -> None:
+    authority = Authority.new()
+    until = authority.certify("a", new_key(), [], days=0 if expired else 1)
+    scene.ring.certificate = tmp_path / "a.pem"
+    scene.ring.certificate.write_bytes(pem(until))
+    register(scene.keys, "a", new_key())
+    scene.ring.start()
+    scene.door.silent = True
+    # Who only waits to be let in hurts nobody.
+    register(scene.keys, "b", new_key())
+    scene.ring.follow()
+    scene.now_s += 2 * MOST_S
+    scene.ring.follow()
+    revoke(scene.keys, "a")
+    scene.ring.follow()
+    scene.now_s += MOST_S
+    scene.ring.follow()
+    scene.now_s += 1
+    why = "a could not be shut out for 60 s, so this process ends: "
+    with pytest.raises(FedPhDError, match=why) as raised:
+        scene.ring.follow()
+    assert str(raised.value).startswith(why)
+    found = f"{tmp_path}/a.pem: has expired on" if expired else "DEADLINE_EXCEEDED"
+    assert found in str(raised.value)
+    assert exit_code_of(raised.value) == (2 if expired else 1)
+    # A SuperLink that was silent for a while is asked anew, and has as much time again.
+    scene.door.silent = False
+    scene.ring.follow()
+    assert "a may join no more: its key was revoked" in scene.said
+    scene.door.silent = True
+    revoke(scene.keys, "b")
+    scene.ring.follow()
+
+
 def test_names_that_cannot_be_written_are_written_later(scene: Scene) -> None:
     scene.ring.start()
     scene.ring.names.mkdir()
@@ -170,7 +200,7 @@ def test_a_bad_file_is_named_and_nobody_is_shut_out(scene: Scene) -> None:
     assert scene.door.inside == {}
     assert "a may join no more: its key was revoked" in scene.said
     with pytest.raises(ConfigError, match=r"b.pub: is not an OpenSSH public key"):
-        KeyRing(scene.keys, lambda: scene.door, scene.ring.names, print).start()
+        KeyRing(scene.keys, scene.door, scene.ring.names, print).start()
 
 
 @contextmanager
@@ -205,7 +235,7 @@ def test_a_folder_that_cannot_be_read_shuts_nobody_out(scene: Scene) -> None:
     scene.ring.follow()
     assert scene.said[2:] == ["b may join: its key was registered"]
     with unreadable(scene.keys), pytest.raises(ConfigError, match=r"keys: cannot be read: Perm"):
-        KeyRing(scene.keys, lambda: scene.door, scene.ring.names, print).start()
+        KeyRing(scene.keys, scene.door, scene.ring.names, print).start()
 
 
 def test_a_file_that_cannot_be_looked_at_is_named(scene: Scene) -> None:
