@@ -119,16 +119,24 @@ def claimed(folder: Path, *, name: str, file: str = PROCESSES) -> Iterator[None]
     Raises StartError if another process that still runs has it, or it cannot be written to.
     """
     processes = Processes(folder, name=name, file=file)
-    try:
+    with writing_to(folder, name):
         processes.write()
-    except OSError as error:
-        raise StartError(
-            f"{name} = {folder}: cannot be written to: {error.strerror}; choose a writable folder"
-        ) from error
     try:
         yield
     finally:
         processes.close()
+
+
+@contextmanager
+def writing_to(folder: Path, name: str) -> Iterator[None]:
+    """Raise StartError where the block cannot write to a folder, which users call ``name``."""
+    try:
+        yield
+    except OSError as error:
+        raise StartError(
+            f"{name} = {folder}: cannot be written to: {error.strerror} ({error.filename}); choose "
+            "a writable folder"
+        ) from error
 
 
 def end_processes(pids: Iterable[int], *, within_s: float = END_S) -> None:

@@ -23,7 +23,7 @@ from fedphd.common.config.text import flower_pairs, to_toml
 from fedphd.common.errors import FedPhDError, StartError
 from fedphd.deploy.launch.credentials import Expiry, check_server
 from fedphd.deploy.launch.keyring import KeyRing
-from fedphd.deploy.launch.leftovers import Processes
+from fedphd.deploy.launch.leftovers import Processes, writing_to
 from fedphd.deploy.launch.processes import descendants, end
 from fedphd.deploy.launch.versions import check_flower
 
@@ -166,7 +166,8 @@ class SuperLink:
         children_s: seconds that processes which it started have to end after it.
 
     Raises ConfigError if its certificate has expired or has another key; StartError if the port or
-    the folder is taken, Flower is not installed, or it ends at once.
+    the folder is taken, the folder cannot be written to, Flower is not installed, or it ends at
+    once.
     """
 
     def __init__(
@@ -189,6 +190,7 @@ class SuperLink:
             check_free(config.address, "superlink.address")
         make_folder(state_dir, "state_dir")
         self._config, self._simulation, self._programs = config, simulation, programs
+        self._state_dir = state_dir
         self._stop_s, self._children_s = stop_s, children_s
         self._home = state_dir / "flwr"
         self.log = state_dir / "superlink.log"
@@ -198,10 +200,14 @@ class SuperLink:
             self._environment[_RAY_ADDRESS] = ray_address
         self._run_id = ""
         self._open = ExitStack()
-        self.log.write_bytes(b"")
+        command = self._command()
+        with writing_to(state_dir, "state_dir"):
+            self.log.write_bytes(b"")
+            # As long as nothing runs that this process would leave behind.
+            self._processes.write()
         # Whoever appends goes on at the start of a log that was cut.
         with self.log.open("ab") as log:
-            self.process = start(self._command(), self._environment, stdout=log, stderr=log)
+            self.process = start(command, self._environment, stdout=log, stderr=log)
         self._processes.add(self.process.pid)
 
     def started(self, pid: int) -> None:
@@ -326,8 +332,9 @@ class SuperLink:
         if authority := self._config.ssl_ca_certfile:
             here = {"address": self._control, "root-certificates": authority.resolve()}
         values = {"superlink": {"default": "here", "here": here}}
-        self._home.mkdir(parents=True, exist_ok=True)
-        (self._home / "config.toml").write_text(to_toml(values), encoding="utf-8")
+        with writing_to(self._state_dir, "state_dir"):
+            self._home.mkdir(parents=True, exist_ok=True)
+            (self._home / "config.toml").write_text(to_toml(values), encoding="utf-8")
 
     def stop(self) -> None:
         """End the process, by force if need be, and those that it started but does not wait for."""

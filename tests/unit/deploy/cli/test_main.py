@@ -17,6 +17,7 @@ import typer
 from click import Command, Group
 from PIL import Image
 from support.command import fedphd
+from support.processes import free_port
 
 from fedphd.common.config.data import Section
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config, validate
@@ -167,6 +168,17 @@ def test_cloud_names_a_busy_port_and_exits_3(busy: str, tmp_path: Path) -> None:
     assert busy in verdict["message"]
     again = fedphd("cloud", "--insecure", "--address", busy, "--run-dir", "run", cwd=tmp_path)
     assert "cannot listen there" in again.stderr
+
+
+def test_a_cloud_that_cannot_write_its_state_exits_3_and_leaves_no_run(tmp_path: Path) -> None:
+    (tmp_path / "state" / "superlink.log").mkdir(parents=True)
+    address = f"127.0.0.1:{free_port()}"
+    done = fedphd(
+        "cloud", "--insecure", "--address", address, "--set", "state_dir=state", cwd=tmp_path
+    )
+    assert done.returncode == 3
+    assert done.stderr.startswith("fedphd: state_dir = state: cannot be written to: Is a directory")
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_checkpoint_that_is_not_there_exits_2(tmp_path: Path) -> None:

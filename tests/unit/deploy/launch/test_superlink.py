@@ -199,6 +199,23 @@ def test_refused_submission_is_reported(tmp_path: Path) -> None:
     assert link.process.returncode is not None
 
 
+def test_a_state_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "state" / "superlink.log"
+    log.mkdir(parents=True)
+    fix = "; choose a writable folder"
+    text = f"state_dir = {tmp_path}/state: cannot be written to: "
+    with pytest.raises(StartError) as raised:
+        fake_flower(tmp_path, "exec sleep 600")
+    assert str(raised.value) == f"{text}Is a directory ({log}){fix}"
+    log.rmdir()
+    (tmp_path / "state" / "flwr").touch()
+    link = fake_flower(tmp_path, "exec sleep 600")
+    with pytest.raises(StartError) as raised:
+        link.submit({})
+    assert str(raised.value) == f"{text}File exists ({tmp_path}/state/flwr){fix}"
+    link.stop()
+
+
 def test_superlink_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> None:
     script = 'trap "" TERM; echo up; while :; do sleep 0.1; done'
     link = fake_flower(tmp_path, script, stop_s=0.1)
