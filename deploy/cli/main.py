@@ -196,9 +196,9 @@ def client(
     }
     resolved = load_config(ClientConfig, config, flags.overrides(own, settings))
     resolved.node.check_protected()
-    # A client that starts reads and opens them anyway.
+    check_node(resolved.node)
+    # A client that starts opens them anyway.
     if dry_run:
-        check_node(resolved.node)
         open_client_data(resolved.data)
     flags.end_dry_run(resolved, dry_run=dry_run)
     check_flower()

@@ -73,14 +73,17 @@ def test_a_certificates_end_is_said_once_a_day_from_two_weeks_before_it(tmp_path
     ]
 
 
+@pytest.mark.parametrize("dry", [True, False])
 @pytest.mark.parametrize("role", ["cloud", "edge", "client"])
-def test_a_dry_run_reads_them(role: str, tmp_path: Path) -> None:
+def test_they_are_read_before_anything_starts(role: str, dry: bool, tmp_path: Path) -> None:
     server = ["--set", "superlink.node_keys=none"]
     for key, value in write_certificates(tmp_path).items():
         server += ["--set", f"{key}={value}"]
     node = ["--set", "node.root_certificates=ca.pem", "--set", "node.private_key=none"]
     flags = {"cloud": server, "edge": [*server[2:], *node], "client": node}[role]
-    done = fedphd(role, "--dry-run", *flags, cwd=tmp_path)
+    before = sorted(tmp_path.iterdir())
+    done = fedphd(role, *(["--dry-run"] if dry else []), *flags, cwd=tmp_path)
     assert done.returncode == 2
     named = "superlink.node_keys" if role == "cloud" else "node.private_key"
     assert done.stderr.startswith(f"fedphd: in [{named}]: none: ")
+    assert sorted(tmp_path.iterdir()) == before
