@@ -180,6 +180,14 @@ def test_compose_starts_as_many_as_the_run_waits_for() -> None:
         assert own == expected.get(name.partition("-")[0], set())
 
 
+def test_a_composed_service_comes_back_however_often() -> None:
+    # Docker counts against a limit what happened days ago.
+    services = composed()
+    assert {name for name, one in services.items() if one.get("restart") != "on-failure"} == {
+        "keys"
+    }
+
+
 def check_healthy(test: list[str], folder: Path) -> None:
     """A service's check asks the process itself, where the environment names a proxy too."""
     assert test[:2] == ["CMD", "python"]
