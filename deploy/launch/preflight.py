@@ -141,11 +141,17 @@ def _descriptors() -> Check:
 
 
 def _disk(folder: Path) -> Check:
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    other = "choose another folder"
+    whole = folder.absolute()
+    try:
+        there = next(path for path in (whole, *whole.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        # A folder above it is another user's.
+        return Check("disk", "failed", f"{folder} cannot be looked at: {error.strerror}", other)
     text = f"{free / 2**30:.1f} GiB free for {folder}"
     if not os.access(there, os.W_OK):
-        return Check("disk", "failed", f"{there} cannot be written to", "choose another folder")
+        return Check("disk", "failed", f"{there} cannot be written to", other)
     if free < LEAST_DISK:
         return Check("disk", "failed", text, "make room, or choose a folder on a larger disk")
     return Check("disk", "ok", text)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from support.disk import unreadable
 
 from fedphd.common.errors import ConfigError, FedPhDError, RefusedError, exit_code_of
 from fedphd.common.wire.names import BoundNames
@@ -201,20 +200,6 @@ def test_a_bad_file_is_named_and_nobody_is_shut_out(scene: Scene) -> None:
     assert "a may join no more: its key was revoked" in scene.said
     with pytest.raises(ConfigError, match=r"b.pub: is not an OpenSSH public key"):
         KeyRing(scene.keys, scene.door, scene.ring.names, print).start()
-
-
-@contextmanager
-def unreadable(folder: Path) -> Iterator[None]:
-    """A folder that this process may not look into, also where it is root's."""
-    user, mode = os.geteuid(), folder.stat().st_mode
-    folder.chmod(0)
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-        folder.chmod(mode)
 
 
 def test_a_folder_that_cannot_be_read_shuts_nobody_out(scene: Scene) -> None:

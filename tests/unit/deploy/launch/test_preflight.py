@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from support.certificates import write_certificates
 from support.command import fedphd
+from support.disk import unreadable
 from support.processes import free_port
 from support.tiny import write_toml
 
@@ -138,6 +139,16 @@ def test_memory_and_disk_are_compared_with_what_is_needed(
     monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
     monkeypatch.setattr(preflight, "LEAST_DISK", 2**60)
     assert found(config)["memory"].outcome == found(config)["disk"].outcome == "failed"
+
+
+def test_a_folder_that_this_user_may_not_look_into_fails(tmp_path: Path) -> None:
+    for role, key in ((CloudConfig, "out_dir"), (EdgeConfig, "state_dir")):
+        folder = tmp_path / "closed" / "runs"
+        folder.parent.mkdir(exist_ok=True)
+        with unreadable(folder.parent):
+            check = found(load_config(role, overrides={key: str(folder)}))["disk"]
+        text = f"{folder} cannot be looked at: Permission denied"
+        assert check == Check("disk", "failed", text, "choose another folder")
 
 
 def test_few_descriptors_and_another_flower_fail(monkeypatch: pytest.MonkeyPatch) -> None:
