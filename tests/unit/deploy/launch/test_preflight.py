@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import json
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -149,6 +152,24 @@ def test_a_folder_that_this_user_may_not_look_into_fails(tmp_path: Path) -> None
             check = found(load_config(role, overrides={key: str(folder)}))["disk"]
         text = f"{folder} cannot be looked at: Permission denied"
         assert check == Check("disk", "failed", text, "choose another folder")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
+@pytest.mark.parametrize(
+    ("state", "outcome", "text"),
+    [
+        (0, "ok", ", synchronised"),
+        (5, "warning", ", not synchronised"),
+        (-1, "skipped", "; this machine does not say whether it is kept in step"),
+    ],
+)
+def test_a_clock_is_taken_for_what_the_system_says(
+    state: int, outcome: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = SimpleNamespace(adjtimex=lambda buffer: state)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    check = preflight._clock()
+    assert (check.outcome, check.found.endswith(f"+00:00{text}")) == (outcome, True)
 
 
 def test_few_descriptors_and_another_flower_fail(monkeypatch: pytest.MonkeyPatch) -> None:
