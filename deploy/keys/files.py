@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -27,6 +28,9 @@ CURVE = ec.SECP384R1()
 
 # A server's own launcher reaches it there.
 LAUNCHER = "127.0.0.1"
+
+# Why a certificate is not good yet.
+CLOCKS: Final = "this machine's clock or the signer's is wrong: correct it"
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -157,7 +161,12 @@ def check_in_date(path: Path) -> None:
     if now > end:
         raise ConfigError(f"{path}: has expired on {end:%Y-%m-%d}; have a new one signed")
     if now < begin:
-        raise ConfigError(f"{path}: is good from {begin:%Y-%m-%d}; it is {now:%Y-%m-%d} here")
+        raise ConfigError(f"{path}: {too_early(begin, now)}; {CLOCKS}")
+
+
+def too_early(begin: datetime.datetime, now: datetime.datetime) -> str:
+    """That a certificate is not good yet."""
+    return f"is good from {begin:%Y-%m-%d %H:%M} UTC; it is {now:%Y-%m-%d %H:%M} UTC here"
 
 
 def check_fits(certificate: Path, key: Path, authority: Path) -> None:

@@ -22,6 +22,7 @@ from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig
 from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ConfigError, FedPhDError
 from fedphd.deploy.keys.files import (
+    CLOCKS,
     check_issued,
     check_key,
     check_loopback,
@@ -29,6 +30,7 @@ from fedphd.deploy.keys.files import (
     read_certificate,
     read_latest,
     read_node_key,
+    too_early,
 )
 from fedphd.deploy.keys.registered import fingerprint, registered
 from fedphd.deploy.launch.credentials import SOON
@@ -255,8 +257,11 @@ def _in_date(
         return Check(name, "failed", str(error), "name a certificate in PEM")
     now = _now()
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now < begin:
+        # Another one from the same signer would be no better.
+        return Check(name, "failed", f"{path} {too_early(begin, now)}", CLOCKS)
     text = f"{path} is good from {begin:%Y-%m-%d} to {end:%Y-%m-%d}{good_for}"
-    if not begin <= now <= end:
+    if now > end:
         return Check(name, "failed", text, fix)
     return Check(
         name, "warning" if end - now < SOON else "ok", text, fix if end - now < SOON else ""

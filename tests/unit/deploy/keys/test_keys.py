@@ -23,6 +23,7 @@ from support.certificates import write_certificates
 from support.command import fedphd
 
 from fedphd.common.errors import ConfigError, StartError
+from fedphd.deploy.keys import authority
 from fedphd.deploy.keys.authority import Authority, name_of, pem
 from fedphd.deploy.keys.files import (
     check_fits,
@@ -107,6 +108,22 @@ def test_an_expired_certificate_is_named(tmp_path: Path) -> None:
     (tmp_path / "old.pem").write_bytes(pem(old))
     with pytest.raises(ConfigError, match=r"old.pem: has expired on 20\d\d-\d\d-\d\d"):
         check_in_date(tmp_path / "old.pem")
+
+
+def test_a_certificate_that_is_not_good_yet_is_a_matter_of_clocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As of a signer whose clock is fast.
+    monkeypatch.setattr(authority, "_EARLIER", -datetime.timedelta(minutes=5))
+    early = Authority.new().certify("early", new_key().public_key(), ["h"])
+    (tmp_path / "early.pem").write_bytes(pem(early))
+    begin = f"{early.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+    text = (
+        rf"early.pem: is good from {begin}; it is 20\d\d-\d\d-\d\d \d\d:\d\d UTC here; this "
+        "machine's clock or the signer's is wrong: correct it"
+    )
+    with pytest.raises(ConfigError, match=text):
+        check_in_date(tmp_path / "early.pem")
 
 
 @pytest.mark.parametrize(

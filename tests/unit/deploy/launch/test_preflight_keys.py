@@ -22,7 +22,7 @@ from support.processes import free_port
 from fedphd.common.config.links import NodeConfig
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.deploy.keys.authority import Authority, pem
-from fedphd.deploy.keys.files import write_private_key
+from fedphd.deploy.keys.files import read_certificate, write_private_key
 from fedphd.deploy.keys.registered import fingerprint
 from fedphd.deploy.launch import preflight
 from fedphd.deploy.launch.preflight import Check
@@ -153,6 +153,20 @@ def test_an_authority_that_has_expired_fails(
             patch.setattr(preflight, "_now", lambda now=now: now)
             check = node(authority)["authority"]
         assert (check.outcome, bool(check.fix)) == (outcome, outcome != "ok")
+
+
+def test_a_certificate_that_is_not_good_yet_is_a_matter_of_clocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = write_certificates(tmp_path)
+    path = tmp_path / "server.pem"
+    begin = read_certificate(path).not_valid_before_utc
+    before = begin - datetime.timedelta(minutes=2)
+    monkeypatch.setattr(preflight, "_now", lambda: before)
+    check = server(values)["certificate"]
+    text = f"is good from {begin:%Y-%m-%d %H:%M} UTC; it is {before:%Y-%m-%d %H:%M} UTC here"
+    assert (check.outcome, check.found) == ("failed", f"{path} {text}")
+    assert check.fix == "this machine's clock or the signer's is wrong: correct it"
 
 
 def test_of_two_authorities_the_one_that_lasts_counts(authority: Path) -> None:
