@@ -31,6 +31,8 @@ INCEPTION: Final = "inception-v3"
 
 # Bounds of what a message may make a process allocate, far above what anybody trains.
 MOST_CLASSES: Final = 100_000
+# What torch's generators take.
+MOST_SEED: Final = 2**64 - 1
 MOST_WIDTH: Final = 8192
 _MOST_LEVELS: Final = 8
 _MOST_LAYERS: Final = 16
@@ -265,7 +267,7 @@ class FederationConfig(Section):
     target: tuple[float, ...] | None = setting(
         None, "target label distribution; absent: uniform over num_classes"
     )
-    seed: int = setting(0, "seed of weights, participation, choices and noise", ge=0)
+    seed: int = setting(0, "seed of weights, participation, choices and noise", ge=0, le=MOST_SEED)
     reproducible: bool = setting(
         False, "fixed order of replies and synchronised offers: bit-equal runs, on CPUs of one kind"
     )

@@ -132,7 +132,7 @@ class TrainTask(Payload):
     cut: str | None = None
     codec: CodecName = "fp32"
     reply_codec: CodecName = "fp32"
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=run.MOST_SEED)
     run_name: str = Field("", max_length=64)
     resumed: Resumed = ()
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import BaseModel, ValidationError
 
 from fedphd.common.config.data import PartitionConfig, Section
 from fedphd.common.config.evaluation import EvaluationConfig
 from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig
 from fedphd.common.config.run import (
+    MOST_SEED,
     ExchangeConfig,
     FederationConfig,
     ModelConfig,
@@ -96,6 +98,13 @@ def test_bounds_are_where_they_should_be() -> None:
     ]:
         with pytest.raises(ValidationError, match=field):
             section.model_validate({field: value})
+
+
+def test_a_seed_is_one_that_torch_takes() -> None:
+    seed = federation(seed=MOST_SEED).seed
+    assert torch.Generator().manual_seed(seed).initial_seed() == MOST_SEED
+    with pytest.raises(ValidationError, match="seed"):
+        federation(seed=MOST_SEED + 1)
 
 
 def test_partition_must_exist() -> None:
