@@ -76,7 +76,10 @@ class KeyRing:
             self._stamp = self._look()
         except OSError as error:
             raise ConfigError(f"{self.folder}: cannot be read: {error.strerror}") from error
-        self._apply(registered(self.folder), say=lambda line: None)
+        # Nobody asks yet whose they are.
+        for name, key in registered(self.folder).items():
+            self._let_in(name, key, say=lambda line: None)
+        self._write_names()
 
     def follow(self) -> None:
         """Look once whether the folder has changed, and do as it says; again if that fails.
@@ -104,7 +107,7 @@ class KeyRing:
             keys = {n: k.key for n, k in self._known.items() if f"{n}{SUFFIX}" in there}
             self._say_once(f"nobody new may join: {error}")
         try:
-            self._apply(keys, say=self.say)
+            self._apply(keys)
         except (FedPhDError, OSError) as error:
             self._say_once(f"keys are not yet as {self.folder} says, trying again: {error}")
             self._check_shut_out(self._gone(keys), error)
@@ -156,25 +159,27 @@ class KeyRing:
         """Who is in with another key than it should have, or should be in no more."""
         return [name for name, known in self._known.items() if keys.get(name) != known.key]
 
-    def _apply(self, keys: dict[str, ec.EllipticCurvePublicKey], *, say: Say) -> None:
+    def _apply(self, keys: dict[str, ec.EllipticCurvePublicKey]) -> None:
+        """Tell the SuperLink who leaves and who comes, as far as it listens."""
         gone = self._gone(keys)
         new = {n: key for n, key in keys.items() if n not in self._known or n in gone}
         try:
-            self._tell(gone, new, say)
+            for name in gone:
+                self.registry.unregister(self._known[name].node_id)
+                del self._known[name]
+                self.say(f"{name} may join no more: its key was revoked")
+            for name, key in new.items():
+                self._let_in(name, key, self.say)
+                # It may knock at once, and who has no name then is refused.
+                self._write_names()
         finally:
-            names = {known.node_id: name for name, known in self._known.items()}
-            if names != self._written:
-                write_names(self.names, names)
-                self._written = names
+            self._write_names()
 
-    def _tell(self, gone: list[str], new: dict[str, ec.EllipticCurvePublicKey], say: Say) -> None:
-        """Tell the SuperLink who leaves and who comes, as far as it listens."""
-        for name in gone:
-            self.registry.unregister(self._known[name].node_id)
-            del self._known[name]
-            say(f"{name} may join no more: its key was revoked")
-        for name, key in new.items():
-            self._let_in(name, key, say)
+    def _write_names(self) -> None:
+        names = {known.node_id: name for name, known in self._known.items()}
+        if names != self._written:
+            write_names(self.names, names)
+            self._written = names
 
     def _let_in(self, name: str, key: ec.EllipticCurvePublicKey, say: Say) -> None:
         try:

@@ -96,6 +96,23 @@ def test_who_comes_and_goes_later_is_said(scene: Scene) -> None:
     assert BoundNames(scene.ring.names)(1) is None
 
 
+def test_who_is_let_in_has_its_name_before_the_next_one(scene: Scene) -> None:
+    scene.ring.start()
+    for name in ("a", "b"):
+        register(scene.keys, name, new_key())
+    named = list[str | None]()
+    let_in = scene.door.register
+
+    def knock(key: ec.EllipticCurvePublicKey) -> int:
+        # Whoever came before has knocked by now.
+        named.extend(scene.bound(node) for node in scene.door.inside.values())
+        return let_in(key)
+
+    scene.door.register = knock  # type: ignore[method-assign]
+    scene.ring.follow()
+    assert (named, scene.bound(2)) == (["a"], "b")
+
+
 def test_a_replaced_key_is_another(scene: Scene) -> None:
     register(scene.keys, "a", new_key())
     scene.ring.start()
