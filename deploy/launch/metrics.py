@@ -108,7 +108,7 @@ class Metrics(Collector):
     def _peer(self, event: kinds.PeerChanged) -> None:
         if event.change == kinds.SERVES:
             count = len(event.detail.split(",")) if event.detail else 0
-            self._set("cloud_edge_clients", count, edge=event.peer)
+            self._named("cloud_edge_clients", "edge", {event.peer: count})
             return
         kind = "client" if event.role == "edge" else "edge"
         self._add("peer_changes_total", 1, kind=kind, change=event.change)
@@ -132,9 +132,8 @@ class Metrics(Collector):
         if self._config.class_shares:
             both = {"clients": event.label_distribution, "target": event.target_distribution}
             for of, shares in both.items():
-                for number, share in enumerate(shares):
-                    labels = {"class": str(number), "of": of}
-                    self._set("edge_class_share_ratio", share, **labels)
+                by_class = {str(number): share for number, share in enumerate(shares)}
+                self._named("edge_class_share_ratio", "class", by_class, add=True, of=of)
         self._set("edge_update_norm", event.update_norm, statistic="median")
         self._set("edge_update_norm", event.largest_update_norm, statistic="largest")
         self._means("edge", event)
@@ -157,14 +156,12 @@ class Metrics(Collector):
         for reason, count in event.failed.items():
             self._add("cloud_edge_failures_total", count, reason=reason)
         # Whoever was in the last average and is not in this one has no weight in it.
-        for edge in self._averaged - event.edge_weights.keys():
-            self._set("cloud_edge_weight_ratio", 0.0, edge=edge)
-            self._set("cloud_edge_homogeneity_score", math.nan, edge=edge)
+        gone = self._averaged - event.edge_weights.keys()
         self._averaged = set(event.edge_weights)
-        for edge, share in event.edge_weights.items():
-            self._set("cloud_edge_weight_ratio", share, edge=edge)
-        for edge, score in event.edge_homogeneity.items():
-            self._set("cloud_edge_homogeneity_score", score, edge=edge)
+        shares = dict.fromkeys(gone, 0.0) | event.edge_weights
+        self._named("cloud_edge_weight_ratio", "edge", shares, add=True)
+        scores = dict.fromkeys(gone, math.nan) | event.edge_homogeneity
+        self._named("cloud_edge_homogeneity_score", "edge", scores)
         # The bytes of a flat federation came with its rounds.
         if not self._flat:
             self._traffic("link_bytes_total", event.edge_cloud, hop="edge_cloud")
@@ -335,6 +332,21 @@ class Metrics(Collector):
         gauge = self._child(name, labels)
         assert isinstance(gauge, Gauge)
         gauge.set(float("nan") if value is None else value)
+
+    def _named(
+        self, name: str, label: str, values: Mapping[str, float], *, add: bool = False, **of: str
+    ) -> None:
+        """Set a gauge for each of the names that have a value in ``label``.
+
+        What the others have is one sum, if all ``values`` are given at once that may be added.
+        """
+        shown: dict[str, float] = {}
+        for given, value in values.items():
+            known = self._value(name, label, given)
+            if known != _OTHER or add:
+                shown[known] = shown.get(known, 0.0) + value
+        for known, value in shown.items():
+            self._set(name, value, **{label: known}, **of)
 
     def _add(self, name: str, amount: float, **labels: str) -> None:
         counter = self._child(name, labels)

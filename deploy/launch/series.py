@@ -13,7 +13,8 @@ from fedphd.common.errors import FAILURE_KINDS
 Kind = Literal["counter", "gauge", "histogram", "summary"]
 # Names of participants are the values of a label.
 NAMES: Final[tuple[str, ...]] = ()
-# At most so many names in one label; all others together are "other".
+# At most so many names in one label. All others together are "other" where their values add up to
+# something, as shares do; else they are not there.
 MOST_NAMES: Final = 100
 
 ALL: Final = ("cloud", "edge", "client")

@@ -267,13 +267,40 @@ def test_names_do_not_grow_without_end() -> None:
     config = HealthConfig(metrics=True, client_names=True)
     cloud = Process("cloud", "cloud", config)
     for number in range(2 * MOST_NAMES):
-        cloud.tell(interval(edge_weights={f"edge-{number}": 1.0}))
+        edge = f"edge-{number}"
+        cloud.tell(interval(edge_weights={edge: 1.0}, edge_homogeneity={edge: 1.5}))
+        cloud.tell(PeerChanged(peer=edge, change=SERVES, detail="client-0"))
         joined = PeerChanged(peer=f"client-{number}", change="joined", detail="")
         cloud.tell(joined, role="edge")
     found = [labels for name, labels in parse(cloud.text) if name.endswith("edge_weight_ratio")]
     assert len(found) == MOST_NAMES + 1
     assert frozenset({("edge", "other")}) in found
-    assert cloud.text.count("fedphd_client_connected{") == MOST_NAMES
+    for name in ("client_connected", "cloud_edge_clients", "cloud_edge_homogeneity_score"):
+        assert cloud.text.count(f"fedphd_{name}{{") == MOST_NAMES
+
+
+def test_what_has_no_name_of_its_own_is_added_up_and_scores_are_not() -> None:
+    many = MOST_NAMES + 50
+    edge = Process("edge", "edge-0", HealthConfig(metrics=True, class_shares=True))
+    target = [2 * number / many / (many - 1) for number in range(many)]
+    edge.tell(edge_round(label_distribution=[1 / many] * many, target_distribution=target))
+    assert edge.value("edge_class_share_ratio", of="clients", **{"class": "99"}) == 1 / many
+    others = {"clients": 50 / many, "target": sum(target[MOST_NAMES:])}
+    for of, share in others.items():
+        found = edge.value("edge_class_share_ratio", of=of, **{"class": "other"})
+        assert found == pytest.approx(share)
+    cloud, names = Process("cloud", "cloud"), [f"edge-{number}" for number in range(many)]
+    both = {"edge_weights": dict.fromkeys(names, 1 / many)}
+    cloud.tell(interval(**both, edge_homogeneity=dict.fromkeys(names, 1.5)))
+    assert cloud.value("cloud_edge_weight_ratio", edge="other") == pytest.approx(50 / many)
+    for edges in (names[:120], names[:80]):
+        weights = dict.fromkeys(edges, 1 / len(edges))
+        cloud.tell(interval(edge_weights=weights, edge_homogeneity={}))
+        share = max(0, len(edges) - MOST_NAMES) / len(edges)
+        assert cloud.value("cloud_edge_weight_ratio", edge="other") == pytest.approx(share)
+    scored = [of for name, of in parse(cloud.text) if name.endswith("edge_homogeneity_score")]
+    assert len(scored) == MOST_NAMES
+    assert frozenset({("edge", "other")}) not in scored
 
 
 def test_every_series_has_a_value_and_every_value_its_series() -> None:
