@@ -73,15 +73,19 @@ def dev(
         made.check(edges=edges, clients=clients, hosts=hosts)
         say(f"{out} holds keys of {made} already; they stay as they are")
         return
+    num_edges = DEV_EDGES if edges is None else edges
     names = make_all(
         out,
-        edges=DEV_EDGES if edges is None else edges,
+        edges=num_edges,
         clients=DEV_CLIENTS if clients is None else clients,
         hosts=hosts,
         days=days,
     )
     say(f"{out}: {CERTIFICATE}; for each server NAME.pem and NAME.key; for each node NAME-node")
-    say(f"{out / EDGES}: the cloud's superlink.node_keys; {out / CLIENTS}: every edge's")
+    if num_edges:
+        say(f"{out / EDGES}: the cloud's superlink.node_keys; {out / CLIENTS}: every edge's")
+    else:
+        say(f"{out / CLIENTS}: the cloud's superlink.node_keys; without edges it is flat")
     say(f"made for {', '.join(names)}")
 
 

@@ -64,6 +64,21 @@ def test_development_keys_are_those_that_are_asked_for(tmp_path: Path) -> None:
     assert f"--host other: keys/cloud.pem is good for {good}; leave the option out" in text
 
 
+@pytest.mark.parametrize(
+    ("edges", "text"),
+    [
+        ("1", "keys/edges: the cloud's superlink.node_keys; keys/clients: every edge's\n"),
+        ("0", "keys/clients: the cloud's superlink.node_keys; without edges it is flat\n"),
+    ],
+)
+def test_development_keys_name_the_folders_that_are_there(
+    edges: str, text: str, tmp_path: Path
+) -> None:
+    done = fedphd("keys", "dev", "--edges", edges, "--clients", "1", cwd=tmp_path)
+    assert text in done.stdout
+    assert ("keys/edges" in done.stdout) == (tmp_path / "keys" / "edges").exists()
+
+
 def test_an_authority_is_not_taken_for_development_keys(tmp_path: Path) -> None:
     fedphd("keys", "authority", "--out", "keys", cwd=tmp_path)
     done = fedphd("keys", "dev", cwd=tmp_path)
