@@ -124,10 +124,21 @@ def test_the_manifests_configurations_are_good() -> None:
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert config.health.address == f"0.0.0.0:{ports['health']}"
         assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "health"}
-        assert container["livenessProbe"]["httpGet"] == {"path": "/live", "port": "health"}
+        live = {"path": "/live", "port": "health"}
+        assert container["livenessProbe"]["httpGet"] == container["startupProbe"]["httpGet"] == live
         if not isinstance(config, ClientConfig):
             assert config.superlink.address == f"0.0.0.0:{ports['fleet']}"
             check_command([word.replace("$(POD)", "edge-0") for word in container["args"]])
+
+
+def test_a_pod_has_half_an_hour_to_open_its_data() -> None:
+    tiers = [doc for (kind, _), doc in manifests().items() if kind == "StatefulSet"]
+    assert len(tiers) == 3
+    for tier in tiers:
+        (container,) = tier["spec"]["template"]["spec"]["containers"]
+        start = container["startupProbe"]
+        assert start["periodSeconds"] * start["failureThreshold"] >= 30 * 60
+        assert "initialDelaySeconds" not in container["livenessProbe"]
 
 
 def test_a_pod_sees_its_own_keys_alone(tmp_path: Path) -> None:
