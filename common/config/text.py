@@ -70,7 +70,10 @@ def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> d
         *parents, last = dotted.split(".")
         section = copied
         for parent in parents:
-            section = section.setdefault(parent, {})
+            # What is absent, as a stored reference may be, is begun.
+            if section.get(parent) is None:
+                section[parent] = {}
+            section = section[parent]
             if not isinstance(section, dict):
                 raise ConfigError(f"{dotted}: {parent} is a single value, not a section")
         section[last] = value

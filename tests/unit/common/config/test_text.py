@@ -58,6 +58,7 @@ def test_overrides_replace_values_in_a_copy() -> None:
     assert values == {"a": {"b": 1, "c": [1, 2]}, "d": 3}
     with pytest.raises(ConfigError, match=r"a\.b\.x: b is a single value, not a section"):
         with_overrides(values, {"a.b.x": 1})
+    assert with_overrides({"a": None}, {"a.b": 1}) == {"a": {"b": 1}}
 
 
 def test_merging_keeps_what_is_not_replaced() -> None:
