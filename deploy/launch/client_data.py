@@ -71,29 +71,38 @@ def with_reference(
     """The cloud's settings, comparing samples with the clients' data where these are not the
     preset's, the preset would compare, and neither ``values`` nor the file ``path`` says with what.
 
-    Else a federation of somebody's own images would be measured by its distance to the digits.
-    Nothing else is checked. Raises ConfigError for a file that cannot be read, or no such preset.
+    Else a federation of somebody's own images would be measured by its distance to the digits, or
+    to their digits rather than the classes that a file of labels gives them. Details that are said
+    of the reference, such as how many images, stay. Nothing else is checked. Raises ConfigError for
+    a file that cannot be read, or no such preset.
     """
     default = CloudConfig.model_fields[PRESET].default
     of_preset = read_preset(_given(values, path).get(PRESET, default))
     reference = of_preset.get("evaluation", {}).get("reference")
-    source = data.get(SOURCE)
-    if reference is None or source in (None, UNSET, reference["source"]):
+    if reference is None or says_reference(values, path):
         return dict(values)
-    if says_reference(values, path):
-        return dict(values)
-    fields = {key: data.get(f"data.{key}") for key in _OF_REFERENCE}
+    given = {key: data[f"data.{key}"] for key in _OF_REFERENCE if f"data.{key}" in data}
+    given = {key: value for key, value in given.items() if value not in (None, UNSET)}
     defaults = {key: DataConfig.model_fields[key].default for key in _OF_REFERENCE}
-    own = {key: defaults[key] if fields[key] in (None, UNSET) else fields[key] for key in fields}
+    presets = defaults | {key: reference[key] for key in _OF_REFERENCE if key in reference}
+    # A preset's columns are those of its own images.
+    same = given.get("source", presets["source"]) == presets["source"]
+    own = (presets if same else defaults) | given
+    if own == presets:
+        return dict(values)
     # As many as the preset has, unless that is said.
     if (most := data.get("data.max_images")) not in (None, UNSET):
         own["max_images"] = most
-    return {**values, **{f"{_REFERENCE}.{key}": value for key, value in own.items()}}
+    said = dict(flattened(_given(values, path)))
+    named = {f"{_REFERENCE}.{key}": value for key, value in own.items()}
+    return {**values, **{key: value for key, value in named.items() if key not in said}}
 
 
 def says_reference(values: Mapping[str, Any], path: Path | None) -> bool:
-    """Whether settings or the file say what samples are compared with."""
-    return any(key.startswith(_REFERENCE) for key, _ in flattened(_given(values, path)))
+    """Whether settings or the file say what samples are compared with, not only how."""
+    said = dict(flattened(_given(values, path)))
+    which = (f"{_REFERENCE}_file", f"{_REFERENCE}_clients")
+    return bool({_REFERENCE, f"{_REFERENCE}.source"} & said.keys()) or any(map(said.get, which))
 
 
 def is_own(reference: DataConfig | None, data: DataConfig) -> bool:

@@ -99,10 +99,9 @@ def resumed_config(
     before = stored_config(run_dir)
     own = before.model_dump(mode="json")
     if path or PRESET in values:
-        given = dict(values)
-        if not says_reference(values, path):
-            given["evaluation.reference"] = own["evaluation"]["reference"]
-        config = load_config(CloudConfig, path, given)
+        followed = {"evaluation.reference": own["evaluation"]["reference"]}
+        stored = {} if says_reference(values, path) else followed
+        config = load_config(CloudConfig, path, {**stored, **values})
     else:
         config = validate(CloudConfig, with_overrides(own, values), source="command line")
     check_unchanged(run_dir, before, config, free)

@@ -221,6 +221,10 @@ def test_what_is_given_lies_over_the_runs_own_settings(tmp_path: Path) -> None:
     of_data = load_config(CloudConfig, None, with_reference(own, data))
     (tmp_path / "config.json").write_text(of_data.model_dump_json(), encoding="utf-8")
     assert resumed_config(tmp_path, None, own) == of_data
+    few = own | {"evaluation.reference.max_images": 300}
+    of_data = load_config(CloudConfig, None, with_reference(few, data))
+    (tmp_path / "config.json").write_text(of_data.model_dump_json(), encoding="utf-8")
+    assert resumed_config(tmp_path, None, few) == of_data
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -85,6 +85,30 @@ def test_what_is_said_of_the_reference_stays(tmp_path: Path) -> None:
     assert reference({"preset": "cifar10"}, own) is None
     assert with_reference({"seed": 3}, {"data.source": "digits"}) == {"seed": 3}
     assert with_reference({"seed": 3}, {}) == {"seed": 3}
+    own |= {"data.max_images": 300}
+    file = {"evaluation.reference_file": "s", "evaluation.features_file": "f"}
+    assert with_reference(file, own) == file
+    assert "evaluation.reference.source" in with_reference({"evaluation.reference_file": None}, own)
+
+
+def test_a_detail_of_the_reference_leaves_it_the_clients_images(tmp_path: Path) -> None:
+    own = {"data.source": "x", "data.image_column": "pixels"}
+    few = {"evaluation.reference.max_images": 300}
+    found = DataConfig(source="x", max_images=300, image_column="pixels")
+    assert reference(few, own) == found
+    assert reference(few, own | {"data.max_images": 500}) == found
+    path = write_toml(tmp_path / "c.toml", few | {"evaluation.reference.image_column": "picture"})
+    assert reference({}, own, path) == found.model_copy(update={"image_column": "picture"})
+
+
+def test_labels_of_their_own_are_the_references_too() -> None:
+    own = {"data.source": "digits", "data.label_file": "l.csv"}
+    assert reference({}, own) == DataConfig(label_file="l.csv")
+    assert reference({}, {"data.label_file": "l.csv"}) == DataConfig(label_file="l.csv")
+    photographs = reference({"preset": "cifar10-16"}, {"data.label_file": "l.csv"})
+    assert photographs == DataConfig(
+        source="uoft-cs/cifar10", image_column="img", label_file="l.csv", max_images=4000
+    )
 
 
 def test_defaults_are_the_presets_images_two_classes_each() -> None:
