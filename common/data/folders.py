@@ -35,6 +35,7 @@ _SPLIT_WORDS: Final[Mapping[str, Sequence[str]]] = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_WHOLE_NAMES = frozenset(word for words in _SPLIT_WORDS.values() for word in words)
 _SPLIT_NAMES = {
     split: re.compile(rf"(.*[-._ 0-9])?({'|'.join(words)})([-._ 0-9].*)?", re.IGNORECASE)
     for split, words in _SPLIT_WORDS.items()
@@ -46,10 +47,11 @@ def load_folder(source: str) -> dict[str, datasets.Dataset]:
 
     Each is a table of ``image`` (the files' absolute paths) and, where all of its images lie in
     class folders of one depth, ``label`` (whole numbers, the names' positions in order, with the
-    names of all splits). With ``metadata.csv`` or ``.jsonl``, its columns instead.
+    names of all splits). A split with ``metadata.csv`` or ``.jsonl`` has its columns instead.
 
     Raises:
-        ConfigError: no image is there, a folder or link cannot be followed, or a name is not UTF-8.
+        ConfigError: no image is there, a folder or link cannot be followed, a name is not UTF-8, or
+            metadata leave out images or belong to no split.
     """
     root = os.path.abspath(source)
     if not os.path.isdir(root):
@@ -59,15 +61,16 @@ def load_folder(source: str) -> dict[str, datasets.Dataset]:
         )
     files = sorted(_files(root, "", ()))
     _check_names(root, files)
-    if described := [file for file in files if os.path.basename(file) in _METADATA]:
-        return _by_metadata(root, described)
+    described = [file for file in files if os.path.basename(file) in _METADATA]
     images = [file for file in files if is_image(file)]
-    _tell_others(source, files, len(images))
+    _tell_others(source, sorted(set(files).difference(described)), len(images))
     splits = split_folders(images)
     if list(splits) != ["train"]:
         found = ", ".join(f"{split} ({len(paths)} images)" for split, paths in splits.items())
         logger.info("source = %r: its folders are the splits %s", source, found)
-    return _tables(root, splits)
+    metadata = _metadata_of_splits(splits, described)
+    bare = {split: paths for split, paths in splits.items() if split not in metadata}
+    return _tables(root, bare) | _by_metadata(root, metadata, splits)
 
 
 def is_image(name: str) -> bool:
@@ -87,7 +90,8 @@ def split_folders(images: Sequence[str]) -> dict[str, dict[str, str]]:
     Where folders lie side by side and all are named for a split, ``train/`` and ``test/``, they
     are the splits. So that classes called ``dev`` and ``test`` are no splits, they must either
     hold folders themselves, or one must be the training images: those are never meant to be a
-    class beside test images. A single folder around them is passed through.
+    class beside test images. Several that have one split's name only as a word are no splits.
+    A single folder around them is passed through.
 
     Args:
         images: paths below the folder, with ``/``.
@@ -98,6 +102,11 @@ def split_folders(images: Sequence[str]) -> dict[str, dict[str, str]]:
         if all(splits.values()):
             hold_folders = all(path.count("/") >= 2 for path in inner)
             if not hold_folders and "train" not in splits.values():
+                break
+            # A steam-train and an electric-train are classes.
+            if len(tops) > len(set(splits.values())) == 1 and not _WHOLE_NAMES.issuperset(
+                top.lower() for top in tops
+            ):
                 break
             found: dict[str, dict[str, str]] = {}
             for path, within in zip(images, inner, strict=True):
@@ -176,18 +185,58 @@ def _tell_others(source: str, files: Sequence[str], num_images: int) -> None:
         logger.warning("source = %r: files that are not read as images: %s", source, shown)
 
 
-def _by_metadata(root: str, described: Sequence[str]) -> dict[str, datasets.Dataset]:
+def _metadata_of_splits(
+    splits: Mapping[str, Mapping[str, str]], described: Sequence[str]
+) -> dict[str, list[str]]:
+    """The files of metadata of every split that has any: those above its images."""
+    found: dict[str, list[str]] = {}
+    for file in described:
+        folder = file.removesuffix(os.path.basename(file))
+        below = [name for name, paths in splits.items() if any(p.startswith(folder) for p in paths)]
+        if len(below) != 1:
+            raise ConfigError(
+                f"source: {file!r} lies above the images of {len(below)} splits "
+                f"({', '.join(below) or 'none'}); move it into the folder of the one it describes"
+            )
+        found.setdefault(below[0], []).append(file)
+    return found
+
+
+def _by_metadata(
+    root: str, metadata: Mapping[str, Sequence[str]], splits: Mapping[str, Mapping[str, str]]
+) -> dict[str, datasets.Dataset]:
     """What ``metadata.csv`` and the like say of the images beside them."""
     import datasets
 
+    if not metadata:
+        return {}
     data_files = {
         split: [glob.escape(os.path.join(root, path)) for path in paths]
-        for split, paths in split_folders(described).items()
+        for split, paths in metadata.items()
     }
     loaded: dict[str, datasets.Dataset] = datasets.load_dataset(
         "imagefolder", data_files=data_files
     )
+    for split, table in loaded.items():
+        # datasets would leave out the others, and say nothing.
+        rows = {os.path.relpath(path, root) for path in _files_of(table)}
+        if without := [path for path in splits[split] if path not in rows]:
+            raise ConfigError(
+                f"source: {', '.join(metadata[split])} has no row for {len(without)} of "
+                f"{len(splits[split])} images, such as {without[0]!r}; add their rows, or remove "
+                "the images"
+            )
     return loaded
+
+
+def _files_of(table: datasets.Dataset) -> Iterator[str]:
+    """The files in a table's columns of images."""
+    import datasets
+
+    for column, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            bare = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+            yield from (value["path"] for value in bare[column] if value)
 
 
 def _tables(root: str, splits: Mapping[str, Mapping[str, str]]) -> dict[str, datasets.Dataset]:

@@ -57,6 +57,8 @@ def test_a_class_may_be_named_like_a_split(tmp_path: Path) -> None:
     assert found(source) == {1: 0, 2: 1}
     source = make(tmp_path / "in train data", "x/dev/1.png", "y/test/2.png")
     assert found(source) == {1: 0, 2: 1}
+    source = make(tmp_path / "engines", "electric-train/1.png", "steam-train/2.png")
+    assert found(source) == {1: 0, 2: 1}
 
 
 @pytest.mark.parametrize("inside", ["", "birds/"])
@@ -94,6 +96,8 @@ def test_a_folder_without_splits_has_no_other_than_train(tmp_path: Path) -> None
         (["train/a/1.png", "test/a/2.png", "3.png"], {"train"}),
         (["a/train/1.png", "b/test/2.png"], {"train"}),
         (["dev/1.png", "test/2.png"], {"train"}),
+        (["train/1.png", "Training/2.png"], {"train"}),
+        (["train-1/1.png", "train-2/2.png", "test/3.png"], {"train", "test"}),
     ],
 )
 def test_what_is_a_split(paths: list[str], splits: set[str]) -> None:
@@ -200,6 +204,39 @@ def test_metadata_describe_the_images_beside_them(
         (tmp_path / "some [images]" / split / "metadata.csv").write_text(f"file_name,label\n{text}")
     assert found(source) == {1: 3, 2: 4}
     assert found(source, "test") == {3: 5}
+
+
+def described(folder: Path, *rows: str) -> None:
+    """Metadata beside the images in ``folder``, which give each of ``rows`` label 7."""
+    lines = ["file_name,label", *(f"{row},7" for row in rows)]
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_metadata_of_one_split_leave_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = make(tmp_path / "images", "train/cat/1.png", "train/dog/2.png", "test/3.png")
+    described(tmp_path / "images/test", "./3.png")
+    assert found(source) == {1: 0, 2: 1}
+    assert found(source, "test") == {3: 7}
+    described(tmp_path / "images", "train/cat/1.png", "train/dog/2.png", "test/3.png")
+    with pytest.raises(ConfigError, match=r"'metadata.csv' lies above the images of 2 splits \(te"):
+        files_of(source)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_images_that_metadata_leave_out_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = make(tmp_path / "images", "cats/1.png", "cats/2.png", "dogs/3.png")
+    described(tmp_path / "images/dogs", "3.png")
+    with pytest.raises(ConfigError, match=r"dogs/metadata.csv has no row for 2 of 3 images, such"):
+        found(source)
+    described(tmp_path / "images/cats", "1.png", "2.png")
+    assert found(source) == {1: 7, 2: 7, 3: 7}
 
 
 def test_a_class_folder_with_a_number_too_large_is_named(tmp_path: Path) -> None:
