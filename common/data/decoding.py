@@ -95,7 +95,8 @@ def _depth(picture: Image.Image) -> str:
             raw_mode.endswith(_DEEP_ENDINGS) and raw_mode not in _SHALLOW
         ):
             return "16 bits"
-        # The second argument of PNM files is the value of white.
-        if tile.codec_name.startswith("ppm") and args[-1] > _BYTE:
-            return f"values up to {args[-1]}"
+        # The second argument of PNM files is the value of white; those of bits have none.
+        white = args[-1] if tile.codec_name.startswith("ppm") else 0
+        if isinstance(white, int) and white > _BYTE:
+            return f"values up to {white}"
     return ""

@@ -79,13 +79,14 @@ def test_more_than_8_bits_per_channel_are_refused_by_name(tmp_path: Path, name: 
         ("rgb.tiff", tiff(8)),
         ("rgb.ppm", b"P6 1 1 255\n\x9c\x9c\x9c"),
         ("few.ppm", b"P3 1 1 5\n3 3 3\n"),
+        ("text.pbm", b"P1 1 1\n0\n"),
     ],
-    ids=["png", "tiff", "ppm", "ppm of few values"],
+    ids=["png", "tiff", "ppm", "ppm of few values", "pbm in text"],
 )
 def test_8_bits_per_channel_are_read(tmp_path: Path, name: str, content: bytes) -> None:
     data = LabelledImages(DataConfig(source=folder_of(tmp_path, name, content)))
     red = int(data.decode(image_size=1, channels=3).images[0, 0, 0, 0])
-    assert red == (153 if name == "few.ppm" else 156)
+    assert red == {"few.ppm": 153, "text.pbm": 255}.get(name, 156)
 
 
 @pytest.mark.parametrize("mode", ["LAB", "CMYK", "YCbCr"])
