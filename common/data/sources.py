@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 DIGITS = "digits"
 _DIGITS_MAX = 16
 _DIGITS_FILE = "datasets/data/digits.csv.gz"
+_SHOWN = 3
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -137,6 +138,13 @@ def _load_table(config: DataConfig) -> datasets.Dataset:
     except Exception as error:  # The hub, files and formats each raise errors of their own.
         raise ConfigError(_why_not_loaded(kind, config, error)) from error
     if not isinstance(loaded, dict):
+        only = "train" if loaded.split is None else str(loaded.split)
+        # By default a saved split is read, whichever it is.
+        if kind == "saved" and config.split not in ("train", only):
+            raise ConfigError(
+                f"split = {config.split!r}: source = {config.source!r} has only the split "
+                f"{only!r}; leave split out"
+            )
         return loaded
     if config.split not in loaded:
         raise ConfigError(
@@ -229,10 +237,12 @@ def _check_column(config: DataConfig, table: datasets.Dataset, field: str) -> No
 def _names(config: DataConfig, pictures: datasets.Dataset) -> list[str] | None:
     """The images' files, by their paths below the source; None where one has none."""
     import datasets
+    from pyarrow import compute  # type: ignore[import-untyped]
 
     column = config.image_column
     encoded = pictures.cast_column(column, datasets.Image(decode=False))
-    paths = encoded.with_format("arrow")[:][column].combine_chunks().field("path").to_pylist()
+    # Chunk by chunk: one array has no room for more than 2 GiB of images.
+    paths = compute.struct_field(encoded.with_format("arrow")[:][column], "path").to_pylist()
     root = os.path.join(os.path.abspath(expanded(config.source)), "")
     return None if None in paths else [_below(root, path) for path in paths]
 
@@ -246,6 +256,15 @@ def _below(root: str, path: str) -> str:
 
 def _labels_of(config: DataConfig, table: datasets.Dataset) -> Indices:
     _check_column(config, table, "label_column")
+    alone = table.select_columns([config.label_column])
+    missing = np.flatnonzero(alone.with_format("arrow")[:][config.label_column].is_null())
+    if len(missing):
+        shown = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
+        raise ConfigError(
+            f"label_column = {config.label_column!r}: {len(missing)} of {len(table)} images of "
+            f"source = {config.source!r} have no label (rows {shown}, from 0); label them or "
+            "leave them out"
+        )
     column = np.asarray(table.with_format("numpy")[config.label_column][:])
     if column.ndim != 1 or column.dtype.kind not in "iu":
         raise ConfigError(

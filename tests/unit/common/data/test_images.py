@@ -245,7 +245,12 @@ def test_parquet_is_read_from_a_file_or_a_folder(tmp_path: Path, source: str) ->
 
 
 def test_saved_data_sets_are_read_by_split(tmp_path: Path) -> None:
-    splits = datasets.DatasetDict({"train": table([0, 1]), "test": table([1, 1, 1])})
+    splits = datasets.DatasetDict(
+        {
+            "train": table([0, 1]),
+            "test": datasets.concatenate_datasets([table([1, 1, 1])], split=datasets.Split.TEST),
+        }
+    )
     splits.save_to_disk(tmp_path / "saved")
     saved = str(tmp_path / "saved")
     assert load(DataConfig(source=saved)).labels.tolist() == [0, 1]
@@ -253,7 +258,16 @@ def test_saved_data_sets_are_read_by_split(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"split = 'dev': .* only the splits \['test', 'train'\]"):
         load(DataConfig(source=saved, split="dev"))
     table([4, 5]).save_to_disk(tmp_path / "single")
-    assert load(DataConfig(source=str(tmp_path / "single"))).labels.tolist() == [4, 5]
+    single = DataConfig(source=str(tmp_path / "single"))
+    assert load(single).labels.tolist() == [4, 5]
+    with pytest.raises(ConfigError, match=r"split = 'test': .* has only the split 'train'; leave"):
+        load(single.model_copy(update={"split": "test"}))
+    splits["test"].save_to_disk(tmp_path / "alone")
+    alone = DataConfig(source=str(tmp_path / "alone"))
+    for split in ("test", "train"):
+        assert load(alone.model_copy(update={"split": split})).labels.tolist() == [1, 1, 1]
+    with pytest.raises(ConfigError, match=r"split = 'dev': .* has only the split 'test'"):
+        load(alone.model_copy(update={"split": "dev"}))
 
 
 @pytest.mark.parametrize(
@@ -315,7 +329,8 @@ def test_labels_must_fit_num_classes() -> None:
     [
         (["cat", "dog"], "labels must be whole numbers"),
         ([0.5, 1.0], "labels must be whole numbers"),
-        ([0, None], "labels must be whole numbers"),
+        ([0, None, 1, None], r"2 of 4 images of source = .* have no label \(rows 1, 3, from 0\)"),
+        ([0] + 4 * [None], r"have no label \(rows 1, 2, 3, \.\.\., from 0\)"),
         ([-1, 0], "labels from -1; labels must be 0 to"),
     ],
 )

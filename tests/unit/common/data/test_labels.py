@@ -6,7 +6,9 @@ import logging
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
+from datasets.table import InMemoryTable
 from PIL import Image
 
 from fedphd.common.config.data import DataConfig, PartitionConfig
@@ -295,3 +297,20 @@ def test_a_file_of_labels_names_images_by_their_paths(tmp_path: Path) -> None:
     marked.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     for one in (file, older, marked):
         assert label_of(config.model_copy(update={"label_file": str(one)})) == {0: 4, 1: 2}
+
+
+def test_more_images_than_an_array_has_room_for_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 times the same 64 MiB: more than 2 GiB, which takes 64 MiB."""
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    large, none = ({"bytes": bytes(2**26), "path": "a.png"}, None)
+    chunks = [pa.array([large], kind)] * 40
+    features = datasets.Features(image=datasets.Image())
+
+    def opened(chunks: list[pa.Array]) -> list[str] | None:
+        table = InMemoryTable(pa.table({"image": pa.chunked_array(chunks)}))
+        made = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+        monkeypatch.setattr(datasets, "load_from_disk", lambda _: made)
+        return open_pictures(DataConfig(source=".", format="saved")).names()
+
+    assert opened(chunks) == ["a.png"] * 40
+    assert opened([*chunks, pa.array([none], kind)]) is None
