@@ -1,5 +1,6 @@
 """``fedphd export`` and ``fedphd push``: a run's network for others."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # In a run's folder.
 EXPORT = "export"
+# As the card has it, of a model whose name is known.
+_PLACE = re.compile(r'^place = "(.*?)"', re.MULTILINE)
 
 
 def export(
@@ -74,13 +77,15 @@ def push(
 ) -> None:
     """Upload a model to the Hugging Face hub; a run is exported into RUN/export before."""
     from fedphd.common.unet.checkpoint import check_holds_checkpoint
-    from fedphd.deploy.share.hub import check_name, check_token, upload
+    from fedphd.deploy.share.hub import check_name, check_token, make, upload
 
     # Before the export, which takes a minute.
     check_name(name)
     if not is_export(run):
         check_holds_checkpoint(run)
     check_token()
+    # The whole name, which the card says, is the hub's to know.
+    made = make(run, name, private=private)
     folder = run
     if not is_export(run):
         folder = run / EXPORT
@@ -90,8 +95,10 @@ def push(
         else:
             from fedphd.deploy.share.folder import Choices
 
-            _export(run, folder, Choices(name=name))
-    say(f"uploaded to {upload(folder, name, private=private)}")
+            _export(run, folder, Choices(name=made.repo_id))
+    _check_place(folder, made.repo_id)
+    upload(folder, made.repo_id)
+    say(f"uploaded to {made}")
 
 
 def _export(run: Path, out: Path, choices: "Choices") -> None:
@@ -111,6 +118,16 @@ def _export(run: Path, out: Path, choices: "Choices") -> None:
         say(
             f"onnx: ONNX Runtime and torch differ by at most {done.onnx_difference:.2g}, over "
             "batches of 1 and 3"
+        )
+
+
+def _check_place(folder: Path, name: str) -> None:
+    """Raise ConfigError where the card's code opens another model than ``name``."""
+    text = (folder / CARD).read_text("utf-8", "replace")
+    if (found := _PLACE.search(text)) and found[1] not in (".", name):
+        raise ConfigError(
+            f"{folder / CARD} is the card of {found[1]}, and its code opens that: write {name} "
+            "there, or remove the folder, so that it is made again"
         )
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, RepoUrl, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -32,26 +32,25 @@ def check_token() -> None:
         raise ConfigError(f"there is no token for the Hugging Face hub: {_TOKEN_HELP}")
 
 
-def upload(folder: Path, name: str, *, private: bool) -> str:
-    """Upload what is in ``folder`` as the model ``name``, which is made if it is not there.
+def make(folder: Path, name: str, *, private: bool) -> RepoUrl:
+    """Make the model ``name`` for what comes of ``folder``, if it is not there.
 
-    The folder is only read. The token is the one of `hf auth login` or ``HF_TOKEN``, the hub that
-    of ``HF_ENDPOINT``.
+    The token is the one of `hf auth login` or ``HF_TOKEN``, the hub that of ``HF_ENDPOINT``.
 
     Returns:
-        The model's address.
+        The model's address; its ``repo_id`` has the user, whom ``name`` may leave out.
 
     Raises:
         ConfigError: the token is missing or refused, the hub refuses the name or a file, the hub
             is switched off by ``HF_HUB_OFFLINE``, or ``private`` is asked for and the model is
             there and public.
         ConnectionLostError: the hub cannot be reached.
-        FedPhDError: the upload failed otherwise.
+        FedPhDError: it failed otherwise.
     """
     check_name(name)
     check_token()
-    api = HfApi(library_name="fedphd")
-    with _translated(api.endpoint, folder, name):
+    api = _api()
+    with _translated(api.endpoint, folder, f"{name} --private" if private else name):
         made = api.create_repo(name, private=private or None, exist_ok=True)
         # What exists stays as public as it was.
         if private and not api.model_info(made.repo_id).private:
@@ -59,10 +58,21 @@ def upload(folder: Path, name: str, *, private: bool) -> str:
                 f"--private: the model {made.repo_id} is there already and is public, so nothing "
                 "was uploaded; make it private in its settings, or choose another name"
             )
-        api.upload_folder(
-            repo_id=made.repo_id, folder_path=folder, commit_message="Upload by FedPhD"
-        )
-    return str(made)
+    return made
+
+
+def upload(folder: Path, name: str) -> None:
+    """Upload what is in ``folder``, which is only read, into the model ``name``.
+
+    Raises as ``make``.
+    """
+    api = _api()
+    with _translated(api.endpoint, folder, name):
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by FedPhD")
+
+
+def _api() -> HfApi:
+    return HfApi(library_name="fedphd")
 
 
 @contextmanager

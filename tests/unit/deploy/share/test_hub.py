@@ -86,7 +86,7 @@ def test_a_run_is_exported_first_and_only_once(hub: HubStandIn, run: Path, folde
     files = hub.models["ada/digits"].files
     assert files.keys() == content(folder).keys()
     assert not hub.models["ada/digits"].private
-    assert b'place = "digits"' in files["README.md"]
+    assert b'place = "ada/digits"' in files["README.md"]
     card = run / "export/README.md"
     card.write_text(card.read_text("utf-8") + "Our own words.\n", "utf-8")
     again = push(run, "digits")
@@ -132,16 +132,40 @@ def test_what_is_no_run_is_said_before_a_token_is_asked_for(
         raise push(tmp_path / "nowhere", "ada/digits").exception or AssertionError
 
 
-def test_an_unreachable_hub_is_named_and_the_export_kept(
+def test_a_name_that_is_refused_is_on_no_card(hub: HubStandIn, tmp_path: Path) -> None:
+    own = write_exportable(tmp_path / "run", pruned=False)
+    assert isinstance(push(own, "bob/digits").exception, ConfigError)
+    assert not (own / "export").exists()
+    assert push(own, "ada/digits").exit_code == 0
+    assert b'place = "ada/digits"' in hub.models["ada/digits"].files["README.md"]
+
+
+def test_an_export_is_not_uploaded_under_another_name_than_its_cards(
+    hub: HubStandIn, tmp_path: Path
+) -> None:
+    own = write_exportable(tmp_path / "run", pruned=False)
+    hub.fault = 507
+    lost = push(own, "ada/digits").exception
+    assert f"`fedphd push {own}/export ada/digits`" in str(lost)
+    hub.fault = None
+    for source in (own, own / "export"):
+        refused = push(source, "lungs").exception
+        assert isinstance(refused, ConfigError)
+        assert "is the card of ada/digits, and its code opens that: write ada/lungs" in str(refused)
+    assert hub.models["ada/lungs"].files == {}
+    assert push(own / "export", "ada/digits").exit_code == 0
+
+
+def test_an_unreachable_hub_is_named_before_the_export(
     hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = write_exportable(tmp_path / "run", pruned=False)
     monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
-    lost = push(own, "ada/digits").exception
+    lost = push(own, "ada/digits", "--private").exception
     assert isinstance(lost, ConnectionLostError)
     assert f"the Hugging Face hub at {NOBODY} cannot be reached" in str(lost)
-    assert f"`fedphd push {own}/export ada/digits`" in str(lost)
-    assert (own / "export/model_index.json").exists()
+    assert f"`fedphd push {own} ada/digits --private`" in str(lost)
+    assert not (own / "export").exists()
 
 
 def test_a_hub_that_is_switched_off_is_not_asked(
