@@ -10,12 +10,17 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from fedphd.common.errors import ConfigError, ConnectionLostError, FedPhDError
+from fedphd.deploy.share.places import ONNX, SCHEDULER, UNET
 
 _TOKEN_HELP = (
     "make one with write access at https://huggingface.co/settings/tokens, then `hf auth login`, "
     "or set HF_TOKEN"
 )
 _UNAUTHORISED, _FORBIDDEN, _SERVERS_FAULT = 401, 403, 500
+# It waited too long, somebody else committed meanwhile, or there were too many requests.
+_PASSING = (408, 412, 429)
+# What of a former upload must not stay beside another network.
+_REPLACED = [f"{part}/*" for part in (UNET, SCHEDULER, ONNX)]
 
 
 def check_name(name: str) -> None:
@@ -64,11 +69,18 @@ def make(folder: Path, name: str, *, private: bool) -> RepoUrl:
 def upload(folder: Path, name: str) -> None:
     """Upload what is in ``folder``, which is only read, into the model ``name``.
 
+    What an earlier upload left of the network, and this one has not, is removed.
+
     Raises as ``make``.
     """
     api = _api()
     with _translated(api.endpoint, folder, name):
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by FedPhD")
+        api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message="Upload by FedPhD",
+            delete_patterns=_REPLACED,
+        )
 
 
 def _api() -> HfApi:
@@ -111,6 +123,11 @@ def _ours(error: Exception, endpoint: str, again: str) -> FedPhDError:
         if status >= _SERVERS_FAULT:
             return ConnectionLostError(
                 f"{hub} has a fault of its own (status {status}): try later; {again}"
+            )
+        if status in _PASSING:
+            said = cause.server_message or said
+            return ConnectionLostError(
+                f"{hub} does not take it now (status {status}, {said}): try later; {again}"
             )
         # Of a card, the hub's library says more than the hub's status.
         said = (cause.server_message or said) if cause is error else said

@@ -52,6 +52,7 @@ class HubStandIn:
         models: by name, such as ``ada/digits``.
         asked: method and path of each request.
         fault: the status that answers every upload of a large file; None: it is taken.
+        refusal: the status that answers every commit; None: it is taken.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class HubStandIn:
         self.large: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.fault: int | None = None
+        self.refusal: int | None = None
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -84,6 +86,7 @@ class HubStandIn:
         routes = (
             ("POST", r"/api/repos/create", self._create),
             ("GET", r"/api/models/([\w.-]+/[\w.-]+)", self._info),
+            ("GET", r"/api/models/([\w.-]+/[\w.-]+)/tree/main", self._tree),
             ("POST", r"/api/validate-yaml", self._validate),
             ("POST", r"/api/models/([\w.-]+/[\w.-]+)/preupload/main", self._preupload),
             ("POST", r"/([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", self._batch),
@@ -120,6 +123,13 @@ class HubStandIn:
 
     def _info(self, name: str, body: bytes) -> Any:
         return {"id": name, "private": self._model(name).private, "tags": [], "siblings": []}
+
+    def _tree(self, name: str, body: bytes) -> Any:
+        files = self._model(name).files
+        return [
+            {"type": "file", "path": path, "size": len(held), "oid": hashlib.sha1(held).hexdigest()}
+            for path, held in files.items()
+        ]
 
     def _validate(self, body: bytes) -> Any:
         asked = json.loads(body)
@@ -178,12 +188,18 @@ class HubStandIn:
 
     def _commit(self, name: str, body: bytes) -> Any:
         model = self._model(name)
+        if self.refusal:
+            raise RefusedError(self.refusal, "A commit has happened since. Please retry.")
         header, *items = [json.loads(line) for line in body.splitlines()]
         assert header["key"] == "header"
         assert header["value"]["summary"]
-        files = {}
+        files, removed = {}, set()
         for item in items:
             value = item["value"]
+            if item["key"] == "deletedFile":
+                assert value["path"] in model.files, value
+                removed.add(value["path"])
+                continue
             if item["key"] == "lfsFile":
                 content = self.large.get(value["oid"], b"")
                 assert (value["algo"], value["size"]) == ("sha256", len(content)), value
@@ -193,7 +209,8 @@ class HubStandIn:
                 content = base64.b64decode(value["content"], validate=True)
             files[value["path"]] = content
         # All of it, or nothing.
-        model.files |= files
+        kept = {path: held for path, held in model.files.items() if path not in removed}
+        model.files = kept | files
         model.commits.append(header["value"]["summary"])
         oid = hashlib.sha1(body).hexdigest()
         return {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{name}/commit/{oid}"}

@@ -209,6 +209,23 @@ def test_an_upload_that_breaks_off_commits_nothing(
     assert hub.models["ada/digits"].files == content(folder)
 
 
+def test_another_network_leaves_nothing_of_the_former_but_what_people_added(
+    hub: HubStandIn, folder: Path
+) -> None:
+    assert push(folder, "ada/digits").exit_code == 0
+    model = hub.models["ada/digits"]
+    model.files |= {"onnx/unet.onnx": b"old", "unet/old.bin": b"old", "NOTES.md": b"ours"}
+    assert push(folder, "ada/digits").exit_code == 0
+    assert model.files == content(folder) | {"NOTES.md": b"ours"}
+
+
+def test_a_refusal_that_passes_is_no_bad_configuration(hub: HubStandIn, folder: Path) -> None:
+    hub.refusal = 412
+    lost = push(folder, "ada/digits").exception
+    assert isinstance(lost, ConnectionLostError)
+    assert "status 412, A commit has happened since. Please retry.): try later" in str(lost)
+
+
 def test_a_name_that_no_model_can_have_is_refused_before_the_export(
     hub: HubStandIn, tmp_path: Path
 ) -> None:
