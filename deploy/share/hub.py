@@ -56,7 +56,7 @@ def make(folder: Path, name: str, *, private: bool) -> RepoUrl:
     check_token()
     api = _api()
     with _translated(api.endpoint, folder, f"{name} --private" if private else name):
-        made = api.create_repo(name, private=private or None, exist_ok=True)
+        made: RepoUrl = api.create_repo(name, private=private or None, exist_ok=True)
         # What exists stays as public as it was.
         if private and not api.model_info(made.repo_id).private:
             raise ConfigError(
