@@ -105,6 +105,11 @@ class EvaluationConfig(Section):
                 f"evaluation.reference.validation_fraction = {fraction}: only clients hold out "
                 "images (data.validation_fraction); leave it out"
             )
+        if self.reference and self.reference.partition:
+            raise ValueError(
+                "evaluation.reference.partition: only clients hold a part (data.partition); leave "
+                "it out, and bound the images by evaluation.reference.max_images"
+            )
         return self
 
     @model_validator(mode="after")

@@ -82,13 +82,17 @@ class LabelledData:
         return checked
 
     def check_covers(self, num_classes: int) -> None:
-        """Raise ConfigError unless the data set has all of ``num_classes`` classes, and no more."""
+        """Raise ConfigError unless the images used have all of ``num_classes`` classes, and the
+        data set no more."""
         self.check_classes(num_classes)
-        found = len(np.unique(self._all_labels))
+        found = len(np.unique(self.labels))
         if found < num_classes:
+            bounded = len(np.unique(self._all_labels)) > found
+            of = f"the {len(self.labels)} images used of " if bounded else ""
+            advice = "use more of its images" if bounded else f"set num_classes to {found}"
             raise ConfigError(
-                f"num_classes = {num_classes}, but source = {self._config.source!r} has only "
-                f"{found} classes; set num_classes to {found}, or name data that has them all"
+                f"num_classes = {num_classes}, but {of}source = {self._config.source!r} has only "
+                f"{found} classes; {advice}, or name data that has them all"
             )
 
 

@@ -176,7 +176,8 @@ def odd_cloud(preset: str) -> CloudConfig:
         "waits.round_s": 3,
         "seed": 2**40,
         "evaluation.reference.source": "C:\\data",
-        "evaluation.reference.partition.alpha": 1e-7,
+        "evaluation.reference.max_images": 7,
+        "training.max_grad_norm": 1e-7,
         "num_classes": 3,
         "target": [1.0, 0, 0],
     }

@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from fedphd.common.config.data import DataConfig, PartitionConfig
 from fedphd.common.data import labelled, sources
 from fedphd.common.data.images import ImageSet, LabelledImages, to_model_range
+from fedphd.common.data.labelled import LabelledData
 from fedphd.common.data.partition import all_parts, partition_name
 from fedphd.common.errors import ConfigError
 
@@ -322,6 +323,17 @@ def test_images_with_more_than_8_bits_are_refused(tmp_path: Path) -> None:
 def test_labels_must_fit_num_classes() -> None:
     with pytest.raises(ConfigError, match=r"num_classes = 9, .* 10 classes .* at least 10"):
         load(DataConfig(), classes=9)
+
+
+def test_a_reference_needs_all_classes_among_the_images_used() -> None:
+    LabelledData(DataConfig()).check_covers(10)
+    few = LabelledData(DataConfig(max_images=5))
+    with pytest.raises(
+        ConfigError, match=r"but the 5 images used of .* has only . classes; use mo"
+    ):
+        few.check_covers(10)
+    with pytest.raises(ConfigError, match="but source = 'digits' has only 10 classes; set num_cl"):
+        LabelledData(DataConfig()).check_covers(11)
 
 
 @pytest.mark.parametrize(
