@@ -104,12 +104,15 @@ class Evaluator:
 
     @cached_property
     def anchors(self) -> Anchors | None:
-        """What real images get; None where single reference images are not known."""
+        """What real images get; None where single reference images are not known, or all of them
+        would be drawn, whose distance to themselves is 0."""
         reference = self.reference
         if reference is None or reference.kept is None or reference.kept_labels is None:
             return None
         kept, labels = reference.kept, reference.kept_labels
         num_classes = len(reference.statistics.label_counts)
+        if min(len(kept), self.config.num_samples) >= reference.statistics.count:
+            return None
 
         def distance(chosen: Tensor) -> float | None:
             # In the random order in which they are kept; one image has no covariance.

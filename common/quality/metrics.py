@@ -41,7 +41,8 @@ def frechet_distance(reference: FeatureStatistics, features: Tensor) -> float:
     metric.real_features_cov_sum = reference.outer.clone()
     metric.real_features_num_samples = torch.tensor(reference.count)
     metric.update(features, real=False)
-    return float(metric.compute())
+    # Below 0 by rounding alone; what is not finite stays so.
+    return max(float(metric.compute()), 0.0)
 
 
 def kernel_distance(reference: Tensor, features: Tensor, *, seed: int) -> tuple[float, float]:
