@@ -6,8 +6,43 @@ from pydantic import field_validator, model_validator
 
 from fedphd.common.config.data import DataConfig, Section, setting
 from fedphd.common.config.paths import UserPath
+from fedphd.common.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16"]
+_USUAL_STEPS = 50
+_LEAST_COVERED = 0.9
+
+
+def check_steps(steps: int, num_timesteps: int, name: str = "evaluation.sampling_steps") -> None:
+    """Raise ConfigError if so many DDIM steps leave out the noisiest part of the diffusion.
+
+    Errors call their setting ``name``, and say which numbers near it serve.
+    """
+    if _covers(steps, num_timesteps):
+        return
+    near = [_at_most(steps, num_timesteps)]
+    near += [n for n in range(steps, num_timesteps + 1) if _covers(n, num_timesteps)][:1]
+    # Steps are whole timesteps apart, which leaves a rest.
+    problem = "is more than" if steps > num_timesteps else "leaves out the noisiest part of"
+    raise ConfigError(
+        f"{name} = {steps} {problem} diffusion.num_train_timesteps = {num_timesteps}; use "
+        f"{' or '.join(map(str, near))}"
+    )
+
+
+def usual_steps(num_timesteps: int) -> int:
+    """The DDIM steps of commands that are told no other number."""
+    return _at_most(_USUAL_STEPS, num_timesteps)
+
+
+def _at_most(steps: int, num_timesteps: int) -> int:
+    most = min(steps, num_timesteps)
+    return next(n for n in range(most, 0, -1) if _covers(n, num_timesteps))
+
+
+def _covers(steps: int, num_timesteps: int) -> bool:
+    # diffusers' spacing "leading", from timestep 0 up.
+    return num_timesteps // steps * steps >= _LEAST_COVERED * num_timesteps
 
 
 class EvaluationConfig(Section):

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from fedphd.common.config.data import DataConfig, Section, setting
+from fedphd.common.config.evaluation import check_steps
 from fedphd.common.config.links import (
     EdgeSuperLinkConfig,
     HealthConfig,
@@ -163,7 +164,11 @@ def load_config(
         values = merged(read_preset(values.get("preset", "digits")), values)
     places = [*([str(path)] if path else []), *([source] if overrides or not path else [])]
     try:
-        return validate(cls, values, source=" and ".join(places))
+        config = validate(cls, values, source=" and ".join(places))
+        # Not in the class: former runs, whose configuration it reads, had any number.
+        if isinstance(config, CloudConfig):
+            check_steps(config.evaluation.sampling_steps, config.diffusion.num_train_timesteps)
+        return config
     except ConfigError as error:
         if role := _role_of_file(of_file, cls):
             raise ConfigError(

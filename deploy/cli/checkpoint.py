@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
+from fedphd.common.config.evaluation import check_steps, usual_steps
 from fedphd.common.config.roles import CloudConfig, DeviceName
 from fedphd.common.errors import ConfigError
 from fedphd.common.history.events import Evaluated
@@ -16,7 +17,7 @@ from fedphd.deploy.launch.render import render
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAMPLES, STEPS, SEED, BATCH_SIZE = 64, 50, 0, 256
+SAMPLES, SEED, BATCH_SIZE = 64, 0, 256
 Folder = Annotated[Path, Argument(metavar="CHECKPOINT", help="a run's folder, or its checkpoint/")]
 # Image formats that people may expect, but that samples are not written in.
 _OTHER_IMAGES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
@@ -67,6 +68,10 @@ def evaluate(
     given = {"num_samples": samples, "sampling_steps": steps, "seed": seed}
     flags = {f"evaluation.{key}": value for key, value in given.items()}
     config = run.config(run.reference_changes(reference) | overrides(flags, settings))
+    taken = config.evaluation.sampling_steps
+    # As the run did is right, whatever that was.
+    if taken != run.config({}).evaluation.sampling_steps:
+        check_steps(taken, config.diffusion.num_train_timesteps, "--steps (sampling_steps)")
     cache = CloudConfig().out_dir / ".cache"
     with bar("evaluating"):
         result = run.evaluate(config, cache_dir=cache, device=resolve_device(device))
@@ -93,7 +98,15 @@ def sample(
             show_default="samples.png",
         ),
     ] = Path("samples.png"),
-    steps: Annotated[int, Option(metavar="N", min=1, help="DDIM steps")] = STEPS,
+    steps: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=1,
+            help="DDIM steps",
+            show_default="50, or what a shorter diffusion has",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         Option(metavar="N", min=0, help="seed of the noise; image i depends only on it and on i"),
@@ -130,6 +143,10 @@ def sample(
         raise ConfigError(f"--out = {out}: images are written as PNG; name a .png file or a folder")
     run = StoredRun.load(checkpoint_of(checkpoint), weights)
     on, told = resolve_device(device), _told(run.unet.no_label, num, label, guidance)
+    num_timesteps = int(run.scheduler.config["num_train_timesteps"])
+    if steps is None:
+        steps = usual_steps(num_timesteps)
+    check_steps(steps, num_timesteps, "--steps")
     with bar("sampling"):
         images = sample_images(
             run.unet, run.scheduler, num=num, steps=steps, batch_size=BATCH_SIZE, seed=seed,

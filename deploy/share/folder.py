@@ -10,6 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors import SafetensorError
 
+from fedphd.common.config.evaluation import usual_steps
 from fedphd.common.data.partition import PARTITION_FILE
 from fedphd.common.errors import ConfigError
 from fedphd.common.history.progress import Progress
@@ -24,7 +25,7 @@ from fedphd.deploy.share.card import KNOWN_DATA, Card, Data, WeightsName
 from fedphd.deploy.share.onnx_network import check_onnx, write_onnx
 from fedphd.deploy.share.places import CARD, INDEX, ONNX, SAMPLES, SCHEDULER, UNET
 
-_ROWS, _STEPS, _SEED, _BATCH_SIZE = 8, 50, 0, 64
+_ROWS, _SEED, _BATCH_SIZE = 8, 0, 64
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _write(
         SCHEDULER: ["diffusers", "DDIMScheduler"],
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    steps = min(_STEPS, int(scheduler.config["num_train_timesteps"]))
+    steps = usual_steps(int(scheduler.config["num_train_timesteps"]))
     images = sample_images(
         unet,
         stored.scheduler,

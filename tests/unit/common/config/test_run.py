@@ -12,8 +12,8 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from fedphd.common.config.data import PartitionConfig, Section
-from fedphd.common.config.evaluation import EvaluationConfig
-from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig
+from fedphd.common.config.evaluation import EvaluationConfig, check_steps, usual_steps
+from fedphd.common.config.roles import ClientConfig, CloudConfig, EdgeConfig, load_config
 from fedphd.common.config.run import (
     MOST_SEED,
     ExchangeConfig,
@@ -28,6 +28,7 @@ from fedphd.common.config.run import (
 from fedphd.common.config.text import section_class
 from fedphd.common.config.waits import WaitConfig
 from fedphd.common.config.widths import prune_width
+from fedphd.common.errors import ConfigError
 
 
 def federation(**values: Any) -> FederationConfig:
@@ -404,3 +405,25 @@ def test_a_level_that_would_be_emptied_on_entering_the_last_is_refused(
     with pytest.raises(ValidationError, match=rf"{text} .* level 2's channels, "):
         federation(model=model, pruning=pruning)
     assert federation(model={**model, "image_size": 16}, pruning=pruning).model.image_size == 16
+
+
+def test_a_reference_is_no_part_of_a_data_set() -> None:
+    with pytest.raises(ValidationError, match=r"evaluation.reference.partition: only clients"):
+        federation(evaluation={"reference": {"partition": {"num_partitions": 2}}})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 50, 100, 333, 500, 900, 1000])
+def test_steps_that_go_through_the_diffusion(steps: int) -> None:
+    check_steps(steps, 1000)
+
+
+def test_steps_that_would_start_in_the_middle_of_the_diffusion_are_refused() -> None:
+    """1000 // 501 is 1, so the first of them would be timestep 500."""
+    near = r"sampling_steps = 501 leaves out .*num_train_timesteps = 1000; use 500 or 900$"
+    with pytest.raises(ConfigError, match=near):
+        load_config(CloudConfig, overrides={"evaluation.sampling_steps": 501})
+    # Former runs' configurations can still be opened.
+    assert federation(evaluation={"sampling_steps": 501}).evaluation.sampling_steps == 501
+    with pytest.raises(ConfigError, match=r"--steps = 30 is more than .* = 20; use 20$"):
+        check_steps(30, 20, "--steps")
+    assert [usual_steps(timesteps) for timesteps in (1000, 75, 50, 7, 1)] == [50, 37, 50, 7, 1]

@@ -36,14 +36,14 @@ RUN = FederationConfig.model_validate_json(
 )  # fmt: skip
 
 
-def saved(folder: Path, model: ModelConfig = SMALL, **state: Any) -> Path:
+def saved(folder: Path, model: ModelConfig = SMALL, timesteps: int = 1000, **state: Any) -> Path:
     """A checkpoint whose averaged weights are twice the raw ones."""
     unet = build_unet(model, seed=0)
     save_checkpoint(
         folder / "checkpoint",
         unet=unet,
         ema_state={name: 2 * tensor for name, tensor in unet.state_dict().items()},
-        scheduler=build_scheduler(DiffusionConfig()),
+        scheduler=build_scheduler(DiffusionConfig(num_train_timesteps=timesteps)),
         state=state,
     )
     return folder / "checkpoint"
@@ -157,6 +157,12 @@ def test_sample_writes_a_grid_or_single_images(fedphd: Any, shared: Path) -> Non
         assert not np.array_equal(np.asarray(image), ema)
 
 
+def test_a_short_diffusion_is_sampled_with_as_many_steps(fedphd: Any, tmp_path: Path) -> None:
+    short = str(saved(tmp_path, timesteps=7))
+    done = fedphd("sample", short, "--num", "1", "--out", str(tmp_path / "a.png"))
+    assert "1 images, 7 DDIM steps" in done.stdout
+
+
 def test_a_run_is_known_by_its_folder(fedphd: Any, shared: Path) -> None:
     text = fedphd("sample", str(shared), "--num", "1", "--steps", "1", "--out", "run.png").stdout
     assert text.startswith("wrote run.png: 1 images")
@@ -189,9 +195,13 @@ def test_wrong_paths_and_values_are_refused(fedphd: Any, shared: Path) -> None:
     assert "evaluation.samples: unknown key" in refusal(
         fedphd("evaluate", "checkpoint", "--set", "evaluation.samples=3")
     )
-    assert "sampling_steps = 1001 exceeds" in refusal(
+    assert "--steps = 1001 is more than diffusion.num_train_timesteps = 1000; use 1000" in refusal(
         fedphd("sample", "checkpoint", "--steps", "1001", "--num", "1")
     )
+    for command in ("sample", "evaluate"):
+        assert "= 501 leaves out the noisiest part" in refusal(
+            fedphd(command, "checkpoint", "--steps", "501")
+        )
     for command in (["features", "train"], ["statistics"]):
         assert "name a file to write" in refusal(
             fedphd(*command, "--data", "digits", "--out", "no/where")
