@@ -77,7 +77,11 @@ class Progress(BaseModel):
     @classmethod
     def read(cls, checkpoint: Path) -> Self:
         """The progress in a checkpoint; raises ConfigError if it is damaged, or is not there."""
-        state = read_state(checkpoint)
+        return cls.of(read_state(checkpoint), checkpoint)
+
+    @classmethod
+    def of(cls, state: dict[str, Any], checkpoint: Path) -> Self:
+        """The progress that the ``state`` of ``checkpoint`` is; raises ConfigError."""
         try:
             return cls.model_validate(state)
         except ValidationError as error:

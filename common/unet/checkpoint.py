@@ -37,6 +37,8 @@ _HELD = "held"
 _INDEX = "model_index.json"
 _CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+# A run that replaces its checkpoint so often while it is read does nothing else.
+_TRIES = 5
 _PIPELINE = {
     "_class_name": "DDIMPipeline",
     "_diffusers_version": diffusers.__version__,
@@ -192,14 +194,42 @@ def load_checkpoint(
         ``state.json``. The weights lie in fresh memory: mapped from the file, as
         ``from_pretrained`` leaves them, they may be aligned so that sums round differently.
 
+    All is of one interval, also where a run replaces the checkpoint meanwhile.
+
     Raises:
         ConfigError: there is no checkpoint, or a part is missing or damaged; names it.
     """
-    whole = _checked(folder)
+    for _ in range(_TRIES):
+        before = _written(folder)
+        try:
+            loaded = _load(_checked(folder))
+        except ConfigError:
+            if _written(folder) == before:
+                raise
+        else:
+            if _written(folder) == before:
+                return loaded
+    raise ConfigError(
+        f"checkpoint {folder}: is replaced faster than it can be read; copy it, or wait for the "
+        "run's end"
+    )
+
+
+def _load(whole: Path) -> tuple[PrunedUNet, PrunedUNet, DDPMScheduler, dict[str, Any]]:
     unet, averaged = _load_unet(whole / _UNET), _load_unet(whole / _UNET_EMA)
     config = _read_json(whole / _SCHEDULER / "scheduler_config.json")
     scheduler: DDPMScheduler = DDPMScheduler.from_config(config)
     return unet, averaged, scheduler, _read_json(whole / _STATE)
+
+
+def _written(folder: Path) -> tuple[Path, Any, Any] | None:
+    """Where a checkpoint lies, its interval and run; None where nobody can say."""
+    try:
+        whole = _whole(folder)
+        state = _read_json(whole / _STATE)
+    except ConfigError:
+        return None
+    return whole, state.get("interval"), state.get("run")
 
 
 def check_holds_checkpoint(folder: Path) -> None:

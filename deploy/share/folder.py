@@ -86,7 +86,8 @@ def export_run(run: Path, out: Path, choices: Choices) -> Exported:
     checkpoint = checkpoint_of(run)
     # First, since it knows best what to say where there is none.
     stored = StoredRun.load(checkpoint, "ema" if choices.weights == "averaged" else "raw")
-    progress = Progress.read(checkpoint)
+    # Of the weights' interval, though the run may have done another by now.
+    progress = Progress.of(stored.state, checkpoint)
     beside = out.with_name(f".{out.name}.new")
     try:
         shutil.rmtree(beside, ignore_errors=True)

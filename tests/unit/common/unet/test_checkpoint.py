@@ -15,6 +15,7 @@ from support.disk import files_limited_to
 
 from fedphd.common.config.run import DiffusionConfig, ModelConfig
 from fedphd.common.errors import ConfigError, FedPhDError
+from fedphd.common.unet import checkpoint as checkpoints
 from fedphd.common.unet.checkpoint import (
     checkpoint_of,
     kept_checkpoints,
@@ -305,3 +306,29 @@ def test_files_are_plain(tmp_path: Path, unet: PrunedUNet) -> None:
         "unet_ema/diffusion_pytorch_model.safetensors",
     }
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text()) == {"interval": 1}
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, unet: PrunedUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = unet_from_config(unet_config(unet))
+    later.load_state_dict({name: 2 * t for name, t in unet.state_dict().items()}, assign=True)
+    load, left = checkpoints._load_unet, [2]
+    save(tmp_path / "checkpoint", unet, interval=1)
+
+    def load_and_replace(folder: Path) -> PrunedUNet:
+        found = load(folder)
+        if folder.name == "unet" and left[0]:
+            left[0] -= 1
+            save(tmp_path / "checkpoint", later, interval=3 - left[0])
+        return found
+
+    monkeypatch.setattr(checkpoints, "_load_unet", load_and_replace)
+    back, averaged, _, state = load_checkpoint(tmp_path / "checkpoint")
+    assert state["interval"] == 3
+    for got, expected in ((back, later.state_dict()), (averaged, ema_state(later))):
+        assert all(torch.equal(got.state_dict()[name], expected[name]) for name in expected)
+    # One that never stays is given up.
+    left[0] = 100
+    with pytest.raises(ConfigError, match="is replaced faster than it can be read"):
+        load_checkpoint(tmp_path / "checkpoint")

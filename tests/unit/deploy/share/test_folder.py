@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -24,6 +24,8 @@ from fedphd.common.config.run import ModelConfig
 from fedphd.common.errors import ConfigError
 from fedphd.common.events import write_json
 from fedphd.common.history.summary import SUMMARY, Summary
+from fedphd.common.quality.stored_run import StoredRun
+from fedphd.common.unet.checkpoint import read_state, update_state
 from fedphd.common.unet.model import PrunedUNet, UNet2DModel, build_unet, plain_unet
 from fedphd.deploy.cli.main import app
 from fedphd.deploy.launch.runs import CLIENTS
@@ -76,6 +78,23 @@ def test_the_cards_code_draws_images_in_a_fresh_process(exported: Path, kind: st
     assert done.returncode == 0, done.stderr
     # A dense network needs diffusers alone.
     assert done.stdout.strip() == str(kind == "pruned")
+
+
+def test_the_card_is_of_the_weights_interval_where_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, load = write_exportable(tmp_path / "run", pruned=False), StoredRun.load
+    checkpoint = run / "checkpoint"
+    update_state(checkpoint, read_state(checkpoint) | {"interval": 1})
+
+    def load_and_go_on(folder: Path, weights: Literal["ema", "raw"]) -> StoredRun:
+        found = load(folder, weights)
+        update_state(checkpoint, read_state(checkpoint) | {"interval": 2})
+        return found
+
+    monkeypatch.setattr(StoredRun, "load", load_and_go_on)
+    assert export_run(run, tmp_path / "out", Choices()).done == 1
+    assert "had done 1 of its 2 cloud rounds" in (tmp_path / "out/README.md").read_text("utf-8")
 
 
 def test_a_dense_network_is_diffusers_own_and_computes_the_same(
