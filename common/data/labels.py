@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedphd.common.config.data import DataConfig
 from fedphd.common.errors import ConfigError
+from fedphd.common.files import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ def _label(text: str) -> int | None:
 def write_labels(path: Path, labels: Sequence[int], names: Sequence[str] | None) -> None:
     """Write a file that ``data.label_file`` reads; raises ConfigError if that is impossible."""
     try:
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with replaced(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             for position, label in enumerate(labels):

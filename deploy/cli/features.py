@@ -10,7 +10,7 @@ from fedphd.common.config.roles import CloudConfig, load_config, read_preset, re
 from fedphd.common.config.text import flattened, merged
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.cli.bars import bar
-from fedphd.deploy.cli.flags import ConfigFile, Preset, Set, overrides, say
+from fedphd.deploy.cli.flags import ConfigFile, Preset, Set, check_out, overrides, say
 from fedphd.deploy.cli.hints import CommandGroup
 
 READING = "reading data"
@@ -29,7 +29,7 @@ def train(
 
     The configuration gives the images' size and channels (model) and the epochs (evaluation).
     """
-    _check_folder(out)
+    check_out(out)
     resolved = _load(data, config, preset, settings)
     from fedphd.common.data.images import LabelledImages
     from fedphd.common.quality.extractor import save_extractor
@@ -63,7 +63,7 @@ def statistics(
     settings: Set = None,
 ) -> None:
     """Summarise a data set's features, for evaluation.reference_file; it holds no image."""
-    _check_folder(out)
+    check_out(out)
     more = {"evaluation.features_file": features_file and str(features_file)}
     resolved = _load(data, config, preset, settings, more)
     from fedphd.common.data.images import LabelledImages
@@ -116,10 +116,3 @@ def _load(
         fresh = {**DataConfig().model_dump(mode="json"), "source": data}
         alone["evaluation.reference"] = fresh
     return load_config(CloudConfig, config, alone | given)
-
-
-def _check_folder(out: Path) -> None:
-    """Raise ConfigError, before the work rather than after it, if ``out`` cannot be a file."""
-    if not out.parent.is_dir() or out.is_dir():
-        problem = "is a folder, or its folder does not exist; name a file to write"
-        raise ConfigError(f"--out = {out}: {problem}")

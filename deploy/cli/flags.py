@@ -203,6 +203,13 @@ def take_flags(
     return take_data(overrides({**flags, SOURCE: data, CLASSES: classes_per_client}, settings))
 
 
+def check_out(out: Path) -> None:
+    """Raise ConfigError, before the work rather than after it, if ``out`` cannot be a file."""
+    if not out.parent.is_dir() or out.is_dir():
+        problem = "is a folder, or its folder does not exist; name a file to write"
+        raise ConfigError(f"--out = {out}: {problem}")
+
+
 def end_dry_run(config: Section, *, dry_run: bool) -> None:
     """On a dry run, print the checked configuration and end the process with success."""
     if dry_run:

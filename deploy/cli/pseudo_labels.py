@@ -12,7 +12,7 @@ from fedphd.common.config.roles import validate
 from fedphd.common.data.labels import write_labels
 from fedphd.common.errors import ConfigError
 from fedphd.deploy.cli.bars import bar
-from fedphd.deploy.cli.flags import Set, overrides, say
+from fedphd.deploy.cli.flags import Set, check_out, overrides, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,7 @@ def pseudo_labels(
     data.label_file. The labels are for cutting one data set into unlike parts: clients
     that each cluster data of their own would number their clusters differently.
     """
+    check_out(out)
     config = validate(DataConfig, overrides({"source": data}, settings), source="command line")
     # torch and datasets take seconds to import, which other commands should not pay for.
     from fedphd.common.data.images import stack_pictures
