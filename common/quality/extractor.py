@@ -29,6 +29,8 @@ from fedphd.common.working import tracked
 _FORMAT = "fedphd-features-1"
 _SMALL_IMAGE = 16
 _SMALLEST_MAP = 4
+# With the words around it, what a message has room for.
+_LONGEST_NAME = 188
 
 
 class FeatureClassifier(nn.Module):
@@ -142,7 +144,7 @@ def classifier_extractor(model: FeatureClassifier, *, name: str) -> Extractor:
     """The extractor of a trained classifier; ``name`` is of the data that it was trained on."""
     spec = ExtractorSpec(
         kind="classifier",
-        name=f"classifier({name})",
+        name=f"classifier({name[:_LONGEST_NAME]})",
         num_features=model.num_features,
         channels=model.channels,
         image_size=model.image_size,

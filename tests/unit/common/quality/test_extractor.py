@@ -88,3 +88,10 @@ def test_files_with_something_else_are_refused_by_name(tmp_path: Path) -> None:
     for path in (text, other, tmp_path / "missing"):
         with pytest.raises(ConfigError, match=f"features_file = .*{path.name}: cannot be read"):
             load_extractor(path)
+
+
+def test_a_long_name_of_data_is_cut_to_what_a_message_holds() -> None:
+    made = classifier_extractor(
+        FeatureClassifier(channels=1, image_size=8, num_classes=2, seed=0), name="x" * 255
+    )
+    assert made.spec.name == f"classifier({'x' * 188})"
