@@ -34,7 +34,8 @@ _PHASES = {
 class IntervalBytes:
     """Bytes of one interval over each kind of link, and what flat FedAvg would have moved.
 
-    ``equal_rounds`` with one average per interval, ``every_round`` with one per edge round.
+    ``equal_rounds`` with as many averages at the cloud, ``every_round`` with one per edge round; in
+    a flat run these are the same.
     """
 
     interval: int
@@ -47,6 +48,8 @@ class IntervalBytes:
 def bytes_by_interval(record: RunRecord) -> list[IntervalBytes]:
     """What each finished interval moved; the first has what came before it, too."""
     found, before = [], (0, 0)
+    # Where there are no edges the cloud averages in every edge round.
+    averaged_every = 1 if record.is_flat else record.edge_rounds
     # The dense network is what FedAvg would send.
     dense = record.intervals[0].parameters if record.intervals else 0
     if record.pruned:
@@ -57,11 +60,17 @@ def bytes_by_interval(record: RunRecord) -> list[IntervalBytes]:
         found.append(
             IntervalBytes(
                 ended.interval, now[0] - before[0], now[1] - before[1],
-                every / record.edge_rounds, every,
+                every / averaged_every, every,
             )
         )  # fmt: skip
         before = now
     return found
+
+
+def other_way(record: RunRecord) -> str:
+    """What a run's bytes are compared with first."""
+    how = "unpruned" if record.is_flat else "in as many cloud rounds"
+    return f"flat FedAvg in fp32, {how}"
 
 
 def traffic(record: RunRecord) -> Iterator[Chart]:
@@ -84,7 +93,7 @@ def traffic(record: RunRecord) -> Iterator[Chart]:
         canvas.axes.bar(left, height, width * 0.94, color=series(colour), label=name)
     canvas.axes.hlines(
         np.array(flat) / unit, at - 0.45, at + 0.45, color=INK, lw=1.6,
-        label="flat FedAvg, as many cloud rounds",
+        label=other_way(record),
     )  # fmt: skip
     canvas.legend(columns=2)
     over_intervals(canvas.axes, record, bars=True)
@@ -93,8 +102,8 @@ def traffic(record: RunRecord) -> Iterator[Chart]:
     yield canvas.chart(
         "bytes",
         title="Bytes by interval",
-        alt=f"Bytes of {len(rows)} intervals together: {', '.join(texts)}; flat FedAvg in as many "
-        f"cloud rounds {human_bytes(sum(flat))}.",
+        alt=f"Bytes of {len(rows)} intervals together: {', '.join(texts)}; "
+        f"{other_way(record)} {human_bytes(sum(flat))}.",
         note="Both directions, as counted by the servers. Lines: what flat FedAvg would have moved "
         "over the cloud's links.",
     )
@@ -105,8 +114,9 @@ def _totals(
     rows: Sequence[IntervalBytes], links: Sequence[tuple[str, list[int], int]], record: RunRecord
 ) -> Chart:
     bars = [(name, float(sum(values)), series(colour)) for name, values, colour in links]
-    bars.append(("flat FedAvg, as many\ncloud rounds", sum(r.equal_rounds for r in rows), MUTED))
-    if record.edge_rounds > 1:
+    first = other_way(record).replace(", ", ",\n")
+    bars.append((first, sum(r.equal_rounds for r in rows), MUTED))
+    if record.edge_rounds > 1 and not record.is_flat:
         every = sum(row.every_round for row in rows)
         bars.append(("flat FedAvg, at the cloud\nin every edge round", every, MUTED))
     canvas = Canvas()

@@ -8,7 +8,7 @@ from typing import Final
 from fedphd.common.errors import EXIT_OK, Interrupted
 from fedphd.common.history.evaluation import Anchors
 from fedphd.deploy.launch.render import distance_name, human_bytes, human_seconds
-from fedphd.deploy.report.costs import IntervalBytes, bytes_by_interval
+from fedphd.deploy.report.costs import IntervalBytes, bytes_by_interval, other_way
 from fedphd.deploy.report.record import RunRecord, when
 
 # What an exit code means, and what to do.
@@ -95,7 +95,7 @@ def _came_out(record: RunRecord) -> Iterator[str]:
         text = f"The cloud's links carried {_unbroken(human_bytes(moved))}"
         if flat:
             share = 1 - moved / flat
-            than = f"flat FedAvg in fp32, in as many cloud rounds ({_unbroken(human_bytes(flat))})"
+            than = f"{other_way(record)} ({_unbroken(human_bytes(flat))})"
             text += f", {abs(share):.0%} {'less' if share >= 0 else 'more'} than {than}"
         if not record.is_flat:
             nearby = human_bytes(sum(r.client_edge for r in rows))
@@ -209,7 +209,7 @@ def _traffic(record: RunRecord, rows: Sequence[IntervalBytes]) -> Tile:
     beside = []
     if flat:
         share = f"{moved / flat - 1:+.0%}".replace("-", "\u2212")
-        beside.append(f"{share} against flat FedAvg in fp32, in as many cloud rounds")
+        beside.append(f"{share} against {other_way(record)}")
     if not record.is_flat:
         nearby = human_bytes(sum(r.client_edge for r in rows))
         beside.append(f"{_unbroken(nearby)} between clients and edges")

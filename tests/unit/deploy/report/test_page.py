@@ -88,6 +88,21 @@ def test_it_says_in_words_what_came_out(page: Page) -> None:
         assert sentence in page.text, sentence
 
 
+def test_a_flat_runs_bytes_are_compared_with_what_averages_as_often(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    (folder / CONFIG).write_text(json.dumps({**config, "topology": "flat"}), "utf-8")
+    page = page_of(folder)
+    # 12 client rounds x 2 x 1000 parameters x 4 bytes: each of them is a visit to the cloud.
+    assert "carried 12.0 kB, 88% less than flat FedAvg in fp32, unpruned (96.0 kB)." in page.text
+    assert "12.0 kB\u221288% against flat FedAvg in fp32, unpruned" in page.text.replace("\n", "")
+    assert "as many cloud rounds" not in page.text
+    assert "every edge round" not in page.text
+    assert "counts in the cloud's average" not in page.text
+
+
 def test_who_never_trained_is_named(tmp_path: Path) -> None:
     text = page_of(write_told(tmp_path / "one", intervals=1)).text
     assert "2 of 3 clients trained at 2 edges; once one was left out of an edge round." in text
