@@ -17,6 +17,12 @@ from fedphd.common.errors import ConfigError
 from fedphd.common.rng import sample_participants
 from fedphd.deploy.compare.methods import PLAIN, Method, default_settings
 
+# The local work of a run.
+_WORK = {
+    "schedule.edge_rounds", "schedule.intervals", "schedule.participation",
+    "training.local_amount", "training.local_unit",
+}  # fmt: skip
+
 
 class Budget(StrEnum):
     """What every method gets the same amount of."""
@@ -47,8 +53,15 @@ def method_settings(method: Method, base: CloudConfig, *, intervals: int) -> dic
                 f"method {method.name!r} prunes after half of the cloud rounds, but there is "
                 f"only {intervals}; set schedule.intervals to 2 or more"
             )
-        settings.setdefault("pruning.sparse_rounds", edge_rounds * (intervals // 2))
+        # A method may have edge rounds of its own.
+        per_interval = settings["schedule.edge_rounds"]
+        settings.setdefault("pruning.sparse_rounds", per_interval * (intervals // 2))
     return settings
+
+
+def own_work(method: Method) -> list[str]:
+    """What a method sets itself of the amount of training, which need not be equal then."""
+    return sorted(_WORK & method.settings.keys())
 
 
 def evaluation_period(base: CloudConfig, *, intervals: int) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from fedphd.common.config.roles import CloudConfig, load_config
 from fedphd.common.config.text import differences
-from fedphd.deploy.compare.budget import Budget, Workload, method_settings
+from fedphd.deploy.compare.budget import Budget, Workload, method_settings, own_work
 from fedphd.deploy.compare.comparison import Comparison
 from fedphd.deploy.compare.methods import Method
 from fedphd.deploy.compare.plan import decisive_settings, plan_run
@@ -45,7 +45,9 @@ def describe(comparison: Comparison, split: Split) -> Iterator[str]:
     known = plan.cloud_bytes
     amount = f"what {comparison.byte_reference} moves" if known is None else human_bytes(known)
     equal = f"bytes over the cloud's links, {amount}" if by_bytes else "local work and cloud rounds"
-    yield f"budget: equal {equal}"
+    unequal = {method.name: own for method in methods if (own := own_work(method))}
+    but = "; ".join(f"{name} sets {', '.join(own)} itself" for name, own in unequal.items())
+    yield f"budget: equal {equal}{f', but {but}' if but and not by_bytes else ''}"
     if comparison.tuner:
         yield f"tuning: at most {comparison.tuner.most_runs} runs before these"
     data = part_of_data(base, 0, comparison.common.clients.data)

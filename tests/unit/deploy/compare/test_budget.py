@@ -11,6 +11,7 @@ from fedphd.deploy.compare.budget import (
     Workload,
     evaluation_period,
     method_settings,
+    own_work,
 )
 from fedphd.deploy.compare.methods import read_methods
 
@@ -51,6 +52,15 @@ def test_pruning_comes_after_half_of_the_cloud_rounds() -> None:
     assert config_of("fedavg").pruning.mode == "none"
     with pytest.raises(ConfigError, match=r"'fedphd' prunes after half .* there is only 1"):
         method_settings(METHODS["fedphd"], BASE, intervals=1)
+
+
+def test_pruning_comes_half_way_of_a_method_with_edge_rounds_of_its_own() -> None:
+    own = METHODS["fedphd"].settings | {"schedule.edge_rounds": 2}
+    method = METHODS["fedphd"].model_copy(update={"settings": own})
+    assert method_settings(method, BASE, intervals=7)["pruning.sparse_rounds"] == 6
+    assert own_work(method) == ["schedule.edge_rounds"]
+    # What the methods of the table set is no amount of training.
+    assert not any(map(own_work, METHODS.values()))
 
 
 def test_methods_do_equal_local_work() -> None:
