@@ -204,16 +204,14 @@ class Comparison:
         out.mkdir(parents=True, exist_ok=True)
         self.keep(runs)
         results = collect(self.runs(), failed)
-        plots = draw_all(results, self.rows)
         left_out, tuning = self._left_out(), self._tuning_section()
         words: dict[str, Any] = {"command": command, "left_out": left_out, "tuning": tuning}
-        files = {
-            "table.csv": to_csv(results),
-            "pairs.csv": pairs_to_csv(results),
-            "table.md": to_markdown(results, self.plan, plots=plots, **words),
-        }
+        files = {"table.csv": to_csv(results), "pairs.csv": pairs_to_csv(results)}
         for name, text in files.items():
             (out / name).write_text(text, encoding="utf-8")
+        plots = draw_all(results, self.rows)
+        files["table.md"] = to_markdown(results, self.plan, plots=plots, **words)
+        (out / "table.md").write_text(files["table.md"], encoding="utf-8")
         return [*(out / name for name in files), *plots, *self._page(results, words)]
 
     def _page(self, results: Sequence[MethodResults], words: Mapping[str, Any]) -> list[Path]:

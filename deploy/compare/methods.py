@@ -26,7 +26,10 @@ class Method(Section):
     """One entry of the table of methods."""
 
     name: str = Field(description="name on the command line and of the folder of its runs")
-    title: str = Field(min_length=1, description="name in tables and plots")
+    # Matplotlib's legends leave out what begins with an underscore.
+    title: str = Field(
+        min_length=1, pattern="^[^_]", description="name in tables and plots; not _ at first"
+    )
     reference: str = Field(min_length=1, description="where the method is described")
     paper: bool = Field(False, description="part of the comparison of arXiv:2507.06449")
     topology: Literal["flat", "hierarchical"] = Field(description="as the setting topology")

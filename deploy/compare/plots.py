@@ -36,6 +36,11 @@ def draw_all(every: Sequence[MethodResults], rows: Rows) -> list[Path]:
     return [*curves, *([grids] if _grids(every, rows, grids) else [])]
 
 
+def plain(title: str) -> str:
+    """A title that matplotlib shows as it is: no formulas between dollars."""
+    return title.replace("$", r"\$")
+
+
 def mean_curve(
     results: MethodResults, horizontal: Callable[[CurvePoint], float]
 ) -> list[tuple[float, float, float]]:
@@ -75,7 +80,7 @@ def draw_curves(
         if curve := mean_curve(results, horizontal):
             x, mean, spread = np.array(curve).T
             seeds = len(results.runs)
-            name = f"{results.method.title} ({seeds} seed{'s' if seeds > 1 else ''})"
+            name = f"{plain(results.method.title)} ({seeds} seed{'s' if seeds > 1 else ''})"
             axes.plot(x, mean, marker=marker, linestyle=style, color=colour, label=name)
             axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
     if not axes.lines:
@@ -99,7 +104,7 @@ def _grids(every: Sequence[MethodResults], rows: Rows, path: Path) -> bool:
         files = {run.seed: rows.picture(run) for run in results.runs}
         for seed, axes in zip(seeds, row, strict=True):
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{results.method.title}, {seed}", fontsize="xx-small")
+            axes.set_title(f"{plain(results.method.title)}, {seed}", fontsize="xx-small")
             if seed in files and files[seed].exists():
                 with Image.open(files[seed]) as picture:
                     axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")

@@ -288,7 +288,8 @@ def _table(columns: Sequence[Column], every: Sequence[MethodResults]) -> str:
     columns = [Column("method", lambda results: results.method.title), *columns]
     rows = [[column.heading for column in columns]]
     rows += [[column.text(results) for column in columns] for results in every]
-    head, *lines = (f"| {' | '.join(row)} |" for row in rows)
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in rows)
+    head, *lines = (f"| {' | '.join(row)} |" for row in escaped)
     return "\n".join([head, "|---" * len(columns) + "|", *lines])
 
 

@@ -381,3 +381,16 @@ def test_a_run_that_was_never_evaluated_is_named(made: Comparison) -> None:
     write_json(file, {**summary, "evaluation": None})
     with pytest.raises(FedPhDError, match=r"seed-0: not a .*ValueError: its summary has no eval"):
         made.report({}, command="c")
+
+
+def test_a_title_with_signs_of_markup_is_shown_as_it_is(
+    made: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title = r"FedPhD, $\lamda$ = 0 | 1"
+    method = made.table["fedphd"].model_copy(update={"title": title})
+    monkeypatch.setattr(made, "table", {**made.table, "fedphd": method})
+    made.report({}, command="c")
+    table = (made.common.out / "table.md").read_text("utf-8")
+    assert r"| FedPhD, $\lamda$ = 0 \| 1 |" in table
+    assert (made.common.out / "sample-grids.png").exists()
+    assert title in (made.common.out / "report.html").read_text("utf-8")
