@@ -26,4 +26,4 @@ def report(
     try:
         say(f"wrote     {write_report(run, out)}")
     except OSError as error:
-        raise ConfigError(f"{out or run}: cannot be written: {error.strerror}") from error
+        raise ConfigError(f"{out or run}: cannot be written: {error.strerror or error}") from error

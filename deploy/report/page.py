@@ -1,5 +1,6 @@
 """``report.html``: a page on a run, one file that loads nothing and is readable without scripts."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from fedphd.common.files import replaced
 from fedphd.deploy.launch.render import distance_name, human_bytes, human_seconds
 from fedphd.deploy.report import costs, curves, figures, places, words
 from fedphd.deploy.report.pictures import BUDGET_BYTES, Picture, embedded, thinned
 from fedphd.deploy.report.record import RunRecord, when
+
+logger = logging.getLogger(__name__)
 
 REPORT: Final = "report.html"
 _MOST_PROBLEMS = 50
@@ -90,7 +94,7 @@ class Frame:
 
 def _frames(record: RunRecord) -> list[Frame]:
     """The grids of samples by interval, all of the same noise."""
-    files = thinned(sorted((record.folder / "grids").glob("interval-*.png")))
+    files = thinned([*filter(_is_grid, sorted((record.folder / "grids").glob("interval-*.png")))])
     share = BUDGET_BYTES // max(1, len(files))
     evaluated = {one.interval: one for one in record.evaluations}
     frames = []
@@ -103,6 +107,19 @@ def _frames(record: RunRecord) -> list[Frame]:
                 distance = f"{distance_name(found)} {found.frechet_distance:.1f}"
         frames.append(Frame(when(interval), embedded(file, share), distance))
     return frames
+
+
+def _is_grid(file: Path) -> bool:
+    """Whether a file can be shown; says so if not, as of somebody's copy, or one that was cut."""
+    try:
+        if not file.stem.removeprefix("interval-").isdecimal():
+            raise ValueError("its name has no interval's number")
+        with Image.open(file) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        logger.warning("%s: is left out of the report: %s", file, error)
+        return False
+    return True
 
 
 def write_page(path: Path, text: str) -> Path:

@@ -103,6 +103,28 @@ def test_a_flat_runs_bytes_are_compared_with_what_averages_as_often(
     assert "counts in the cloud's average" not in page.text
 
 
+def test_grids_that_cannot_be_shown_are_left_out_and_named(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    first, *_ = sorted((folder / "grids").glob("interval-*.png"))
+    shutil.copy(first, folder / "grids/interval-0002 (copy).png")
+    (folder / "grids/interval-0007.png").write_bytes(b"")
+    (folder / "grids/interval-0008.png").write_bytes(first.read_bytes()[:60])
+    assert len(page_of(folder).all("img")) == len(page_of(finished).all("img"))
+    for name in ("interval-0002 (copy).png", "interval-0007.png", "interval-0008.png"):
+        assert f"{name}: is left out of the report" in caplog.text
+
+
+def test_a_file_of_a_run_that_holds_no_object_is_said_to_be_unreadable(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "partition.json").write_text("[1]", "utf-8")
+    with pytest.raises(ConfigError, match=r"cannot be read: partition\.json holds no JSON object"):
+        run_page(folder)
+
+
 def test_who_never_trained_is_named(tmp_path: Path) -> None:
     text = page_of(write_told(tmp_path / "one", intervals=1)).text
     assert "2 of 3 clients trained at 2 edges; once one was left out of an edge round." in text
