@@ -88,7 +88,9 @@ def push(
     made = make(run, name, private=private)
     folder = run
     if not is_export(run):
-        folder = run / EXPORT
+        from fedphd.deploy.share.folder import folder_of
+
+        folder = _export_of(run, folder_of(run))
         if is_export(folder):
             _check_recent(folder, run)
             say(f"{folder}: is there already and is uploaded as it is")
@@ -119,6 +121,18 @@ def _export(run: Path, out: Path, choices: "Choices") -> None:
             f"onnx: ONNX Runtime and torch differ by at most {done.onnx_difference:.2g}, over "
             "batches of 1 and 3"
         )
+
+
+def _export_of(run: Path, home: Path) -> Path:
+    """Where ``run``, or a checkpoint of the run in ``home``, is exported.
+
+    Not into a checkpoint, which the run replaces; those of former intervals have their own.
+    """
+    from fedphd.common.unet.checkpoint import checkpoint_of
+
+    if run.resolve() in (home.resolve(), checkpoint_of(home).resolve()):
+        return home / EXPORT
+    return home / f"{EXPORT}-{run.resolve().name}"
 
 
 def _check_place(folder: Path, name: str) -> None:

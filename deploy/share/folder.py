@@ -161,7 +161,7 @@ def _write(
     )
 
 
-def _folder_of(run: Path) -> Path:
+def folder_of(run: Path) -> Path:
     """The folder of the run in ``run``, which may be its checkpoint."""
     if checkpoint_of(run) != run:
         return run
@@ -172,7 +172,7 @@ def _folder_of(run: Path) -> Path:
 def _version_of(run: Path) -> str | None:
     """The version of this package that did the run in ``run``, once that has ended."""
     try:
-        return Summary.read(_folder_of(run)).fedphd_version
+        return Summary.read(folder_of(run)).fedphd_version
     except (OSError, ValueError):
         return None
 
@@ -182,7 +182,7 @@ def data_of(run: Path, named: str | None) -> Data:
 
     ``run`` may be its checkpoint; ``named`` is the data set's name that the user gives.
     """
-    run = _folder_of(run)
+    run = folder_of(run)
     try:
         content = json.loads((run / PARTITION_FILE).read_text("utf-8"))
         part = part_of_data(stored_config(run), 0, stored_data(run))

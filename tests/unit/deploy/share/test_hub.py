@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from fedphd.common.errors import ConfigError, ConnectionLostError
 from fedphd.deploy.cli.main import app
-from fedphd.deploy.share.folder import Choices, export_run
+from fedphd.deploy.cli.share import _export_of
+from fedphd.deploy.share.folder import Choices, export_run, folder_of
 
 # huggingface_hub's own use of httpx.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -130,6 +131,19 @@ def test_what_is_no_run_is_said_before_a_token_is_asked_for(
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ConfigError, match="there is no such folder; name a run's folder"):
         raise push(tmp_path / "nowhere", "ada/digits").exception or AssertionError
+
+
+def test_a_checkpoint_is_exported_beside_it(tmp_path: Path) -> None:
+    run = write_exportable(tmp_path / "run", pruned=False)
+    kept = run / "checkpoints/interval-0001"
+    kept.mkdir(parents=True)
+    for source, out in (
+        (run, "export"), (run / "checkpoint", "export"), (kept, "export-interval-0001"),
+    ):  # fmt: skip
+        assert _export_of(source, folder_of(source)) == run / out
+    alone = tmp_path / "copied"
+    alone.mkdir()
+    assert _export_of(alone, folder_of(alone)) == alone / "export"
 
 
 def test_a_name_that_is_refused_is_on_no_card(hub: HubStandIn, tmp_path: Path) -> None:
