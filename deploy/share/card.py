@@ -5,12 +5,16 @@ It says of the federation only what cannot lead to its members: numbers, never n
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jinja2 import Environment, StrictUndefined
 
 from fedphd.common.config.run import INCEPTION, FederationConfig
@@ -68,7 +72,12 @@ class Data:
     @property
     def on_hub(self) -> list[str]:
         """Its name on the Hugging Face hub, if it is there."""
-        return [self.name] if self.name and "/" in self.name else []
+        if not self.name or "/" not in self.name or Path(self.name).exists():
+            return []
+        with suppress(HFValidationError):
+            validate_repo_id(self.name)
+            return [self.name]
+        return []
 
 
 @dataclass(frozen=True)

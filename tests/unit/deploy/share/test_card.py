@@ -151,6 +151,8 @@ def test_what_is_public_or_said_by_the_user_is_named(run: Path) -> None:
     assert "licence" not in digits
     named = card_of(run, data=data_of(run, "ada/lungs"), name="ada/drawn-lungs").text()
     assert metadata(named)["datasets"] == ["ada/lungs"]
+    for elsewhere in (str(run), "./lungs", "https://example.org/lungs", "data/my lungs"):
+        assert "datasets" not in metadata(card_of(run, data=Data(elsewhere)).text())
     assert 'place = "ada/drawn-lungs"' in named
     assert "# drawn-lungs\n" in named
 
