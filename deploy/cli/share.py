@@ -79,25 +79,25 @@ def push(
     from fedphd.common.unet.checkpoint import check_holds_checkpoint
     from fedphd.deploy.share.hub import check_name, check_token, make, upload
 
-    # Before the export, which takes a minute.
+    # Before the export, which takes a minute, and before the hub has a model without files.
     check_name(name)
-    if not is_export(run):
-        check_holds_checkpoint(run)
-    check_token()
-    # The whole name, which the card says, is the hub's to know.
-    made = make(run, name, private=private)
     folder = run
     if not is_export(run):
         from fedphd.deploy.share.folder import folder_of
 
+        check_holds_checkpoint(run)
         folder = _export_of(run, folder_of(run))
         if is_export(folder):
             _check_recent(folder, run)
-            say(f"{folder}: is there already and is uploaded as it is")
-        else:
-            from fedphd.deploy.share.folder import Choices
+    check_token()
+    # The whole name, which the card says, is the hub's to know.
+    made = make(run, name, private=private)
+    if not is_export(folder):
+        from fedphd.deploy.share.folder import Choices
 
-            _export(run, folder, Choices(name=made.repo_id))
+        _export(run, folder, Choices(name=made.repo_id))
+    elif folder != run:
+        say(f"{folder}: is there already and is uploaded as it is")
     _check_place(folder, made.repo_id)
     upload(folder, made.repo_id)
     say(f"uploaded to {made}")

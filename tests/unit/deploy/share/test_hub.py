@@ -97,9 +97,10 @@ def test_a_run_is_exported_first_and_only_once(hub: HubStandIn, run: Path, folde
     later = (run / "export/model_index.json").stat().st_mtime + 10
     os.utime(run / "checkpoint/state.json", (later, later))
     os.utime(card, (later + 10, later + 10))
-    refused = push(run, "digits")
+    refused = push(run, "others")
     assert isinstance(refused.exception, ConfigError)
     assert "export is older than the run's checkpoint: remove it" in str(refused.exception)
+    assert hub.models.keys() == {"ada/digits"}
 
 
 @pytest.mark.parametrize(
