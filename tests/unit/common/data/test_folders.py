@@ -149,10 +149,7 @@ def test_links_that_lead_nowhere_or_back_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a[b]", "[!x]*?", "\N{GRINNING FACE}", "a b", "é"])
-def test_any_name_of_a_place_will_do(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_any_name_of_a_place_will_do(tmp_path: Path, name: str) -> None:
     source = make(tmp_path / name / "images", f"{name}/1.png", f"{name} 2/{name}.png")
     assert found(source) == {1: 0, 2: 1}
     table = datasets.Dataset.from_dict(
@@ -194,10 +191,7 @@ def test_a_place_without_images_says_what_is_there(tmp_path: Path) -> None:
 
 # datasets leaves them open.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_metadata_describe_the_images_beside_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_metadata_describe_the_images_beside_them(tmp_path: Path) -> None:
     source = make(tmp_path / "some [images]", "train/test 1.png", "train/2.png", "test/3.png")
     rows = {"train": "test 1.png,3\n2.png,4\n", "test": "3.png,5\n"}
     for split, text in rows.items():
@@ -213,10 +207,7 @@ def described(folder: Path, *rows: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_metadata_of_one_split_leave_the_others_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_metadata_of_one_split_leave_the_others_alone(tmp_path: Path) -> None:
     source = make(tmp_path / "images", "train/cat/1.png", "train/dog/2.png", "test/3.png")
     described(tmp_path / "images/test", "./3.png")
     assert found(source) == {1: 0, 2: 1}
@@ -227,10 +218,7 @@ def test_metadata_of_one_split_leave_the_others_alone(
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_images_that_metadata_leave_out_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_images_that_metadata_leave_out_are_named(tmp_path: Path) -> None:
     source = make(tmp_path / "images", "cats/1.png", "cats/2.png", "dogs/3.png")
     described(tmp_path / "images/dogs", "3.png")
     with pytest.raises(ConfigError, match=r"dogs/metadata.csv has no row for 2 of 3 images, such"):
@@ -254,11 +242,8 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         found("~nobody-at-all/images")
 
 
-def test_images_are_in_the_order_of_datasets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_in_the_order_of_datasets(tmp_path: Path) -> None:
     """Which images a client's part holds, and so its name, goes by their order."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     draw = np.random.default_rng(0)
     names = [
         f"{folder}/{'xXé- _('[draw.integers(7)]}{draw.integers(99)}.{ending}"

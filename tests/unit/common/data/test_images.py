@@ -25,12 +25,6 @@ from fedphd.common.errors import ConfigError
 CIFAR10 = Path(__file__).parents[5] / "shared/data/cifar10/train.parquet"
 
 
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Converted data sets stay in the test's own folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def load(config: DataConfig, *, size: int = 8, channels: int = 1, classes: int = 10) -> ImageSet:
     """All images of the configured part."""
     data = LabelledImages(config)

@@ -29,12 +29,6 @@ FACES = {
 BOTH = ("Male", "Young")
 
 
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Converted data sets stay in the test's own folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def as_text(rows: dict[str, list[int]]) -> str:
     """As CelebA's own list_attr_celeba.txt has it: two spaces before a positive value."""
     lines = [str(len(rows)), " ".join(ATTRIBUTES) + " "]
