@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,8 +33,12 @@ def deaf() -> Iterator[tuple[subprocess.Popen[str], int]]:
     with process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
+        of_child = Process.of(child)
         yield process, child
         process.kill()
+    # Most tests leave it alone, and nobody else would end it.
+    if of_child and of_child.runs:
+        os.kill(child, signal.SIGKILL)
 
 
 def record(folder: Path, launcher: Process | None, *started: Process | None) -> None:
