@@ -15,6 +15,7 @@ from fedphd.common.unet.model import PrunedUNet
 RUN: dict[str, Any] = {
     "schedule.intervals": 2,
     "schedule.edge_rounds": 2,
+    "training.local_amount": 1,
     "pruning.mode": "none",
     "reproducible": True,
 }

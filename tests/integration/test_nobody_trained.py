@@ -24,6 +24,7 @@ from fedphd.deploy.launch.runs import Resumed
 SETTINGS: dict[str, Any] = {
     "reproducible": True,
     "schedule.intervals": 3,
+    "training.local_amount": 1,
     "pruning.mode": "scheduled",
     "pruning.sparse_rounds": 2,
     "waits.offer_s": 60.0,

@@ -42,6 +42,7 @@ IDENTITY: dict[str, Any] = {
     "schedule.edge_rounds": 1,
     "schedule.intervals": 2,
     "schedule.min_clients": NUM_CLIENTS,
+    "training.local_amount": 1,
     "selection.factor": 0.0,
     "aggregation.factor": 0.0,
     "pruning.mode": "none",
@@ -252,6 +253,7 @@ def pruned_in_the_middle(topology: str, **more: Any) -> dict[str, Any]:
         "pruning.sparse_rounds": sparse,
         "pruning.sparsity_lambda": 0.0,
         "training.local_unit": "steps",
+        "training.local_amount": 2,
         **more,
     }
 

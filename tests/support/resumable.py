@@ -22,6 +22,7 @@ SETTINGS = {
     "schedule.intervals": 4,
     "schedule.edge_rounds": 2,
     "schedule.participation": 0.75,
+    "training.local_amount": 1,
     "pruning.mode": "scheduled",
     "pruning.sparse_rounds": 4,
     "evaluation.every_intervals": 2,
